@@ -1,0 +1,212 @@
+use std::{path::Path, sync::Arc};
+
+use candle_core::{DType, Device};
+
+use super::model::LocalModel;
+use crate::{
+    Error, LoadConfig, ModelInfo, Result,
+    decoder::{self, BLOCK_TOKENS, Decoder, Placement, Spec},
+    engine::{Engine, Limits, Options},
+    text::{ChatTemplate, TextProcessor, Tokenizer, gguf},
+    weights::{Checkpoint, Config, Store},
+};
+
+/// Memory for keys and values where nobody says how much.
+const DEFAULT_CACHE_BYTES: usize = 1 << 30;
+/// Tokens in one forward pass.
+const MAX_BATCHED_TOKENS: usize = 512;
+
+/// Loads the model at `path` and starts its engine.
+pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalModel> {
+    if !path.exists() {
+        return Err(Error::model(path, "there is no such file or directory"));
+    }
+    if let Some(adapter) = &config.adapter_path {
+        let reason = format!("{}: adapters are not supported by this version", adapter.display());
+        return Err(Error::config("adapter_path", reason));
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    let spec = decoder::spec(&checkpoint.config)?;
+    let device = on_device(config, &spec, device)?;
+    let text = Arc::new(text(&checkpoint, config)?);
+    if text.tokenizer.vocab_size() > spec.vocab_size {
+        let reason = format!("{} tokens for {} rows of the embedding", text.tokenizer.vocab_size(), spec.vocab_size);
+        tracing::warn!(path = %path.display(), reason, "the tokenizer knows more tokens than the model");
+    }
+    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+    let cache = CachePlan::new(config, &spec, dtype)?;
+    let placement = Placement { device, dtype, cache_blocks: cache.blocks };
+    let (quant_bits, quant_group) = checkpoint.quantization();
+    let info = ModelInfo {
+        architecture: spec.architecture.to_owned(),
+        vocab_size: spec.vocab_size,
+        num_layers: spec.num_layers,
+        hidden_size: spec.hidden_size,
+        quant_bits,
+        quant_group,
+        context_len: cache.context_len,
+    };
+    let block_bytes = Decoder::block_bytes(&spec, dtype);
+    let decoder = Decoder::load(&checkpoint, spec, &placement)?;
+    let options = Options {
+        name: info.architecture.clone(),
+        context_len: cache.context_len,
+        queue_limit: config.queue_limit,
+        stream_buffer: config.stream_buffer,
+        limits: Limits {
+            max_running: config.parallel_slots.unwrap_or(cache.blocks),
+            max_batched_tokens: MAX_BATCHED_TOKENS,
+            cache_blocks: cache.blocks,
+            block_tokens: BLOCK_TOKENS,
+        },
+        weight_bytes: decoder.weight_bytes(),
+        block_bytes,
+    };
+    tracing::info!(path = %path.display(), ?info, "loaded a model");
+    Ok(LocalModel::new(info, Engine::start(Box::new(decoder), text, options)?))
+}
+
+/// The device all layers run on: splitting them is not possible, leaving it aside is.
+fn on_device(config: &LoadConfig, spec: &Spec, device: Device) -> Result<Device> {
+    match config.gpu_layers {
+        None => Ok(device),
+        Some(0) => Ok(Device::Cpu),
+        Some(layers) if layers >= spec.num_layers && !device.is_cpu() => Ok(device),
+        Some(layers) if device.is_cpu() => {
+            Err(Error::config("gpu_layers", format!("{layers} layers, and the cpu backend has no device for them")))
+        }
+        Some(layers) => {
+            let reason = format!("{layers} of {} layers: a model is on the device as a whole or not", spec.num_layers);
+            Err(Error::config("gpu_layers", reason))
+        }
+    }
+}
+
+/// How much the key/value cache holds.
+struct CachePlan {
+    blocks: usize,
+    /// Tokens a sequence may hold.
+    context_len: usize,
+}
+
+impl CachePlan {
+    fn new(config: &LoadConfig, spec: &Spec, dtype: DType) -> Result<Self> {
+        if let Some(tokens) = config.context_len.filter(|tokens| *tokens > spec.max_positions) {
+            let reason = format!("{tokens} tokens, and the model was trained for {}", spec.max_positions);
+            return Err(Error::config("context_len", reason));
+        }
+        let block_bytes = Decoder::block_bytes(spec, dtype);
+        let wanted = config.context_len.map_or(1, |tokens| tokens.div_ceil(BLOCK_TOKENS));
+        let blocks = match config.kv_cache_bytes {
+            Some(bytes) => bytes / block_bytes,
+            None => (DEFAULT_CACHE_BYTES / block_bytes).max(wanted),
+        };
+        if blocks < wanted {
+            let reason = format!(
+                "{} bytes hold {} tokens; {} tokens of {} bytes are needed",
+                config.kv_cache_bytes.unwrap_or_default(),
+                blocks * BLOCK_TOKENS,
+                wanted * BLOCK_TOKENS,
+                block_bytes / BLOCK_TOKENS,
+            );
+            return Err(Error::config("kv_cache_bytes", reason));
+        }
+        let context_len = config.context_len.unwrap_or(spec.max_positions).min(blocks * BLOCK_TOKENS);
+        Ok(Self { blocks, context_len })
+    }
+}
+
+fn text(checkpoint: &Checkpoint, config: &LoadConfig) -> Result<TextProcessor> {
+    let mut found = match &checkpoint.store {
+        Store::Gguf(file) => {
+            let tokenizer = gguf::tokenizer(&file.path, &file.metadata)?;
+            let token = |key| -> Result<String> {
+                let id = file.metadata.opt_u32(key)?;
+                Ok(id.and_then(|id| tokenizer.token_of(id)).unwrap_or_default())
+            };
+            TextParts {
+                bos_token: token("tokenizer.ggml.bos_token_id")?,
+                eos_token: token("tokenizer.ggml.eos_token_id")?,
+                end_ids: gguf::end_ids(&file.metadata, &tokenizer)?,
+                template: file.metadata.opt_str("tokenizer.chat_template")?.map(str::to_owned),
+                tokenizer,
+            }
+        }
+        Store::Safetensors(_) => directory_text(checkpoint)?,
+    };
+    if config.chat_template.is_some() {
+        found.template.clone_from(&config.chat_template);
+    }
+    let template = match found.template {
+        Some(source) => Some(ChatTemplate::new(&checkpoint.path, source, found.bos_token, found.eos_token)?),
+        None => None,
+    };
+    Ok(TextProcessor { tokenizer: found.tokenizer, template, end_ids: found.end_ids })
+}
+
+/// What a model's files say about text.
+struct TextParts {
+    tokenizer: Tokenizer,
+    template: Option<String>,
+    bos_token: String,
+    eos_token: String,
+    end_ids: Vec<u32>,
+}
+
+fn directory_text(checkpoint: &Checkpoint) -> Result<TextParts> {
+    let dir = &checkpoint.path;
+    let tokenizer = Tokenizer::read(&dir.join("tokenizer.json"))?;
+    let config = Config::read_if_there(&dir.join("tokenizer_config.json"))?;
+    let eos_token = special_token(config.as_ref(), "eos_token")?;
+    let mut end_ids = checkpoint.config.ids("eos_token_id")?;
+    if let Some(generation) = Config::read_if_there(&dir.join("generation_config.json"))? {
+        end_ids.extend(generation.ids("eos_token_id")?);
+    }
+    end_ids.extend(tokenizer.id_of(&eos_token));
+    end_ids.sort_unstable();
+    end_ids.dedup();
+    Ok(TextParts {
+        template: directory_template(dir, config.as_ref())?,
+        bos_token: special_token(config.as_ref(), "bos_token")?,
+        eos_token,
+        end_ids,
+        tokenizer,
+    })
+}
+
+/// The text of a special token, which `tokenizer_config.json` gives as text or as an object.
+fn special_token(config: Option<&Config>, key: &str) -> Result<String> {
+    let Some(config) = config else { return Ok(String::new()) };
+    match config.get(key) {
+        None => Ok(String::new()),
+        Some(value) => {
+            let text = value.as_str().or_else(|| value.get("content")?.as_str());
+            text.map(str::to_owned).ok_or_else(|| config.bad(key, "neither a text nor an object with a content"))
+        }
+    }
+}
+
+/// The chat template: a file of its own, or in the tokenizer's configuration.
+fn directory_template(dir: &Path, config: Option<&Config>) -> Result<Option<String>> {
+    let file = dir.join("chat_template.jinja");
+    if file.exists() {
+        let source = std::fs::read_to_string(&file);
+        return source.map(Some).map_err(|error| Error::model_because(file, "cannot be read", error));
+    }
+    if let Some(config) = Config::read_if_there(&dir.join("chat_template.json"))? {
+        return named_template(&config);
+    }
+    config.map_or(Ok(None), named_template)
+}
+
+/// A template, or of several by name the one called "default".
+fn named_template(config: &Config) -> Result<Option<String>> {
+    let Some(value) = config.get("chat_template") else { return Ok(None) };
+    if let Some(source) = value.as_str() {
+        return Ok(Some(source.to_owned()));
+    }
+    let is_default = |entry: &&serde_json::Value| entry.get("name").is_some_and(|name| name == "default");
+    let default = value.as_array().and_then(|entries| entries.iter().find(is_default));
+    let source = default.and_then(|entry| entry.get("template")?.as_str());
+    source.map(|source| Some(source.to_owned())).ok_or_else(|| config.bad("chat_template", "has no default template"))
+}

@@ -1,0 +1,74 @@
+//! The crate's own engine on candle's devices: cpu, cuda, metal.
+
+mod load;
+mod model;
+
+use std::{path::Path, sync::Arc, thread};
+
+use async_trait::async_trait;
+use candle_core::Device;
+use tokio::sync::oneshot;
+
+use super::Backend;
+use crate::{Error, LoadConfig, Result, TextModel};
+
+/// The backends of this module.
+pub fn backends() -> [Arc<dyn Backend>; 3] {
+    [Arc::new(CandleBackend::Cpu), Arc::new(CandleBackend::Cuda), Arc::new(CandleBackend::Metal)]
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CandleBackend {
+    Cpu,
+    Cuda,
+    Metal,
+}
+
+impl CandleBackend {
+    /// The device, if it is compiled in and there.
+    fn device(self) -> candle_core::Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda => Device::new_cuda(0),
+            Self::Metal => Device::new_metal(0),
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for CandleBackend {
+    fn name(&self) -> &str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Metal => "metal",
+        }
+    }
+
+    fn available(&self) -> bool {
+        match self {
+            Self::Cpu => true,
+            Self::Cuda => candle_core::utils::cuda_is_available() && self.device().is_ok(),
+            Self::Metal => candle_core::utils::metal_is_available() && self.device().is_ok(),
+        }
+    }
+
+    async fn load_model(&self, path: &Path, config: &LoadConfig) -> Result<Box<dyn TextModel>> {
+        config.validate()?;
+        let device = self
+            .device()
+            .map_err(|error| Error::BackendUnavailable { name: self.name().to_owned(), reason: error.to_string() })?;
+        let (path, config) = (path.to_owned(), config.clone());
+        let (sender, loaded) = oneshot::channel();
+        // Loading takes seconds and much memory bandwidth; no Tokio worker should wait for it.
+        let load = move || {
+            let _ = sender.send(load::load(&path, &config, device));
+        };
+        thread::Builder::new()
+            .name("tokenflow load".into())
+            .spawn(load)
+            .map_err(|error| Error::internal(format!("a thread could not be started: {error}")))?;
+        let model = loaded.await.map_err(|_| Error::internal("loading the model panicked"))??;
+        Ok(Box::new(model))
+    }
+}

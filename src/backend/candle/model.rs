@@ -1,0 +1,142 @@
+use std::time::Instant;
+
+use async_trait::async_trait;
+use futures::{
+    StreamExt,
+    future::{join_all, try_join_all},
+};
+
+use crate::{
+    BatchResult, ClassifyResult, Error, GenerateConfig, GenerateMetrics, Message, ModelInfo, Result, TextModel,
+    TokenStream, engine::Engine, text::Prompt,
+};
+
+/// A model that runs in this process.
+pub struct LocalModel {
+    info: ModelInfo,
+    engine: Engine,
+}
+
+impl LocalModel {
+    pub fn new(info: ModelInfo, engine: Engine) -> Self {
+        Self { info, engine }
+    }
+
+    fn start(&self, prompt: Prompt, config: GenerateConfig) -> TokenStream {
+        match self.check(&config, false) {
+            Ok(()) => self.engine.generate(prompt, config),
+            Err(error) => self.engine.refuse(error),
+        }
+    }
+
+    /// Refuses what this model cannot honour.
+    fn check(&self, config: &GenerateConfig, classify: bool) -> Result<()> {
+        config.validate()?;
+        if config.return_logits && !classify {
+            return Err(Error::config("return_logits", "only classify returns logits"));
+        }
+        if classify && !(config.stop.is_empty() && config.stop_tokens.is_empty()) {
+            return Err(Error::config("stop", "classify predicts one token and has nothing to stop"));
+        }
+        if let Some(id) = config.stop_tokens.iter().find(|id| **id as usize >= self.info.vocab_size) {
+            let reason = format!("{id} is not in a vocabulary of {}", self.info.vocab_size);
+            return Err(Error::config("stop_tokens", reason));
+        }
+        Ok(())
+    }
+
+    /// Notes the figures of a call that was many sequences.
+    fn record(&self, started: Instant, parts: &[GenerateMetrics], error: Option<Error>) {
+        self.engine.record(GenerateMetrics::of_many(parts, started.elapsed()), error);
+    }
+
+    async fn classify_one(&self, prompt: &str, config: &GenerateConfig) -> Result<(ClassifyResult, GenerateMetrics)> {
+        let (mut stream, logits) = self.engine.classify(Prompt::Text(prompt.to_owned()), config.clone()).await;
+        let token = stream.next().await;
+        // The end brings the error or the figures.
+        while stream.next().await.is_some() {}
+        if let Some(error) = stream.err() {
+            return Err(error.clone());
+        }
+        let token = token.ok_or_else(|| Error::internal("a prediction gave no token"))?;
+        let logits = match logits {
+            Some(logits) => Some(logits.await.map_err(|_| Error::internal("a prediction gave no logits"))?),
+            None => None,
+        };
+        Ok((ClassifyResult { token, logits }, stream.metrics()))
+    }
+
+    async fn generate_one(&self, prompt: &str, config: &GenerateConfig) -> (BatchResult, GenerateMetrics) {
+        let mut stream = self.engine.generate_queued(Prompt::Text(prompt.to_owned()), config.clone()).await;
+        let mut result = BatchResult::default();
+        while let Some(token) = stream.next().await {
+            result.tokens.push(token);
+        }
+        result.err = stream.err().cloned();
+        (result, stream.metrics())
+    }
+}
+
+#[async_trait]
+impl TextModel for LocalModel {
+    fn generate(&self, prompt: &str, config: GenerateConfig) -> TokenStream {
+        self.start(Prompt::Text(prompt.to_owned()), config)
+    }
+
+    fn chat(&self, messages: &[Message], config: GenerateConfig) -> TokenStream {
+        self.start(Prompt::Chat(messages.to_vec()), config)
+    }
+
+    async fn classify(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<ClassifyResult>> {
+        let started = Instant::now();
+        let outcome = match self.check(&config, true) {
+            Ok(()) => try_join_all(prompts.iter().map(|prompt| self.classify_one(prompt, &config))).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(parts) => {
+                let (results, metrics): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+                self.record(started, &metrics, None);
+                Ok(results)
+            }
+            Err(error) => {
+                self.record(started, &[], Some(error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn batch_generate(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<BatchResult>> {
+        let started = Instant::now();
+        let usable = self.check(&config, false).and_then(|()| self.engine.check_open());
+        if let Err(error) = usable {
+            self.record(started, &[], Some(error.clone()));
+            return Err(error);
+        }
+        let parts = join_all(prompts.iter().map(|prompt| self.generate_one(prompt, &config))).await;
+        let (results, metrics): (Vec<BatchResult>, Vec<_>) = parts.into_iter().unzip();
+        self.record(started, &metrics, results.iter().find_map(|result| result.err.clone()));
+        Ok(results)
+    }
+
+    fn model_type(&self) -> &str {
+        &self.info.architecture
+    }
+
+    fn info(&self) -> ModelInfo {
+        self.info.clone()
+    }
+
+    fn metrics(&self) -> GenerateMetrics {
+        self.engine.last().0
+    }
+
+    fn err(&self) -> Option<Error> {
+        self.engine.last().1
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.engine.close().await;
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+//! What runs models: the registry of backends and the crate's own ones.
+//!
+//! `cpu`, `cuda` and `metal` are there without a call to [`register`].
+
+mod candle;
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, LazyLock, PoisonError, RwLock},
+};
+
+use async_trait::async_trait;
+
+use crate::{Error, LoadConfig, Result, TextModel};
+
+/// Something that can load and run models.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// The name the registry knows it by: "cpu", "cuda", …
+    fn name(&self) -> &str;
+
+    /// Whether it can run on this machine, now.
+    fn available(&self) -> bool;
+
+    /// Loads the model at `path`.
+    ///
+    /// # Errors
+    /// As [`load_model`](crate::load_model).
+    async fn load_model(&self, path: &Path, config: &LoadConfig) -> Result<Box<dyn TextModel>>;
+}
+
+type Registry = BTreeMap<String, Arc<dyn Backend>>;
+
+static REGISTRY: LazyLock<RwLock<Registry>> = LazyLock::new(|| {
+    let own = candle::backends().map(|backend| (backend.name().to_owned(), backend));
+    RwLock::new(own.into_iter().collect())
+});
+
+/// The order in which [`default_backend`] tries backends; any other comes after them.
+const PREFERENCE: [&str; 5] = ["metal", "cuda", "rocm", "llama_cpp", "cpu"];
+
+/// Backends that are used only when asked for by name: they send prompts elsewhere.
+const REMOTE: [&str; 1] = ["openai"];
+
+/// Adds a backend, in place of one with the same name.
+pub fn register(backend: Arc<dyn Backend>) {
+    let mut registry = REGISTRY.write().unwrap_or_else(PoisonError::into_inner);
+    registry.insert(backend.name().to_owned(), backend);
+}
+
+/// The backend of this name.
+pub fn get(name: &str) -> Option<Arc<dyn Backend>> {
+    read(|registry| registry.get(name).cloned())
+}
+
+/// The names of all backends, sorted.
+pub fn list() -> Vec<String> {
+    read(|registry| registry.keys().cloned().collect())
+}
+
+/// All backends, sorted by name.
+pub fn all() -> Vec<Arc<dyn Backend>> {
+    read(|registry| registry.values().cloned().collect())
+}
+
+/// The best available backend: metal, cuda, rocm, llama_cpp, cpu, then any other. A remote one is
+/// never picked.
+///
+/// # Errors
+/// [`Error::NoBackend`] if none is available.
+pub fn default_backend() -> Result<Arc<dyn Backend>> {
+    best(all())
+}
+
+/// The backend of this name if there is one, else the best available one.
+pub(crate) fn select(name: Option<&str>) -> Result<Arc<dyn Backend>> {
+    let Some(name) = name else { return default_backend() };
+    let backend = get(name).ok_or_else(|| Error::BackendNotFound { name: name.to_owned(), known: list() })?;
+    if backend.available() {
+        Ok(backend)
+    } else {
+        let reason = "it is not compiled in, or its device is not there".into();
+        Err(Error::BackendUnavailable { name: name.to_owned(), reason })
+    }
+}
+
+fn best(backends: Vec<Arc<dyn Backend>>) -> Result<Arc<dyn Backend>> {
+    let rank = |name: &str| PREFERENCE.iter().position(|p| *p == name).unwrap_or(PREFERENCE.len());
+    let local = backends.into_iter().filter(|b| !REMOTE.contains(&b.name()) && b.available());
+    local.min_by_key(|b| rank(b.name())).ok_or(Error::NoBackend)
+}
+
+/// Reads the registry; a caller that panicked while it wrote left it whole.
+fn read<T>(f: impl FnOnce(&Registry) -> T) -> T {
+    f(&REGISTRY.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fake(&'static str, bool);
+
+    #[async_trait]
+    impl Backend for Fake {
+        fn name(&self) -> &str {
+            self.0
+        }
+        fn available(&self) -> bool {
+            self.1
+        }
+        async fn load_model(&self, _: &Path, _: &LoadConfig) -> Result<Box<dyn TextModel>> {
+            Err(Error::NoBackend)
+        }
+    }
+
+    fn best_of(backends: &[(&'static str, bool)]) -> Option<String> {
+        let backends = backends.iter().map(|&(name, up)| Arc::new(Fake(name, up)) as Arc<dyn Backend>);
+        best(backends.collect()).ok().map(|b| b.name().to_owned())
+    }
+
+    #[test]
+    fn the_default_follows_the_documented_order() {
+        assert_eq!(best_of(&[("cpu", true), ("metal", true), ("cuda", true)]).unwrap(), "metal");
+        assert_eq!(best_of(&[("cpu", true), ("cuda", false), ("rocm", true)]).unwrap(), "rocm");
+        assert_eq!(best_of(&[("aaa", true), ("cpu", true)]).unwrap(), "cpu");
+        assert_eq!(best_of(&[("zzz", true), ("aaa", true), ("cpu", false)]).unwrap(), "aaa");
+    }
+
+    #[test]
+    fn a_remote_backend_is_never_the_default() {
+        assert_eq!(best_of(&[("openai", true)]), None);
+        assert!(matches!(best(vec![]).err(), Some(Error::NoBackend)));
+    }
+}

@@ -1,0 +1,32 @@
+/// The tokens of one forward pass: pieces of many sequences side by side, without padding.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Token ids, `[rows]`.
+    pub tokens: Vec<u32>,
+    /// The position of each token in its sequence, `[rows]`.
+    pub positions: Vec<u32>,
+    /// The sequences, in the order of their rows.
+    pub spans: Vec<Span>,
+    /// The rows whose logits are wanted.
+    pub sampled: Vec<u32>,
+}
+
+/// The rows of one sequence in a [`Batch`].
+#[derive(Debug, Clone)]
+pub struct Span {
+    /// The first row.
+    pub start: usize,
+    /// Rows of this sequence; its last `len` tokens so far.
+    pub len: usize,
+    /// Tokens of the sequence that are cached once this pass is done; `len` of them are new.
+    pub context_len: usize,
+    /// The cache blocks that hold the sequence, in order.
+    pub blocks: Vec<u32>,
+}
+
+impl Span {
+    /// The cache slot of the token at `position`.
+    pub fn slot(&self, position: usize, block_tokens: usize) -> usize {
+        self.blocks[position / block_tokens] as usize * block_tokens + position % block_tokens
+    }
+}

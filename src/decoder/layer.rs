@@ -1,0 +1,69 @@
+use candle_core::{Result, Tensor};
+
+use super::{
+    Batch, Loader, Spec, attention::PagedAttention, kv_cache::LayerCache, linear::Linear, norm::RmsNorm, rope::Rotation,
+};
+use crate::kernels::attention::Heads;
+
+/// A transformer layer: attention and a gated feed-forward network, each behind a norm and added to
+/// the residual stream.
+pub struct Layer {
+    heads: Heads,
+    attention_norm: RmsNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    mlp_norm: RmsNorm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Layer {
+    pub fn load(load: &Loader<'_>, spec: &Spec, index: usize) -> crate::Result<Self> {
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
+        let (queries, keys) = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim);
+        let linear = |part: &str, shape, bias| load.linear(&name(part), shape, bias);
+        Ok(Self {
+            heads: Heads { num_heads: spec.num_heads, num_kv_heads: spec.num_kv_heads, head_dim: spec.head_dim },
+            attention_norm: load.norm(&name("input_layernorm"), hidden, spec.norm_eps)?,
+            query: linear("self_attn.q_proj", [queries, hidden], spec.qkv_bias)?,
+            key: linear("self_attn.k_proj", [keys, hidden], spec.qkv_bias)?,
+            value: linear("self_attn.v_proj", [keys, hidden], spec.qkv_bias)?,
+            out: linear("self_attn.o_proj", [hidden, queries], spec.out_bias)?,
+            mlp_norm: load.norm(&name("post_attention_layernorm"), hidden, spec.norm_eps)?,
+            gate: linear("mlp.gate_proj", [inner, hidden], spec.mlp_bias)?,
+            up: linear("mlp.up_proj", [inner, hidden], spec.mlp_bias)?,
+            down: linear("mlp.down_proj", [hidden, inner], spec.mlp_bias)?,
+        })
+    }
+
+    /// The memory the matrices take.
+    pub fn bytes(&self) -> usize {
+        let matrices = [&self.query, &self.key, &self.value, &self.out, &self.gate, &self.up, &self.down];
+        matrices.iter().map(|linear| linear.bytes()).sum()
+    }
+
+    /// Maps the residual stream, `[rows, hidden]`, to the next layer's.
+    pub fn forward(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &LayerCache) -> Result<Tensor> {
+        let x = (x + self.attend(&self.attention_norm.forward(x)?, batch, rotation, cache)?)?;
+        let h = self.mlp_norm.forward(&x)?;
+        let h = (self.gate.forward(&h)?.silu()? * self.up.forward(&h)?)?;
+        x + self.down.forward(&h)?
+    }
+
+    fn attend(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &LayerCache) -> Result<Tensor> {
+        let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
+        let rows = x.dim(0)?;
+        let rotate = |x: Tensor, heads: usize| {
+            rotation.apply(&x.reshape((rows, heads, head_dim))?)?.reshape((rows, heads * head_dim))
+        };
+        let queries = rotate(self.query.forward(x)?, num_heads)?;
+        let keys = rotate(self.key.forward(x)?, num_kv_heads)?;
+        cache.store(batch, &keys, &self.value.forward(x)?)?;
+        let attention = PagedAttention { batch, heads: self.heads };
+        self.out.forward(&attention.forward(&queries, cache)?)
+    }
+}

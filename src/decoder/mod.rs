@@ -1,0 +1,138 @@
+//! What a forward pass is: one decoder that a per-architecture [`Spec`] configures. It knows
+//! tokens, positions and cache slots, but no request, queue or channel.
+
+mod arch;
+mod attention;
+mod batch;
+mod kv_cache;
+mod layer;
+mod linear;
+mod norm;
+mod rope;
+mod spec;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+
+pub use arch::spec;
+pub use batch::{Batch, Span};
+pub use kv_cache::BLOCK_TOKENS;
+use kv_cache::KvCache;
+use layer::Layer;
+use linear::{Embedding, Linear};
+use norm::RmsNorm;
+use rope::Rope;
+pub use spec::Spec;
+
+use crate::{Error, Result, weights::Checkpoint};
+
+/// What the engine runs: a forward pass over a packed batch.
+pub trait Forward: Send {
+    /// Computes a batch, stores its keys and values, and returns the logits of the rows that
+    /// [`Batch::sampled`] names: `[sampled rows][vocab_size]`.
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>>;
+}
+
+/// A decoder-only transformer with its weights and its key/value cache.
+pub struct Decoder {
+    spec: Spec,
+    device: Device,
+    dtype: DType,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    head: Linear,
+    rope: Rope,
+    cache: KvCache,
+    /// The threads of a pass, this model's own.
+    threads: rayon::ThreadPool,
+}
+
+/// Where and how a decoder's weights are placed.
+pub struct Placement {
+    pub device: Device,
+    /// The type of activations and of weights that are not quantised.
+    pub dtype: DType,
+    /// Blocks of [`BLOCK_TOKENS`] tokens that the key/value cache holds.
+    pub cache_blocks: usize,
+}
+
+impl Decoder {
+    pub fn load(checkpoint: &Checkpoint, spec: Spec, placement: &Placement) -> Result<Self> {
+        let Placement { device, dtype, cache_blocks } = placement;
+        let load = Loader { checkpoint, device, dtype: *dtype };
+        let vocabulary = [spec.vocab_size, spec.hidden_size];
+        let embedding = checkpoint.matrix("model.embed_tokens.weight", vocabulary, *dtype, device)?;
+        let embedding = Embedding::new(embedding, *dtype);
+        let head =
+            if spec.tie_word_embeddings { embedding.as_head()? } else { load.linear("lm_head", vocabulary, false)? };
+        let layers = (0..spec.num_layers).map(|i| Layer::load(&load, &spec, i)).collect::<Result<_>>()?;
+        let norm = load.norm("model.norm", spec.hidden_size, spec.norm_eps)?;
+        let cache = KvCache::new(&spec, *cache_blocks, *dtype, device)?;
+        let rope = Rope::new(&spec.rope, spec.head_dim, device);
+        let threads = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("tokenflow {i}")).build();
+        let threads = threads.map_err(|error| Error::internal(format!("threads could not be started: {error}")))?;
+        Ok(Self { threads, spec, device: device.clone(), dtype: *dtype, embedding, layers, norm, head, rope, cache })
+    }
+
+    /// The memory one block of the cache takes.
+    pub fn block_bytes(spec: &Spec, dtype: DType) -> usize {
+        KvCache::block_bytes(spec, dtype)
+    }
+
+    /// The memory the weights take.
+    pub fn weight_bytes(&self) -> usize {
+        let head = if self.spec.tie_word_embeddings { 0 } else { self.head.bytes() };
+        self.embedding.bytes() + head + self.layers.iter().map(Layer::bytes).sum::<usize>()
+    }
+
+    fn logits(&self, batch: &Batch) -> candle_core::Result<Tensor> {
+        let tokens = Tensor::new(batch.tokens.as_slice(), &self.device)?;
+        let rotation = self.rope.at(&batch.positions, self.dtype)?;
+        let mut x = self.embedding.forward(&tokens)?;
+        for (layer, cache) in self.layers.iter().zip(self.cache.layers()) {
+            x = layer.forward(&x, batch, &rotation, cache)?;
+        }
+        let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
+        let x = self.norm.forward(&x.index_select(&rows, 0)?)?;
+        self.head.forward(&x)?.to_dtype(DType::F32)
+    }
+}
+
+impl Forward for Decoder {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+        if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= self.spec.vocab_size) {
+            return Err(Error::internal(format!("token {token} is not in a vocabulary of {}", self.spec.vocab_size)));
+        }
+        if batch.sampled.is_empty() {
+            // Nothing is sampled, but the keys and values are wanted.
+            let batch = Batch { sampled: vec![0], ..batch.clone() };
+            self.threads.install(|| self.logits(&batch))?;
+            return Ok(Vec::new());
+        }
+        let logits = self.threads.install(|| self.logits(batch))?;
+        Ok((0..batch.sampled.len()).map(|row| logits.i(row)?.to_vec1()).collect::<candle_core::Result<_>>()?)
+    }
+}
+
+/// Loads the parts of a decoder to where it runs.
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    device: &'a Device,
+    dtype: DType,
+}
+
+impl Loader<'_> {
+    fn linear(&self, name: &str, [rows, columns]: [usize; 2], bias: bool) -> Result<Linear> {
+        let weight = self.checkpoint.matrix(&format!("{name}.weight"), [rows, columns], self.dtype, self.device)?;
+        let bias = match bias {
+            true => Some(self.checkpoint.vector(&format!("{name}.bias"), rows, self.dtype, self.device)?),
+            false => None,
+        };
+        Ok(Linear::new(weight, bias)?)
+    }
+
+    fn norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm> {
+        let weight = self.checkpoint.vector(&format!("{name}.weight"), size, self.dtype, self.device)?;
+        Ok(RmsNorm::new(weight, eps))
+    }
+}

@@ -1,0 +1,103 @@
+use std::path::{Path, PathBuf};
+
+use crate::weights::{Config, gguf::GgufFile};
+
+/// A model that [`discover`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiscoveredModel {
+    /// The directory or `.gguf` file, absolute.
+    pub path: PathBuf,
+    /// The architecture's name: "llama", "qwen3", … Supported or not.
+    pub model_type: String,
+    /// Bits per weight of most of the weights; 0 if they are not quantised.
+    pub quant_bits: u32,
+    /// Weights that share a scale; 0 if they are not quantised.
+    pub quant_group: u32,
+    /// Files that hold weights.
+    pub num_files: usize,
+    /// "safetensors" or "gguf".
+    pub format: String,
+}
+
+/// Looks for models in `base_dir` itself and in the directories right below it, in the order of
+/// their paths.
+///
+/// Skips what it cannot read or parse, and follows no link out of `base_dir`. The files are opened
+/// as the iterator gets to them; weights are not read.
+///
+/// ```
+/// for model in tokenflow::discover("models") {
+///     println!("{} {} ({} bits)", model.path.display(), model.model_type, model.quant_bits);
+/// }
+/// ```
+pub fn discover(base_dir: impl AsRef<Path>) -> impl Iterator<Item = DiscoveredModel> {
+    let base = base_dir.as_ref().canonicalize().ok();
+    let inside = |base: &Path| {
+        let below = entries(base, base).into_iter().filter(|path| path.is_dir());
+        let mut places = vec![base.to_owned()];
+        places.extend(below);
+        places
+    };
+    let places = base.iter().flat_map(|base| inside(base).into_iter().map(|dir| (base.clone(), dir)));
+    let places: Vec<_> = places.collect();
+    places.into_iter().flat_map(|(base, dir)| models_in(&base, &dir))
+}
+
+/// The entries of a directory that lead nowhere outside `base`, sorted.
+fn entries(base: &Path, dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = dir.read_dir() else { return Vec::new() };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let stays = |path: &PathBuf| path.canonicalize().is_ok_and(|real| real.starts_with(base));
+    let mut paths: Vec<_> = paths.filter(stays).collect();
+    paths.sort();
+    paths
+}
+
+/// The model a directory is, and the GGUF files in it.
+fn models_in(base: &Path, dir: &Path) -> Vec<DiscoveredModel> {
+    let entries = entries(base, dir);
+    let directory = directory_model(dir, &entries);
+    let files = entries.iter().filter(|path| has_extension(path, "gguf")).filter_map(|path| gguf_model(path));
+    directory.into_iter().chain(files).collect()
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension)) && path.is_file()
+}
+
+fn directory_model(dir: &Path, entries: &[PathBuf]) -> Option<DiscoveredModel> {
+    let config = dir.join("config.json");
+    if !entries.contains(&config) {
+        return None;
+    }
+    let config = Config::read(&config).ok()?;
+    let num_files = entries.iter().filter(|path| has_extension(path, "safetensors")).count();
+    if num_files == 0 {
+        return None;
+    }
+    let quantization = config.opt_object("quantization").ok().flatten();
+    let quant = |key| quantization.as_ref().and_then(|q| q.opt_usize(key).ok().flatten()).unwrap_or(0) as u32;
+    Some(DiscoveredModel {
+        path: dir.to_owned(),
+        model_type: config.opt_str("model_type").ok().flatten()?.to_owned(),
+        quant_bits: quant("bits"),
+        quant_group: quant("group_size"),
+        num_files,
+        format: "safetensors".into(),
+    })
+}
+
+fn gguf_model(path: &Path) -> Option<DiscoveredModel> {
+    let file = GgufFile::open(path).ok()?;
+    let model_type = file.metadata.opt_str("general.architecture").ok().flatten()?.to_owned();
+    let (quant_bits, quant_group) = file.quantization();
+    Some(DiscoveredModel {
+        path: path.to_owned(),
+        model_type,
+        quant_bits,
+        quant_group,
+        num_files: 1,
+        format: "gguf".into(),
+    })
+}

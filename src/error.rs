@@ -1,0 +1,166 @@
+use std::{path::PathBuf, sync::Arc};
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The cause behind an [`Error`], shared so that errors can be cloned to every stream they end.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
+/// Everything that can go wrong, one variant per thing a caller would treat differently.
+///
+/// `Display` prints one level only; the rest is reached through
+/// [`source`](std::error::Error::source).
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model was closed, or was dropped while the operation ran.
+    #[error("the model is closed")]
+    Closed,
+    /// The operation's cancellation token fired.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// The queue is full; try again later.
+    #[error("the queue is full: {limit} requests are waiting")]
+    Overloaded {
+        /// How many requests may wait.
+        limit: usize,
+    },
+    /// The request's deadline passed.
+    #[error("the request's deadline passed")]
+    DeadlineExceeded,
+    /// The prompt does not fit into the context.
+    #[error("the prompt has {tokens} tokens and the context holds {limit}, the answer included")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens a sequence may hold.
+        limit: usize,
+    },
+    /// A value in a config or an argument that cannot be honoured.
+    #[error("invalid {field}: {reason}")]
+    InvalidConfig {
+        /// The field or argument.
+        field: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// The model's architecture, or a variant its config asks for, is not implemented.
+    #[error("architecture {architecture:?} is not supported; supported are: {}", supported.join(", "))]
+    UnsupportedArchitecture {
+        /// The name the model gives itself.
+        architecture: String,
+        /// The names this crate knows.
+        supported: Vec<String>,
+    },
+    /// A model file is missing, damaged or inconsistent.
+    #[error("{}: {reason}", path.display())]
+    InvalidModel {
+        /// The file or directory at fault.
+        path: PathBuf,
+        /// The field and value at fault.
+        reason: String,
+        /// What the reader of the file said.
+        #[source]
+        source: Option<Cause>,
+    },
+    /// The model has no chat template, so that [`chat`](crate::TextModel::chat) has no way to
+    /// write the conversation down. [`LoadConfig::chat_template`](crate::LoadConfig) can give one.
+    #[error("the model has no chat template")]
+    NoChatTemplate,
+    /// The chat template refused the conversation or failed.
+    #[error("the chat template failed: {reason}")]
+    ChatTemplate {
+        /// What the template said.
+        reason: String,
+    },
+    /// No backend of this name is registered.
+    #[error("no backend is called {name:?}; registered are: {}", known.join(", "))]
+    BackendNotFound {
+        /// The name asked for.
+        name: String,
+        /// The registered names.
+        known: Vec<String>,
+    },
+    /// The backend is known but cannot run on this machine.
+    #[error("backend {name:?} is not available: {reason}")]
+    BackendUnavailable {
+        /// The backend's name.
+        name: String,
+        /// Why it cannot run.
+        reason: String,
+    },
+    /// No registered backend can run on this machine.
+    #[error("no backend is available on this machine")]
+    NoBackend,
+    /// The model cannot be trained.
+    #[error("this model cannot be trained: {reason}")]
+    NotTrainable {
+        /// Why not.
+        reason: String,
+    },
+    /// A server or the network between failed.
+    #[error("{endpoint}: {reason}")]
+    Remote {
+        /// The address or service.
+        endpoint: String,
+        /// What it answered, or why it did not.
+        reason: String,
+    },
+    /// A bug in this crate or in a library below it, or a machine out of memory.
+    #[error("internal error: {reason}")]
+    Internal {
+        /// What happened.
+        reason: String,
+        /// The error of the library below.
+        #[source]
+        source: Option<Cause>,
+    },
+}
+
+impl Error {
+    pub(crate) fn config(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::InvalidConfig { field, reason: reason.into() }
+    }
+
+    pub(crate) fn model(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::InvalidModel { path: path.into(), reason: reason.into(), source: None }
+    }
+
+    pub(crate) fn model_because(
+        path: impl Into<PathBuf>,
+        reason: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::InvalidModel { path: path.into(), reason: reason.into(), source: Some(source.into().into()) }
+    }
+
+    pub(crate) fn internal(reason: impl Into<String>) -> Self {
+        Self::Internal { reason: reason.into(), source: None }
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Internal { reason: "a tensor operation failed".into(), source: Some(Arc::new(error)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_cross_threads_and_can_be_cloned() {
+        fn check<T: std::error::Error + Clone + Send + Sync + 'static>() {}
+        check::<Error>();
+    }
+
+    #[test]
+    fn display_prints_its_own_level_only() {
+        let cause = std::io::Error::other("disk on fire");
+        let error = Error::model_because("a/config.json", "cannot be read", cause);
+        assert_eq!(error.to_string(), "a/config.json: cannot be read");
+        let source = std::error::Error::source(&error).expect("has a source");
+        assert_eq!(source.to_string(), "disk on fire");
+    }
+}

@@ -1,0 +1,43 @@
+//! What the CPU computes itself, outside candle, dispatched at run time. A row's result depends on
+//! that row alone: sums run in an order that neither the other rows of a batch, nor the number of
+//! threads, nor the instruction set can change.
+
+pub mod attention;
+pub mod quantized;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// The instruction sets there are kernels for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// What every machine has; compilers vectorise it where they can.
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+}
+
+impl Isa {
+    /// The best one of this machine.
+    pub fn detect() -> Self {
+        Self::available().last().copied().unwrap_or(Self::Scalar)
+    }
+
+    /// All that this machine has, the best last.
+    pub fn available() -> Vec<Self> {
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "other machines add nothing"))]
+        let mut available = vec![Self::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if avx2 {
+                available.push(Self::Avx2);
+            }
+            if avx2 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl") {
+                available.push(Self::Avx512Vnni);
+            }
+        }
+        available
+    }
+}

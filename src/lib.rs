@@ -1,0 +1,60 @@
+//! Large language models inside async Rust services.
+//!
+//! [`load_model`] gives a [`TextModel`]; its [`generate`](TextModel::generate) and
+//! [`chat`](TextModel::chat) give a [`TokenStream`], a `Stream` of [`Token`]s.
+//!
+//! ```no_run
+//! use futures::StreamExt;
+//! use tokenflow::{GenerateConfig, LoadConfig, Message, load_model};
+//!
+//! # async fn run() -> tokenflow::Result<()> {
+//! let model = load_model("SmolLM2-135M-Instruct.gguf", LoadConfig::new()).await?;
+//! let mut answer = model.chat(&[Message::user("What is the capital of France?")], GenerateConfig::new());
+//! while let Some(token) = answer.next().await {
+//!     print!("{}", token.text);
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # How requests run
+//! A model has one worker thread. In each forward pass it computes the next tokens of all running
+//! requests, prompts in chunks beside answers, and hands the sampled tokens to their streams. The
+//! calling task does none of this work: prompts are templated and tokenized on a thread of the model,
+//! too.
+//!
+//! # Cancel safety
+//! Dropping a [`TokenStream`], or the future of [`TextModel::classify`] or
+//! [`TextModel::batch_generate`], cancels its requests: nothing more is computed for them, and their
+//! memory is free before the next pass. A stream that is not read pauses itself and no other.
+//! Dropping the model ends all its streams with [`Error::Closed`].
+//!
+//! # Model files
+//! They are untrusted input: everything in them is checked before it is used. They are memory-mapped
+//! while they load, so no other process may change them then.
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod backend;
+mod config;
+mod decoder;
+mod discover;
+mod engine;
+mod error;
+#[cfg(feature = "hub")]
+pub mod hub;
+mod kernels;
+mod message;
+mod model;
+mod stream;
+mod text;
+mod weights;
+
+pub use config::{GenerateConfig, LoadConfig};
+pub use discover::{DiscoveredModel, discover};
+pub use error::{Cause, Error, Result};
+pub use message::{Message, Role};
+pub use model::{
+    AttentionInspector, BatchResult, ClassifyResult, GenerateMetrics, ModelInfo, TextModel, TrainableModel, load_model,
+    load_trainable,
+};
+pub use stream::{FinishReason, Token, TokenLogprobs, TokenSender, TokenStream};

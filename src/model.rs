@@ -1,0 +1,243 @@
+use std::{path::Path, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::{Error, GenerateConfig, LoadConfig, Message, Result, Token, TokenStream, backend};
+
+/// A loaded language model: one handle for any number of tasks.
+///
+/// Share it as `Arc<dyn TextModel>` (`Arc::from(load_model(..).await?)`). Requests of all tasks
+/// are packed into shared forward passes; what one of them answers does not depend on the others.
+#[async_trait]
+pub trait TextModel: Send + Sync {
+    /// Continues `prompt`.
+    ///
+    /// Returns at once and never blocks; the work starts in the background. The prompt is the
+    /// program's own text: special tokens written in it are recognised, and the tokenizer adds
+    /// what it always adds (a beginning-of-text token, say). For text of users there is
+    /// [`chat`](Self::chat).
+    ///
+    /// # Errors
+    /// A request that cannot be served gives a stream that has ended, with
+    /// [`err`](TokenStream::err) saying why.
+    fn generate(&self, prompt: &str, config: GenerateConfig) -> TokenStream;
+
+    /// Answers a conversation, written down by the model's chat template.
+    ///
+    /// As [`generate`](Self::generate), but no content of a message can become a control token.
+    fn chat(&self, messages: &[Message], config: GenerateConfig) -> TokenStream;
+
+    /// Predicts one token after each prompt: prefill only, the logits of the last position only.
+    ///
+    /// [`ClassifyResult::logits`] is filled if [`GenerateConfig::return_logits`] asks for it.
+    ///
+    /// # Errors
+    /// The first prompt that fails fails the call.
+    ///
+    /// # Cancel safety
+    /// Dropping the future frees everything it holds within one step.
+    async fn classify(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<ClassifyResult>>;
+
+    /// Continues many prompts in shared passes, and returns when all have ended.
+    ///
+    /// # Errors
+    /// A prompt's failure is its own, in [`BatchResult::err`]. The call itself fails on an invalid
+    /// config or a closed model.
+    ///
+    /// # Cancel safety
+    /// Dropping the future frees everything it holds within one step.
+    async fn batch_generate(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<BatchResult>>;
+
+    /// The architecture's name: "llama", "qwen3", …
+    fn model_type(&self) -> &str;
+
+    /// What the model is.
+    fn info(&self) -> ModelInfo;
+
+    /// Figures of the operation that ended last.
+    fn metrics(&self) -> GenerateMetrics;
+
+    /// The error of the operation that ended last, if it failed.
+    fn err(&self) -> Option<Error>;
+
+    /// Ends all running requests with [`Error::Closed`] and waits until the model's memory is
+    /// free. Idempotent; later calls of the other methods answer [`Error::Closed`].
+    ///
+    /// # Cancel safety
+    /// The model closes even if this future is dropped.
+    async fn close(&self) -> Result<()>;
+
+    /// The model as one that can be trained, if it can.
+    fn as_trainable(&self) -> Option<&dyn TrainableModel> {
+        None
+    }
+
+    /// The model as one whose attention can be read, if it can.
+    fn as_attention_inspector(&self) -> Option<&dyn AttentionInspector> {
+        None
+    }
+}
+
+/// A model that can be fine-tuned. No backend of this version has one.
+pub trait TrainableModel: TextModel {}
+
+/// A model whose attention can be read. No backend of this version has one.
+pub trait AttentionInspector: TextModel {}
+
+/// What a model is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// The architecture's name: "llama", "qwen3", …
+    pub architecture: String,
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Transformer layers.
+    pub num_layers: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Bits per weight of most of the weights; 0 if they are not quantised.
+    pub quant_bits: u32,
+    /// Weights that share a scale; 0 if they are not quantised.
+    pub quant_group: u32,
+    /// Tokens a sequence may hold, prompt and answer together.
+    pub context_len: usize,
+}
+
+/// Figures of one operation: a stream, or a whole `classify` or `batch_generate` call.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub struct GenerateMetrics {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens returned.
+    pub generated_tokens: usize,
+    /// Tokens of the prompt whose keys and values were already there.
+    pub cached_prompt_tokens: usize,
+    /// From the call until the first forward pass, tokenizing included.
+    pub queue_duration: Duration,
+    /// From the first forward pass until the first token was sampled.
+    pub prefill_duration: Duration,
+    /// From the first token until the last.
+    pub decode_duration: Duration,
+    /// From the call until the end.
+    pub total_duration: Duration,
+    /// From the call until the first token was sampled.
+    pub time_to_first_token: Duration,
+    /// Computed prompt tokens per second of `prefill_duration`.
+    pub prefill_tokens_per_sec: f64,
+    /// Tokens after the first per second of `decode_duration`.
+    pub decode_tokens_per_sec: f64,
+    /// The most memory the model held so far: weights, keys and values.
+    pub peak_memory_bytes: usize,
+    /// The memory the model held at the end of the operation: weights, keys and values.
+    pub active_memory_bytes: usize,
+}
+
+impl GenerateMetrics {
+    /// The figures of a call that ran `parts` together for `total_duration`: counts are sums,
+    /// durations are those of the slowest part, the first token is the earliest.
+    pub(crate) fn of_many(parts: &[Self], total_duration: Duration) -> Self {
+        let sum = |count: fn(&Self) -> usize| parts.iter().map(count).sum::<usize>();
+        let slowest = |of: fn(&Self) -> Duration| parts.iter().map(of).max().unwrap_or_default();
+        let prefill_duration = slowest(|part| part.prefill_duration);
+        let decode_duration = slowest(|part| part.decode_duration);
+        let prompt_tokens = sum(|part| part.prompt_tokens);
+        let cached_prompt_tokens = sum(|part| part.cached_prompt_tokens);
+        Self {
+            prompt_tokens,
+            cached_prompt_tokens,
+            generated_tokens: sum(|part| part.generated_tokens),
+            queue_duration: slowest(|part| part.queue_duration),
+            prefill_duration,
+            decode_duration,
+            total_duration,
+            time_to_first_token: parts.iter().map(|part| part.time_to_first_token).min().unwrap_or_default(),
+            prefill_tokens_per_sec: rate(prompt_tokens - cached_prompt_tokens, prefill_duration),
+            decode_tokens_per_sec: rate(sum(|part| part.generated_tokens.saturating_sub(1)), decode_duration),
+            peak_memory_bytes: parts.iter().map(|part| part.peak_memory_bytes).max().unwrap_or_default(),
+            active_memory_bytes: parts.last().map_or(0, |part| part.active_memory_bytes),
+        }
+    }
+}
+
+/// Tokens per second; 0 if there is nothing to divide.
+pub(crate) fn rate(tokens: usize, duration: Duration) -> f64 {
+    if duration.is_zero() { 0.0 } else { tokens as f64 / duration.as_secs_f64() }
+}
+
+/// The answer to one prompt of [`TextModel::classify`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ClassifyResult {
+    /// The token predicted after the prompt. Unlike in a stream it may be an end-of-text token.
+    pub token: Token,
+    /// The logits it was chosen from, `[vocab_size]`, if the config asked for them.
+    pub logits: Option<Vec<f32>>,
+}
+
+impl ClassifyResult {
+    /// A result, for implementers of backends.
+    pub fn new(token: Token, logits: Option<Vec<f32>>) -> Self {
+        Self { token, logits }
+    }
+}
+
+/// The answer to one prompt of [`TextModel::batch_generate`].
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct BatchResult {
+    /// The tokens generated.
+    pub tokens: Vec<Token>,
+    /// Why the answer is cut short, if it is.
+    pub err: Option<Error>,
+}
+
+impl BatchResult {
+    /// A result, for implementers of backends.
+    pub fn new(tokens: Vec<Token>, err: Option<Error>) -> Self {
+        Self { tokens, err }
+    }
+
+    /// The text of the answer.
+    pub fn text(&self) -> String {
+        self.tokens.iter().map(|token| token.text.as_str()).collect()
+    }
+}
+
+/// Loads the model at `path`: a Hugging Face directory (`config.json` and `*.safetensors`) or a
+/// `.gguf` file.
+///
+/// The backend is the one [`LoadConfig::backend`] names, else the best available one. Loading runs
+/// on a thread of its own.
+///
+/// # Errors
+/// [`Error::InvalidModel`] names the file and the field at fault;
+/// [`Error::UnsupportedArchitecture`] lists the architectures that are there;
+/// [`Error::InvalidConfig`] names the field of `config` that cannot be honoured;
+/// [`Error::BackendNotFound`], [`Error::BackendUnavailable`] and [`Error::NoBackend`] concern the
+/// choice of a backend.
+///
+/// # Examples
+/// ```no_run
+/// # async fn run() -> tokenflow::Result<()> {
+/// use tokenflow::{GenerateConfig, LoadConfig, load_model};
+///
+/// let model = load_model("SmolLM2-135M-Instruct.gguf", LoadConfig::new()).await?;
+/// println!("{}", model.generate("Once upon a time", GenerateConfig::new()).text().await?);
+/// # Ok(()) }
+/// ```
+pub async fn load_model(path: impl AsRef<Path>, config: LoadConfig) -> Result<Box<dyn TextModel>> {
+    let backend = backend::select(config.backend.as_deref())?;
+    backend.load_model(path.as_ref(), &config).await
+}
+
+/// Loads the model at `path` for training.
+///
+/// # Errors
+/// As [`load_model`], and [`Error::NotTrainable`]: no backend of this version can train.
+pub async fn load_trainable(path: impl AsRef<Path>, config: LoadConfig) -> Result<Box<dyn TrainableModel>> {
+    let backend = backend::select(config.backend.as_deref())?;
+    let reason = format!("backend {:?} cannot train {}", backend.name(), path.as_ref().display());
+    Err(Error::NotTrainable { reason })
+}

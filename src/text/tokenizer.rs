@@ -1,0 +1,93 @@
+use std::{
+    collections::{BTreeSet, HashSet},
+    path::{Path, PathBuf},
+    sync::{PoisonError, RwLock, RwLockReadGuard},
+};
+
+use crate::{Error, Result};
+
+/// A tokenizer, and which of its tokens are control tokens.
+pub struct Tokenizer {
+    inner: RwLock<tokenizers::Tokenizer>,
+    path: PathBuf,
+    special_ids: HashSet<u32>,
+    /// The texts of control tokens, which text of users must never become.
+    pub special_texts: BTreeSet<String>,
+    /// The texts of added tokens that are no control tokens, such as `<think>`.
+    pub plain_added_texts: BTreeSet<String>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    pub fn read(path: &Path) -> Result<Self> {
+        let inner = tokenizers::Tokenizer::from_file(path)
+            .map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
+        Ok(Self::new(path, inner))
+    }
+
+    /// Wraps a tokenizer that was made of the file at `path`.
+    pub fn new(path: &Path, mut inner: tokenizers::Tokenizer) -> Self {
+        // A prompt is never cut or padded behind its author's back.
+        let _ = inner.with_truncation(None);
+        inner.with_padding(None);
+        let added = inner.get_added_tokens_decoder();
+        let (special, plain): (Vec<_>, Vec<_>) = added.iter().partition(|(_, token)| token.special);
+        let texts = |tokens: &[(&u32, &tokenizers::AddedToken)]| {
+            tokens.iter().map(|(_, token)| token.content.clone()).filter(|text| !text.is_empty()).collect()
+        };
+        Self {
+            path: path.to_owned(),
+            special_ids: special.iter().map(|(id, _)| **id).collect(),
+            special_texts: texts(&special),
+            plain_added_texts: texts(&plain),
+            inner: RwLock::new(inner),
+        }
+    }
+
+    fn read_lock(&self) -> RwLockReadGuard<'_, tokenizers::Tokenizer> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ids of `text`. Special tokens in it are recognised; `add_special_tokens` adds those the
+    /// tokenizer puts around every text.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = self.read_lock().encode_fast(text, add_special_tokens);
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| self.failed("encoding", error))
+    }
+
+    /// The ids of `text`, special tokens in it taken as plain text.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.set_encode_special_tokens(true);
+        let encoding = inner.encode_fast(text, false);
+        inner.set_encode_special_tokens(false);
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| self.failed("encoding", error))
+    }
+
+    /// The text of `ids`.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.read_lock().decode(ids, false).map_err(|error| self.failed("decoding", error))
+    }
+
+    /// Whether a token is a control token, which is never printed.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special_ids.contains(&id)
+    }
+
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.read_lock().token_to_id(token)
+    }
+
+    pub fn token_of(&self, id: u32) -> Option<String> {
+        self.read_lock().id_to_token(id)
+    }
+
+    /// Tokens in the vocabulary, the added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.read_lock().get_vocab_size(true)
+    }
+
+    fn failed(&self, what: &str, error: tokenizers::Error) -> Error {
+        Error::Internal { reason: format!("{}: {what} failed", self.path.display()), source: Some(error.into()) }
+    }
+}

@@ -1,0 +1,67 @@
+/// Reads GGUF's little-endian primitives and never past the end. Errors say what is wrong; the
+/// caller adds the file.
+pub struct Reader<'a> {
+    bytes: &'a [u8],
+    position: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, position: 0 }
+    }
+
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Magic and version; returns the numbers of tensors and of metadata entries.
+    pub fn header(&mut self) -> Result<(usize, usize), String> {
+        if self.bytes.get(..4) != Some(b"GGUF") {
+            return Err("is not a GGUF file: it does not start with \"GGUF\"".into());
+        }
+        self.position = 4;
+        match self.u32()? {
+            2 | 3 => {}
+            version => return Err(format!("has GGUF version {version}; 2 and 3 are supported")),
+        }
+        let (tensors, metadata) = (self.usize()?, self.usize()?);
+        // An entry of either kind takes more than 12 bytes.
+        self.check_count("tensors", tensors, 12)?;
+        self.check_count("metadata entries", metadata, 12)?;
+        Ok((tensors, metadata))
+    }
+
+    /// Refuses counts that the rest of the file cannot hold, before anything is allocated.
+    pub fn check_count(&self, what: &str, count: usize, min_bytes_each: usize) -> Result<(), String> {
+        let left = self.bytes.len() - self.position;
+        if count.checked_mul(min_bytes_each).is_some_and(|needed| needed <= left) {
+            Ok(())
+        } else {
+            Err(format!("claims {count} {what} with {left} bytes left"))
+        }
+    }
+
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        let left = &self.bytes[self.position..];
+        let array = left.first_chunk::<N>().ok_or_else(|| format!("ends at byte {}, too early", self.bytes.len()))?;
+        self.position += N;
+        Ok(*array)
+    }
+
+    pub fn u32(&mut self) -> Result<u32, String> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub fn usize(&mut self) -> Result<usize, String> {
+        let value = u64::from_le_bytes(self.array()?);
+        usize::try_from(value).map_err(|_| format!("has a size of {value}"))
+    }
+
+    pub fn string(&mut self) -> Result<String, String> {
+        let len = self.usize()?;
+        self.check_count("bytes of text", len, 1)?;
+        let bytes = &self.bytes[self.position..self.position + len];
+        self.position += len;
+        Ok(String::from_utf8_lossy(bytes).into_owned())
+    }
+}

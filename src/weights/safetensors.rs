@@ -1,0 +1,112 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use candle_core::DType;
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+use super::{RawTensor, config::Config, mmap};
+use crate::{Error, Result};
+
+/// The memory-mapped `*.safetensors` files of a directory.
+pub struct SafetensorsDir {
+    files: Vec<(PathBuf, Mmap)>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: usize,
+    end: usize,
+}
+
+impl SafetensorsDir {
+    pub fn open(dir: &Path) -> Result<Self> {
+        let mut this = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        for path in weight_files(dir)? {
+            this.add(path)?;
+        }
+        Ok(this)
+    }
+
+    /// Reads a file's header, which the `safetensors` crate checks against the file's length.
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let map = mmap::map(&path)?;
+        let (header_len, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|error| Error::model_because(&path, "is not a safetensors file", error))?;
+        let data = header_len + size_of::<u64>();
+        for (name, info) in metadata.tensors() {
+            let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
+            if end > map.len() {
+                let reason = format!("tensor {name} ends at byte {end}, the file at {}", map.len());
+                return Err(Error::model(path, reason));
+            }
+            let entry = Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), start, end };
+            if self.tensors.insert(name.clone(), entry).is_some() {
+                return Err(Error::model(path, format!("tensor {name} is in another file, too")));
+            }
+        }
+        self.files.push((path, map));
+        Ok(())
+    }
+
+    /// The tensor of this name, or an error naming the file it is not in.
+    pub fn get(&self, name: &str) -> Result<RawTensor<'_>> {
+        let Some(entry) = self.tensors.get(name) else {
+            return Err(Error::model(&self.files[0].0, format!("tensor {name} is missing")));
+        };
+        let (path, map) = &self.files[entry.file];
+        let dtype = match entry.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                let reason = format!("tensor {name} has dtype {other:?}; F32, F16 and BF16 are supported");
+                return Err(Error::model(path, reason));
+            }
+        };
+        Ok(RawTensor { path, dtype, shape: &entry.shape, bytes: &map[entry.start..entry.end] })
+    }
+}
+
+/// The files that hold a directory's weights: those of the index, else `model.safetensors`, else
+/// all that there are.
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    if let Some(index) = Config::read_if_there(&dir.join("model.safetensors.index.json"))? {
+        return indexed_files(dir, &index);
+    }
+    let single = dir.join("model.safetensors");
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    let entries = dir.read_dir().map_err(|error| Error::model_because(dir, "cannot be listed", error))?;
+    let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| is_weights(p)).collect();
+    files.sort();
+    if files.is_empty() { Err(Error::model(dir, "holds no *.safetensors file")) } else { Ok(files) }
+}
+
+/// Whether a file holds weights of its own: not an adapter, not a second copy in Mistral's layout.
+fn is_weights(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.ends_with(".safetensors") && !name.starts_with("adapter_") && !name.starts_with("consolidated")
+}
+
+fn indexed_files(dir: &Path, index: &Config) -> Result<Vec<PathBuf>> {
+    let names = index.get("weight_map").and_then(|map| map.as_object());
+    let names = names.ok_or_else(|| index.bad("weight_map", "not an object"))?;
+    let names: Option<BTreeSet<&str>> = names.values().map(|name| name.as_str()).collect();
+    let names = names.ok_or_else(|| index.bad("weight_map", "not an object of strings"))?;
+    if names.is_empty() {
+        return Err(index.bad("weight_map", "names no file"));
+    }
+    for name in &names {
+        if Path::new(name).file_name() != Some(name.as_ref()) {
+            return Err(Error::model(index.path(), format!("weight_map: {name:?} is not a file of this directory")));
+        }
+    }
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}

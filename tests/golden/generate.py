@@ -1,0 +1,206 @@
+"""Writes the golden files of the tests: tiny random models with what independent references make of them.
+
+    python generate.py OUT_DIR        # OUT_DIR is this directory for the committed files
+
+Written with Python 3.11, transformers 5.23.0, torch 2.15.0 (CPU), tokenizers 0.23.3, safetensors 0.8.0
+and gguf 0.19.0. Everything is seeded: the same versions write the same files.
+
+OUT_DIR/<model>/      a Hugging Face directory and expected.json, computed by transformers in f32
+OUT_DIR/gguf/         GGUF files and one expected.json, computed by transformers from the dequantised weights
+OUT_DIR/templates/    chat templates with conversations and their renders by transformers
+"""
+
+import sys
+
+sys.dont_write_bytecode = True
+
+import itertools
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+import common
+import gguf_files
+import templates
+
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": " Où est 世界? 🚀\n"},
+]
+
+
+@dataclass
+class Model:
+    """A model to write: `config` are the keys of config.json, of transformers 4 if `v4`."""
+
+    name: str
+    tokenizer: object
+    config: dict
+    dtype: torch.dtype = torch.float32
+    v4: bool = False
+    shard: str = "1GB"
+    chat_template: str | None = None
+    eos_token_id: int | list = 2
+    texts: list = field(default_factory=lambda: common.PROMPTS)
+
+
+def shape(hidden, ff, heads, kv_heads, **more):
+    """The keys all the configurations have."""
+    config = {
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": ff,
+        "max_position_embeddings": 512,
+        "num_attention_heads": heads,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
+    return config | more
+
+
+def models():
+    gpt2, llama3, spm = common.gpt2_tokenizer(), common.llama3_tokenizer(), common.spm_tokenizer()
+    return [
+        Model(
+            "mha_tied", gpt2,
+            shape(48, 80, 4, 4, tie_word_embeddings=True, rope_theta=10000.0, rope_scaling=None),
+            v4=True, chat_template=templates.CHATML,
+        ),
+        Model(
+            "gqa_llama3", llama3,
+            shape(48, 72, 6, 2, head_dim=16, rope_parameters={
+                "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+            }),
+            chat_template=templates.LLAMA3, eos_token_id=[316, 319],
+        ),
+        Model(
+            # The vocabulary is padded beyond the tokenizer's.
+            "bias_linear", gpt2,
+            shape(40, 56, 5, 1, vocab_size=328, attention_bias=True, mlp_bias=True, rope_theta=5000.0,
+                  rope_scaling={"type": "linear", "factor": 2.5}),
+            dtype=torch.bfloat16, v4=True,
+        ),
+        Model(
+            "mqa_yarn", gpt2,
+            shape(64, 96, 2, 1, max_position_embeddings=128, rope_parameters={
+                "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "beta_fast": 2.0, "beta_slow": 0.25,
+                "original_max_position_embeddings": 32,
+            }),
+            dtype=torch.float16, shard="60KB",
+        ),
+        Model(
+            "mqa_yarn_v4", gpt2,
+            shape(32, 48, 2, 1, max_position_embeddings=128, rope_theta=1000.0, rope_scaling={
+                "rope_type": "yarn", "factor": 4.0, "attention_factor": 1.35, "original_max_position_embeddings": 32,
+            }),
+            dtype=torch.float16, v4=True, texts=[common.LONG],
+        ),
+        Model(
+            "yarn_mscale", gpt2,
+            shape(32, 48, 2, 2, max_position_embeddings=128, rope_parameters={
+                "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "mscale": 1.5, "mscale_all_dim": 0.5,
+                "truncate": False, "beta_fast": 4.0, "original_max_position_embeddings": 32,
+            }),
+            dtype=torch.float16, texts=[common.LONG],
+        ),
+        Model(
+            "spm_gqa", spm,
+            shape(32, 64, 4, 2, rope_theta=10000.0, rope_scaling=None),
+            dtype=torch.bfloat16, v4=True, eos_token_id=[2, 300, 399],
+        ),
+    ]
+
+
+def write_model(model, folder):
+    """Writes the directory with the first seed whose greedy tokens are clear, and its expectations."""
+    write_tokenizer(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for seed in itertools.count():
+        write_weights(model, folder, seed)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        prompts = common.expected_prompts(loaded.eval(), tokenizer, model.texts, margin=2e-3)
+        if prompts:
+            break
+    expected = {
+        "prompts": prompts,
+        "encode_cases": common.encode_cases(tokenizer),
+        "decode_cases": common.decode_cases(tokenizer),
+    }
+    if model.chat_template:
+        render = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(render, add_special_tokens=False)["input_ids"]
+        expected["chat"] = {"messages": CONVERSATION, "text": render, "ids": ids}
+    common.write_json(folder / "expected.json", expected)
+
+
+def write_weights(model, folder, seed):
+    """Weights and configurations; those of transformers 4 are spelt out, those of 5 are as it saves them."""
+    keys = {"vocab_size": len(model.tokenizer), "bos_token_id": model.tokenizer.bos_token_id}
+    keys |= {"eos_token_id": model.eos_token_id} | model.config
+    network = common.random_model(LlamaConfig(**json.loads(json.dumps(keys))), seed).to(model.dtype)
+    network.generation_config.eos_token_id = model.eos_token_id
+    for old in folder.glob("*.safetensors*"):
+        old.unlink()
+    network.save_pretrained(folder, max_shard_size=model.shard)
+    if model.v4:
+        dtype = str(model.dtype).removeprefix("torch.")
+        first = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": dtype}
+        version = {"transformers_version": "4.44.0"}
+        common.write_json(folder / "config.json", first | keys | version, indent=2)
+        generation = {"_from_model_config": True, "bos_token_id": keys["bos_token_id"]}
+        generation |= {"eos_token_id": model.eos_token_id}
+        common.write_json(folder / "generation_config.json", generation | version, indent=2)
+
+
+def write_tokenizer(model, folder):
+    """transformers 5 keeps the chat template in a file of its own, 4 kept it in tokenizer_config.json."""
+    model.tokenizer.chat_template = None if model.v4 else model.chat_template
+    model.tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    common.write_json(path, json.loads(path.read_text(encoding="utf-8")))
+    if model.v4:
+        common.write_json(folder / "tokenizer_config.json", tokenizer_config_v4(model), indent=2)
+
+
+def tokenizer_config_v4(model):
+    added = {
+        str(i): {
+            "content": token.content, "lstrip": token.lstrip, "normalized": token.normalized,
+            "rstrip": token.rstrip, "single_word": token.single_word, "special": token.special,
+        }
+        for i, token in sorted(model.tokenizer.added_tokens_decoder.items())
+    }
+    config = {"added_tokens_decoder": added, "bos_token": model.tokenizer.bos_token}
+    if model.chat_template:
+        config["chat_template"] = model.chat_template
+    return config | {
+        "clean_up_tokenization_spaces": False,
+        "eos_token": model.tokenizer.eos_token,
+        "model_max_length": 512,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": model.tokenizer.unk_token,
+    }
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    out = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    for model in models():
+        shutil.rmtree(out / model.name, ignore_errors=True)
+        (out / model.name).mkdir(parents=True)
+        write_model(model, out / model.name)
+    gguf_files.write(out / "gguf")
+    templates.write(out / "templates")
+
+
+if __name__ == "__main__":
+    main()

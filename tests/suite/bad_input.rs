@@ -1,0 +1,219 @@
+//! Every error a user can cause names what is wrong, and nothing panics or hangs.
+
+use std::{fs, path::Path};
+
+use tokenflow::{Error, GenerateConfig, LoadConfig, Message, backend, load_model, load_trainable};
+
+use crate::{TempDir, golden_model, golden_path};
+
+async fn load_error(path: impl AsRef<Path>) -> Error {
+    match load_model(&path, LoadConfig::new()).await {
+        Ok(_) => panic!("{} loads", path.as_ref().display()),
+        Err(error) => error,
+    }
+}
+
+/// The error of loading `path`, which must be `InvalidModel` and mention all of `needles`.
+async fn invalid(path: impl AsRef<Path>, needles: &[&str]) {
+    let error = load_error(path).await;
+    assert!(matches!(error, Error::InvalidModel { .. }), "{error:?}");
+    let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    let text = format!("{error}: {source}");
+    for needle in needles {
+        assert!(text.contains(needle), "{needle:?} is not in {text:?}");
+    }
+}
+
+/// Changes a key of a copied model's `config.json`.
+fn set(dir: &TempDir, key: &str, value: serde_json::Value) {
+    let path = dir.0.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config[key] = value;
+    fs::write(path, config.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn missing_and_empty_places() {
+    invalid("/nowhere/at/all", &["/nowhere/at/all", "no such file"]).await;
+    let empty = TempDir::new("empty");
+    invalid(&empty.0, &["config.json", "cannot be read"]).await;
+    let weightless = TempDir::copy_of("mha_tied", "weightless");
+    fs::remove_file(weightless.0.join("model.safetensors")).unwrap();
+    invalid(&weightless.0, &["holds no *.safetensors"]).await;
+    let mute = TempDir::copy_of("mha_tied", "mute");
+    fs::remove_file(mute.0.join("tokenizer.json")).unwrap();
+    invalid(&mute.0, &["tokenizer.json"]).await;
+}
+
+#[tokio::test]
+async fn damaged_safetensors() {
+    let dir = TempDir::copy_of("mha_tied", "damaged");
+    let weights = dir.0.join("model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    for len in [0, 4, 8, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(&weights, &whole[..len]).unwrap();
+        invalid(&dir.0, &["model.safetensors"]).await;
+    }
+    let mut huge_header = whole.clone();
+    huge_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    fs::write(&weights, huge_header).unwrap();
+    invalid(&dir.0, &["model.safetensors"]).await;
+    let text = String::from_utf8_lossy(&whole).replace("\"dtype\":\"F32\"", "\"dtype\":\"I32\"");
+    if text.len() == whole.len() {
+        fs::write(&weights, text).unwrap();
+        invalid(&dir.0, &["dtype I32"]).await;
+    }
+    let mut integers = whole.clone();
+    let at = integers.windows(5).position(|window| window == b"\"F32\"").unwrap();
+    integers[at..at + 5].copy_from_slice(b"\"I32\"");
+    fs::write(&weights, integers).unwrap();
+    invalid(&dir.0, &["I32", "model.safetensors"]).await;
+}
+
+#[tokio::test]
+async fn configs_that_make_no_sense() {
+    for (key, value) in [
+        ("hidden_size", serde_json::json!(0)),
+        ("hidden_size", serde_json::json!("big")),
+        ("hidden_size", serde_json::json!(1_000_000_000_000u64)),
+        ("num_attention_heads", serde_json::json!(0)),
+        ("num_key_value_heads", serde_json::json!(3.5)),
+        ("num_hidden_layers", serde_json::json!(3)),
+        ("vocab_size", serde_json::json!(7)),
+        ("rms_norm_eps", serde_json::json!(-1.0)),
+        ("rope_theta", serde_json::json!("x")),
+        ("rope_scaling", serde_json::json!({"rope_type": "telepathy", "factor": 2.0})),
+        ("hidden_act", serde_json::json!("gelu")),
+    ] {
+        let dir = TempDir::copy_of("mha_tied", "config");
+        set(&dir, key, value.clone());
+        let error = load_error(&dir.0).await;
+        assert!(matches!(error, Error::InvalidModel { .. }), "{key} = {value}: {error:?}");
+    }
+    let dir = TempDir::copy_of("mha_tied", "architecture");
+    set(&dir, "model_type", "hyena".into());
+    match load_error(&dir.0).await {
+        Error::UnsupportedArchitecture { architecture, supported } => {
+            assert_eq!(architecture, "hyena");
+            assert!(supported.contains(&"llama".to_owned()));
+        }
+        other => panic!("{other:?}"),
+    }
+    fs::write(dir.0.join("config.json"), "{").unwrap();
+    invalid(&dir.0, &["config.json"]).await;
+}
+
+#[tokio::test]
+async fn an_index_cannot_leave_its_directory() {
+    let dir = TempDir::copy_of("mha_tied", "index");
+    let index = serde_json::json!({"weight_map": {"a": "../model.safetensors"}});
+    fs::write(dir.0.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    invalid(&dir.0, &["index.json", "../model.safetensors"]).await;
+}
+
+#[tokio::test]
+async fn damaged_gguf_files() {
+    let dir = TempDir::new("gguf");
+    let path = dir.0.join("model.gguf");
+    let whole = fs::read(golden_path("gguf/tiny-q8_0.gguf")).unwrap();
+    for len in (0..whole.len()).step_by(whole.len() / 60).chain(0..64) {
+        fs::write(&path, &whole[..len]).unwrap();
+        invalid(&path, &["model.gguf"]).await;
+    }
+    // Any byte of the header may be wrong; most of that is noticed, and none of it does harm.
+    for at in (4..4096).step_by(7) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0xFF;
+        fs::write(&path, damaged).unwrap();
+        if let Ok(model) = load_model(&path, LoadConfig::new()).await {
+            let _ = model.generate("a", GenerateConfig::new().max_tokens(1)).text().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn load_configs_that_cannot_be_honoured() {
+    for (config, name) in [
+        (LoadConfig::new().context_len(0), "context_len"),
+        (LoadConfig::new().context_len(1 << 40), "context_len"),
+        (LoadConfig::new().parallel_slots(0), "parallel_slots"),
+        (LoadConfig::new().gpu_layers(1), "gpu_layers"),
+        (LoadConfig::new().adapter_path("adapter"), "adapter_path"),
+        (LoadConfig::new().kv_cache_bytes(1), "kv_cache_bytes"),
+        (LoadConfig::new().queue_limit(0), "queue_limit"),
+        (LoadConfig::new().stream_buffer(usize::MAX), "stream_buffer"),
+    ] {
+        match load_model(golden_path("mha_tied"), config).await.err() {
+            Some(Error::InvalidConfig { field, .. }) => assert_eq!(field, name),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    load_model(golden_path("mha_tied"), LoadConfig::new().gpu_layers(0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn backends_that_are_not_there() {
+    let load = async |name: &str| load_model(golden_path("mha_tied"), LoadConfig::new().backend(name)).await.err();
+    assert!(matches!(load("abacus").await, Some(Error::BackendNotFound { name, .. }) if name == "abacus"));
+    for name in ["cuda", "metal"] {
+        if !backend::get(name).unwrap().available() {
+            assert!(matches!(load(name).await, Some(Error::BackendUnavailable { .. })));
+        }
+    }
+    assert!(backend::list().starts_with(&["cpu".to_owned(), "cuda".to_owned(), "metal".to_owned()]));
+    assert!(backend::default_backend().is_ok());
+    let trainable = load_trainable(golden_path("mha_tied"), LoadConfig::new()).await;
+    assert!(matches!(trainable.err(), Some(Error::NotTrainable { .. })));
+}
+
+#[tokio::test]
+async fn requests_that_cannot_be_served() {
+    let model = golden_model("mha_tied").await;
+    let refused = async |config: GenerateConfig, name: &str| {
+        let mut stream = model.generate("a", config.clone());
+        while futures::StreamExt::next(&mut stream).await.is_some() {}
+        assert!(
+            matches!(stream.err(), Some(Error::InvalidConfig { field, .. }) if *field == name),
+            "{:?}",
+            stream.err()
+        );
+        assert!(matches!(model.err(), Some(Error::InvalidConfig { .. })));
+        assert!(model.batch_generate(&["a"], config).await.is_err());
+    };
+    refused(GenerateConfig::new().temperature(f32::NAN), "temperature").await;
+    refused(GenerateConfig::new().max_tokens(0), "max_tokens").await;
+    refused(GenerateConfig::new().return_logits(true), "return_logits").await;
+    refused(GenerateConfig::new().stop_tokens(vec![u32::MAX]), "stop_tokens").await;
+    let chat = model.chat(&[], GenerateConfig::new()).text().await;
+    assert!(matches!(chat, Err(Error::NoChatTemplate | Error::InvalidConfig { .. })));
+    let stop = GenerateConfig::new().stop(vec!["x".into()]);
+    assert!(matches!(model.classify(&["a"], stop).await, Err(Error::InvalidConfig { field: "stop", .. })));
+}
+
+#[tokio::test]
+async fn one_prompt_of_a_batch_fails_alone() {
+    let config = LoadConfig::new().context_len(16);
+    let model = crate::golden_model_with("mha_tied", config).await;
+    let long = "much too long ".repeat(50);
+    let results = model.batch_generate(&["a", &long, "b"], GenerateConfig::new().max_tokens(2)).await.unwrap();
+    assert!(results[0].err.is_none() && results[2].err.is_none());
+    assert!(matches!(results[1].err, Some(Error::PromptTooLong { limit: 16, .. })));
+    let classified = model.classify(&["a", &long], GenerateConfig::new()).await;
+    assert!(matches!(classified, Err(Error::PromptTooLong { .. })));
+}
+
+#[tokio::test]
+async fn templates_that_fail_or_never_end() {
+    let chat = async |template: &str| {
+        let config = LoadConfig::new().chat_template(template);
+        let model = crate::golden_model_with("mha_tied", config).await;
+        model.chat(&[Message::user("a")], GenerateConfig::new().max_tokens(1)).text().await
+    };
+    let refused = chat("{{ raise_exception('only even turns') }}").await;
+    assert!(matches!(refused, Err(Error::ChatTemplate { reason }) if reason == "only even turns"));
+    let endless = "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}";
+    assert!(matches!(chat(endless).await, Err(Error::ChatTemplate { .. })));
+    let broken = LoadConfig::new().chat_template("{% if %}");
+    let error = load_model(golden_path("mha_tied"), broken).await.err();
+    assert!(matches!(error, Some(Error::InvalidModel { .. })), "{error:?}");
+}

@@ -1,0 +1,270 @@
+//! Streams: how they run, pause, stop and end.
+
+use std::time::Duration;
+
+use futures::{StreamExt, future::join_all};
+use tokenflow::{Error, FinishReason, GenerateConfig, LoadConfig, Message, TextModel, Token};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::{golden_model, golden_model_with, read_json};
+
+const PROMPT: &str = "Hello world";
+
+async fn model() -> Box<dyn TextModel> {
+    golden_model("mha_tied").await
+}
+
+/// A prompt that goes on, to the end of the context if it may.
+async fn endless(model: &dyn TextModel) -> GenerateConfig {
+    let config = (0..50).map(|seed| GenerateConfig::new().max_tokens(100_000).temperature(2.0).seed(seed));
+    for config in config {
+        let mut stream = model.generate(PROMPT, config.clone());
+        while stream.next().await.is_some() {}
+        if stream.finish_reason() == Some(FinishReason::Length) {
+            return config;
+        }
+    }
+    panic!("the model always stops");
+}
+
+#[tokio::test]
+async fn the_pieces_of_a_stream_are_its_text() {
+    let model = model().await;
+    for seed in 0..20 {
+        let config = || GenerateConfig::new().max_tokens(60).temperature(1.5).seed(seed);
+        let tokens: Vec<Token> = model.generate(PROMPT, config()).collect().await;
+        let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
+        assert_eq!(text, model.generate(PROMPT, config()).text().await.unwrap());
+        assert_eq!(model.metrics().generated_tokens, tokens.len());
+    }
+}
+
+#[tokio::test]
+async fn the_same_seed_gives_the_same_tokens_and_another_one_others() {
+    let model = model().await;
+    let run = async |seed| {
+        model.generate(PROMPT, GenerateConfig::new().max_tokens(40).temperature(1.5).seed(seed)).text().await.unwrap()
+    };
+    assert_eq!(run(1).await, run(1).await);
+    assert_ne!(run(1).await, run(2).await);
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_answer_and_is_not_part_of_it() {
+    let model = model().await;
+    let config = endless(&*model).await.max_tokens(60);
+    let whole = model.generate(PROMPT, config.clone()).text().await.unwrap();
+    let chars: Vec<char> = whole.chars().collect();
+    for at in (8..chars.len() - 4).step_by(5) {
+        let stop: String = chars[at..at + 4].iter().collect();
+        let expected = &whole[..whole.find(&stop).unwrap()];
+        let mut stream = model.generate(PROMPT, config.clone().stop(vec!["never there".into(), stop.clone()]));
+        let mut text = String::new();
+        while let Some(token) = stream.next().await {
+            text += &token.text;
+        }
+        assert_eq!(text, expected, "stopped by {stop:?}");
+        assert_eq!(stream.finish_reason(), Some(FinishReason::Stop));
+    }
+}
+
+#[tokio::test]
+async fn a_stop_token_ends_the_answer_and_is_not_returned() {
+    let model = model().await;
+    let tokens: Vec<Token> = model.generate(PROMPT, GenerateConfig::new().max_tokens(20)).collect().await;
+    let stop = tokens[5].id;
+    let first = tokens.iter().position(|token| token.id == stop).unwrap();
+    let mut stream = model.generate(PROMPT, GenerateConfig::new().max_tokens(20).stop_tokens(vec![stop]));
+    let mut stopped = Vec::new();
+    while let Some(token) = stream.next().await {
+        stopped.push(token.id);
+    }
+    assert_eq!(stopped, tokens[..first].iter().map(|token| token.id).collect::<Vec<_>>());
+    assert_eq!(stream.finish_reason(), Some(FinishReason::Stop));
+}
+
+#[tokio::test]
+async fn max_tokens_and_a_full_context_end_with_length() {
+    let model = golden_model_with("mha_tied", LoadConfig::new().context_len(32)).await;
+    assert_eq!(model.info().context_len, 32);
+    let mut stream = model.generate(PROMPT, GenerateConfig::new().max_tokens(3));
+    assert_eq!((&mut stream).count().await, 3);
+    assert_eq!(stream.finish_reason(), Some(FinishReason::Length));
+    let config = endless(&*model).await;
+    let mut stream = model.generate(PROMPT, config);
+    let count = (&mut stream).count().await;
+    assert_eq!(count + stream.metrics().prompt_tokens, 32);
+    let long = PROMPT.repeat(40);
+    let mut stream = model.generate(&long, GenerateConfig::new());
+    assert!(stream.next().await.is_none());
+    assert!(matches!(stream.err(), Some(Error::PromptTooLong { limit: 32, tokens }) if *tokens > 32));
+}
+
+#[tokio::test]
+async fn cancelling_ends_the_stream_with_cancelled() {
+    let model = model().await;
+    let config = endless(&*model).await;
+    // By the stream's own token, and by the one in the config.
+    let outer = CancellationToken::new();
+    for own in [true, false] {
+        let mut stream = model.generate(PROMPT, config.clone().cancellation(outer.clone()));
+        stream.next().await.unwrap();
+        if own {
+            stream.cancellation_token().cancel()
+        } else {
+            outer.cancel()
+        }
+        while stream.next().await.is_some() {}
+        assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
+        assert!(matches!(stream.err(), Some(Error::Cancelled)));
+        assert_eq!(outer.is_cancelled(), !own, "a stream's own token cancels that stream only");
+    }
+    let mut stream = model.generate(PROMPT, config.cancellation(outer));
+    assert!(stream.next().await.is_none());
+    assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
+}
+
+#[tokio::test]
+async fn a_cancelled_stream_that_nobody_reads_ends_too() {
+    let model = golden_model_with("mha_tied", LoadConfig::new().stream_buffer(1)).await;
+    let config = endless(&*model).await;
+    let before = model.metrics();
+    let stream = model.generate(PROMPT, config);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stream.cancellation_token().cancel();
+    timeout(Duration::from_secs(10), async {
+        while model.metrics() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the worker notices");
+    assert!(matches!(model.err(), Some(Error::Cancelled)));
+    drop(stream);
+}
+
+#[tokio::test]
+async fn dropping_streams_frees_their_memory() {
+    let model = model().await;
+    let config = endless(&*model).await;
+    let idle = model.metrics().active_memory_bytes;
+    let mut streams: Vec<_> = (0..16).map(|_| model.generate(PROMPT, config.clone())).collect();
+    join_all(streams.iter_mut().map(|stream| stream.next())).await;
+    drop(streams);
+    model.generate(PROMPT, GenerateConfig::new().max_tokens(1)).text().await.unwrap();
+    timeout(Duration::from_secs(10), async {
+        // The figures are those of the operation that ended last, whichever that was.
+        while model.metrics().active_memory_bytes > idle {
+            model.generate(PROMPT, GenerateConfig::new().max_tokens(1)).text().await.unwrap();
+        }
+    })
+    .await
+    .expect("all blocks come back");
+}
+
+#[tokio::test]
+async fn a_slow_reader_pauses_its_own_stream_only() {
+    let model = golden_model_with("mha_tied", LoadConfig::new().stream_buffer(2)).await;
+    let config = endless(&*model).await.max_tokens(50);
+    let expected = model.generate(PROMPT, config.clone()).text().await.unwrap();
+    let mut slow = model.generate(PROMPT, config.clone());
+    let first = slow.next().await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(model.generate(PROMPT, config.clone()).text().await.unwrap(), expected);
+    }
+    let rest: Vec<Token> = slow.collect().await;
+    let text: String = std::iter::once(&first).chain(&rest).map(|token| token.text.as_str()).collect();
+    assert_eq!(text, expected);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once() {
+    let model =
+        golden_model_with("mha_tied", LoadConfig::new().queue_limit(2).parallel_slots(1).stream_buffer(1)).await;
+    let config = endless(&*model).await;
+    let mut running = model.generate(PROMPT, config.clone());
+    running.next().await.unwrap();
+    let waiting = [model.generate(PROMPT, config.clone()), model.generate(PROMPT, config.clone())];
+    let refused = model.generate(PROMPT, config.clone());
+    assert_eq!(refused.finish_reason(), Some(FinishReason::Error));
+    assert!(matches!(refused.err(), Some(Error::Overloaded { limit: 2 })));
+    drop((running, waiting));
+    // A batch waits for its turn instead, however long it is.
+    let results = model.batch_generate(&[PROMPT; 20], GenerateConfig::new().max_tokens(2)).await.unwrap();
+    assert!(results.iter().all(|result| result.err.is_none() && result.tokens.len() == 2));
+}
+
+#[tokio::test]
+async fn a_tiny_cache_preempts_and_answers_the_same() {
+    let roomy = model().await;
+    let prompts: Vec<String> = (0..6).map(|i| format!("{PROMPT} {i}")).collect();
+    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    let config = || GenerateConfig::new().max_tokens(40).temperature(1.0).seed(3);
+    let expected = roomy.batch_generate(&prompts, config()).await.unwrap();
+    // Four blocks of 16 tokens hold one sequence and a bit.
+    let config_json = read_json("mha_tied/config.json");
+    let size = |key: &str| config_json[key].as_u64().unwrap() as usize;
+    let block = 2 * size("num_hidden_layers") * size("hidden_size") * 16 * size_of::<f32>();
+    let tight = golden_model_with("mha_tied", LoadConfig::new().kv_cache_bytes(4 * block)).await;
+    assert_eq!(tight.info().context_len, 64);
+    let ours = tight.batch_generate(&prompts, config()).await.unwrap();
+    for (ours, expected) in ours.iter().zip(&expected) {
+        assert!(ours.err.is_none());
+        assert_eq!(ours.tokens, expected.tokens);
+    }
+}
+
+#[tokio::test]
+async fn closing_ends_streams_and_later_calls() {
+    let model = model().await;
+    let config = endless(&*model).await;
+    let mut stream = model.generate(PROMPT, config);
+    stream.next().await.unwrap();
+    model.close().await.unwrap();
+    while stream.next().await.is_some() {}
+    assert!(matches!(stream.err(), Some(Error::Closed)));
+    model.close().await.unwrap();
+    assert!(matches!(model.generate(PROMPT, GenerateConfig::new()).err(), Some(Error::Closed)));
+    assert!(matches!(model.chat(&[Message::user("a")], GenerateConfig::new()).err(), Some(Error::Closed)));
+    assert!(matches!(model.classify(&[PROMPT], GenerateConfig::new()).await, Err(Error::Closed)));
+    assert!(matches!(model.batch_generate(&[PROMPT], GenerateConfig::new()).await, Err(Error::Closed)));
+    assert!(matches!(model.err(), Some(Error::Closed)));
+}
+
+#[tokio::test]
+async fn dropping_the_model_ends_its_streams() {
+    let model = model().await;
+    let config = endless(&*model).await;
+    let mut stream = model.generate(PROMPT, config);
+    stream.next().await.unwrap();
+    drop(model);
+    while stream.next().await.is_some() {}
+    assert!(matches!(stream.err(), Some(Error::Closed)));
+}
+
+#[tokio::test]
+async fn errors_come_last_in_results() {
+    let model = model().await;
+    let config = endless(&*model).await;
+    let stream = model.generate(PROMPT, config);
+    let token = stream.cancellation_token();
+    let mut results = stream.into_results();
+    results.next().await.unwrap().unwrap();
+    token.cancel();
+    let rest: Vec<_> = results.collect().await;
+    assert!(matches!(rest.last(), Some(Err(Error::Cancelled))));
+    assert!(rest.iter().rev().skip(1).all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn logprobs_are_there_when_asked() {
+    let model = model().await;
+    let tokens: Vec<Token> = model.generate(PROMPT, GenerateConfig::new().max_tokens(5).logprobs(3)).collect().await;
+    for token in tokens {
+        let logprobs = token.logprobs.unwrap();
+        assert_eq!(logprobs.top.len(), 3);
+        assert_eq!(logprobs.top[0], (token.id, logprobs.logprob), "greedy takes the likeliest");
+        assert!(logprobs.logprob < 0.0);
+    }
+}

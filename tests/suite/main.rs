@@ -1,0 +1,59 @@
+//! The crate through its public API, on the tiny models in `tests/golden` and on SmolLM2.
+
+mod bad_input;
+mod engine;
+mod golden;
+#[path = "../../examples/support/mod.rs"]
+mod models;
+mod smollm2;
+
+use std::path::PathBuf;
+
+use tokenflow::{LoadConfig, TextModel, load_model};
+
+/// A file or directory of `tests/golden`.
+fn golden_path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+async fn golden_model(name: &str) -> Box<dyn TextModel> {
+    golden_model_with(name, LoadConfig::new()).await
+}
+
+async fn golden_model_with(name: &str, config: LoadConfig) -> Box<dyn TextModel> {
+    load_model(golden_path(name), config).await.unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn read_json(name: &str) -> serde_json::Value {
+    let path = golden_path(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A directory that is removed when it is dropped.
+struct TempDir(PathBuf);
+
+impl TempDir {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("tokenflow-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// A copy of a golden directory.
+    fn copy_of(golden: &str, name: &str) -> Self {
+        let copy = Self::new(name);
+        for entry in golden_path(golden).read_dir().unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), copy.0.join(entry.file_name())).unwrap();
+        }
+        copy
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
