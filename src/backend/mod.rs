@@ -88,7 +88,7 @@ pub(crate) fn select(name: Option<&str>) -> Result<Arc<dyn Backend>> {
 fn best(backends: Vec<Arc<dyn Backend>>) -> Result<Arc<dyn Backend>> {
     let rank = |name: &str| PREFERENCE.iter().position(|p| *p == name).unwrap_or(PREFERENCE.len());
     let local = backends.into_iter().filter(|b| !REMOTE.contains(&b.name()) && b.available());
-    local.min_by_key(|b| rank(b.name())).ok_or(Error::NoBackend)
+    local.min_by_key(|b| (rank(b.name()), b.name().to_owned())).ok_or(Error::NoBackend)
 }
 
 /// Reads the registry; a caller that panicked while it wrote left it whole.

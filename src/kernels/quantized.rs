@@ -188,16 +188,15 @@ impl QuantRows {
     fn quantize(x: &[f32], columns: usize) -> Self {
         let blocks = x.len() / BLOCK;
         let (mut codes, mut scales, mut sums) = (vec![0i8; x.len()], vec![0f32; blocks], vec![0f32; blocks]);
-        let each = |(((x, codes), scale), sum): (((&[f32], &mut [i8]), &mut f32), &mut f32)| {
+        for (block, (x, codes)) in x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).enumerate() {
             let greatest = x.iter().fold(0f32, |greatest, value| greatest.max(value.abs()));
-            *scale = greatest / 127.0;
             let inverse = if greatest == 0.0 { 0.0 } else { 127.0 / greatest };
             for (code, value) in codes.iter_mut().zip(x) {
                 *code = (value * inverse).round_ties_even() as i8;
             }
-            *sum = *scale * codes.iter().map(|code| i32::from(*code)).sum::<i32>() as f32;
-        };
-        x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(&mut scales).zip(&mut sums).for_each(each);
+            scales[block] = greatest / 127.0;
+            sums[block] = scales[block] * codes.iter().map(|code| i32::from(*code)).sum::<i32>() as f32;
+        }
         Self { columns, codes, scales, sums }
     }
 

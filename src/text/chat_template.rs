@@ -1,9 +1,10 @@
-use std::{fmt::Write as _, io, path::Path};
+use std::{fmt::Write as _, io, path::Path, sync::LazyLock};
 
 use minijinja::{
     Environment, ErrorKind, Value, context,
     value::{Kwargs, ViaDeserialize},
 };
+use regex::{Captures, Regex};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
@@ -38,7 +39,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment
-            .add_template_owned(NAME, source)
+            .add_template_owned(NAME, without_generation_tags(&source))
             .map_err(|error| Error::model_because(path, "chat_template is not a valid template", error))?;
         Ok(Self { environment, bos_token, eos_token })
     }
@@ -61,6 +62,19 @@ impl ChatTemplate {
         template.render_captured_to(context, &mut out).map_err(failed)?;
         String::from_utf8(out.0).map_err(|_| Error::ChatTemplate { reason: "it wrote no UTF-8".into() })
     }
+}
+
+/// `{% generation %}` marks the model's own words for training and writes nothing; Jinja itself does
+/// not know it.
+fn without_generation_tags(source: &str) -> String {
+    static TAG: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new(r"(\{%[-+]?[ \t\n]*)(end)?generation([ \t\n]*[-+]?%\})").ok());
+    let Some(tag) = TAG.as_ref() else { return source.to_owned() };
+    let replace = |tag: &Captures<'_>| {
+        let word = if tag.get(2).is_some() { "endif" } else { "if true" };
+        format!("{}{word}{}", &tag[1], &tag[3])
+    };
+    tag.replace_all(source, replace).into_owned()
 }
 
 /// A buffer that refuses to grow without end.

@@ -25,8 +25,8 @@ impl Detokenizer {
             return Ok((self.given == self.ids.len()).then(String::new));
         }
         self.ids.push(id);
-        let piece = self.piece()?;
-        if piece.ends_with(char::REPLACEMENT_CHARACTER) {
+        let (piece, finished) = self.piece()?;
+        if !finished {
             return Ok(None);
         }
         self.ids.drain(..self.given);
@@ -36,14 +36,20 @@ impl Detokenizer {
 
     /// What is left when no more tokens come: an unfinished character.
     pub fn finish(&mut self) -> Result<String> {
-        let piece = self.piece()?;
+        let (piece, _) = self.piece()?;
         self.given = self.ids.len();
         Ok(piece)
     }
 
-    fn piece(&self) -> Result<String> {
-        let before = self.text.tokenizer.decode(&self.ids[..self.given])?;
-        let all = self.text.tokenizer.decode(&self.ids)?;
-        Ok(all.strip_prefix(&before).map_or_else(String::new, str::to_owned))
+    /// The text of the tokens that have given none yet, and whether it ends with a whole character.
+    fn piece(&self) -> Result<(String, bool)> {
+        let decode = |ids| self.text.tokenizer.decode(ids);
+        let (before, all) = (decode(&self.ids[..self.given])?, decode(&self.ids)?);
+        let piece = match all.strip_prefix(&before) {
+            Some(piece) => piece.to_owned(),
+            // Bytes that are no character may change how a decoder sees the bytes before them.
+            None => decode(&self.ids[self.given..])?,
+        };
+        Ok((piece, !all.ends_with(char::REPLACEMENT_CHARACTER)))
     }
 }

@@ -5,6 +5,8 @@ mod chat_template;
 mod detokenizer;
 pub mod gguf;
 mod marks;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 
 pub use answer::Answer;

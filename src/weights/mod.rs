@@ -165,7 +165,7 @@ impl Checkpoint {
             Some(head_dim) => head_dim,
             None => self.config.size("hidden_size")? / self.config.size("num_attention_heads")?,
         };
-        if head_dim == 0 || head_dim % 2 != 0 || rows % head_dim != 0 {
+        if head_dim == 0 || head_dim % 2 != 0 || !rows.is_multiple_of(head_dim) {
             return Err(Error::model(&self.path, format!("tensor {name}: {rows} rows in heads of {head_dim}")));
         }
         let row_len = bytes.len() / rows;

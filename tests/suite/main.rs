@@ -1,6 +1,7 @@
 //! The crate through its public API, on the tiny models in `tests/golden` and on SmolLM2.
 
 mod bad_input;
+mod discover;
 mod engine;
 mod golden;
 #[path = "../../examples/support/mod.rs"]

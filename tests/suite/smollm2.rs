@@ -35,32 +35,51 @@ async fn greedy_tokens_are_those_of_llama_cpp() {
     const NEAR_TIE: f64 = 0.35;
     let cases = read_json("smollm2/greedy.json");
     let mut compared = 0;
-    for case in cases.as_array().unwrap() {
+    for case in cases["cases"].as_array().unwrap() {
         let numbers = |key: &str| case[key].as_array().unwrap().clone();
         let expected: Vec<u32> = numbers("tokens").iter().map(|id| id.as_u64().unwrap() as u32).collect();
         let margins: Vec<f64> = numbers("margins").iter().map(|margin| margin.as_f64().unwrap()).collect();
         let prompt = case["prompt"].as_str().unwrap();
         let stream = model().await.generate(prompt, GenerateConfig::new().max_tokens(32));
         let ours: Vec<u32> = stream.map(|token| token.id).collect().await;
-        for (i, id) in ours.iter().enumerate() {
-            if *id != expected[i] {
-                assert!(margins[i] < NEAR_TIE, "{prompt:?}: token {i} is {id}, not {}: {ours:?}", expected[i]);
-                break;
-            }
-            compared += 1;
-        }
+        let same = ours.iter().zip(&expected).take_while(|(ours, theirs)| ours == theirs).count();
+        // The references end with the end of the turn, which a stream does not return.
+        let whole = same == ours.len() && (same == 32 || same == expected.len() - 1);
+        assert!(whole || margins[same] < NEAR_TIE, "{prompt:?}: {same} alike, then {} apart", margins[same]);
+        compared += same;
     }
     assert!(compared > 100, "only {compared} tokens were alike");
 }
 
+/// Activations of 8 bits cost accuracy, llama.cpp's as ours: 0.18 and 0.23 of 17 and 20 on these prompts.
+#[tokio::test]
+async fn logits_are_near_to_exact_ones() {
+    for case in read_json("smollm2/logits.json")["cases"].as_array().unwrap() {
+        let numbers = |keys: [&str; 2]| -> Vec<f64> {
+            keys.iter().flat_map(|key| case[key].as_array().unwrap()).map(|x| x.as_f64().unwrap()).collect()
+        };
+        let config = GenerateConfig::new().return_logits(true);
+        let result = model().await.classify(&[case["prompt"].as_str().unwrap()], config).await.unwrap().remove(0);
+        let logits = result.logits.unwrap();
+        let ours = numbers(["sampled_ids", "top_ids"]).iter().map(|id| f64::from(logits[*id as usize])).collect();
+        let exact = numbers(["dequantized_f32", "top_dequantized_f32"]);
+        let error = |of: Vec<f64>| {
+            let squares = of.iter().zip(&exact).map(|(of, exact)| (of - exact).powi(2)).sum::<f64>();
+            (squares / exact.len() as f64).sqrt()
+        };
+        let (ours, theirs) = (error(ours), error(numbers(["logits", "top_logits"])));
+        assert!(ours < 2.0 * theirs, "off by {ours}, llama.cpp by {theirs}");
+    }
+}
+
 #[tokio::test]
 async fn a_chat_reads_the_templates_tokens() {
-    for case in read_json("smollm2/chat.json").as_array().unwrap() {
+    for case in read_json("smollm2/chat.json")["cases"].as_array().unwrap() {
         let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
         let mut stream = model().await.chat(&messages, GenerateConfig::new().max_tokens(1));
         while stream.next().await.is_some() {}
         let expected: &Vec<Value> = case["ids"].as_array().unwrap();
-        assert_eq!(stream.metrics().prompt_tokens, expected.len(), "{}", case["rendered"]);
+        assert_eq!(stream.metrics().prompt_tokens, expected.len(), "{}", case["text"]);
     }
 }
 

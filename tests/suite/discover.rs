@@ -1,0 +1,49 @@
+use std::fs;
+
+use tokenflow::discover;
+
+use crate::{TempDir, golden_path};
+
+#[test]
+fn it_finds_directories_and_gguf_files_one_level_deep_in_order() {
+    let base = TempDir::new("discover");
+    let put = |golden: &str, place: &str| {
+        let to = base.0.join(place);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(golden_path(golden), to).unwrap();
+    };
+    for file in ["config.json", "model.safetensors"] {
+        put(&format!("mha_tied/{file}"), &format!("b-llama/{file}"));
+    }
+    put("gguf/tiny-q8_0.gguf", "top.gguf");
+    put("gguf/tiny-f32.gguf", "c/inner.gguf");
+    put("gguf/tiny-f32.gguf", "c/too/deep.gguf");
+    fs::create_dir_all(base.0.join("a-broken")).unwrap();
+    fs::write(base.0.join("a-broken/config.json"), "{").unwrap();
+    fs::write(base.0.join("a-broken/x.gguf"), "GGUF and nothing else").unwrap();
+    fs::create_dir_all(base.0.join("d-weightless")).unwrap();
+    fs::write(base.0.join("d-weightless/config.json"), r#"{"model_type": "llama"}"#).unwrap();
+
+    let found: Vec<_> = discover(&base.0).collect();
+    let real = base.0.canonicalize().unwrap();
+    let paths: Vec<_> = found.iter().map(|model| model.path.strip_prefix(&real).unwrap().to_owned()).collect();
+    assert_eq!(paths, ["top.gguf", "b-llama", "c/inner.gguf"].map(std::path::PathBuf::from));
+    assert!(found.iter().all(|model| model.path.is_absolute() && model.model_type == "llama" && model.num_files == 1));
+    let formats: Vec<_> =
+        found.iter().map(|model| (model.format.as_str(), model.quant_bits, model.quant_group)).collect();
+    assert_eq!(formats, [("gguf", 8, 32), ("safetensors", 0, 0), ("gguf", 0, 0)]);
+}
+
+#[test]
+fn a_place_that_is_not_there_has_no_models() {
+    assert_eq!(discover("/nowhere/at/all").count(), 0);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_out_of_the_folder_are_not_followed() {
+    let base = TempDir::new("discover-links");
+    std::os::unix::fs::symlink(golden_path("mha_tied"), base.0.join("link")).unwrap();
+    std::os::unix::fs::symlink(golden_path("gguf/tiny-f32.gguf"), base.0.join("link.gguf")).unwrap();
+    assert_eq!(discover(&base.0).count(), 0);
+}
