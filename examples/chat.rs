@@ -20,17 +20,21 @@ async fn main() -> support::Result<()> {
     let args = support::Args::parse()?;
     let model = load_model(args.model().await?, LoadConfig::new()).await?;
     match args.text() {
-        Some(question) => answer(&*model, &[Message::user(question)]).await.map(drop)?,
+        Some(question) => answer(&*model, &[instructions(), Message::user(question)]).await.map(drop)?,
         None => converse(&*model).await?,
     }
     model.close().await?;
     Ok(())
 }
 
+fn instructions() -> Message {
+    Message::system("You are a helpful assistant.")
+}
+
 /// Reads questions until the input ends or Ctrl-C comes while none is being answered.
 async fn converse(model: &dyn TextModel) -> support::Result<()> {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    let mut conversation = Vec::new();
+    let mut conversation = vec![instructions()];
     loop {
         print!("> ");
         std::io::stdout().flush()?;

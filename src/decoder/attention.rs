@@ -4,13 +4,17 @@ use super::{
     Batch, Span,
     kv_cache::{BLOCK_TOKENS, LayerCache},
 };
-use crate::kernels::attention::{Cache, Heads, Row, attend};
+use crate::kernels::{
+    Isa,
+    attention::{Cache, Heads, Row, attend},
+};
 
 /// Causal attention of a packed batch over a paged cache.
 #[derive(Clone)]
 pub struct PagedAttention<'a> {
     pub batch: &'a Batch,
     pub heads: Heads,
+    pub isa: Isa,
 }
 
 impl PagedAttention<'_> {
@@ -78,7 +82,7 @@ impl CustomOp3 for &PagedAttention<'_> {
         let mut out = vec![0f32; queries.len()];
         let rows: Vec<Row<'_>> = self.batch.spans.iter().flat_map(rows_of).collect();
         let cache = Cache { keys: keys.as_slice()?, values: values.as_slice()?, block_tokens: BLOCK_TOKENS };
-        attend(self.heads, &rows, queries, cache, &mut out);
+        attend(self.heads, &rows, queries, cache, self.isa, &mut out);
         Ok((CpuStorage::F32(out), queries_layout.shape().clone()))
     }
 }

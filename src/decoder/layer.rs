@@ -3,12 +3,13 @@ use candle_core::{Result, Tensor};
 use super::{
     Batch, Loader, Spec, attention::PagedAttention, kv_cache::LayerCache, linear::Linear, norm::RmsNorm, rope::Rotation,
 };
-use crate::kernels::attention::Heads;
+use crate::kernels::{Isa, attention::Heads};
 
 /// A transformer layer: attention and a gated feed-forward network, each behind a norm and added to
 /// the residual stream.
 pub struct Layer {
     heads: Heads,
+    isa: Isa,
     attention_norm: RmsNorm,
     query: Linear,
     key: Linear,
@@ -28,6 +29,7 @@ impl Layer {
         let linear = |part: &str, shape, bias| load.linear(&name(part), shape, bias);
         Ok(Self {
             heads: Heads { num_heads: spec.num_heads, num_kv_heads: spec.num_kv_heads, head_dim: spec.head_dim },
+            isa: Isa::detect(),
             attention_norm: load.norm(&name("input_layernorm"), hidden, spec.norm_eps)?,
             query: linear("self_attn.q_proj", [queries, hidden], spec.qkv_bias)?,
             key: linear("self_attn.k_proj", [keys, hidden], spec.qkv_bias)?,
@@ -63,7 +65,7 @@ impl Layer {
         let queries = rotate(self.query.forward(x)?, num_heads)?;
         let keys = rotate(self.key.forward(x)?, num_kv_heads)?;
         cache.store(batch, &keys, &self.value.forward(x)?)?;
-        let attention = PagedAttention { batch, heads: self.heads };
+        let attention = PagedAttention { batch, heads: self.heads, isa: self.isa };
         self.out.forward(&attention.forward(&queries, cache)?)
     }
 }

@@ -6,8 +6,18 @@ Written with Python 3.11, transformers 5.23.0, torch 2.15.0 (CPU), tokenizers 0.
 and gguf 0.19.0. Everything is seeded: the same versions write the same files.
 
 OUT_DIR/<model>/      a Hugging Face directory and expected.json, computed by transformers in f32
-OUT_DIR/gguf/         GGUF files and one expected.json, computed by transformers from the dequantised weights
+OUT_DIR/gguf/         GGUF files and one expected.json, which has for each file what transformers computes
+                      in f32 from the dequantised weights
 OUT_DIR/templates/    chat templates with conversations and their renders by transformers
+
+An expectation has
+  prompts        text, ids (with the tokenizer's own special tokens), logits after the last id, and 24 greedy
+                 ids (past any end of text) with their text and the margins of the best logit over the second
+  encode_cases   texts and their ids, with the tokenizer's own special tokens
+  decode_cases   ids and their texts without special tokens
+  chat           if the model has a template: messages, their render with a generation prompt, and its ids
+
+common.py, gguf_files.py and templates.py are parts of this script; smollm2.py is another.
 """
 
 import sys

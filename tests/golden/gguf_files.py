@@ -48,7 +48,10 @@ class File:
 
 
 def files():
-    """Quantised files get wide margins, as engines round the activations differently."""
+    """Quantised files get wide margins, because engines may round the activations, too.
+
+    Few seeds give those: the search begins at one that does.
+    """
     small = {"hidden_size": 32, "intermediate_size": 56, "num_attention_heads": 4, "num_key_value_heads": 2}
     one_layer = small | {"num_hidden_layers": 1}
     large = small | {"hidden_size": 64, "intermediate_size": 96}
@@ -58,11 +61,13 @@ def files():
         "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
     }
     kind = gguf.LlamaFileType
+    weights = {"std": 0.1, "embedding_std": 0.35, "loudness": 0.7}
+    clear = {"margin": 0.12, "distinct": 6, "weights": weights}
     return [
         File("tiny-f32.gguf", "gpt2", small),
-        File("tiny-f16.gguf", "gpt2", half, Quant.F16, file_type=kind.MOSTLY_F16),
-        File("tiny-q8_0.gguf", "gpt2", large, Quant.Q8_0, file_type=kind.MOSTLY_Q8_0, margin=0.04),
-        File("tiny-q4_0.gguf", "gpt2", large, Quant.Q4_0, Quant.Q8_0, file_type=kind.MOSTLY_Q4_0, margin=0.04),
+        File("tiny-f16.gguf", "gpt2", half, Quant.F16, file_type=kind.MOSTLY_F16, margin=0.02),
+        File("tiny-q8_0.gguf", "gpt2", large, Quant.Q8_0, file_type=kind.MOSTLY_Q8_0, seed=787, **clear),
+        File("tiny-q4_0.gguf", "gpt2", large, Quant.Q4_0, Quant.Q8_0, kind.MOSTLY_Q4_0, seed=2613, **clear),
         File("tiny-rope-freqs.gguf", "llama3", one_layer | {"head_dim": 16, "rope_parameters": llama3}),
         File("tiny-spm.gguf", "spm", one_layer),
     ]

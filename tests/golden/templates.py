@@ -248,7 +248,7 @@ def write(folder):
             "eos_token": tokenizer.eos_token,
             "cases": [case(tokenizer, *given) for given in given_cases(name)],
         }
-        common.write_json(folder / f"{name}.json", value, indent=1)
+        common.write_json(folder / f"{name}.json", value)
 
 
 def as_config(template):
