@@ -11,11 +11,19 @@ pub struct Prepared {
     pub tokens: Vec<u32>,
 }
 
+/// What a prompt may be.
+pub struct PromptLimits {
+    /// Tokens a sequence may hold.
+    pub context_len: usize,
+    /// Tokens the model knows.
+    pub vocab_size: usize,
+}
+
 /// Turns prompts into tokens, in order, until the model closes. Templates and long prompts take
 /// their time; here they hold up neither the caller nor the worker.
 pub fn run(
     text: &TextProcessor,
-    context_len: usize,
+    limits: &PromptLimits,
     mut jobs: mpsc::Receiver<Request>,
     ready: &mpsc::Sender<Prepared>,
     closing: &CancellationToken,
@@ -32,7 +40,7 @@ pub fn run(
             request.sender.fail(Error::Cancelled, GenerateMetrics::default());
             continue;
         }
-        match encode(text, context_len, &request) {
+        match encode(text, limits, &request) {
             // The worker takes all it gets until it closes, which ends the request.
             Ok(tokens) => drop(ready.try_send(Prepared { request, tokens })),
             Err(error) => request.sender.fail(error, GenerateMetrics::default()),
@@ -40,8 +48,13 @@ pub fn run(
     }
 }
 
-fn encode(text: &TextProcessor, limit: usize, request: &Request) -> Result<Vec<u32>> {
+fn encode(text: &TextProcessor, limits: &PromptLimits, request: &Request) -> Result<Vec<u32>> {
     let tokens = text.encode(&request.prompt)?;
+    if let Some(id) = tokens.iter().find(|id| **id as usize >= limits.vocab_size) {
+        let reason = format!("token {id} is not in the model's vocabulary of {}", limits.vocab_size);
+        return Err(Error::config("prompt", reason));
+    }
+    let limit = limits.context_len;
     // A prediction needs no room after the prompt, an answer needs room for one token.
     let room = match request.mode {
         super::Mode::Generate => limit - 1,

@@ -22,6 +22,7 @@ use crate::{
     decoder::Forward,
     text::{Prompt, TextProcessor},
 };
+use front::PromptLimits;
 pub use scheduler::Limits;
 use worker::Worker;
 
@@ -32,6 +33,8 @@ pub struct Options {
     pub name: String,
     /// Tokens a sequence may hold.
     pub context_len: usize,
+    /// Tokens the model knows.
+    pub vocab_size: usize,
     /// Requests that may wait.
     pub queue_limit: usize,
     /// Events a stream buffers.
@@ -100,8 +103,9 @@ impl Engine {
                 source: Some(Arc::new(error)),
             })
         };
-        let (front_text, closing, context_len) = (text.clone(), state.closing.clone(), options.context_len);
-        spawn("text", Box::new(move || front::run(&front_text, context_len, front_jobs, &ready, &closing)))?;
+        let (front_text, closing) = (text.clone(), state.closing.clone());
+        let limits = PromptLimits { context_len: options.context_len, vocab_size: options.vocab_size };
+        spawn("text", Box::new(move || front::run(&front_text, &limits, front_jobs, &ready, &closing)))?;
         let (queue_limit, stream_buffer) = (options.queue_limit, options.stream_buffer);
         let worker = Worker::new(decoder, text, options.clone(), worker_jobs, wake.clone(), state.clone());
         spawn("worker", Box::new(move || worker.run()))?;

@@ -75,7 +75,7 @@ impl Scheduler {
         }
     }
 
-    /// A paused sequence keeps its place and its blocks and is not computed.
+    /// A paused sequence is not computed; it gives its blocks up if others wait for them.
     pub fn set_paused(&mut self, id: SequenceId, paused: bool) {
         if let Some(progress) = self.sequences.get_mut(&id) {
             progress.paused = paused;
@@ -155,15 +155,20 @@ impl Scheduler {
         }
     }
 
-    /// Moves the first waiting sequence to the running ones if the cache can hold all its tokens.
+    /// Moves the first waiting sequence to the running ones if the cache can hold all its tokens. Paused
+    /// ones make room for it: a reader that does not read holds up nobody.
     fn admit(&mut self) -> bool {
-        let next = self.waiting.iter().position(|id| self.sequences.get(id).is_some_and(|p| !p.paused));
-        let Some((at, id)) = next.map(|at| (at, self.waiting[at])) else { return false };
+        let next = self.waiting.iter().find(|id| self.sequences.get(id).is_some_and(|p| !p.paused)).copied();
+        let Some(id) = next else { return false };
         let tokens = self.sequences.get(&id).map_or(0, |progress| progress.tokens);
-        if self.running.len() >= self.limits.max_running || self.pool.needed(tokens) > self.pool.free() {
-            return false;
+        while self.running.len() >= self.limits.max_running || self.pool.needed(tokens) > self.pool.free() {
+            let paused = |id: &&SequenceId| self.sequences.get(id).is_some_and(|progress| progress.paused);
+            match self.running.iter().rev().find(paused).copied() {
+                Some(paused) => self.preempt(paused),
+                None => return false,
+            }
         }
-        self.waiting.remove(at);
+        self.waiting.retain(|waiting| *waiting != id);
         self.running.push(id);
         true
     }
@@ -213,14 +218,27 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_sequence_costs_nothing_and_keeps_its_place() {
+    fn a_paused_sequence_costs_nothing_and_goes_on_where_it_was() {
         let mut s = scheduler(1, 100, 100);
         s.add(0, 2);
-        s.add(1, 2);
         assert_eq!(step(&mut s), [(0, 0, 2, true)]);
         s.set_paused(0, true);
         assert_eq!(step(&mut s), []);
         s.set_paused(0, false);
         assert_eq!(step(&mut s), [(0, 2, 1, true)]);
+    }
+
+    #[test]
+    fn a_paused_sequence_makes_room_for_others_and_comes_back() {
+        let mut s = scheduler(1, 100, 100);
+        s.add(0, 2);
+        s.add(1, 2);
+        assert_eq!(step(&mut s), [(0, 0, 2, true)]);
+        s.set_paused(0, true);
+        assert_eq!(step(&mut s), [(1, 0, 2, true)]);
+        s.set_paused(0, false);
+        assert_eq!(step(&mut s), [(1, 2, 1, true)]);
+        s.remove(1);
+        assert_eq!(step(&mut s), [(0, 0, 3, true)]);
     }
 }

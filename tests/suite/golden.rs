@@ -22,7 +22,7 @@ fn difference(ours: &[f32], theirs: &[f32]) -> f32 {
 }
 
 /// Compares each prompt's logits, and the greedy tokens up to the model's own end of text.
-async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f32, same_tokens: bool) {
+async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f32) {
     let prompts = prompts.as_array().unwrap();
     assert!(!prompts.is_empty());
     for prompt in prompts {
@@ -32,9 +32,6 @@ async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f3
         assert_eq!(model.metrics().prompt_tokens, ids(&prompt["ids"]).len(), "{name}: {text:?}");
         let difference = difference(&result.logits.unwrap(), &floats(&prompt["logits"]));
         assert!(difference < tolerance, "{name}: {text:?}: logits differ by {difference}");
-        if !same_tokens {
-            continue;
-        }
         let expected = ids(&prompt["greedy"]);
         assert_eq!(result.token.id, expected[0], "{name}: {text:?}");
         let stream = model.generate(text, GenerateConfig::new().max_tokens(expected.len()));
@@ -42,9 +39,12 @@ async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f3
         assert_eq!(ours, expected[..ours.len()], "{name}: {text:?}");
         let ended = ours.len() < expected.len();
         assert_eq!(ended, model.metrics().generated_tokens < expected.len());
-        if !ended {
+        let expected_text = prompt["greedy_text"].as_str().unwrap();
+        // Byte tokens that are no character are for the unit tests: their text depends on what follows.
+        let broken = name.contains("spm") && expected_text.contains(char::REPLACEMENT_CHARACTER);
+        if !ended && !broken {
             let text_of = model.generate(text, GenerateConfig::new().max_tokens(expected.len())).text().await;
-            assert_eq!(text_of.unwrap(), prompt["greedy_text"].as_str().unwrap(), "{name}: {text:?}");
+            assert_eq!(text_of.unwrap(), expected_text, "{name}: {text:?}");
         }
     }
 }
@@ -52,7 +52,7 @@ async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f3
 async fn check_directory(name: &str) {
     let model = golden_model(name).await;
     let expected = read_json(&format!("{name}/expected.json"));
-    check(name, &*model, &expected["prompts"], 1e-4, true).await;
+    check(name, &*model, &expected["prompts"], 1e-4).await;
 }
 
 #[tokio::test]
@@ -97,9 +97,8 @@ async fn gguf_files() {
         let model = golden_model(&format!("gguf/{name}")).await;
         // Quantised weights meet activations of 8 bits, with which llama.cpp differs from exact
         // arithmetic by up to 0.058 on these files; the others are exact.
-        let quantised = name.contains("-q");
-        let tolerance = if quantised { 7e-2 } else { 1e-4 };
-        check(name, &*model, &entry["prompts"], tolerance, !quantised).await;
+        let tolerance = if name.contains("-q") { 7e-2 } else { 1e-4 };
+        check(name, &*model, &entry["prompts"], tolerance).await;
     }
 }
 

@@ -51,6 +51,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     let options = Options {
         name: info.architecture.clone(),
         context_len: cache.context_len,
+        vocab_size: info.vocab_size,
         queue_limit: config.queue_limit,
         stream_buffer: config.stream_buffer,
         limits: Limits {
