@@ -6,7 +6,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::io::Write;
+use std::{io::Write, pin::pin};
 
 use futures::StreamExt;
 use tokenflow::{FinishReason, GenerateConfig, LoadConfig, Message, TextModel, load_model};
@@ -65,11 +65,13 @@ async fn converse(model: &dyn TextModel) -> support::Result<()> {
 async fn answer(model: &dyn TextModel, conversation: &[Message]) -> support::Result<String> {
     let mut stream = model.chat(conversation, GenerateConfig::new().max_tokens(1024));
     let stop = stream.cancellation_token();
+    // One future for the whole answer: a new one would miss what comes before it is polled.
+    let mut interrupt = pin!(ctrl_c());
     let mut text = String::new();
     loop {
         let token = tokio::select! {
             token = stream.next() => token,
-            _ = ctrl_c(), if !stop.is_cancelled() => {
+            _ = &mut interrupt, if !stop.is_cancelled() => {
                 stop.cancel();
                 continue;
             }

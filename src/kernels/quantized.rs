@@ -5,7 +5,7 @@ use candle_core::quantized::GgmlDType;
 use half::f16;
 use rayon::prelude::*;
 
-use super::Isa;
+use super::{Isa, dot};
 
 /// Weights, and activations, that share a scale.
 pub const BLOCK: usize = 32;
@@ -251,13 +251,10 @@ fn scalar<const T: usize>(codes: RowCodes<'_>, scales: &[f32], tokens: &[QuantRo
 }
 
 /// The sum of the lanes, in pairs.
+#[inline(always)]
 pub fn total(sums: &[f32; LANES]) -> f32 {
     let [a, b, c, d, e, f, g, h] = *sums;
     ((a + e) + (c + g)) + ((b + f) + (d + h))
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// Codes of 0 to 31: four bits each in `low`, laid out as nibbles are, and the fifth in `high`.

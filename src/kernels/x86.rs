@@ -98,10 +98,13 @@ unsafe fn accumulate<const T: usize>(
                 sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products(weights, x)), scale, sums[t]);
             }
         }
-        sums.map(|sums| {
+        // A loop, since closures are compiled without the function's instruction set.
+        let mut totals = [0f32; T];
+        for t in 0..T {
             let mut lanes = [0f32; LANES];
-            _mm256_storeu_ps(lanes.as_mut_ptr(), sums);
-            total(&lanes)
-        })
+            _mm256_storeu_ps(lanes.as_mut_ptr(), sums[t]);
+            totals[t] = total(&lanes);
+        }
+        totals
     }
 }
