@@ -117,3 +117,23 @@ async fn a_batch_answers_as_each_prompt_alone() {
         assert!(result.err.is_none());
     }
 }
+
+#[tokio::test]
+async fn logits_are_those_of_candle_transformers() {
+    use candle_core::{Device, Tensor, quantized::gguf_file::Content};
+    use candle_transformers::models::quantized_llama::ModelWeights;
+
+    let path = crate::golden_path("gguf/tiny-f32.gguf");
+    let mut file = std::fs::File::open(&path).unwrap();
+    let content = Content::read(&mut file).unwrap();
+    let mut theirs = ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
+    let ours = golden_model("gguf/tiny-f32.gguf").await;
+    for prompt in read_json("gguf/expected.json")["tiny-f32.gguf"]["prompts"].as_array().unwrap() {
+        let input = Tensor::new(ids(&prompt["ids"]), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let theirs: Vec<f32> = theirs.forward(&input, 0).unwrap().squeeze(0).unwrap().to_vec1().unwrap();
+        let text = prompt["text"].as_str().unwrap();
+        let ours = ours.classify(&[text], GenerateConfig::new().return_logits(true)).await.unwrap().remove(0);
+        let difference = difference(&ours.logits.unwrap(), &theirs);
+        assert!(difference < 1e-4, "{text:?}: logits differ by {difference}");
+    }
+}
