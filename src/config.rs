@@ -16,8 +16,7 @@ macro_rules! setters {
     };
 }
 
-/// How a model is loaded. `LoadConfig::new()` and the builder methods, or a struct update of
-/// `LoadConfig::default()` inside the crate that defines your own defaults.
+/// How a model is loaded. `LoadConfig::new()` and the builder methods.
 ///
 /// ```
 /// let config = tokenflow::LoadConfig::new().backend("cpu").context_len(2048).parallel_slots(8);
