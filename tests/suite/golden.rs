@@ -96,8 +96,8 @@ async fn gguf_files() {
     for (name, entry) in expected.as_object().unwrap() {
         let model = golden_model(&format!("gguf/{name}")).await;
         // Quantised weights meet activations of 8 bits, with which llama.cpp differs from exact
-        // arithmetic by up to 0.058 on these files; the others are exact.
-        let tolerance = if name.contains("-q") { 7e-2 } else { 1e-4 };
+        // arithmetic by up to 0.021 on these files; the others are exact.
+        let tolerance = if name.contains("-q") { 3e-2 } else { 1e-4 };
         check(name, &*model, &entry["prompts"], tolerance).await;
     }
 }
