@@ -47,7 +47,7 @@ pub fn attend(heads: Heads, rows: &[Row<'_>], queries: &[f32], cache: Cache<'_>,
         match isa {
             Isa::Scalar => group.attend(out),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512Vnni => super::x86::attend_avx2(&group, out),
+            Isa::Avx2 | Isa::Avx512Vnni => super::x86::attention::avx2(&group, out),
         }
     };
     let keys: usize = rows.iter().map(|row| row.context_len).sum();

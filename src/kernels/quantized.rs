@@ -214,9 +214,9 @@ fn dots<const T: usize>(isa: Isa, codes: RowCodes<'_>, scales: &[f32], tokens: &
     match isa {
         Isa::Scalar => scalar(codes, scales, tokens),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::dots_avx2(codes, scales, tokens),
+        Isa::Avx2 => super::x86::quantized::dots_avx2(codes, scales, tokens),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::x86::dots_avx512_vnni(codes, scales, tokens),
+        Isa::Avx512Vnni => super::x86::quantized::dots_avx512_vnni(codes, scales, tokens),
     }
 }
 

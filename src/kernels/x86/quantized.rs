@@ -1,11 +1,6 @@
-//! The kernels of x86 machines. Integer sums are exact and floating-point lanes are those of the
-//! scalar path, so all paths give the same bits.
-#![allow(unsafe_code)]
-
 use std::arch::x86_64::*;
 
-use super::attention::Group;
-use super::quantized::{BLOCK, LANES, QuantRow, RowCodes, total};
+use crate::kernels::quantized::{BLOCK, LANES, QuantRow, RowCodes, total};
 
 /// As `quantized::scalar`. The machine must have AVX2 and FMA, which `Isa::detect` made sure of.
 pub fn dots_avx2<const T: usize>(codes: RowCodes<'_>, scales: &[f32], tokens: &[QuantRow<'_>; T]) -> [f32; T] {
@@ -20,16 +15,6 @@ pub fn dots_avx512_vnni<const T: usize>(codes: RowCodes<'_>, scales: &[f32], tok
     check(codes, scales, tokens);
     // SAFETY: as above, with `Isa::Avx512Vnni`.
     unsafe { avx512_vnni(codes, scales, tokens) }
-}
-
-/// As `Group::attend`. The machine must have AVX2, which `Isa::detect` made sure of.
-pub fn attend_avx2(group: &Group<'_>, out: &mut [f32]) {
-    #[target_feature(enable = "avx2")]
-    fn attend(group: &Group<'_>, out: &mut [f32]) {
-        group.attend(out);
-    }
-    // SAFETY: `Isa::Avx2` and better ones exist only where AVX2 was detected.
-    unsafe { attend(group, out) }
 }
 
 /// Every slice holds the blocks that there are scales for.

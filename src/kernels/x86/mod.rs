@@ -1,0 +1,6 @@
+//! The kernels of x86 machines. Integer sums are exact and floating-point lanes are those of the
+//! scalar path, so all paths give the same bits.
+#![allow(unsafe_code)]
+
+pub mod attention;
+pub mod quantized;
