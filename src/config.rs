@@ -1,4 +1,8 @@
-use std::path::PathBuf;
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +46,13 @@ pub struct LoadConfig {
     pub kv_cache_bytes: Option<usize>,
     /// Requests that may wait for their turn (512); beyond them is [`Error::Overloaded`].
     pub queue_limit: usize,
+    /// Tokens of prompts that one forward pass computes at most (512). Beside running streams it computes
+    /// only as many as make their steps not much more than twice as long.
+    pub max_batched_tokens: usize,
+    /// Tokens whose keys and values are kept for later requests with the same beginning, while no
+    /// request holds them. `None`: all that an explicit [`kv_cache_bytes`](Self::kv_cache_bytes) holds,
+    /// else as many as one sequence may hold. 0 keeps none.
+    pub prefix_cache_tokens: Option<usize>,
     /// Events a stream buffers before its sequence pauses for its reader (64).
     pub stream_buffer: usize,
     /// A Jinja chat template in place of the model's own.
@@ -58,6 +69,8 @@ impl Default for LoadConfig {
             adapter_path: None,
             kv_cache_bytes: None,
             queue_limit: 512,
+            max_batched_tokens: 512,
+            prefix_cache_tokens: None,
             stream_buffer: 64,
             chat_template: None,
         }
@@ -85,6 +98,10 @@ impl LoadConfig {
         kv_cache_bytes: usize => Some(kv_cache_bytes);
         /// Sets how many requests may wait.
         queue_limit: usize => queue_limit;
+        /// Limits how many tokens of prompts one pass computes.
+        max_batched_tokens: usize => max_batched_tokens;
+        /// Sets how many tokens are kept for later requests.
+        prefix_cache_tokens: usize => Some(prefix_cache_tokens);
         /// Sets how many events a stream buffers.
         stream_buffer: usize => stream_buffer;
         /// Replaces the model's chat template.
@@ -98,6 +115,7 @@ impl LoadConfig {
             ("parallel_slots", self.parallel_slots),
             ("kv_cache_bytes", self.kv_cache_bytes),
             ("queue_limit", Some(self.queue_limit)),
+            ("max_batched_tokens", Some(self.max_batched_tokens)),
             ("stream_buffer", Some(self.stream_buffer)),
         ];
         for (field, value) in positive {
@@ -140,6 +158,12 @@ pub struct GenerateConfig {
     /// Divides positive and multiplies negative logits of tokens that are already in the prompt or
     /// the answer ([CTRL](https://arxiv.org/abs/1909.05858), section 4.1); 0 and 1 are off.
     pub repeat_penalty: f32,
+    /// Subtracted from a token's logit for each time the answer has it; 0 is off.
+    pub frequency_penalty: f32,
+    /// Subtracted from a token's logit once the answer has it; 0 is off.
+    pub presence_penalty: f32,
+    /// Added to the logits of these ids. Negative infinity bans a token.
+    pub logit_bias: HashMap<u32, f32>,
     /// Ids that end the answer, besides the model's own end-of-text tokens. They are not returned.
     pub stop_tokens: Vec<u32>,
     /// Strings that end the answer. They are never part of the text that is returned.
@@ -152,6 +176,58 @@ pub struct GenerateConfig {
     pub logprobs: Option<usize>,
     /// Ends the request when it is cancelled.
     pub cancellation: Option<CancellationToken>,
+    /// When the request is given up with [`Error::DeadlineExceeded`], wherever it is by then.
+    pub deadline: Option<Deadline>,
+    /// Waiting requests of greater priority start first; 0 is usual. Those of equal priority start as
+    /// they came, and none is passed over for ever. When memory runs out, those of least priority wait.
+    pub priority: i32,
+    /// Prompts share cached beginnings only with requests of the same salt, so that no tenant can tell
+    /// from the time to the first token what another one has asked.
+    pub cache_salt: Option<String>,
+}
+
+/// When a request is given up.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use tokenflow::GenerateConfig;
+/// let patient = GenerateConfig::new().deadline(Duration::from_secs(30)); // from each call on
+/// let strict = GenerateConfig::new().deadline(Instant::now() + Duration::from_secs(30));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deadline {
+    /// That long after the call.
+    After(Duration),
+    /// At that time.
+    At(Instant),
+}
+
+impl Deadline {
+    /// The time it means for a request of `call`; `None` if that is beyond all times.
+    pub(crate) fn at(self, call: Instant) -> Option<Instant> {
+        match self {
+            Self::After(duration) => call.checked_add(duration),
+            Self::At(time) => Some(time),
+        }
+    }
+}
+
+impl From<Duration> for Deadline {
+    fn from(duration: Duration) -> Self {
+        Self::After(duration)
+    }
+}
+
+impl From<Instant> for Deadline {
+    fn from(time: Instant) -> Self {
+        Self::At(time)
+    }
+}
+
+impl From<tokio::time::Instant> for Deadline {
+    fn from(time: tokio::time::Instant) -> Self {
+        Self::At(time.into_std())
+    }
 }
 
 impl Default for GenerateConfig {
@@ -163,12 +239,18 @@ impl Default for GenerateConfig {
             top_p: 0.0,
             min_p: 0.0,
             repeat_penalty: 0.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: HashMap::new(),
             stop_tokens: Vec::new(),
             stop: Vec::new(),
             seed: None,
             return_logits: false,
             logprobs: None,
             cancellation: None,
+            deadline: None,
+            priority: 0,
+            cache_salt: None,
         }
     }
 }
@@ -192,6 +274,12 @@ impl GenerateConfig {
         min_p: f32 => min_p;
         /// Penalises tokens that occurred before.
         repeat_penalty: f32 => repeat_penalty;
+        /// Penalises tokens by how often the answer has them.
+        frequency_penalty: f32 => frequency_penalty;
+        /// Penalises tokens that the answer has.
+        presence_penalty: f32 => presence_penalty;
+        /// Changes the logits of some ids.
+        logit_bias: HashMap<u32, f32> => logit_bias;
         /// Adds ids that end the answer.
         stop_tokens: Vec<u32> => stop_tokens;
         /// Adds strings that end the answer.
@@ -204,6 +292,12 @@ impl GenerateConfig {
         logprobs: usize => Some(logprobs);
         /// Ends the request when `cancellation` is cancelled.
         cancellation: CancellationToken => Some(cancellation);
+        /// Gives the request up after a `Duration`, or at an `Instant`.
+        deadline: impl Into<Deadline> => Some(deadline.into());
+        /// Sets the priority.
+        priority: i32 => priority;
+        /// Keeps cached prompts apart from those of other salts.
+        cache_salt: impl Into<String> => Some(cache_salt.into());
     }
 
     /// Refuses values that have no meaning.
@@ -215,6 +309,18 @@ impl GenerateConfig {
         within("top_p", self.top_p, 1.0)?;
         within("min_p", self.min_p, 1.0)?;
         within("repeat_penalty", self.repeat_penalty, f32::MAX)?;
+        for (field, value) in
+            [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)]
+        {
+            if !value.is_finite() {
+                return Err(Error::config(field, format!("{value} is not a finite number")));
+            }
+        }
+        let unusable = |bias: &f32| bias.is_nan() || *bias == f32::INFINITY;
+        if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| unusable(bias)) {
+            let reason = format!("{bias} for token {id}; a finite number, or negative infinity, is needed");
+            return Err(Error::config("logit_bias", reason));
+        }
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::config("stop", "an empty string would stop everything"));
         }
@@ -253,6 +359,9 @@ mod tests {
             (config().top_p(f32::NAN), "top_p"),
             (config().min_p(-0.1), "min_p"),
             (config().repeat_penalty(f32::NAN), "repeat_penalty"),
+            (config().frequency_penalty(f32::INFINITY), "frequency_penalty"),
+            (config().presence_penalty(f32::NAN), "presence_penalty"),
+            (config().logit_bias([(3, f32::INFINITY)].into()), "logit_bias"),
             (config().max_tokens(0), "max_tokens"),
             (config().stop(vec![String::new()]), "stop"),
             (config().logprobs(100_000), "logprobs"),

@@ -134,6 +134,13 @@ impl Error {
         Self::InvalidModel { path: path.into(), reason: reason.into(), source: Some(source.into().into()) }
     }
 
+    /// What a thread that must go on makes of a panic.
+    pub(crate) fn panicked(who: &str, panic: &(dyn std::any::Any + Send)) -> Self {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Self::internal(format!("{who} panicked: {message}"))
+    }
+
     pub(crate) fn internal(reason: impl Into<String>) -> Self {
         Self::Internal { reason: reason.into(), source: None }
     }

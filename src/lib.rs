@@ -49,12 +49,12 @@ mod stream;
 mod text;
 mod weights;
 
-pub use config::{GenerateConfig, LoadConfig};
+pub use config::{Deadline, GenerateConfig, LoadConfig};
 pub use discover::{DiscoveredModel, discover};
 pub use error::{Cause, Error, Result};
 pub use message::{Message, Role};
 pub use model::{
-    AttentionInspector, BatchResult, ClassifyResult, GenerateMetrics, ModelInfo, TextModel, TrainableModel, load_model,
-    load_trainable,
+    AttentionInspector, BatchResult, ClassifyResult, GenerateMetrics, ModelInfo, ModelStats, TextModel, TrainableModel,
+    load_model, load_trainable,
 };
 pub use stream::{FinishReason, Token, TokenLogprobs, TokenSender, TokenStream};

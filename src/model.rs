@@ -60,6 +60,12 @@ pub trait TextModel: Send + Sync {
     /// The error of the operation that ended last, if it failed.
     fn err(&self) -> Option<Error>;
 
+    /// What the model does now and has done since it was loaded: a snapshot that costs next to nothing,
+    /// for dashboards and load shedding. Backends that count nothing give zeros.
+    fn stats(&self) -> ModelStats {
+        ModelStats::default()
+    }
+
     /// Ends all running requests with [`Error::Closed`] and waits until the model's memory is
     /// free. Idempotent; later calls of the other methods answer [`Error::Closed`].
     ///
@@ -102,6 +108,54 @@ pub struct ModelInfo {
     pub quant_group: u32,
     /// Tokens a sequence may hold, prompt and answer together.
     pub context_len: usize,
+}
+
+/// What a model does and has done: gauges of this moment, and counters since it was loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModelStats {
+    /// Requests that share forward passes now, those that pause for their reader among them.
+    pub running: usize,
+    /// Requests that wait to run: queued, being tokenized, or preempted.
+    pub waiting: usize,
+    /// Memory of the weights.
+    pub weight_bytes: usize,
+    /// Memory that keys and values may take.
+    pub kv_capacity_bytes: usize,
+    /// Memory of the keys and values of running requests.
+    pub kv_used_bytes: usize,
+    /// Memory of the keys and values kept for later requests with the same beginning.
+    pub kv_cached_bytes: usize,
+    /// Forward passes.
+    pub passes: u64,
+    /// Time spent in forward passes.
+    pub pass_duration: Duration,
+    /// Tokens computed in them: of prompts, of answers, and again after a preemption.
+    pub batched_tokens: u64,
+    /// Tokens sampled.
+    pub sampled_tokens: u64,
+    /// Tokens of the prompts that began to run.
+    pub prompt_tokens: u64,
+    /// Tokens of those prompts whose keys and values were already there.
+    pub cached_prompt_tokens: u64,
+    /// How often a request gave its memory to another, to be computed again later.
+    pub preemptions: u64,
+    /// Requests that ended with [`FinishReason::Stop`](crate::FinishReason::Stop).
+    pub stopped: u64,
+    /// Requests that ended with [`FinishReason::Length`](crate::FinishReason::Length).
+    pub length_limited: u64,
+    /// Requests that ended with [`FinishReason::Cancelled`](crate::FinishReason::Cancelled).
+    pub cancelled: u64,
+    /// Requests that ended with [`FinishReason::Error`](crate::FinishReason::Error), refused ones among
+    /// them.
+    pub failed: u64,
+}
+
+impl ModelStats {
+    /// Tokens that a forward pass computed on average.
+    pub fn tokens_per_pass(&self) -> f64 {
+        if self.passes == 0 { 0.0 } else { self.batched_tokens as f64 / self.passes as f64 }
+    }
 }
 
 /// Figures of one operation: a stream, or a whole `classify` or `batch_generate` call.

@@ -3,6 +3,7 @@
 //! `cpu`, `cuda` and `metal` are there without a call to [`register`].
 
 mod candle;
+pub(crate) mod local;
 
 use std::{
     collections::BTreeMap,

@@ -1,15 +1,94 @@
-/// Hands out the blocks of the key/value cache. Which memory they are is the decoder's business.
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// Hands out the blocks of the key/value cache and counts who holds them. Which memory they are is
+/// the decoder's business.
+///
+/// A full block can be published under its tokens and all tokens before them; then other sequences
+/// with that prefix hold it, too. Published blocks that nobody holds any more stay, up to a limit,
+/// until their place is needed: the least recently used go first.
+///
+/// The prefix is not hashed but followed: a block is found by its own tokens and the identity of the
+/// block before it, compared in full, so that no collision can hand one request another's cache.
 #[derive(Debug)]
 pub struct BlockPool {
-    free: Vec<u32>,
-    total: usize,
     block_tokens: usize,
+    max_idle: usize,
+    blocks: Vec<Block>,
+    /// Blocks that hold nothing of use; the last one is taken next.
+    empty: Vec<u32>,
+    /// Published blocks that nobody holds, by the time of their release.
+    idle: BTreeMap<u64, u32>,
+    published: HashMap<Arc<PrefixKey>, u32>,
+    /// Counts releases.
+    clock: u64,
+    /// The next unused identity.
+    next_content: u64,
+}
+
+#[derive(Debug, Default)]
+struct Block {
+    holders: usize,
+    content: Option<Content>,
+    /// When it became idle, while it is.
+    released: u64,
+}
+
+/// What a published block holds.
+#[derive(Debug)]
+struct Content {
+    id: u64,
+    key: Arc<PrefixKey>,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct PrefixKey {
+    prefix: Prefix,
+    tokens: Box<[u32]>,
+}
+
+/// The tokens before a block.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Prefix {
+    /// None. Sequences share blocks only within the same salt.
+    Start(Option<Arc<str>>),
+    /// Those of the published content of this identity, and before.
+    After(u64),
+}
+
+/// The blocks that a sequence holds, in order.
+#[derive(Debug)]
+pub struct BlockTable {
+    pub blocks: Vec<u32>,
+    salt: Option<Arc<str>>,
+    /// Blocks at the beginning whose contents are published, by this sequence or by others.
+    published: usize,
+    /// The prefix that those make.
+    prefix: Prefix,
+}
+
+impl BlockTable {
+    pub fn new(salt: Option<Arc<str>>) -> Self {
+        Self { blocks: Vec::new(), prefix: Prefix::Start(salt.clone()), salt, published: 0 }
+    }
 }
 
 impl BlockPool {
-    pub fn new(blocks: usize, block_tokens: usize) -> Self {
-        // The lowest block is taken first, so that memory is touched only as it is needed.
-        Self { free: (0..blocks as u32).rev().collect(), total: blocks, block_tokens }
+    /// A pool of `blocks` blocks that keeps at most `max_idle` published blocks which nobody holds.
+    pub fn new(blocks: usize, block_tokens: usize, max_idle: usize) -> Self {
+        Self {
+            block_tokens,
+            max_idle,
+            blocks: (0..blocks).map(|_| Block::default()).collect(),
+            // The lowest block is taken first, so that memory is touched only as it is needed.
+            empty: (0..blocks as u32).rev().collect(),
+            idle: BTreeMap::new(),
+            published: HashMap::new(),
+            clock: 0,
+            next_content: 0,
+        }
     }
 
     /// Blocks that `tokens` tokens take.
@@ -17,26 +96,259 @@ impl BlockPool {
         tokens.div_ceil(self.block_tokens)
     }
 
-    pub fn free(&self) -> usize {
-        self.free.len()
+    /// Blocks that can be handed out.
+    pub fn available(&self) -> usize {
+        self.empty.len() + self.idle.len()
     }
 
+    /// Blocks that sequences hold.
     pub fn used(&self) -> usize {
-        self.total - self.free.len()
+        self.blocks.len() - self.available()
     }
 
-    /// Makes `held` big enough for `tokens` tokens; all or nothing.
-    pub fn grow(&mut self, held: &mut Vec<u32>, tokens: usize) -> bool {
-        let missing = self.needed(tokens).saturating_sub(held.len());
-        if missing > self.free.len() {
+    /// Published blocks that nobody holds.
+    pub fn idle(&self) -> usize {
+        self.idle.len()
+    }
+
+    /// Published blocks that hold the beginning of `tokens`, for an empty table.
+    pub fn find(&self, table: &BlockTable, tokens: &[u32]) -> PrefixHit {
+        let mut hit = PrefixHit { blocks: Vec::new(), idle: 0, prefix: Prefix::Start(table.salt.clone()) };
+        for tokens in tokens.chunks_exact(self.block_tokens) {
+            let key = PrefixKey { prefix: hit.prefix.clone(), tokens: tokens.into() };
+            let Some(&block) = self.published.get(&key) else { break };
+            let Block { holders, content: Some(content), .. } = &self.blocks[block as usize] else { break };
+            hit.idle += usize::from(*holders == 0);
+            hit.prefix = Prefix::After(content.id);
+            hit.blocks.push(block);
+        }
+        hit
+    }
+
+    /// Lets an empty table hold what was found.
+    pub fn share(&mut self, table: &mut BlockTable, hit: PrefixHit) {
+        for &block in &hit.blocks {
+            let state = &mut self.blocks[block as usize];
+            if state.holders == 0 {
+                self.idle.remove(&state.released);
+            }
+            state.holders += 1;
+        }
+        table.published = hit.blocks.len();
+        table.blocks = hit.blocks;
+        table.prefix = hit.prefix;
+    }
+
+    /// Makes a table big enough for `tokens` tokens; all or nothing.
+    pub fn grow(&mut self, table: &mut BlockTable, tokens: usize) -> bool {
+        let missing = self.needed(tokens).saturating_sub(table.blocks.len());
+        if missing > self.available() {
             return false;
         }
-        held.extend(self.free.drain(self.free.len() - missing..).rev());
+        for _ in 0..missing {
+            let Some(block) = self.take() else { return false };
+            self.blocks[block as usize].holders = 1;
+            table.blocks.push(block);
+        }
         true
     }
 
-    /// Takes blocks back.
-    pub fn release(&mut self, held: &mut Vec<u32>) {
-        self.free.extend(held.drain(..).rev());
+    fn take(&mut self) -> Option<u32> {
+        if self.empty.is_empty() {
+            self.evict();
+        }
+        self.empty.pop()
+    }
+
+    /// Empties the block that has been idle for longest.
+    fn evict(&mut self) {
+        if let Some((_, block)) = self.idle.pop_first() {
+            self.unpublish(block);
+            self.empty.push(block);
+        }
+    }
+
+    fn unpublish(&mut self, block: u32) {
+        if let Some(content) = self.blocks[block as usize].content.take() {
+            self.published.remove(&content.key);
+        }
+    }
+
+    /// Publishes the table's blocks that the first `tokens` tokens fill.
+    pub fn publish(&mut self, table: &mut BlockTable, tokens: &[u32]) {
+        for (i, tokens) in tokens.chunks_exact(self.block_tokens).enumerate().skip(table.published) {
+            let key = Arc::new(PrefixKey { prefix: table.prefix.clone(), tokens: tokens.into() });
+            // Where another sequence was first, its block is the one that is found, and this one is private.
+            let block = *self.published.entry(key.clone()).or_insert(table.blocks[i]);
+            let content = self.blocks[block as usize].content.get_or_insert_with(|| {
+                self.next_content += 1;
+                Content { id: self.next_content, key }
+            });
+            table.prefix = Prefix::After(content.id);
+            table.published = i + 1;
+        }
+    }
+
+    /// Makes sure that nobody finds the table's blocks from `first` on: what they were to hold was
+    /// never computed.
+    pub fn retract(&mut self, table: &mut BlockTable, first: usize) {
+        for block in table.blocks.iter().skip(first) {
+            self.unpublish(*block);
+        }
+    }
+
+    /// Takes a table's blocks back.
+    pub fn release(&mut self, table: &mut BlockTable) {
+        // The last one first: a block is of no use without those before it, so it is to go before them.
+        for block in std::mem::take(&mut table.blocks).into_iter().rev() {
+            let state = &mut self.blocks[block as usize];
+            state.holders -= 1;
+            if state.holders > 0 {
+                continue;
+            }
+            if state.content.is_none() {
+                self.empty.push(block);
+                continue;
+            }
+            self.clock += 1;
+            state.released = self.clock;
+            self.idle.insert(self.clock, block);
+            if self.idle.len() > self.max_idle {
+                self.evict();
+            }
+        }
+        *table = BlockTable::new(table.salt.take());
+    }
+}
+
+/// A beginning of a sequence that is in the cache already.
+#[derive(Debug)]
+pub struct PrefixHit {
+    pub blocks: Vec<u32>,
+    /// How many of the blocks nobody holds.
+    pub idle: usize,
+    prefix: Prefix,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn table_of(pool: &mut BlockPool, tokens: &[u32]) -> BlockTable {
+        let mut table = BlockTable::new(None);
+        let hit = pool.find(&table, tokens);
+        pool.share(&mut table, hit);
+        assert!(pool.grow(&mut table, tokens.len()));
+        pool.publish(&mut table, tokens);
+        table
+    }
+
+    #[test]
+    fn sequences_share_the_blocks_of_a_common_prefix() {
+        let mut pool = BlockPool::new(8, 2, 8);
+        let mut a = table_of(&mut pool, &[1, 2, 3, 4, 5]);
+        let mut b = table_of(&mut pool, &[1, 2, 3, 9, 5]);
+        assert_eq!(a.blocks[0], b.blocks[0]);
+        assert_ne!(a.blocks[1], b.blocks[1]);
+        assert_eq!(pool.used(), 5);
+        pool.release(&mut a);
+        assert_eq!((pool.used(), pool.idle()), (3, 1), "the block that was not full is empty again");
+        pool.release(&mut b);
+        assert_eq!((pool.used(), pool.idle()), (0, 3));
+        let c = table_of(&mut pool, &[1, 2, 3, 4]);
+        assert_eq!((c.blocks.len(), pool.idle()), (2, 1));
+    }
+
+    #[test]
+    fn equal_tokens_after_other_prefixes_or_salts_are_not_shared() {
+        let mut pool = BlockPool::new(8, 2, 8);
+        let a = table_of(&mut pool, &[1, 2, 7, 7]);
+        let b = table_of(&mut pool, &[3, 4, 7, 7]);
+        assert_ne!(a.blocks[1], b.blocks[1]);
+        let salted = BlockTable::new(Some("tenant".into()));
+        assert!(pool.find(&salted, &[1, 2, 7, 7]).blocks.is_empty());
+    }
+
+    #[test]
+    fn the_least_recently_used_block_goes_first_and_tails_before_heads() {
+        let mut pool = BlockPool::new(4, 2, 4);
+        let mut old = table_of(&mut pool, &[1, 1, 2, 2]);
+        let mut new = table_of(&mut pool, &[3, 3, 4, 4]);
+        pool.release(&mut old);
+        pool.release(&mut new);
+        let mut other = table_of(&mut pool, &[9]);
+        let empty = BlockTable::new(None);
+        assert_eq!(pool.find(&empty, &[1, 1, 2, 2]).blocks.len(), 1, "the old tail went");
+        assert_eq!(pool.find(&empty, &[3, 3, 4, 4]).blocks.len(), 2);
+        pool.release(&mut other);
+    }
+
+    #[test]
+    fn what_was_never_computed_is_not_found() {
+        let mut pool = BlockPool::new(4, 2, 4);
+        let mut table = table_of(&mut pool, &[1, 1, 2, 2]);
+        pool.retract(&mut table, 1);
+        pool.release(&mut table);
+        assert_eq!(pool.find(&table, &[1, 1, 2, 2]).blocks.len(), 1);
+        assert_eq!((pool.used(), pool.idle()), (0, 1));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Action {
+        Start(Vec<u32>),
+        Release(usize),
+    }
+
+    fn actions() -> impl Strategy<Value = Vec<Action>> {
+        let start = prop::collection::vec(0u32..2, 1..14).prop_map(Action::Start);
+        prop::collection::vec(prop_oneof![start, (0usize..8).prop_map(Action::Release)], 1..60)
+    }
+
+    proptest! {
+        /// Whatever happens, no block is lost or held twice by chance, and a block that is found holds
+        /// what was put there.
+        #[test]
+        fn blocks_hold_what_they_are_found_for(actions in actions(), blocks in 1usize..24, max_idle in 0usize..24) {
+            const BLOCK: usize = 3;
+            let mut pool = BlockPool::new(blocks, BLOCK, max_idle);
+            let mut memory = vec![Vec::new(); blocks];
+            let mut live: Vec<(BlockTable, Vec<u32>)> = Vec::new();
+            for action in actions {
+                match action {
+                    Action::Start(tokens) => {
+                        let mut table = BlockTable::new(None);
+                        let hit = pool.find(&table, &tokens);
+                        for (i, block) in hit.blocks.iter().enumerate() {
+                            prop_assert_eq!(&memory[*block as usize], &tokens[..(i + 1) * BLOCK]);
+                        }
+                        let shared = hit.blocks.len();
+                        pool.share(&mut table, hit);
+                        if pool.grow(&mut table, tokens.len()) {
+                            for i in shared..tokens.len() / BLOCK {
+                                memory[table.blocks[i] as usize] = tokens[..(i + 1) * BLOCK].to_vec();
+                            }
+                            pool.publish(&mut table, &tokens);
+                            live.push((table, tokens));
+                        } else {
+                            pool.release(&mut table);
+                        }
+                    }
+                    Action::Release(i) if i < live.len() => pool.release(&mut live.swap_remove(i).0),
+                    Action::Release(_) => {}
+                }
+                let mut held: Vec<u32> = live.iter().flat_map(|(table, _)| table.blocks.clone()).collect();
+                held.sort_unstable();
+                held.dedup();
+                prop_assert_eq!(pool.used(), held.len());
+                prop_assert!(pool.idle() <= max_idle);
+                for (table, tokens) in &live {
+                    for i in 0..tokens.len() / BLOCK {
+                        prop_assert_eq!(&memory[table.blocks[i] as usize], &tokens[..(i + 1) * BLOCK]);
+                    }
+                }
+            }
+        }
     }
 }

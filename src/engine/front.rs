@@ -1,9 +1,15 @@
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
+
 use futures::executor::block_on;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 
-use super::Request;
-use crate::{Error, GenerateMetrics, Result, text::TextProcessor};
+use super::{Mode, Request};
+use crate::{Error, Result, text::TextProcessor};
 
 /// A request whose prompt has become tokens.
 pub struct Prepared {
@@ -19,49 +25,65 @@ pub struct PromptLimits {
     pub vocab_size: usize,
 }
 
-/// Turns prompts into tokens, in order, until the model closes. Templates and long prompts take
-/// their time; here they hold up neither the caller nor the worker.
-pub fn run(
-    text: &TextProcessor,
-    limits: &PromptLimits,
-    mut jobs: mpsc::Receiver<Request>,
-    ready: &mpsc::Sender<Prepared>,
-    closing: &CancellationToken,
-) {
-    let next = async |jobs: &mut mpsc::Receiver<Request>| {
-        tokio::select! {
-            biased;
-            () = closing.cancelled() => None,
-            job = jobs.recv() => job,
-        }
-    };
-    while let Some(request) = block_on(next(&mut jobs)) {
-        if request.sender.cancellation().is_cancelled() {
-            request.sender.fail(Error::Cancelled, GenerateMetrics::default());
-            continue;
-        }
-        match encode(text, limits, &request) {
-            // The worker takes all it gets until it closes, which ends the request.
-            Ok(tokens) => drop(ready.try_send(Prepared { request, tokens })),
-            Err(error) => request.sender.fail(error, GenerateMetrics::default()),
-        }
-    }
+/// The thread that turns prompts into tokens, in order. Templates and long prompts take their time;
+/// here they hold up neither the caller nor the worker.
+pub struct Front {
+    pub text: Arc<TextProcessor>,
+    pub limits: PromptLimits,
+    pub jobs: mpsc::Receiver<Request>,
+    pub ready: mpsc::Sender<Prepared>,
+    pub closing: CancellationToken,
 }
 
-fn encode(text: &TextProcessor, limits: &PromptLimits, request: &Request) -> Result<Vec<u32>> {
-    let tokens = text.encode(&request.prompt)?;
-    if let Some(id) = tokens.iter().find(|id| **id as usize >= limits.vocab_size) {
-        let reason = format!("token {id} is not in the model's vocabulary of {}", limits.vocab_size);
-        return Err(Error::config("prompt", reason));
+impl Front {
+    /// Runs until the model closes.
+    pub fn run(mut self) {
+        while let Some(request) = block_on(self.next()) {
+            if let Some(error) = request.ticket.expired(Instant::now()) {
+                request.ticket.fail(error);
+                continue;
+            }
+            let encoded = catch_unwind(AssertUnwindSafe(|| self.encode(&request)));
+            match encoded.unwrap_or_else(|panic| Err(Error::panicked("the tokenizer", panic.as_ref()))) {
+                Ok(tokens) => self.pass_on(Prepared { request, tokens }),
+                Err(error) => request.ticket.fail(error),
+            }
+        }
+        self.jobs.close();
+        while let Ok(request) = self.jobs.try_recv() {
+            request.ticket.fail(Error::Closed);
+        }
     }
-    let limit = limits.context_len;
-    // A prediction needs no room after the prompt, an answer needs room for one token.
-    let room = match request.mode {
-        super::Mode::Generate => limit - 1,
-        super::Mode::Classify(_) => limit,
-    };
-    if tokens.len() > room {
-        return Err(Error::PromptTooLong { tokens: tokens.len(), limit });
+
+    async fn next(&mut self) -> Option<Request> {
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled() => None,
+            job = self.jobs.recv() => job,
+        }
     }
-    Ok(tokens)
+
+    fn pass_on(&self, prepared: Prepared) {
+        // The worker has room for all that there are places for, until it closes.
+        if let Err(TrySendError::Full(prepared) | TrySendError::Closed(prepared)) = self.ready.try_send(prepared) {
+            prepared.request.ticket.fail(Error::Closed);
+        }
+    }
+
+    fn encode(&self, request: &Request) -> Result<Vec<u32>> {
+        let PromptLimits { context_len: limit, vocab_size } = self.limits;
+        let tokens = self.text.encode(&request.prompt)?;
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
+            return Err(Error::config("prompt", format!("token {id} is not in the model's vocabulary of {vocab_size}")));
+        }
+        // A prediction needs no room after the prompt, an answer needs room for one token.
+        let room = match request.mode {
+            Mode::Generate => limit - 1,
+            Mode::Classify(_) => limit,
+        };
+        if tokens.len() > room {
+            return Err(Error::PromptTooLong { tokens: tokens.len(), limit });
+        }
+        Ok(tokens)
+    }
 }

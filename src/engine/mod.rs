@@ -3,28 +3,33 @@
 
 mod blocks;
 mod front;
+mod pace;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod state;
+mod ticket;
 mod worker;
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-    time::Instant,
-};
+use std::{sync::Arc, thread, time::Instant};
 
+use futures_timer::Delay;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Error, GenerateConfig, GenerateMetrics, Result, TokenSender, TokenStream,
+    Error, GenerateConfig, GenerateMetrics, ModelStats, Result, TokenStream,
     decoder::Forward,
     text::{Prompt, TextProcessor},
 };
-use front::PromptLimits;
+use front::{Front, PromptLimits};
 pub use scheduler::Limits;
+use state::State;
+use ticket::Ticket;
 use worker::Worker;
+
+/// Requests of batches that may wait beside those of streams. Few, so that a long batch never stands
+/// before a stream with more than these.
+const BATCH_PLACES: usize = 64;
 
 /// How an engine is sized.
 #[derive(Debug, Clone)]
@@ -47,28 +52,14 @@ pub struct Options {
 
 /// The handle to a model's threads. Dropping it stops them.
 pub struct Engine {
+    name: String,
     jobs: mpsc::Sender<Request>,
     queue: Arc<Semaphore>,
     queue_limit: usize,
+    batch_queue: Arc<Semaphore>,
     stream_buffer: usize,
     wake: Arc<Notify>,
     state: Arc<State>,
-}
-
-/// What handle and threads share.
-#[derive(Default)]
-struct State {
-    /// Fires when the model is to close.
-    closing: CancellationToken,
-    /// Fires when the worker has freed everything.
-    closed: CancellationToken,
-    last: Mutex<LastOperation>,
-}
-
-#[derive(Default, Clone)]
-struct LastOperation {
-    metrics: GenerateMetrics,
-    error: Option<Error>,
 }
 
 /// A request on its way to the worker.
@@ -76,10 +67,7 @@ struct Request {
     prompt: Prompt,
     config: GenerateConfig,
     mode: Mode,
-    sender: TokenSender,
-    submitted: Instant,
-    /// The place in the queue, given back when the sequence starts to run.
-    place: OwnedSemaphorePermit,
+    ticket: Ticket,
 }
 
 /// What a request asks for.
@@ -94,8 +82,9 @@ impl Engine {
     pub fn start(decoder: Box<dyn Forward>, text: Arc<TextProcessor>, options: Options) -> Result<Self> {
         let state = Arc::new(State::default());
         let wake = Arc::new(Notify::new());
-        let (jobs, front_jobs) = mpsc::channel(options.queue_limit);
-        let (ready, worker_jobs) = mpsc::channel(options.queue_limit);
+        let places = options.queue_limit + BATCH_PLACES;
+        let (jobs, front_jobs) = mpsc::channel(places);
+        let (ready, worker_jobs) = mpsc::channel(places);
         let spawn = |part: &str, run: Box<dyn FnOnce() + Send>| {
             let name = format!("{} {part}", options.name);
             thread::Builder::new().name(name).spawn(run).map(drop).map_err(|error| Error::Internal {
@@ -103,14 +92,22 @@ impl Engine {
                 source: Some(Arc::new(error)),
             })
         };
-        let (front_text, closing) = (text.clone(), state.closing.clone());
         let limits = PromptLimits { context_len: options.context_len, vocab_size: options.vocab_size };
-        spawn("text", Box::new(move || front::run(&front_text, &limits, front_jobs, &ready, &closing)))?;
-        let (queue_limit, stream_buffer) = (options.queue_limit, options.stream_buffer);
-        let worker = Worker::new(decoder, text, options.clone(), worker_jobs, wake.clone(), state.clone());
+        let front = Front { text: text.clone(), limits, jobs: front_jobs, ready, closing: state.closing.clone() };
+        spawn("text", Box::new(move || front.run()))?;
+        let engine = Self {
+            name: options.name.clone(),
+            jobs,
+            queue: Arc::new(Semaphore::new(options.queue_limit)),
+            queue_limit: options.queue_limit,
+            batch_queue: Arc::new(Semaphore::new(BATCH_PLACES)),
+            stream_buffer: options.stream_buffer,
+            wake: wake.clone(),
+            state: state.clone(),
+        };
+        let worker = Worker::new(decoder, text, options.clone(), worker_jobs, wake, state);
         spawn("worker", Box::new(move || worker.run()))?;
-        let queue = Arc::new(Semaphore::new(queue_limit));
-        Ok(Self { jobs, queue, queue_limit, stream_buffer, wake, state })
+        Ok(engine)
     }
 
     /// Starts a generation if the queue has a place.
@@ -120,25 +117,48 @@ impl Engine {
             Err(TryAcquireError::NoPermits) => Err(Error::Overloaded { limit: self.queue_limit }),
             Err(TryAcquireError::Closed) => Err(Error::Closed),
         };
-        self.start_with(prompt, config, Mode::Generate, place)
+        self.start_with(prompt, config, Mode::Generate, Instant::now(), place)
     }
 
-    /// Starts a generation as soon as the queue has a place.
+    /// Starts a generation as soon as there is a place for it among those of batches.
     pub async fn generate_queued(&self, prompt: Prompt, config: GenerateConfig) -> TokenStream {
-        let place = Arc::clone(&self.queue).acquire_owned().await.map_err(|_| Error::Closed);
-        self.start_with(prompt, config, Mode::Generate, place)
+        let submitted = Instant::now();
+        let place = self.batch_place(&config, submitted).await;
+        self.start_with(prompt, config, Mode::Generate, submitted, place)
     }
 
-    /// Starts to predict one token as soon as the queue has a place. The receiver gets the logits
-    /// if the config asks for them.
+    /// Starts to predict one token as soon as there is a place for it among those of batches. The
+    /// receiver gets the logits if the config asks for them.
     pub async fn classify(
         &self,
         prompt: Prompt,
         config: GenerateConfig,
     ) -> (TokenStream, Option<oneshot::Receiver<Vec<f32>>>) {
-        let place = Arc::clone(&self.queue).acquire_owned().await.map_err(|_| Error::Closed);
+        let submitted = Instant::now();
+        let place = self.batch_place(&config, submitted).await;
         let (sender, receiver) = config.return_logits.then(oneshot::channel).unzip();
-        (self.start_with(prompt, config, Mode::Classify(sender), place), receiver)
+        (self.start_with(prompt, config, Mode::Classify(sender), submitted, place), receiver)
+    }
+
+    async fn batch_place(&self, config: &GenerateConfig, submitted: Instant) -> Result<OwnedSemaphorePermit> {
+        let cancelled = async {
+            match &config.cancellation {
+                Some(token) => token.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        let expired = async {
+            match config.deadline.and_then(|deadline| deadline.at(submitted)) {
+                Some(deadline) => Delay::new(deadline.saturating_duration_since(Instant::now())).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = cancelled => Err(Error::Cancelled),
+            place = Arc::clone(&self.batch_queue).acquire_owned() => place.map_err(|_| Error::Closed),
+            () = expired => Err(Error::DeadlineExceeded),
+        }
     }
 
     fn start_with(
@@ -146,16 +166,20 @@ impl Engine {
         prompt: Prompt,
         config: GenerateConfig,
         mode: Mode,
+        submitted: Instant,
         place: Result<OwnedSemaphorePermit>,
     ) -> TokenStream {
         let place = match self.check_open().and(place) {
-            Ok(place) => place,
+            Ok(place) => Some(place),
             Err(error) => return self.refuse(error),
         };
         let (sender, stream) = TokenStream::channel_with_wake(self.stream_buffer, &config, self.wake.clone());
-        let request = Request { prompt, config, mode, sender, submitted: Instant::now(), place };
+        let deadline = config.deadline.and_then(|deadline| deadline.at(submitted));
+        let span = tracing::debug_span!("request", model = self.name);
+        let (state, in_flight) = (self.state.clone(), self.state.enter());
+        let ticket = Ticket { sender, submitted, deadline, place, span, state, in_flight };
         // A place in the queue is a place in the channel; only a closed one refuses.
-        match self.jobs.try_send(request) {
+        match self.jobs.try_send(Request { prompt, config, mode, ticket }) {
             Ok(()) => stream,
             Err(_) => self.refuse(Error::Closed),
         }
@@ -163,7 +187,7 @@ impl Engine {
 
     /// A stream that ended before it began.
     pub fn refuse(&self, error: Error) -> TokenStream {
-        self.record(GenerateMetrics::default(), Some(error.clone()));
+        self.state.ended(&error.clone().into(), GenerateMetrics::default());
         TokenStream::failed(error)
     }
 
@@ -179,14 +203,19 @@ impl Engine {
 
     /// How the operation that ended last went.
     pub fn last(&self) -> (GenerateMetrics, Option<Error>) {
-        let last = self.state.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        (last.metrics, last.error)
+        self.state.last()
+    }
+
+    /// What the engine does now and has done.
+    pub fn stats(&self) -> ModelStats {
+        self.state.stats()
     }
 
     /// Ends everything and waits until the model's memory is free.
     pub async fn close(&self) {
         self.state.closing.cancel();
         self.queue.close();
+        self.batch_queue.close();
         self.state.closed.cancelled().await;
     }
 }
@@ -194,11 +223,5 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.state.closing.cancel();
-    }
-}
-
-impl State {
-    fn record(&self, metrics: GenerateMetrics, error: Option<Error>) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = LastOperation { metrics, error };
     }
 }

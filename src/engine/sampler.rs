@@ -1,4 +1,7 @@
-use std::collections::HashSet;
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
 use crate::{Error, GenerateConfig, Result, TokenLogprobs};
 
@@ -9,145 +12,216 @@ pub struct Sampler {
     top_k: usize,
     top_p: f32,
     min_p: f32,
-    repeat_penalty: f32,
     seed: u64,
     step: u64,
     logprobs: Option<usize>,
-    /// Tokens in the prompt or the answer, if they are penalised.
-    seen: HashSet<u32>,
+    penalties: Penalties,
 }
 
+/// What changes logits before a token is chosen.
+struct Penalties {
+    repeat: f32,
+    frequency: f32,
+    presence: f32,
+    bias: Vec<(u32, f32)>,
+    /// Tokens in the prompt or the answer.
+    seen: HashSet<u32>,
+    /// How often the answer has each token.
+    counts: HashMap<u32, u32>,
+}
+
+/// A weight or logit, and the token it belongs to.
 type Candidate = (f32, u32);
 
 impl Sampler {
     pub fn new(config: &GenerateConfig, prompt: &[u32], entropy: u64) -> Self {
-        let off = |value: f32| if value == 0.0 { 1.0 } else { value };
-        let repeat_penalty = off(config.repeat_penalty);
         Self {
             temperature: config.temperature,
             top_k: config.top_k,
-            top_p: off(config.top_p),
+            top_p: unless_off(config.top_p),
             min_p: config.min_p,
-            repeat_penalty,
             seed: config.seed.unwrap_or(entropy),
             step: 0,
             logprobs: config.logprobs,
-            seen: if repeat_penalty == 1.0 { HashSet::new() } else { prompt.iter().copied().collect() },
+            penalties: Penalties::new(config, prompt),
         }
     }
 
     /// Chooses the next token from the logits, `[vocab_size]`.
     pub fn sample(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>)> {
-        if let Some(bad) = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY) {
-            return Err(Error::internal(format!("the model's logit of token {bad} is {}", logits[bad])));
-        }
-        let chosen = if self.repeat_penalty == 1.0 {
-            self.choose(logits)
-        } else {
-            let mut penalised = logits.to_vec();
-            for id in &self.seen {
-                if let Some(logit) = penalised.get_mut(*id as usize) {
-                    *logit = if *logit > 0.0 { *logit / self.repeat_penalty } else { *logit * self.repeat_penalty };
+        let greatest = greatest(logits)?;
+        let chosen = match self.penalties.apply(logits) {
+            Cow::Borrowed(logits) => self.choose(logits, greatest),
+            Cow::Owned(penalised) => {
+                let greatest = self::greatest(&penalised)?;
+                if greatest == f32::NEG_INFINITY {
+                    return Err(Error::config("logit_bias", "it leaves no token to choose"));
                 }
+                self.choose(&penalised, greatest)
             }
-            self.choose(&penalised)
         };
         self.step += 1;
-        if self.repeat_penalty != 1.0 {
-            self.seen.insert(chosen);
-        }
-        Ok((chosen, self.logprobs.map(|alternatives| logprobs(logits, chosen, alternatives))))
+        self.penalties.note(chosen);
+        Ok((chosen, self.logprobs.map(|alternatives| logprobs(logits, greatest, chosen, alternatives))))
     }
 
-    fn choose(&self, logits: &[f32]) -> u32 {
+    fn choose(&self, logits: &[f32], greatest: f32) -> u32 {
         if self.temperature == 0.0 {
-            return best(logits);
+            // The first of equals.
+            return logits.iter().position(|logit| *logit == greatest).unwrap_or(0) as u32;
         }
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         // Weights are relative to the most likely token, so nothing overflows.
-        let weight = |logit: f32| ((logit - max) / self.temperature).exp();
-        let mut candidates: Vec<Candidate> = logits.iter().map(|logit| weight(*logit)).zip(0..).collect();
-        if self.top_k > 0 && self.top_k < candidates.len() {
-            keep_best(&mut candidates, self.top_k);
+        let weight = |logit: f32| ((logit - greatest) / self.temperature).exp();
+        if self.top_k > 0 && self.top_k < logits.len() {
+            let mut candidates = best(logits, self.top_k);
+            candidates.iter_mut().for_each(|(logit, _)| *logit = weight(*logit));
+            return self.draw(self.truncate(candidates));
         }
+        let weights: Vec<f32> = logits.iter().map(|logit| weight(*logit)).collect();
+        if self.top_p == 1.0 && self.min_p == 0.0 {
+            return self.draw(weights.into_iter().zip(0..));
+        }
+        self.draw(self.truncate(weights.into_iter().zip(0..).collect()))
+    }
+
+    /// What top-p and min-p leave of the candidates.
+    fn truncate(&self, mut candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> + Clone {
         if self.top_p < 1.0 {
             keep_nucleus(&mut candidates, self.top_p);
         }
-        if self.min_p > 0.0 {
-            candidates.retain(|(weight, _)| *weight >= self.min_p);
-        }
-        self.draw(&candidates)
+        candidates.retain(|(weight, _)| *weight >= self.min_p);
+        candidates.into_iter()
     }
 
     /// Draws a candidate with the probability of its weight.
-    fn draw(&self, candidates: &[Candidate]) -> u32 {
-        let total: f64 = candidates.iter().map(|(weight, _)| f64::from(*weight)).sum();
+    fn draw(&self, candidates: impl Iterator<Item = Candidate> + Clone) -> u32 {
+        let total: f64 = candidates.clone().map(|(weight, _)| f64::from(weight)).sum();
         let mut left = uniform(self.seed, self.step) * total;
-        for (weight, id) in candidates {
-            left -= f64::from(*weight);
+        let mut last = 0;
+        for (weight, id) in candidates.filter(|(weight, _)| *weight > 0.0) {
+            left -= f64::from(weight);
+            last = id;
             if left < 0.0 {
-                return *id;
+                break;
             }
         }
         // Rounding may leave a rest; it belongs to the last candidate that can be drawn at all.
-        candidates.iter().rev().find(|(weight, _)| *weight > 0.0).map_or(0, |(_, id)| *id)
+        last
     }
 }
 
-/// The most likely token, the first of equals.
-fn best(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = id;
+impl Penalties {
+    fn new(config: &GenerateConfig, prompt: &[u32]) -> Self {
+        let repeat = unless_off(config.repeat_penalty);
+        Self {
+            repeat,
+            frequency: config.frequency_penalty,
+            presence: config.presence_penalty,
+            bias: config.logit_bias.iter().map(|(id, bias)| (*id, *bias)).collect(),
+            seen: if repeat == 1.0 { HashSet::new() } else { prompt.iter().copied().collect() },
+            counts: HashMap::new(),
         }
     }
-    best as u32
+
+    fn apply<'a>(&self, logits: &'a [f32]) -> Cow<'a, [f32]> {
+        let mut logits = Cow::Borrowed(logits);
+        let mut change = |id: u32, change: &dyn Fn(f32) -> f32| {
+            if let Some(logit) = logits.to_mut().get_mut(id as usize) {
+                *logit = change(*logit);
+            }
+        };
+        for id in &self.seen {
+            change(*id, &|logit| if logit > 0.0 { logit / self.repeat } else { logit * self.repeat });
+        }
+        for (id, count) in &self.counts {
+            change(*id, &|logit| logit - self.frequency * *count as f32 - self.presence);
+        }
+        for (id, bias) in &self.bias {
+            change(*id, &|logit| logit + bias);
+        }
+        logits
+    }
+
+    fn note(&mut self, chosen: u32) {
+        if self.repeat != 1.0 {
+            self.seen.insert(chosen);
+        }
+        if self.frequency != 0.0 || self.presence != 0.0 {
+            *self.counts.entry(chosen).or_default() += 1;
+        }
+    }
+}
+
+/// 0 and 1 both mean that nothing is changed.
+fn unless_off(value: f32) -> f32 {
+    if value == 0.0 { 1.0 } else { value }
+}
+
+/// The greatest logit, in lanes that compilers turn into vector instructions.
+fn greatest(logits: &[f32]) -> Result<f32> {
+    const LANES: usize = 16;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut usable = true;
+    for logits in logits.chunks(LANES) {
+        for (lane, logit) in lanes.iter_mut().zip(logits) {
+            usable &= *logit < f32::INFINITY;
+            *lane = if *logit > *lane { *logit } else { *lane };
+        }
+    }
+    if !usable {
+        let unusable = logits.iter().zip(0u32..).find(|(logit, _)| logit.is_nan() || **logit == f32::INFINITY);
+        let (logit, id) = unusable.unwrap_or((&f32::NAN, 0));
+        return Err(Error::internal(format!("the model's logit of token {id} is {logit}")));
+    }
+    Ok(lanes.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
 
 fn more_likely(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// Keeps the `count` most likely candidates, best first, without sorting the others.
-fn keep_best(candidates: &mut Vec<Candidate>, count: usize) {
-    if count < candidates.len() {
-        candidates.select_nth_unstable_by(count, more_likely);
-        candidates.truncate(count);
+/// The `count` greatest logits, greatest first, in one walk that looks twice at few of them only.
+fn best(logits: &[f32], count: usize) -> Vec<Candidate> {
+    let mut best: Vec<Candidate> = Vec::with_capacity(2 * count + 1);
+    let mut enough = f32::NEG_INFINITY;
+    for (logit, id) in logits.iter().zip(0..) {
+        // Of equals the first ones count, and those are there already.
+        if *logit > enough || best.len() < count {
+            best.push((*logit, id));
+            if best.len() > 2 * count {
+                best.select_nth_unstable_by(count, more_likely);
+                best.truncate(count);
+                enough = best.iter().fold(f32::INFINITY, |least, (logit, _)| least.min(*logit));
+            }
+        }
     }
-    candidates.sort_unstable_by(more_likely);
+    best.sort_unstable_by(more_likely);
+    best.truncate(count);
+    best
 }
 
 /// Keeps the fewest most likely candidates that have the share `top_p` of all weights.
 fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f32) {
     let total: f64 = candidates.iter().map(|(weight, _)| f64::from(*weight)).sum();
-    let mut count = 64;
-    loop {
-        let mut head = candidates.clone();
-        keep_best(&mut head, count);
-        let mut sum = 0.0;
-        let enough = head.iter().position(|(weight, _)| {
-            sum += f64::from(*weight);
-            sum >= f64::from(top_p) * total
-        });
-        if enough.is_some() || count >= candidates.len() {
-            head.truncate(enough.map_or(head.len(), |last| last + 1));
-            *candidates = head;
-            return;
-        }
-        count *= 8;
-    }
+    // All that are below this together have less than the rest of the share, so the nucleus needs none.
+    let negligible = (1.0 - f64::from(top_p)) * total / candidates.len() as f64;
+    candidates.retain(|(weight, _)| f64::from(*weight) >= negligible);
+    candidates.sort_unstable_by(more_likely);
+    let mut sum = 0.0;
+    let last = candidates.iter().position(|(weight, _)| {
+        sum += f64::from(*weight);
+        sum >= f64::from(top_p) * total
+    });
+    candidates.truncate(last.map_or(candidates.len(), |last| last + 1));
 }
 
-fn logprobs(logits: &[f32], chosen: u32, alternatives: usize) -> TokenLogprobs {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
-    let norm = max + sum.ln() as f32;
-    let mut top: Vec<Candidate> = logits.iter().copied().zip(0..).collect();
-    keep_best(&mut top, alternatives);
+fn logprobs(logits: &[f32], greatest: f32, chosen: u32, alternatives: usize) -> TokenLogprobs {
+    let sum: f64 = logits.iter().map(|logit| f64::from((logit - greatest).exp())).sum();
+    let norm = f64::from(greatest) + sum.ln();
+    let logprob = |logit: f32| (f64::from(logit) - norm) as f32;
     TokenLogprobs {
-        logprob: logits[chosen as usize] - norm,
-        top: top.into_iter().map(|(logit, id)| (id, logit - norm)).collect(),
+        logprob: logprob(logits[chosen as usize]),
+        top: best(logits, alternatives).into_iter().map(|(logit, id)| (id, logprob(logit))).collect(),
     }
 }
 
@@ -199,6 +273,58 @@ mod tests {
         let mut sampler = Sampler::new(&GenerateConfig::new().repeat_penalty(2.0), &[1], 0);
         assert_eq!(sampler.sample(&[1.0, 1.5, -0.1]).unwrap().0, 0);
         assert_eq!(sampler.sample(&[1.0, 1.5, 0.7]).unwrap().0, 1, "both 0 and 1 are halved now");
+    }
+
+    #[test]
+    fn frequency_and_presence_penalties_count_the_answer_only() {
+        let mut sampler = Sampler::new(&GenerateConfig::new().frequency_penalty(0.4), &[0, 0], 0);
+        let chosen: Vec<u32> = (0..5).map(|_| sampler.sample(&[1.0, 0.5]).unwrap().0).collect();
+        assert_eq!(chosen, [0, 0, 1, 0, 1]);
+        let mut sampler = Sampler::new(&GenerateConfig::new().presence_penalty(0.6), &[0], 0);
+        let chosen: Vec<u32> = (0..4).map(|_| sampler.sample(&[1.0, 0.5]).unwrap().0).collect();
+        assert_eq!(chosen, [0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn a_bias_favours_and_bans() {
+        let sample = |bias: &[(u32, f32)]| {
+            let config = GenerateConfig::new().logit_bias(bias.iter().copied().collect());
+            Sampler::new(&config, &[], 0).sample(&[1.0, 0.5, 0.0]).map(|(id, _)| id)
+        };
+        assert_eq!(sample(&[(2, 1.5)]).unwrap(), 2);
+        assert_eq!(sample(&[(0, f32::NEG_INFINITY)]).unwrap(), 1);
+        let all = [(0, f32::NEG_INFINITY), (1, f32::NEG_INFINITY), (2, f32::NEG_INFINITY)];
+        assert!(matches!(sample(&all), Err(Error::InvalidConfig { field: "logit_bias", .. })));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_best_are_those_a_sort_puts_first(
+            logits in proptest::collection::vec(-3i8..3, 1..60),
+            count in 0usize..20,
+        ) {
+            let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
+            let mut sorted: Vec<Candidate> = logits.iter().copied().zip(0..).collect();
+            sorted.sort_by(more_likely);
+            sorted.truncate(count);
+            proptest::prop_assert_eq!(best(&logits, count), sorted);
+        }
+
+        #[test]
+        fn the_nucleus_is_the_shortest_head_with_the_share(
+            weights in proptest::collection::vec(0.0f32..1.0, 1..60),
+            top_p in 0.01f32..0.99,
+        ) {
+            let mut candidates: Vec<Candidate> = weights.iter().copied().zip(0..).collect();
+            let mut sorted = candidates.clone();
+            sorted.sort_by(more_likely);
+            keep_nucleus(&mut candidates, top_p);
+            proptest::prop_assert_eq!(&candidates[..], &sorted[..candidates.len()]);
+            let share = |head: &[Candidate]| head.iter().map(|(weight, _)| f64::from(*weight)).sum::<f64>();
+            let wanted = f64::from(top_p) * share(&sorted);
+            proptest::prop_assert!(share(&candidates) >= wanted - 1e-9);
+            proptest::prop_assert!(share(&candidates[..candidates.len() - 1]) < wanted);
+        }
     }
 
     #[test]

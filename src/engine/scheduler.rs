@@ -1,25 +1,34 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use super::blocks::BlockPool;
+use super::blocks::{BlockPool, BlockTable};
 
 /// Names a sequence in the scheduler; later ones are greater.
 pub type SequenceId = u64;
+
+/// How often the sequence that waits for longest lets those of higher priority pass.
+const MAX_OVERTAKEN: usize = 64;
 
 /// The bounds of a pass and of the cache.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Sequences that run at the same time.
     pub max_running: usize,
-    /// Tokens in one forward pass.
+    /// Tokens of prompts in one forward pass.
     pub max_batched_tokens: usize,
     /// Blocks in the key/value cache.
     pub cache_blocks: usize,
     /// Tokens in a block.
     pub block_tokens: usize,
+    /// Blocks kept for later requests while no sequence holds them.
+    pub max_idle_blocks: usize,
 }
 
-/// Decides which tokens of which sequences the next pass computes. It counts tokens and blocks and
-/// holds no tensors.
+/// Decides which tokens of which sequences the next pass computes. It knows tokens and blocks, and
+/// neither tensors nor time.
 ///
 /// A sequence is computed as far as its tokens go; then a new one is sampled. So a prefill and a
 /// decode differ only in how many tokens are left, and a preempted sequence is one with none
@@ -29,18 +38,39 @@ pub struct Scheduler {
     limits: Limits,
     pool: BlockPool,
     sequences: BTreeMap<SequenceId, Progress>,
-    /// First come first served; preempted sequences go to the front.
-    waiting: VecDeque<SequenceId>,
-    /// In the order in which they started.
-    running: Vec<SequenceId>,
+    waiting: BTreeSet<Rank>,
+    running: BTreeSet<Rank>,
+    /// The sequence that waits for longest, and how many came before it that arrived later.
+    overtaken: (SequenceId, usize),
+    preemptions: u64,
 }
 
-#[derive(Debug, Default)]
+/// The order in which sequences are served: by priority, and among equals as they came.
+type Rank = (Reverse<i32>, SequenceId);
+
+#[derive(Debug)]
 struct Progress {
-    tokens: usize,
+    tokens: Vec<u32>,
     computed: usize,
-    blocks: Vec<u32>,
+    table: BlockTable,
+    rank: Rank,
     paused: bool,
+}
+
+impl Progress {
+    fn left(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+}
+
+/// A sequence for the scheduler.
+#[derive(Debug, Default)]
+pub struct Arrival {
+    pub tokens: Vec<u32>,
+    /// Greater ones are served first.
+    pub priority: i32,
+    /// Cached prefixes are shared within the same salt only.
+    pub salt: Option<Arc<str>>,
 }
 
 /// Tokens of one sequence for the next pass.
@@ -56,22 +86,31 @@ pub struct Chunk {
 
 impl Scheduler {
     pub fn new(limits: Limits) -> Self {
-        let pool = BlockPool::new(limits.cache_blocks, limits.block_tokens);
-        Self { limits, pool, sequences: BTreeMap::new(), waiting: VecDeque::new(), running: Vec::new() }
+        Self {
+            pool: BlockPool::new(limits.cache_blocks, limits.block_tokens, limits.max_idle_blocks),
+            limits,
+            sequences: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            running: BTreeSet::new(),
+            overtaken: (0, 0),
+            preemptions: 0,
+        }
     }
 
-    /// Adds a sequence of `tokens` tokens at the end of the queue.
-    pub fn add(&mut self, id: SequenceId, tokens: usize) {
-        self.sequences.insert(id, Progress { tokens, ..Progress::default() });
-        self.waiting.push_back(id);
+    /// Lets a sequence wait for its turn.
+    pub fn add(&mut self, id: SequenceId, arrival: Arrival) {
+        let Arrival { tokens, priority, salt } = arrival;
+        let rank = (Reverse(priority), id);
+        self.waiting.insert(rank);
+        self.sequences.insert(id, Progress { tokens, computed: 0, table: BlockTable::new(salt), rank, paused: false });
     }
 
     /// Forgets a sequence and frees its blocks.
     pub fn remove(&mut self, id: SequenceId) {
         if let Some(mut progress) = self.sequences.remove(&id) {
-            self.pool.release(&mut progress.blocks);
-            self.waiting.retain(|waiting| *waiting != id);
-            self.running.retain(|running| *running != id);
+            self.pool.release(&mut progress.table);
+            self.waiting.remove(&progress.rank);
+            self.running.remove(&progress.rank);
         }
     }
 
@@ -82,145 +121,304 @@ impl Scheduler {
         }
     }
 
-    /// Notes that a chunk has been computed, and whether a token was sampled after it.
-    pub fn computed(&mut self, chunk: &Chunk, sampled: bool) {
+    /// Notes that a chunk has been computed, and which token was sampled after it.
+    pub fn computed(&mut self, chunk: &Chunk, sampled: Option<u32>) {
         if let Some(progress) = self.sequences.get_mut(&chunk.id) {
             progress.computed = chunk.start + chunk.len;
-            progress.tokens += usize::from(sampled);
+            progress.tokens.extend(sampled);
         }
     }
 
-    /// Blocks in use.
+    /// Notes that a chunk was not computed after all. Its sequence must be removed.
+    pub fn failed(&mut self, chunk: &Chunk) {
+        if let Some(progress) = self.sequences.get_mut(&chunk.id) {
+            self.pool.retract(&mut progress.table, chunk.start / self.limits.block_tokens);
+        }
+    }
+
+    /// The tokens of a chunk.
+    pub fn tokens(&self, chunk: &Chunk) -> &[u32] {
+        self.sequences.get(&chunk.id).map_or(&[], |progress| &progress.tokens[chunk.start..chunk.start + chunk.len])
+    }
+
+    /// Sequences that run, paused ones among them.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Blocks that sequences hold.
     pub fn used_blocks(&self) -> usize {
         self.pool.used()
     }
 
-    /// The next pass; empty if there is nothing to compute.
-    pub fn schedule(&mut self) -> Vec<Chunk> {
-        let mut budget = self.limits.max_batched_tokens;
+    /// Blocks kept for later requests.
+    pub fn idle_blocks(&self) -> usize {
+        self.pool.idle()
+    }
+
+    /// How often a sequence had to give its blocks up.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    /// The next pass; empty if there is nothing to compute. `pace` says how many tokens of prompts
+    /// may share the pass with that many streams which wait for their next token.
+    pub fn schedule(&mut self, pace: impl Fn(usize) -> usize) -> Vec<Chunk> {
         let mut chunks = Vec::new();
-        // Streams that are being read go first; what is left of the pass goes to prompts.
-        for decodes in [true, false] {
-            for id in self.running.clone() {
-                if self.is_decode(id) == Some(decodes) && budget > 0 {
-                    self.take(id, &mut budget, &mut chunks);
-                }
+        let (decodes, prefills): (Vec<_>, Vec<_>) = self.ready().partition(|progress| progress.left() == 1);
+        let ids = |ready: Vec<&Progress>| ready.into_iter().map(|progress| progress.rank.1).collect::<Vec<_>>();
+        let (decodes, prefills) = (ids(decodes), ids(prefills));
+        // Streams that wait for their next token go first, all of them.
+        for id in decodes {
+            self.take(id, 1, &mut chunks);
+        }
+        let mut budget = self.limits.max_batched_tokens;
+        if !chunks.is_empty() {
+            budget = budget.min(pace(chunks.len()));
+        }
+        for id in prefills {
+            budget -= self.take(id, budget, &mut chunks);
+        }
+        for chunk in &chunks {
+            self.publish(chunk);
+        }
+        // Nothing that is in the pass gives way any more, so newcomers may share what it will compute.
+        while budget > 0
+            && let Some(id) = self.admit()
+        {
+            budget -= self.take(id, budget, &mut chunks);
+            if let Some(chunk) = chunks.last() {
+                self.publish(chunk);
             }
         }
-        while budget > 0 && self.admit() {
-            if let Some(id) = self.running.last().copied() {
-                self.take(id, &mut budget, &mut chunks);
-            }
-        }
-        // A sequence that was scheduled may have been preempted for an older one since.
-        chunks.retain(|chunk| self.running.contains(&chunk.id));
         chunks
     }
 
-    /// Whether a running sequence lacks one token only; `None` if it is not to be computed.
-    fn is_decode(&self, id: SequenceId) -> Option<bool> {
-        let progress = self.sequences.get(&id).filter(|progress| !progress.paused)?;
-        self.running.contains(&id).then_some(progress.tokens - progress.computed == 1)
+    /// Running sequences that are not paused, in rank.
+    fn ready(&self) -> impl Iterator<Item = &Progress> {
+        self.running.iter().filter_map(|(_, id)| self.sequences.get(id)).filter(|progress| !progress.paused)
     }
 
-    /// Schedules what the budget allows of a sequence, preempting younger ones if blocks run out.
-    fn take(&mut self, id: SequenceId, budget: &mut usize, chunks: &mut Vec<Chunk>) {
+    /// Schedules at most `budget` tokens of a running sequence and says how many. If blocks run out,
+    /// others give way, or it does.
+    fn take(&mut self, id: SequenceId, budget: usize, chunks: &mut Vec<Chunk>) -> usize {
         loop {
-            let Some(progress) = self.sequences.get_mut(&id) else { return };
-            let (start, left) = (progress.computed, progress.tokens - progress.computed);
-            let len = left.min(*budget);
-            if self.pool.grow(&mut progress.blocks, start + len) {
-                *budget -= len;
-                chunks.push(Chunk { id, start, len, samples: len == left, blocks: progress.blocks.clone() });
-                return;
+            let Some(progress) = self.sequences.get_mut(&id) else { return 0 };
+            let (start, left) = (progress.computed, progress.left());
+            let len = left.min(budget);
+            // Another may have taken its place meanwhile.
+            if len == 0 || !self.running.contains(&progress.rank) {
+                return 0;
             }
-            match self.running.last().copied() {
-                Some(youngest) if youngest != id => {
-                    if let Some(given_back) = chunks.iter().position(|chunk| chunk.id == youngest) {
-                        *budget += chunks.remove(given_back).len;
-                    }
-                    self.preempt(youngest);
-                }
-                _ => return self.preempt(id),
+            if self.pool.grow(&mut progress.table, start + len) {
+                let blocks = progress.table.blocks.clone();
+                chunks.push(Chunk { id, start, len, samples: len == left, blocks });
+                return len;
             }
+            let Some(victim) = self.victim() else { return 0 };
+            chunks.retain(|chunk| chunk.id != victim);
+            self.preempt(victim);
         }
+    }
+
+    /// Who gives way next: one that is paused, else the last in rank.
+    fn victim(&self) -> Option<SequenceId> {
+        let paused = self.running.iter().rev().find(|(_, id)| self.is_paused(*id));
+        paused.or(self.running.last()).map(|(_, id)| *id)
+    }
+
+    fn is_paused(&self, id: SequenceId) -> bool {
+        self.sequences.get(&id).is_some_and(|progress| progress.paused)
     }
 
     fn preempt(&mut self, id: SequenceId) {
-        self.running.retain(|running| *running != id);
         if let Some(progress) = self.sequences.get_mut(&id) {
-            self.pool.release(&mut progress.blocks);
+            self.pool.release(&mut progress.table);
             progress.computed = 0;
-            self.waiting.push_front(id);
+            self.running.remove(&progress.rank);
+            self.waiting.insert(progress.rank);
+            self.preemptions += 1;
         }
     }
 
-    /// Moves the first waiting sequence to the running ones if the cache can hold all its tokens. Paused
-    /// ones make room for it: a reader that does not read holds up nobody.
-    fn admit(&mut self) -> bool {
-        let next = self.waiting.iter().find(|id| self.sequences.get(id).is_some_and(|p| !p.paused)).copied();
-        let Some(id) = next else { return false };
-        let tokens = self.sequences.get(&id).map_or(0, |progress| progress.tokens);
-        while self.running.len() >= self.limits.max_running || self.pool.needed(tokens) > self.pool.free() {
-            let paused = |id: &&SequenceId| self.sequences.get(id).is_some_and(|progress| progress.paused);
-            match self.running.iter().rev().find(paused).copied() {
-                Some(paused) => self.preempt(paused),
-                None => return false,
-            }
+    /// Lets others find the blocks that a chunk fills.
+    fn publish(&mut self, chunk: &Chunk) {
+        if let Some(progress) = self.sequences.get_mut(&chunk.id) {
+            self.pool.publish(&mut progress.table, &progress.tokens[..chunk.start + chunk.len]);
         }
-        self.waiting.retain(|waiting| *waiting != id);
-        self.running.push(id);
-        true
+    }
+
+    /// Moves the next waiting sequence to the running ones, with what the cache knows of it, if the
+    /// cache can hold all its tokens. Paused ones make room for it: a reader that does not read holds
+    /// up nobody.
+    fn admit(&mut self) -> Option<SequenceId> {
+        let id = self.next_waiting()?;
+        loop {
+            let progress = self.sequences.get(&id)?;
+            // The last token is computed in any case: its logits are wanted.
+            let hit = self.pool.find(&progress.table, &progress.tokens[..progress.tokens.len() - 1]);
+            let taken = self.pool.needed(progress.tokens.len()) - hit.blocks.len() + hit.idle;
+            // A block for each that runs, lest the newcomer has to give way at once.
+            let spare = self.ready().count();
+            if self.running.len() < self.limits.max_running && taken + spare <= self.pool.available() {
+                self.note_overtaking(id);
+                let progress = self.sequences.get_mut(&id)?;
+                progress.computed = hit.blocks.len() * self.limits.block_tokens;
+                self.pool.share(&mut progress.table, hit);
+                self.waiting.remove(&progress.rank);
+                self.running.insert(progress.rank);
+                return Some(id);
+            }
+            let paused = self.running.iter().rev().find(|(_, id)| self.is_paused(*id));
+            self.preempt(paused?.1);
+        }
+    }
+
+    /// The first in rank, unless the one that waits for longest has been overtaken too often.
+    fn next_waiting(&self) -> Option<SequenceId> {
+        let oldest = self.candidates().min()?;
+        if self.overtaken == (oldest, MAX_OVERTAKEN) { Some(oldest) } else { self.candidates().next() }
+    }
+
+    /// Waiting sequences that can go on, in rank.
+    fn candidates(&self) -> impl Iterator<Item = SequenceId> {
+        self.waiting.iter().map(|(_, id)| *id).filter(|id| !self.is_paused(*id))
+    }
+
+    fn note_overtaking(&mut self, admitted: SequenceId) {
+        let Some(oldest) = self.candidates().min().filter(|oldest| *oldest != admitted) else { return };
+        let count = if self.overtaken.0 == oldest { self.overtaken.1 } else { 0 };
+        self.overtaken = (oldest, count + 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    const BLOCK: usize = 4;
+
     fn scheduler(max_running: usize, max_batched_tokens: usize, cache_blocks: usize) -> Scheduler {
-        Scheduler::new(Limits { max_running, max_batched_tokens, cache_blocks, block_tokens: 4 })
+        let max_idle_blocks = cache_blocks;
+        Scheduler::new(Limits { max_running, max_batched_tokens, cache_blocks, block_tokens: BLOCK, max_idle_blocks })
     }
 
-    fn step(scheduler: &mut Scheduler) -> Vec<(SequenceId, usize, usize, bool)> {
-        let chunks = scheduler.schedule();
+    /// `len` tokens that begin like no other sequence's.
+    fn arrival(id: SequenceId, len: usize) -> Arrival {
+        Arrival { tokens: vec![100 + id as u32; len], ..Arrival::default() }
+    }
+
+    fn run(scheduler: &mut Scheduler, pace: usize) -> Vec<(SequenceId, usize, usize, bool)> {
+        let chunks = scheduler.schedule(|_| pace);
         for chunk in &chunks {
-            scheduler.computed(chunk, chunk.samples);
+            scheduler.computed(chunk, chunk.samples.then_some(0));
         }
         chunks.into_iter().map(|c| (c.id, c.start, c.len, c.samples)).collect()
     }
 
+    fn step(scheduler: &mut Scheduler) -> Vec<(SequenceId, usize, usize, bool)> {
+        run(scheduler, usize::MAX)
+    }
+
     #[test]
-    fn a_long_prompt_shares_passes_with_decodes() {
+    fn a_long_prompt_shares_passes_with_decodes_at_the_pace_it_is_given() {
         let mut s = scheduler(8, 8, 100);
-        s.add(0, 3);
+        s.add(0, arrival(0, 3));
         assert_eq!(step(&mut s), [(0, 0, 3, true)]);
-        s.add(1, 20);
-        assert_eq!(step(&mut s), [(0, 3, 1, true), (1, 0, 7, false)]);
-        assert_eq!(step(&mut s), [(0, 4, 1, true), (1, 7, 7, false)]);
-        assert_eq!(step(&mut s), [(0, 5, 1, true), (1, 14, 6, true)]);
+        s.add(1, arrival(1, 20));
+        assert_eq!(step(&mut s), [(0, 3, 1, true), (1, 0, 8, false)]);
+        assert_eq!(run(&mut s, 5), [(0, 4, 1, true), (1, 8, 5, false)]);
+        assert_eq!(step(&mut s), [(0, 5, 1, true), (1, 13, 7, true)]);
         assert_eq!(step(&mut s), [(0, 6, 1, true), (1, 20, 1, true)]);
     }
 
     #[test]
+    fn no_stream_waits_for_its_next_token_because_of_the_budget() {
+        let mut s = scheduler(100, 8, 100);
+        (0..20).for_each(|id| s.add(id, arrival(id, 1)));
+        (0..3).for_each(|_| drop(step(&mut s)));
+        assert_eq!(step(&mut s).len(), 20);
+    }
+
+    #[test]
     fn the_youngest_gives_way_when_blocks_run_out_and_comes_back() {
-        let mut s = scheduler(8, 100, 3);
-        s.add(0, 4);
-        s.add(1, 4);
+        let mut s = scheduler(8, 100, 4);
+        s.add(0, arrival(0, 4));
+        s.add(1, arrival(1, 4));
         assert_eq!(step(&mut s), [(0, 0, 4, true), (1, 0, 4, true)]);
-        // Both need a second block; there is one.
-        assert_eq!(step(&mut s), [(0, 4, 1, true)]);
-        assert_eq!(s.used_blocks(), 2);
+        for _ in 0..4 {
+            assert_eq!(step(&mut s).len(), 2);
+        }
+        // Both need a third block; there is none.
+        assert_eq!(step(&mut s), [(0, 8, 1, true)]);
+        assert_eq!((s.used_blocks(), s.preemptions()), (3, 1));
         s.remove(0);
-        assert_eq!(step(&mut s), [(1, 0, 5, true)]);
+        let chunks = step(&mut s);
+        assert_eq!(chunks.last(), Some(&(1, 4, 5, true)), "what the cache still had of it is not computed again");
         s.remove(1);
         assert_eq!(s.used_blocks(), 0);
     }
 
     #[test]
+    fn prompts_with_a_common_head_compute_it_once_even_in_one_pass() {
+        let mut s = scheduler(8, 100, 100);
+        let tokens = |last| Arrival { tokens: [vec![1; 9], vec![last]].concat(), ..Arrival::default() };
+        s.add(0, tokens(2));
+        s.add(1, tokens(3));
+        assert_eq!(step(&mut s), [(0, 0, 10, true), (1, 8, 2, true)]);
+        s.remove(0);
+        s.remove(1);
+        s.add(2, tokens(2));
+        assert_eq!(step(&mut s), [(2, 8, 2, true)]);
+        s.add(3, Arrival { salt: Some("other".into()), ..tokens(2) });
+        assert_eq!(step(&mut s), [(2, 10, 1, true), (3, 0, 10, true)]);
+    }
+
+    #[test]
+    fn a_prompt_that_is_cached_as_a_whole_still_computes_its_last_token() {
+        let mut s = scheduler(8, 100, 100);
+        s.add(0, arrival(7, 8));
+        assert_eq!(step(&mut s), [(0, 0, 8, true)]);
+        s.add(1, arrival(7, 8));
+        assert_eq!(step(&mut s), [(0, 8, 1, true), (1, 4, 4, true)]);
+    }
+
+    #[test]
+    fn nothing_of_a_failed_pass_is_found_later() {
+        let mut s = scheduler(8, 100, 100);
+        s.add(0, arrival(7, 8));
+        for chunk in s.schedule(|_| 100) {
+            s.failed(&chunk);
+            s.remove(chunk.id);
+        }
+        s.add(1, arrival(7, 8));
+        assert_eq!(step(&mut s), [(1, 0, 8, true)]);
+    }
+
+    #[test]
+    fn higher_priorities_go_first_and_nobody_starves() {
+        let mut s = scheduler(1, 100, 100);
+        s.add(0, arrival(0, 1));
+        s.add(1, Arrival { priority: 1, ..arrival(1, 1) });
+        s.add(2, arrival(2, 1));
+        let mut order = Vec::new();
+        for id in 3..3 + 2 * MAX_OVERTAKEN as u64 {
+            s.add(id, Arrival { priority: 1, ..arrival(id, 1) });
+            let served = step(&mut s)[0].0;
+            order.push(served);
+            s.remove(served);
+        }
+        assert_eq!(order[..3], [1, 3, 4]);
+        assert_eq!(order[MAX_OVERTAKEN], 0, "it has waited for long enough");
+        assert_eq!(order.iter().filter(|id| **id == 2).count(), 0);
+    }
+
+    #[test]
     fn a_paused_sequence_costs_nothing_and_goes_on_where_it_was() {
         let mut s = scheduler(1, 100, 100);
-        s.add(0, 2);
+        s.add(0, arrival(0, 2));
         assert_eq!(step(&mut s), [(0, 0, 2, true)]);
         s.set_paused(0, true);
         assert_eq!(step(&mut s), []);
@@ -231,8 +429,8 @@ mod tests {
     #[test]
     fn a_paused_sequence_makes_room_for_others_and_comes_back() {
         let mut s = scheduler(1, 100, 100);
-        s.add(0, 2);
-        s.add(1, 2);
+        s.add(0, arrival(0, 2));
+        s.add(1, arrival(1, 2));
         assert_eq!(step(&mut s), [(0, 0, 2, true)]);
         s.set_paused(0, true);
         assert_eq!(step(&mut s), [(1, 0, 2, true)]);
@@ -240,5 +438,113 @@ mod tests {
         assert_eq!(step(&mut s), [(1, 2, 1, true)]);
         s.remove(1);
         assert_eq!(step(&mut s), [(0, 0, 3, true)]);
+    }
+
+    /// A decoder whose next token is a function of all tokens before it, which it finds in its cache
+    /// only: wrong blocks give wrong tokens.
+    struct FakeDecoder(Vec<u32>);
+
+    impl FakeDecoder {
+        fn next(context: impl Iterator<Item = u32>) -> u32 {
+            context.fold(17, |hash: u32, token| hash.wrapping_mul(31).wrapping_add(token)) % 3
+        }
+
+        fn compute(&mut self, chunk: &Chunk, tokens: &[u32]) {
+            for (token, position) in tokens.iter().zip(chunk.start..) {
+                self.0[Self::slot(chunk, position)] = *token;
+            }
+        }
+
+        fn sample(&self, chunk: &Chunk) -> u32 {
+            Self::next((0..chunk.start + chunk.len).map(|position| self.0[Self::slot(chunk, position)]))
+        }
+
+        fn slot(chunk: &Chunk, position: usize) -> usize {
+            chunk.blocks[position / BLOCK] as usize * BLOCK + position % BLOCK
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    struct Request {
+        prompt: Vec<u32>,
+        answer: usize,
+        priority: i32,
+        arrives: usize,
+        leaves: Option<usize>,
+        pauses: Option<(usize, usize)>,
+    }
+
+    fn requests() -> impl Strategy<Value = Vec<Request>> {
+        // Few different tokens make many common prefixes.
+        let prompt = prop::collection::vec(0u32..2, 1..20);
+        let pauses = prop::option::of((0usize..40, 1usize..20));
+        let request = (prompt, 1usize..12, -1i32..2, 0usize..30, prop::option::weighted(0.2, 0usize..40), pauses);
+        let request = request.prop_map(|(prompt, answer, priority, arrives, leaves, pauses)| Request {
+            prompt,
+            answer,
+            priority,
+            arrives,
+            leaves,
+            pauses,
+        });
+        prop::collection::vec(request, 1..16)
+    }
+
+    proptest! {
+        /// Random arrivals, lengths, priorities, pauses and departures, in caches that hold little more
+        /// than one sequence: every answer is the one that the sequence would get alone.
+        #[test]
+        fn answers_do_not_depend_on_what_else_runs(
+            requests in requests(),
+            cache_blocks in 8usize..20,
+            max_running in 1usize..8,
+            max_batched_tokens in 1usize..30,
+            pace in 1usize..6,
+        ) {
+            let mut s = scheduler(max_running, max_batched_tokens, cache_blocks);
+            let mut decoder = FakeDecoder(vec![u32::MAX; cache_blocks * BLOCK]);
+            let mut answers: Vec<Option<Vec<u32>>> = vec![None; requests.len()];
+            for time in 0..3000 {
+                for (id, request) in requests.iter().enumerate() {
+                    let sequence = id as SequenceId;
+                    if request.arrives == time {
+                        let (tokens, priority) = (request.prompt.clone(), request.priority);
+                        s.add(sequence, Arrival { tokens, priority, salt: None });
+                        answers[id] = Some(Vec::new());
+                    }
+                    if request.leaves == Some(time) {
+                        s.remove(sequence);
+                    }
+                    let (from, len) = request.pauses.unwrap_or_default();
+                    s.set_paused(sequence, (from..from + len).contains(&time));
+                }
+                let chunks = s.schedule(|_| pace);
+                for chunk in &chunks {
+                    decoder.compute(chunk, s.tokens(chunk));
+                }
+                for chunk in &chunks {
+                    let sampled = chunk.samples.then(|| decoder.sample(chunk));
+                    s.computed(chunk, sampled);
+                    let answer = answers[chunk.id as usize].as_mut().unwrap();
+                    answer.extend(sampled);
+                    if answer.len() == requests[chunk.id as usize].answer {
+                        s.remove(chunk.id);
+                    }
+                }
+                prop_assert!(s.running() <= max_running);
+            }
+            for (request, answer) in requests.iter().zip(answers) {
+                let answer = answer.unwrap();
+                let mut alone = request.prompt.clone();
+                for _ in 0..request.answer {
+                    alone.push(FakeDecoder::next(alone.iter().copied()));
+                }
+                let alone = &alone[request.prompt.len()..];
+                prop_assert_eq!(&answer, &alone[..answer.len()]);
+                let left = request.leaves.is_some_and(|leaves| leaves >= request.arrives);
+                prop_assert!(left || answer.len() == request.answer, "{:?} ended early", request);
+            }
+            prop_assert_eq!((s.used_blocks(), s.running()), (0, 0));
+        }
     }
 }

@@ -3,57 +3,67 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::OwnedSemaphorePermit;
-
-use super::{Mode, front::Prepared, sampler::Sampler};
+use super::{
+    Mode, Request,
+    sampler::Sampler,
+    ticket::{End, Ticket},
+};
 use crate::{
-    Error, FinishReason, GenerateMetrics, Result, Token, TokenSender,
+    GenerateConfig, GenerateMetrics, Result, Token,
     model::rate,
     text::{Answer, TextProcessor},
 };
 
-/// A request that the worker has taken: its tokens, and what turns logits into its answer.
+/// A request that the worker has taken, and what turns logits into its answer.
 pub struct Sequence {
-    /// Prompt and answer.
-    pub tokens: Vec<u32>,
-    pub sender: TokenSender,
+    pub ticket: Ticket,
     text: Arc<TextProcessor>,
     prompt_len: usize,
-    max_len: usize,
+    /// Tokens of the prompt that the cache had.
+    cached_len: usize,
+    /// Tokens sampled, an end-of-text token not among them.
+    sampled: usize,
+    max_tokens: usize,
     end_ids: Vec<u32>,
     mode: Mode,
     sampler: Sampler,
     answer: Answer,
-    place: Option<OwnedSemaphorePermit>,
-    submitted: Instant,
     started: Option<Instant>,
     first_sampled: Option<Instant>,
     last_sampled: Option<Instant>,
     delivered: usize,
 }
 
-/// Why a sequence is over.
-pub struct End {
-    pub reason: FinishReason,
-    pub error: Option<Error>,
+/// What came of a sequence's logits.
+pub enum Step {
+    /// Its next token.
+    Token(u32),
+    End(End),
 }
 
 impl Sequence {
-    pub fn new(prepared: Prepared, text: Arc<TextProcessor>, context_len: usize, entropy: u64) -> Self {
-        let Prepared { request, tokens } = prepared;
-        let config = &request.config;
+    pub fn new(
+        request: Request,
+        prompt: &[u32],
+        text: Arc<TextProcessor>,
+        context_len: usize,
+        entropy: u64,
+    ) -> Self {
+        let Request { config, mode, ticket, .. } = request;
+        ticket.span.in_scope(|| tracing::debug!(prompt_tokens = prompt.len(), "prompt encoded"));
+        let sampler = Sampler::new(&config, prompt, entropy);
+        let GenerateConfig { max_tokens, stop, stop_tokens, .. } = config;
         Self {
-            prompt_len: tokens.len(),
-            max_len: tokens.len().saturating_add(config.max_tokens).min(context_len),
-            end_ids: [text.end_ids.as_slice(), &config.stop_tokens].concat(),
-            sampler: Sampler::new(config, &tokens, entropy),
-            answer: Answer::new(text.clone(), config.stop.clone()),
-            tokens,
+            prompt_len: prompt.len(),
+            cached_len: 0,
+            sampled: 0,
+            max_tokens: max_tokens.min(context_len.saturating_sub(prompt.len())),
+            end_ids: [text.end_ids.as_slice(), &stop_tokens].concat(),
+            sampler,
+            answer: Answer::new(text.clone(), stop),
             text,
-            sender: request.sender,
-            mode: request.mode,
-            place: Some(request.place),
-            submitted: request.submitted,
+            ticket,
+            mode,
             started: None,
             first_sampled: None,
             last_sampled: None,
@@ -61,27 +71,33 @@ impl Sequence {
         }
     }
 
-    /// Notes that its first forward pass begins, and gives its place in the queue back.
-    pub fn start(&mut self) {
-        self.place = None;
-        self.started.get_or_insert_with(Instant::now);
-    }
-
-    /// Takes the logits after its last token: samples, delivers what is decided, and says if that
-    /// was all.
-    pub fn advance(&mut self, logits: Vec<f32>, memory: Memory) -> Option<End> {
-        match self.step(logits, memory) {
-            Ok(end) => end,
-            Err(error) => Some(End { reason: FinishReason::Error, error: Some(error) }),
+    /// Notes that a forward pass begins, and says whether it is the first, which gives the place in the
+    /// queue back and tells what the cache has of the prompt.
+    pub fn start(&mut self, cached_len: usize) -> bool {
+        let first = self.started.is_none();
+        if first {
+            self.started = Some(Instant::now());
+            self.ticket.place = None;
+            self.cached_len = cached_len;
         }
+        first
     }
 
-    fn step(&mut self, logits: Vec<f32>, memory: Memory) -> Result<Option<End>> {
+    /// Tokens of the prompt.
+    pub fn prompt_len(&self) -> usize {
+        self.prompt_len
+    }
+
+    /// Takes the logits after its last token: samples, and delivers what is decided.
+    pub fn advance(&mut self, logits: Vec<f32>, memory: Memory) -> Step {
+        self.step(logits, memory).unwrap_or_else(|error| Step::End(error.into()))
+    }
+
+    fn step(&mut self, logits: Vec<f32>, memory: Memory) -> Result<Step> {
         let (id, logprobs) = self.sampler.sample(&logits)?;
         let now = Instant::now();
         self.first_sampled.get_or_insert(now);
         self.last_sampled = Some(now);
-        let stop = Some(End { reason: FinishReason::Stop, error: None });
         if let Mode::Classify(reply) = &mut self.mode {
             if let Some(reply) = reply.take() {
                 // A caller that is gone needs no logits.
@@ -90,25 +106,25 @@ impl Sequence {
             let printed = !self.text.tokenizer.is_special(id);
             let text = if printed { self.text.tokenizer.decode(&[id])? } else { String::new() };
             self.deliver(vec![Token { id, text, logprobs }], memory);
-            return Ok(stop);
+            return Ok(Step::End(End::stop()));
         }
         if self.end_ids.contains(&id) {
             let rest = self.answer.finish()?;
             self.deliver(rest, memory);
-            return Ok(stop);
+            return Ok(Step::End(End::stop()));
         }
-        self.tokens.push(id);
+        self.sampled += 1;
         let step = self.answer.push(id, logprobs)?;
-        let full = self.tokens.len() >= self.max_len && !step.stopped;
+        let full = self.sampled >= self.max_tokens && !step.stopped;
         let mut ready = step.ready;
         if full {
             ready.extend(self.answer.finish()?);
         }
         self.deliver(ready, memory);
         Ok(match (step.stopped, full) {
-            (true, _) => stop,
-            (false, true) => Some(End { reason: FinishReason::Length, error: None }),
-            (false, false) => None,
+            (true, _) => Step::End(End::stop()),
+            (false, true) => Step::End(End::length()),
+            (false, false) => Step::Token(id),
         })
     }
 
@@ -119,7 +135,7 @@ impl Sequence {
         self.delivered += tokens.len();
         // There is room: the sequence was not scheduled without. A reader that is gone is noticed
         // by its cancellation token.
-        let _ = self.sender.try_send(tokens, self.metrics(memory));
+        let _ = self.ticket.sender.try_send(tokens, self.metrics(memory));
     }
 
     /// The figures so far.
@@ -129,18 +145,18 @@ impl Sequence {
         let since = |from: Option<Instant>, to: Instant| from.map_or(Duration::ZERO, |from| to - from);
         let prefill_duration = since(self.started, self.first_sampled.unwrap_or(now));
         let decode_duration = since(self.first_sampled, self.last_sampled.unwrap_or(now));
-        let decoded = (self.tokens.len() - self.prompt_len).saturating_sub(1);
+        let submitted = self.ticket.submitted;
         GenerateMetrics {
             prompt_tokens: self.prompt_len,
             generated_tokens: self.delivered,
-            cached_prompt_tokens: 0,
-            queue_duration: started - self.submitted,
+            cached_prompt_tokens: self.cached_len,
+            queue_duration: started - submitted,
             prefill_duration,
             decode_duration,
-            total_duration: now - self.submitted,
-            time_to_first_token: self.first_sampled.map_or(Duration::ZERO, |first| first - self.submitted),
-            prefill_tokens_per_sec: rate(self.prompt_len, prefill_duration),
-            decode_tokens_per_sec: rate(decoded, decode_duration),
+            total_duration: now - submitted,
+            time_to_first_token: self.first_sampled.map_or(Duration::ZERO, |first| first - submitted),
+            prefill_tokens_per_sec: rate(self.prompt_len - self.cached_len, prefill_duration),
+            decode_tokens_per_sec: rate(self.sampled.saturating_sub(1), decode_duration),
             peak_memory_bytes: memory.peak,
             active_memory_bytes: memory.active,
         }

@@ -3,19 +3,24 @@ use std::{
     hash::BuildHasher,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Instant,
 };
 
 use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
+use futures_timer::Delay;
 use tokio::sync::{Notify, mpsc};
 
 use super::{
-    Options, State,
+    Options,
     front::Prepared,
-    scheduler::{Chunk, Scheduler, SequenceId},
-    sequence::{End, Memory, Sequence},
+    pace::Pace,
+    scheduler::{Arrival, Chunk, Scheduler, SequenceId},
+    sequence::{Memory, Sequence, Step},
+    state::State,
+    ticket::End,
 };
 use crate::{
-    Error, FinishReason, Result,
+    Error, Result,
     decoder::{Batch, Forward, Span},
     text::TextProcessor,
 };
@@ -29,6 +34,7 @@ pub struct Worker {
     wake: Arc<Notify>,
     state: Arc<State>,
     scheduler: Scheduler,
+    pace: Pace,
     sequences: BTreeMap<SequenceId, Sequence>,
     next_id: SequenceId,
     peak_memory: usize,
@@ -45,30 +51,36 @@ impl Worker {
     ) -> Self {
         let scheduler = Scheduler::new(options.limits.clone());
         let peak_memory = options.weight_bytes;
-        let (sequences, next_id) = Default::default();
-        Self { decoder, text, options, jobs, wake, state, scheduler, sequences, next_id, peak_memory }
+        let (pace, sequences, next_id) = Default::default();
+        Self { decoder, text, options, jobs, wake, state, scheduler, pace, sequences, next_id, peak_memory }
     }
 
     /// Runs until the model closes.
     pub fn run(mut self) {
         // Whatever happens here, nobody waits for it for ever.
         let closed = self.state.closed.clone().drop_guard();
+        self.report();
         while !self.state.closing.is_cancelled() {
             self.intake();
-            let chunks = self.scheduler.schedule();
+            let chunks = self.scheduler.schedule(|streams| self.pace.prompt_tokens(streams));
             if chunks.is_empty() {
+                self.report();
                 self.sleep();
             } else if let Err(error) = self.pass(&chunks) {
                 tracing::error!(%error, "a forward pass failed");
                 for chunk in &chunks {
-                    self.end(chunk.id, End { reason: FinishReason::Error, error: Some(error.clone()) });
+                    self.scheduler.failed(chunk);
+                    self.end(chunk.id, error.clone().into());
                 }
             }
         }
         for id in self.sequences.keys().copied().collect::<Vec<_>>() {
-            self.end(id, End { reason: FinishReason::Error, error: Some(Error::Closed) });
+            self.end(id, Error::Closed.into());
         }
-        // The front may still hold requests; their senders say that the model is closed.
+        self.jobs.close();
+        while let Ok(prepared) = self.jobs.try_recv() {
+            prepared.request.ticket.fail(Error::Closed);
+        }
         drop(self);
         drop(closed);
     }
@@ -78,36 +90,49 @@ impl Worker {
         while let Ok(prepared) = self.jobs.try_recv() {
             self.add(prepared);
         }
-        let mut gone = Vec::new();
+        let now = Instant::now();
+        let mut expired = Vec::new();
         for (id, sequence) in &self.sequences {
-            if sequence.sender.cancellation().is_cancelled() {
-                gone.push(*id);
-            } else {
-                self.scheduler.set_paused(*id, !sequence.sender.has_room());
+            match sequence.ticket.expired(now) {
+                Some(error) => expired.push((*id, error)),
+                None => self.scheduler.set_paused(*id, !sequence.ticket.sender.has_room()),
             }
         }
-        for id in gone {
-            self.end(id, End { reason: FinishReason::Cancelled, error: Some(Error::Cancelled) });
+        for (id, error) in expired {
+            self.end(id, error.into());
         }
     }
 
     fn add(&mut self, prepared: Prepared) {
-        let entropy = RandomState::new().hash_one(self.next_id);
-        let sequence = Sequence::new(prepared, self.text.clone(), self.options.context_len, entropy);
-        self.scheduler.add(self.next_id, sequence.tokens.len());
-        self.sequences.insert(self.next_id, sequence);
+        let Prepared { mut request, tokens } = prepared;
+        let id = self.next_id;
         self.next_id += 1;
+        let salt = request.config.cache_salt.take().map(Arc::from);
+        let priority = request.config.priority;
+        let entropy = RandomState::new().hash_one(id);
+        let sequence = Sequence::new(request, &tokens, self.text.clone(), self.options.context_len, entropy);
+        self.scheduler.add(id, Arrival { tokens, priority, salt });
+        self.sequences.insert(id, sequence);
     }
 
-    /// Waits for a request, a reader that makes room, a cancellation, or the end.
+    /// Waits for a request, a reader that makes room, a cancellation, a deadline, or the end.
     fn sleep(&mut self) {
-        let cancellations = self.sequences.values().map(|sequence| sequence.sender.cancellation().cancelled());
-        let mut cancellations: FuturesUnordered<_> = cancellations.collect();
+        let tickets = || self.sequences.values().map(|sequence| &sequence.ticket);
+        let mut cancellations: FuturesUnordered<_> =
+            tickets().map(|ticket| ticket.sender.cancellation().cancelled()).collect();
+        let deadline = tickets().filter_map(|ticket| ticket.deadline).min();
+        let expired = async {
+            match deadline {
+                Some(deadline) => Delay::new(deadline.saturating_duration_since(Instant::now())).await,
+                None => std::future::pending().await,
+            }
+        };
         let prepared = block_on(async {
             tokio::select! {
                 () = self.state.closing.cancelled() => None,
                 () = self.wake.notified() => None,
                 Some(()) = cancellations.next() => None,
+                () = expired => None,
                 prepared = self.jobs.recv() => match prepared {
                     Some(prepared) => Some(prepared),
                     // The front is gone; only the end is left to wait for.
@@ -123,31 +148,51 @@ impl Worker {
 
     /// One forward pass over all chunks, and what follows from its logits.
     fn pass(&mut self, chunks: &[Chunk]) -> Result<()> {
+        self.start(chunks);
         let batch = self.pack(chunks);
-        let memory = self.memory();
+        let begun = Instant::now();
         let forward = catch_unwind(AssertUnwindSafe(|| self.decoder.forward(&batch)));
-        let mut logits = forward.unwrap_or_else(|panic| Err(panicked(panic.as_ref())))?.into_iter();
+        let logits = forward.unwrap_or_else(|panic| Err(Error::panicked("the model's worker", panic.as_ref())))?;
+        self.note_pass(chunks, batch.tokens.len(), begun);
+        let memory = self.memory();
+        let mut logits = logits.into_iter();
         for chunk in chunks {
             if !chunk.samples {
-                self.scheduler.computed(chunk, false);
+                self.scheduler.computed(chunk, None);
                 continue;
             }
             let (Some(logits), Some(sequence)) = (logits.next(), self.sequences.get_mut(&chunk.id)) else {
                 return Err(Error::internal("a forward pass gave too few logits"));
             };
             match sequence.advance(logits, memory) {
-                Some(end) => self.end(chunk.id, end),
-                None => self.scheduler.computed(chunk, true),
+                Step::Token(id) => self.scheduler.computed(chunk, Some(id)),
+                Step::End(end) => self.end(chunk.id, end),
             }
         }
         Ok(())
     }
 
-    fn pack(&mut self, chunks: &[Chunk]) -> Batch {
+    /// Tells the sequences that this is their turn.
+    fn start(&mut self, chunks: &[Chunk]) {
+        let (mut prompt_tokens, mut cached) = (0, 0);
+        for chunk in chunks {
+            if let Some(sequence) = self.sequences.get_mut(&chunk.id)
+                && sequence.start(chunk.start)
+            {
+                prompt_tokens += sequence.prompt_len();
+                cached += chunk.start;
+            }
+        }
+        self.state.update(|stats| {
+            stats.prompt_tokens += prompt_tokens as u64;
+            stats.cached_prompt_tokens += cached as u64;
+        });
+        self.report();
+    }
+
+    fn pack(&self, chunks: &[Chunk]) -> Batch {
         let mut batch = Batch::default();
         for chunk in chunks {
-            let Some(sequence) = self.sequences.get_mut(&chunk.id) else { continue };
-            sequence.start();
             let (start, end) = (chunk.start, chunk.start + chunk.len);
             batch.spans.push(Span {
                 start: batch.tokens.len(),
@@ -155,7 +200,7 @@ impl Worker {
                 context_len: end,
                 blocks: chunk.blocks.clone(),
             });
-            batch.tokens.extend(&sequence.tokens[start..end]);
+            batch.tokens.extend(self.scheduler.tokens(chunk));
             batch.positions.extend(start as u32..end as u32);
             if chunk.samples {
                 batch.sampled.push(batch.tokens.len() as u32 - 1);
@@ -164,15 +209,43 @@ impl Worker {
         batch
     }
 
+    fn note_pass(&mut self, chunks: &[Chunk], rows: usize, begun: Instant) {
+        let took = begun.elapsed();
+        let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
+        let sampled = chunks.iter().filter(|chunk| chunk.samples).count();
+        self.pace.note(streams, rows - streams, took);
+        tracing::trace!(rows, streams, sampled, took_us = took.as_micros() as u64, "pass");
+        self.state.update(|stats| {
+            stats.passes += 1;
+            stats.pass_duration += took;
+            stats.batched_tokens += rows as u64;
+            stats.sampled_tokens += sampled as u64;
+        });
+    }
+
     /// Ends a sequence and frees what it holds.
     fn end(&mut self, id: SequenceId, end: End) {
         let memory = self.memory();
         self.scheduler.remove(id);
         if let Some(sequence) = self.sequences.remove(&id) {
+            // Whoever learns of the end finds its memory free.
+            self.report();
             let metrics = sequence.metrics(memory);
-            self.state.record(metrics, end.error.clone());
-            sequence.sender.finish(end.reason, end.error, metrics);
+            sequence.ticket.end(end, metrics);
         }
+    }
+
+    /// Publishes what the scheduler holds.
+    fn report(&self) {
+        let block_bytes = self.options.block_bytes;
+        self.state.update(|stats| {
+            stats.running = self.scheduler.running();
+            stats.preemptions = self.scheduler.preemptions();
+            stats.weight_bytes = self.options.weight_bytes;
+            stats.kv_capacity_bytes = self.options.limits.cache_blocks * block_bytes;
+            stats.kv_used_bytes = self.scheduler.used_blocks() * block_bytes;
+            stats.kv_cached_bytes = self.scheduler.idle_blocks() * block_bytes;
+        });
     }
 
     fn memory(&mut self) -> Memory {
@@ -180,10 +253,4 @@ impl Worker {
         self.peak_memory = self.peak_memory.max(active);
         Memory { active, peak: self.peak_memory }
     }
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let message = panic.downcast_ref::<String>().map(String::as_str);
-    let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    Error::internal(format!("the model's worker panicked: {message}"))
 }

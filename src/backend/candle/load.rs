@@ -2,8 +2,8 @@ use std::{path::Path, sync::Arc};
 
 use candle_core::{DType, Device};
 
-use super::model::LocalModel;
 use crate::{
+    backend::local::LocalModel,
     Error, LoadConfig, ModelInfo, Result,
     decoder::{self, BLOCK_TOKENS, Decoder, Placement, Spec},
     engine::{Engine, Limits, Options},
@@ -13,8 +13,6 @@ use crate::{
 
 /// Memory for keys and values where nobody says how much.
 const DEFAULT_CACHE_BYTES: usize = 1 << 30;
-/// Tokens in one forward pass.
-const MAX_BATCHED_TOKENS: usize = 512;
 
 /// Loads the model at `path` and starts its engine.
 pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalModel> {
@@ -56,9 +54,10 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         stream_buffer: config.stream_buffer,
         limits: Limits {
             max_running: config.parallel_slots.unwrap_or(cache.blocks),
-            max_batched_tokens: MAX_BATCHED_TOKENS,
+            max_batched_tokens: config.max_batched_tokens,
             cache_blocks: cache.blocks,
             block_tokens: BLOCK_TOKENS,
+            max_idle_blocks: cache.max_idle_blocks,
         },
         weight_bytes: decoder.weight_bytes(),
         block_bytes,
@@ -88,6 +87,8 @@ struct CachePlan {
     blocks: usize,
     /// Tokens a sequence may hold.
     context_len: usize,
+    /// Blocks kept for later requests.
+    max_idle_blocks: usize,
 }
 
 impl CachePlan {
@@ -113,7 +114,12 @@ impl CachePlan {
             return Err(Error::config("kv_cache_bytes", reason));
         }
         let context_len = config.context_len.unwrap_or(spec.max_positions).min(blocks * BLOCK_TOKENS);
-        Ok(Self { blocks, context_len })
+        let kept = match (config.prefix_cache_tokens, config.kv_cache_bytes) {
+            (Some(tokens), _) => tokens,
+            (None, Some(_)) => usize::MAX,
+            (None, None) => context_len,
+        };
+        Ok(Self { blocks, context_len, max_idle_blocks: kept.div_ceil(BLOCK_TOKENS) })
     }
 }
 

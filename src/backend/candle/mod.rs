@@ -1,7 +1,6 @@
 //! The crate's own engine on candle's devices: cpu, cuda, metal.
 
 mod load;
-mod model;
 
 use std::{path::Path, sync::Arc, thread};
 

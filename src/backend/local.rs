@@ -7,8 +7,8 @@ use futures::{
 };
 
 use crate::{
-    BatchResult, ClassifyResult, Error, GenerateConfig, GenerateMetrics, Message, ModelInfo, Result, TextModel,
-    TokenStream, engine::Engine, text::Prompt,
+    BatchResult, ClassifyResult, Error, GenerateConfig, GenerateMetrics, Message, ModelInfo, ModelStats, Result,
+    TextModel, TokenStream, engine::Engine, text::Prompt,
 };
 
 /// A model that runs in this process.
@@ -38,11 +38,15 @@ impl LocalModel {
         if classify && !(config.stop.is_empty() && config.stop_tokens.is_empty()) {
             return Err(Error::config("stop", "classify predicts one token and has nothing to stop"));
         }
-        if let Some(id) = config.stop_tokens.iter().find(|id| **id as usize >= self.info.vocab_size) {
-            let reason = format!("{id} is not in a vocabulary of {}", self.info.vocab_size);
-            return Err(Error::config("stop_tokens", reason));
+        let unknown = |id: &&u32| **id as usize >= self.info.vocab_size;
+        let stop_token = config.stop_tokens.iter().find(unknown).map(|id| ("stop_tokens", id));
+        let biased = config.logit_bias.keys().find(unknown).map(|id| ("logit_bias", id));
+        match stop_token.or(biased) {
+            Some((field, id)) => {
+                Err(Error::config(field, format!("{id} is not in a vocabulary of {}", self.info.vocab_size)))
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Notes the figures of a call that was many sequences.
@@ -133,6 +137,10 @@ impl TextModel for LocalModel {
 
     fn err(&self) -> Option<Error> {
         self.engine.last().1
+    }
+
+    fn stats(&self) -> ModelStats {
+        self.engine.stats()
     }
 
     async fn close(&self) -> Result<()> {

@@ -1,0 +1,103 @@
+use std::time::Duration;
+
+/// How much longer a pass may take because of prompts in it, relative to its streams alone.
+const MAX_STRETCH: f64 = 0.9;
+/// The weight of the newest measurement.
+const NEWEST: f64 = 0.25;
+/// Tokens of a prompt that are computed however slow they are.
+const MIN_TOKENS: usize = 4;
+/// What is assumed of the first prompts.
+const UNKNOWN_TOKENS: usize = 16;
+
+/// Learns how long passes take, and so how many tokens of prompts may share one with running streams
+/// without making them wait for more than about two of their usual steps.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// Seconds of a pass of up to 1, 2, 4, 8 … streams and no prompts.
+    steps: [Option<f64>; 16],
+    /// Seconds that a token of a prompt adds.
+    prompt_token: Option<f64>,
+}
+
+impl Pace {
+    /// Learns from a pass.
+    pub fn note(&mut self, streams: usize, prompt_tokens: usize, took: Duration) {
+        let took = took.as_secs_f64();
+        if prompt_tokens == 0 {
+            learn(&mut self.steps[size_class(streams)], took);
+        } else if let Some(step) = if streams == 0 { Some(0.0) } else { self.step(streams) } {
+            learn(&mut self.prompt_token, (took - step).max(0.0) / prompt_tokens as f64);
+        }
+    }
+
+    /// Tokens of prompts that may share the next pass with `streams` streams.
+    pub fn prompt_tokens(&self, streams: usize) -> usize {
+        match (self.step(streams), self.prompt_token) {
+            (Some(step), Some(token)) => ((MAX_STRETCH * step / token) as usize).max(MIN_TOKENS),
+            _ => UNKNOWN_TOKENS,
+        }
+    }
+
+    /// Seconds of a pass of streams alone. Where none was measured with so many, the next smaller one
+    /// that was is a lower bound, and so is its share of the next greater one.
+    fn step(&self, streams: usize) -> Option<f64> {
+        let class = size_class(streams);
+        let smaller = self.steps[..=class].iter().rev().find_map(|step| *step);
+        let greater = || {
+            let (above, step) = self.steps.iter().enumerate().skip(class).find_map(|(i, step)| Some((i, (*step)?)))?;
+            Some(step / f64::from(1u32 << (above - class)))
+        };
+        smaller.or_else(greater)
+    }
+}
+
+fn size_class(streams: usize) -> usize {
+    (streams.max(1).next_power_of_two().ilog2() as usize).min(15)
+}
+
+fn learn(known: &mut Option<f64>, measured: f64) {
+    *known = Some(known.map_or(measured, |known| known + NEWEST * (measured - known)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine where a stream's row costs 1 ms on top of 9 ms and a prompt's token 0.5 ms.
+    fn took(streams: usize, prompt_tokens: usize) -> Duration {
+        Duration::from_micros(9000 + 1000 * streams as u64 + 500 * prompt_tokens as u64)
+    }
+
+    #[test]
+    fn prompts_stretch_steps_to_less_than_two() {
+        let mut pace = Pace::default();
+        pace.note(0, 512, took(0, 512));
+        pace.note(1, 0, took(1, 0));
+        for _ in 0..20 {
+            let tokens = pace.prompt_tokens(1);
+            pace.note(1, tokens, took(1, tokens));
+        }
+        let tokens = pace.prompt_tokens(1);
+        assert!((15..=20).contains(&tokens), "{tokens}");
+        let tokens = pace.prompt_tokens(64);
+        assert!((15..=200).contains(&tokens), "what is not known yet is not overestimated: {tokens}");
+    }
+
+    #[test]
+    fn slower_tokens_at_greater_depths_come_in_smaller_chunks() {
+        let mut pace = Pace::default();
+        pace.note(1, 0, took(1, 0));
+        pace.note(1, 16, took(1, 16));
+        let before = pace.prompt_tokens(1);
+        (0..20).for_each(|_| pace.note(1, 16, took(1, 16 * 4)));
+        assert!(pace.prompt_tokens(1) < before / 2);
+    }
+
+    #[test]
+    fn no_prompt_starves() {
+        let mut pace = Pace::default();
+        pace.note(1, 0, Duration::from_millis(1));
+        pace.note(1, 4, Duration::from_secs(1));
+        assert_eq!(pace.prompt_tokens(1), MIN_TOKENS);
+    }
+}

@@ -1,0 +1,85 @@
+use std::{sync::Arc, time::Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::state::{InFlight, State};
+use crate::{Error, FinishReason, GenerateMetrics, TokenSender};
+
+/// What a request carries from its call to its end: who waits for it, until when, and the place in
+/// the queue that it takes.
+pub struct Ticket {
+    pub sender: TokenSender,
+    pub submitted: Instant,
+    pub deadline: Option<Instant>,
+    /// Given back when the request starts to run.
+    pub place: Option<OwnedSemaphorePermit>,
+    pub span: tracing::Span,
+    pub state: Arc<State>,
+    pub in_flight: InFlight,
+}
+
+/// Why a request is over.
+#[derive(Debug, Clone)]
+pub struct End {
+    pub reason: FinishReason,
+    pub error: Option<Error>,
+}
+
+impl End {
+    pub fn stop() -> Self {
+        Self { reason: FinishReason::Stop, error: None }
+    }
+
+    pub fn length() -> Self {
+        Self { reason: FinishReason::Length, error: None }
+    }
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        let reason = match error {
+            Error::Cancelled => FinishReason::Cancelled,
+            _ => FinishReason::Error,
+        };
+        Self { reason, error: Some(error) }
+    }
+}
+
+impl Ticket {
+    /// Why nobody waits for the answer any more, if so.
+    pub fn expired(&self, now: Instant) -> Option<Error> {
+        if self.sender.cancellation().is_cancelled() {
+            Some(Error::Cancelled)
+        } else {
+            self.deadline.is_some_and(|deadline| deadline <= now).then_some(Error::DeadlineExceeded)
+        }
+    }
+
+    /// Ends a request that never ran.
+    pub fn fail(self, error: Error) {
+        let waited = self.submitted.elapsed();
+        let metrics = GenerateMetrics { queue_duration: waited, total_duration: waited, ..GenerateMetrics::default() };
+        self.end(error.into(), metrics);
+    }
+
+    /// Ends the request.
+    pub fn end(self, end: End, metrics: GenerateMetrics) {
+        let Self { sender, span, state, in_flight, .. } = self;
+        tracing::debug!(
+            parent: &span,
+            reason = ?end.reason,
+            error = end.error.as_ref().map(tracing::field::display),
+            prompt_tokens = metrics.prompt_tokens,
+            cached_prompt_tokens = metrics.cached_prompt_tokens,
+            generated_tokens = metrics.generated_tokens,
+            queue_ms = metrics.queue_duration.as_millis() as u64,
+            time_to_first_token_ms = metrics.time_to_first_token.as_millis() as u64,
+            total_ms = metrics.total_duration.as_millis() as u64,
+            "request ended"
+        );
+        // Whoever learns of the end finds it counted.
+        drop(in_flight);
+        state.ended(&end, metrics);
+        sender.finish(end.reason, end.error, metrics);
+    }
+}
