@@ -46,6 +46,8 @@ mod kernels;
 mod message;
 mod model;
 mod stream;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod text;
 mod weights;
 

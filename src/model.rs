@@ -122,6 +122,8 @@ pub struct ModelStats {
     pub weight_bytes: usize,
     /// Memory that keys and values may take.
     pub kv_capacity_bytes: usize,
+    /// Tokens whose keys and values that holds.
+    pub kv_capacity_tokens: usize,
     /// Memory of the keys and values of running requests.
     pub kv_used_bytes: usize,
     /// Memory of the keys and values kept for later requests with the same beginning.

@@ -2,6 +2,7 @@
 //!
 //! `cpu`, `cuda` and `metal` are there without a call to [`register`].
 
+pub(crate) mod cache_plan;
 mod candle;
 pub(crate) mod local;
 

@@ -74,7 +74,10 @@ impl Front {
         let PromptLimits { context_len: limit, vocab_size } = self.limits;
         let tokens = self.text.encode(&request.prompt)?;
         if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
-            return Err(Error::config("prompt", format!("token {id} is not in the model's vocabulary of {vocab_size}")));
+            return Err(Error::config(
+                "prompt",
+                format!("token {id} is not in the model's vocabulary of {vocab_size}"),
+            ));
         }
         // A prediction needs no room after the prompt, an answer needs room for one token.
         let room = match request.mode {

@@ -42,13 +42,7 @@ pub enum Step {
 }
 
 impl Sequence {
-    pub fn new(
-        request: Request,
-        prompt: &[u32],
-        text: Arc<TextProcessor>,
-        context_len: usize,
-        entropy: u64,
-    ) -> Self {
+    pub fn new(request: Request, prompt: &[u32], text: Arc<TextProcessor>, context_len: usize, entropy: u64) -> Self {
         let Request { config, mode, ticket, .. } = request;
         ticket.span.in_scope(|| tracing::debug!(prompt_tokens = prompt.len(), "prompt encoded"));
         let sampler = Sampler::new(&config, prompt, entropy);

@@ -52,14 +52,16 @@ impl Worker {
         let scheduler = Scheduler::new(options.limits.clone());
         let peak_memory = options.weight_bytes;
         let (pace, sequences, next_id) = Default::default();
-        Self { decoder, text, options, jobs, wake, state, scheduler, pace, sequences, next_id, peak_memory }
+        let worker =
+            Self { decoder, text, options, jobs, wake, state, scheduler, pace, sequences, next_id, peak_memory };
+        worker.report();
+        worker
     }
 
     /// Runs until the model closes.
     pub fn run(mut self) {
         // Whatever happens here, nobody waits for it for ever.
         let closed = self.state.closed.clone().drop_guard();
-        self.report();
         while !self.state.closing.is_cancelled() {
             self.intake();
             let chunks = self.scheduler.schedule(|streams| self.pace.prompt_tokens(streams));
@@ -237,12 +239,13 @@ impl Worker {
 
     /// Publishes what the scheduler holds.
     fn report(&self) {
-        let block_bytes = self.options.block_bytes;
+        let Options { block_bytes, limits, .. } = &self.options;
         self.state.update(|stats| {
             stats.running = self.scheduler.running();
             stats.preemptions = self.scheduler.preemptions();
             stats.weight_bytes = self.options.weight_bytes;
-            stats.kv_capacity_bytes = self.options.limits.cache_blocks * block_bytes;
+            stats.kv_capacity_bytes = limits.cache_blocks * block_bytes;
+            stats.kv_capacity_tokens = limits.cache_blocks * limits.block_tokens;
             stats.kv_used_bytes = self.scheduler.used_blocks() * block_bytes;
             stats.kv_cached_bytes = self.scheduler.idle_blocks() * block_bytes;
         });

@@ -4,8 +4,10 @@ mod bad_input;
 mod discover;
 mod engine;
 mod golden;
+mod invariance;
 #[path = "../../examples/support/mod.rs"]
 mod models;
+mod serving;
 mod smollm2;
 
 use std::path::PathBuf;

@@ -3,16 +3,13 @@ use std::{path::Path, sync::Arc};
 use candle_core::{DType, Device};
 
 use crate::{
-    backend::local::LocalModel,
     Error, LoadConfig, ModelInfo, Result,
-    decoder::{self, BLOCK_TOKENS, Decoder, Placement, Spec},
-    engine::{Engine, Limits, Options},
+    backend::{cache_plan::CachePlan, local::LocalModel},
+    decoder::{self, Decoder, Placement, Spec},
+    engine::{Engine, Options},
     text::{ChatTemplate, TextProcessor, Tokenizer, gguf},
     weights::{Checkpoint, Config, Store},
 };
-
-/// Memory for keys and values where nobody says how much.
-const DEFAULT_CACHE_BYTES: usize = 1 << 30;
 
 /// Loads the model at `path` and starts its engine.
 pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalModel> {
@@ -32,7 +29,8 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         tracing::warn!(path = %path.display(), reason, "the tokenizer knows more tokens than the model");
     }
     let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-    let cache = CachePlan::new(config, &spec, dtype)?;
+    let block_bytes = Decoder::block_bytes(&spec, dtype);
+    let cache = CachePlan::new(config, spec.max_positions, block_bytes)?;
     let placement = Placement { device, dtype, cache_blocks: cache.blocks };
     let (quant_bits, quant_group) = checkpoint.quantization();
     let info = ModelInfo {
@@ -44,7 +42,6 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         quant_group,
         context_len: cache.context_len,
     };
-    let block_bytes = Decoder::block_bytes(&spec, dtype);
     let decoder = Decoder::load(&checkpoint, spec, &placement)?;
     let options = Options {
         name: info.architecture.clone(),
@@ -52,13 +49,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         vocab_size: info.vocab_size,
         queue_limit: config.queue_limit,
         stream_buffer: config.stream_buffer,
-        limits: Limits {
-            max_running: config.parallel_slots.unwrap_or(cache.blocks),
-            max_batched_tokens: config.max_batched_tokens,
-            cache_blocks: cache.blocks,
-            block_tokens: BLOCK_TOKENS,
-            max_idle_blocks: cache.max_idle_blocks,
-        },
+        limits: cache.limits(config),
         weight_bytes: decoder.weight_bytes(),
         block_bytes,
     };
@@ -79,47 +70,6 @@ fn on_device(config: &LoadConfig, spec: &Spec, device: Device) -> Result<Device>
             let reason = format!("{layers} of {} layers: a model is on the device as a whole or not", spec.num_layers);
             Err(Error::config("gpu_layers", reason))
         }
-    }
-}
-
-/// How much the key/value cache holds.
-struct CachePlan {
-    blocks: usize,
-    /// Tokens a sequence may hold.
-    context_len: usize,
-    /// Blocks kept for later requests.
-    max_idle_blocks: usize,
-}
-
-impl CachePlan {
-    fn new(config: &LoadConfig, spec: &Spec, dtype: DType) -> Result<Self> {
-        if let Some(tokens) = config.context_len.filter(|tokens| *tokens > spec.max_positions) {
-            let reason = format!("{tokens} tokens, and the model was trained for {}", spec.max_positions);
-            return Err(Error::config("context_len", reason));
-        }
-        let block_bytes = Decoder::block_bytes(spec, dtype);
-        let wanted = config.context_len.map_or(1, |tokens| tokens.div_ceil(BLOCK_TOKENS));
-        let blocks = match config.kv_cache_bytes {
-            Some(bytes) => bytes / block_bytes,
-            None => (DEFAULT_CACHE_BYTES / block_bytes).max(wanted),
-        };
-        if blocks < wanted {
-            let reason = format!(
-                "{} bytes hold {} tokens; {} tokens of {} bytes are needed",
-                config.kv_cache_bytes.unwrap_or_default(),
-                blocks * BLOCK_TOKENS,
-                wanted * BLOCK_TOKENS,
-                block_bytes / BLOCK_TOKENS,
-            );
-            return Err(Error::config("kv_cache_bytes", reason));
-        }
-        let context_len = config.context_len.unwrap_or(spec.max_positions).min(blocks * BLOCK_TOKENS);
-        let kept = match (config.prefix_cache_tokens, config.kv_cache_bytes) {
-            (Some(tokens), _) => tokens,
-            (None, Some(_)) => usize::MAX,
-            (None, None) => context_len,
-        };
-        Ok(Self { blocks, context_len, max_idle_blocks: kept.div_ceil(BLOCK_TOKENS) })
     }
 }
 

@@ -1,0 +1,126 @@
+//! What a request answers does not depend, to the bit, on what else runs, on how its prompt is cut into
+//! chunks, on what is cached, or on how often it is preempted.
+
+use std::{cell::RefCell, collections::HashMap, time::Duration};
+
+use futures::{StreamExt, future::join_all};
+use proptest::{prelude::*, test_runner::TestRunner};
+use tokenflow::{GenerateConfig, LoadConfig, TextModel, Token};
+use tokio::runtime::Runtime;
+
+use crate::golden_model_with;
+
+/// Tokens a sequence may hold; little, so that caches are tight.
+const CONTEXT: usize = 96;
+
+#[derive(Debug, Clone)]
+struct Request {
+    prompt: String,
+    max_tokens: usize,
+    temperature: f32,
+    top_k: usize,
+    top_p: f32,
+    penalty: f32,
+    seed: u64,
+    priority: i32,
+    arrives_ms: u64,
+    /// The tokens it reads before it leaves.
+    leaves: Option<usize>,
+}
+
+impl Request {
+    fn config(&self) -> GenerateConfig {
+        GenerateConfig::new()
+            .max_tokens(self.max_tokens)
+            .temperature(self.temperature)
+            .top_k(self.top_k)
+            .top_p(self.top_p)
+            .frequency_penalty(self.penalty)
+            .seed(self.seed)
+            .priority(self.priority)
+            // A fingerprint of the logits.
+            .logprobs(8)
+    }
+
+    async fn run(&self, model: &dyn TextModel) -> Vec<Token> {
+        tokio::time::sleep(Duration::from_millis(self.arrives_ms)).await;
+        let stream = model.generate(&self.prompt, self.config());
+        stream.take(self.leaves.unwrap_or(usize::MAX)).collect().await
+    }
+
+    /// What makes its answer.
+    fn key(&self) -> String {
+        format!("{:?}", Self { priority: 0, arrives_ms: 0, leaves: None, ..self.clone() })
+    }
+}
+
+fn requests() -> impl Strategy<Value = Vec<Request>> {
+    // Prompts with common beginnings.
+    let prompt = ("(Hello world, this is |The quick brown fox jumps over )", "[a-c ]{0,30}").prop_map(|(a, b)| a + &b);
+    let sampling = (0usize..2, 0usize..3, 0usize..2, 0usize..2, 0u64..4);
+    let fate = (0i32..2, 0u64..15, prop::option::weighted(0.2, 0usize..6));
+    let request = (prompt, 1usize..24, sampling, fate).prop_map(|(prompt, max_tokens, sampling, fate)| {
+        let (temperature, top_k, top_p, penalty, seed) = sampling;
+        let (priority, arrives_ms, leaves) = fate;
+        Request {
+            prompt,
+            max_tokens,
+            temperature: [0.0, 0.9][temperature],
+            top_k: [0, 5, 40][top_k],
+            top_p: [0.0, 0.8][top_p],
+            penalty: [0.0, 0.5][penalty],
+            seed,
+            priority,
+            arrives_ms,
+            leaves,
+        }
+    });
+    prop::collection::vec(request, 1..20)
+}
+
+fn answers_stay_the_same(name: &str, cases: u32) {
+    let runtime = Runtime::new().unwrap();
+    let load = |config: LoadConfig| runtime.block_on(golden_model_with(name, config.context_len(CONTEXT)));
+    let roomy = load(LoadConfig::new().prefix_cache_tokens(0));
+    let alone: RefCell<HashMap<String, Vec<Token>>> = RefCell::default();
+    let stats = roomy.stats();
+    let token_bytes = stats.kv_capacity_bytes / stats.kv_capacity_tokens;
+    let tight = (1usize..64, 1usize..9, prop_oneof![Just(0), Just(10_000)], CONTEXT + 16..3 * CONTEXT);
+    let mut runner = TestRunner::new(ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() });
+    let outcome = runner.run(&(requests(), tight), |(requests, (batched, slots, cached, tokens))| {
+        let config = LoadConfig::new()
+            .max_batched_tokens(batched)
+            .parallel_slots(slots)
+            .prefix_cache_tokens(cached)
+            .kv_cache_bytes(tokens * token_bytes);
+        let model = load(config);
+        let together = runtime.block_on(join_all(requests.iter().map(|request| request.run(&*model))));
+        for (request, answer) in requests.iter().zip(together) {
+            let mut alone = alone.borrow_mut();
+            let reference = alone.entry(request.key()).or_insert_with(|| {
+                let request = Request { leaves: None, arrives_ms: 0, ..request.clone() };
+                runtime.block_on(request.run(&*roomy))
+            });
+            let read = request.leaves.unwrap_or(usize::MAX).min(reference.len());
+            prop_assert_eq!(&answer[..], &reference[..read]);
+        }
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{name}: {error}"));
+}
+
+#[test]
+fn grouped_queries_in_32_bits() {
+    answers_stay_the_same("gqa_llama3", 40);
+}
+
+#[test]
+fn one_kv_head_in_16_bits() {
+    answers_stay_the_same("mqa_yarn", 40);
+}
+
+#[test]
+fn quantised_weights() {
+    answers_stay_the_same("gguf/tiny-q4_0.gguf", 40);
+    answers_stay_the_same("gguf/tiny-q8_0.gguf", 40);
+}

@@ -1,0 +1,322 @@
+//! Many requests at one model: queue, priorities, deadlines, cancellation, shared prefixes, figures. On a
+//! scripted model, whose steps the tests take one by one where that matters.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, future::join_all};
+use tokenflow::{
+    Error, FinishReason, GenerateConfig, LoadConfig, Message, ModelStats, TextModel,
+    testing::{Pass, ScriptedModel},
+};
+use tokio::time::timeout;
+
+/// Tokens of 4 bytes in blocks of 16.
+const BLOCK_BYTES: usize = 64;
+
+/// Answers that last.
+fn long_answer(_: &str) -> String {
+    "word ".repeat(2000)
+}
+
+fn model(config: LoadConfig) -> Box<dyn TextModel> {
+    ScriptedModel::new(long_answer).load_config(config).build().unwrap()
+}
+
+/// A model that takes a step only when it is told to, once it is held.
+struct Stepped {
+    model: Box<dyn TextModel>,
+    held: Arc<AtomicBool>,
+    steps: Sender<()>,
+    passes: Receiver<Pass>,
+}
+
+impl Stepped {
+    fn new() -> Self {
+        let (steps, allowed) = mpsc::channel();
+        let (begun, passes) = mpsc::channel();
+        let held = Arc::new(AtomicBool::new(false));
+        let is_held = held.clone();
+        let hook = move |pass| {
+            if is_held.load(Ordering::SeqCst) {
+                let _ = begun.send(pass);
+                let _ = allowed.recv();
+            }
+        };
+        // Nobody pauses.
+        let config = LoadConfig::new().stream_buffer(100_000);
+        let model = ScriptedModel::new(long_answer).on_pass(hook).load_config(config).build().unwrap();
+        Self { model, held, steps, passes }
+    }
+
+    /// Holds the model in its next pass.
+    fn hold(&self) -> Pass {
+        self.held.store(true, Ordering::SeqCst);
+        self.begun()
+    }
+
+    /// Lets the pass that has begun end, and holds the next one.
+    fn step(&self) -> Pass {
+        self.steps.send(()).unwrap();
+        self.begun()
+    }
+
+    fn begun(&self) -> Pass {
+        self.passes.recv_timeout(Duration::from_secs(10)).expect("a pass begins")
+    }
+}
+
+/// Waits until the figures are as they should be.
+async fn until(model: &dyn TextModel, wanted: impl Fn(ModelStats) -> bool) {
+    let reached = timeout(Duration::from_secs(10), async {
+        while !wanted(model.stats()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    assert!(reached.await.is_ok(), "{:?}", model.stats());
+}
+
+fn idle(stats: ModelStats) -> bool {
+    (stats.running, stats.waiting, stats.kv_used_bytes) == (0, 0, 0)
+}
+
+#[tokio::test]
+async fn a_dropped_stream_is_not_in_the_next_pass() {
+    let stepped = Stepped::new();
+    let mut streams: Vec<_> =
+        (0..3).map(|_| stepped.model.generate("prompt", GenerateConfig::new().max_tokens(100_000))).collect();
+    for stream in &mut streams {
+        stream.next().await.unwrap();
+    }
+    assert_eq!(stepped.hold().sequences, 3);
+    streams.remove(1);
+    assert_eq!(stepped.step().sequences, 2);
+    streams[0].cancellation_token().cancel();
+    assert_eq!(stepped.step().sequences, 1);
+    let stats = stepped.model.stats();
+    assert_eq!((stats.running, stats.waiting, stats.cancelled), (1, 0, 2));
+    drop((stepped.steps, streams));
+    until(&*stepped.model, idle).await;
+}
+
+#[tokio::test]
+async fn dropped_calls_leave_nothing_behind_in_any_state() {
+    // Two run, the others wait in the queue or for it.
+    let model = model(LoadConfig::new().parallel_slots(2).queue_limit(4));
+    let prompts = vec!["a prompt"; 100];
+    for delay in [0, 1, 5, 20] {
+        let batch = model.batch_generate(&prompts, GenerateConfig::new().max_tokens(5000));
+        assert!(timeout(Duration::from_millis(delay), batch).await.is_err());
+        until(&*model, idle).await;
+        let long: Vec<String> = (0..100).map(|i| format!("{i} {}", "x".repeat(20_000))).collect();
+        let long: Vec<&str> = long.iter().map(String::as_str).collect();
+        let classify = model.classify(&long, GenerateConfig::new());
+        let _ = timeout(Duration::from_millis(delay), classify).await;
+        until(&*model, idle).await;
+    }
+    let streams: Vec<_> = (0..64).map(|_| model.generate("a prompt", GenerateConfig::new())).collect();
+    drop(streams);
+    until(&*model, idle).await;
+}
+
+#[tokio::test]
+async fn deadlines_hold_wherever_a_request_is() {
+    let model = model(LoadConfig::new().parallel_slots(1).stream_buffer(1).queue_limit(1000));
+    let config = || GenerateConfig::new().max_tokens(10_000).deadline(Duration::from_millis(100));
+    let begun = Instant::now();
+    // One runs until its reader is slow, the others wait; a batch waits with them.
+    let mut streams: Vec<_> = (0..100).map(|_| model.generate("prompt", config())).collect();
+    let prompts = vec!["prompt"; 200];
+    let (batch, classified) =
+        tokio::join!(model.batch_generate(&prompts, config()), model.classify(&prompts, config().priority(-1)));
+    for result in batch.unwrap() {
+        assert!(matches!(result.err, Some(Error::DeadlineExceeded)), "{:?}", result.err);
+    }
+    assert!(matches!(classified, Err(Error::DeadlineExceeded)));
+    for stream in &mut streams {
+        while stream.next().await.is_some() {}
+        assert_eq!(stream.finish_reason(), Some(FinishReason::Error));
+        assert!(matches!(stream.err(), Some(Error::DeadlineExceeded)));
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(100));
+    assert!(matches!(model.err(), Some(Error::DeadlineExceeded)));
+    until(&*model, idle).await;
+    // A deadline that has passed, one that is far away, and one beyond all times.
+    let past = model.generate("prompt", GenerateConfig::new().deadline(begun)).text().await;
+    assert!(matches!(past, Err(Error::DeadlineExceeded)));
+    for far in [Duration::from_secs(3600), Duration::MAX] {
+        let config = GenerateConfig::new().max_tokens(3).deadline(far);
+        assert_eq!(model.generate("prompt", config).text().await.unwrap(), "wor");
+    }
+}
+
+#[tokio::test]
+async fn greater_priorities_start_first_and_equals_as_they_came() {
+    let begun = Arc::new(Mutex::new(Vec::new()));
+    let order = begun.clone();
+    let (go, wait) = mpsc::channel::<()>();
+    let mut first = true;
+    let model = ScriptedModel::new(move |prompt| {
+        order.lock().unwrap().push(prompt.to_owned());
+        "ok".into()
+    })
+    .on_pass(move |_| {
+        if std::mem::take(&mut first) {
+            let _ = wait.recv();
+        }
+    })
+    .load_config(LoadConfig::new().parallel_slots(1))
+    .build()
+    .unwrap();
+    let start = |name: &str, priority| model.generate(name, GenerateConfig::new().priority(priority));
+    let first = start("first", 0);
+    until(&*model, |stats| stats.running == 1).await;
+    let streams = [first, start("low", -5), start("a", 0), start("high", 7), start("b", 0)];
+    until(&*model, |stats| stats.running == 1 && stats.waiting == 4).await;
+    // Give the tokenizer time to hand over the last one; it does so in order.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(go);
+    join_all(streams.map(|stream| stream.text())).await;
+    assert_eq!(*begun.lock().unwrap(), ["first", "high", "a", "b", "low"]);
+}
+
+#[tokio::test]
+async fn the_next_turn_of_a_chat_computes_only_what_is_new() {
+    let model = ScriptedModel::new(|prompt| format!("{} bytes", prompt.len())).build().unwrap();
+    let mut messages = vec![Message::system("Be brief. ".repeat(20)), Message::user("Hello")];
+    let answer = model.chat(&messages, GenerateConfig::new()).text().await.unwrap();
+    let first = model.metrics();
+    assert_eq!(first.cached_prompt_tokens, 0);
+    messages.extend([Message::assistant(answer), Message::user("And now?")]);
+    let answer = model.chat(&messages, GenerateConfig::new()).text().await.unwrap();
+    let second = model.metrics();
+    // All of the first prompt's blocks; its last token began the answer.
+    assert_eq!(second.cached_prompt_tokens, (first.prompt_tokens - 1) / 16 * 16);
+    // The same from a model that keeps nothing.
+    let config = LoadConfig::new().prefix_cache_tokens(0);
+    let other = ScriptedModel::new(|prompt| format!("{} bytes", prompt.len())).load_config(config).build().unwrap();
+    assert_eq!(other.chat(&messages, GenerateConfig::new()).text().await.unwrap(), answer);
+    assert_eq!(other.stats().kv_cached_bytes, 0);
+    // Another tenant shares nothing.
+    model.chat(&messages, GenerateConfig::new().cache_salt("tenant")).text().await.unwrap();
+    assert_eq!(model.metrics().cached_prompt_tokens, 0);
+}
+
+#[tokio::test]
+async fn prompts_with_one_head_compute_it_once() {
+    let model = model(LoadConfig::new());
+    let head = "Sort this mail into a category. ".repeat(10);
+    let prompts: Vec<String> = (0..100).map(|i| format!("{head}{i:03}")).collect();
+    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    model.classify(&prompts, GenerateConfig::new()).await.unwrap();
+    let stats = model.stats();
+    let (head, rest) = (head.len() as u64 / 16 * 16, 100 * (prompts[0].len() as u64 + 1 - head.len() as u64 / 16 * 16));
+    assert_eq!(stats.batched_tokens, head + rest);
+    assert_eq!(stats.cached_prompt_tokens, 99 * head);
+    assert_eq!(model.metrics().cached_prompt_tokens as u64, 99 * head);
+}
+
+#[tokio::test]
+async fn a_full_cache_preempts_and_answers_the_same() {
+    let prompts: Vec<String> = (0..20).map(|i| format!("prompt {i}")).collect();
+    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    let answer = |prompt: &str| format!("This is the answer to {prompt:?}, and it is a rather long one.");
+    let config = LoadConfig::new().kv_cache_bytes(20 * BLOCK_BYTES).context_len(128);
+    let model = ScriptedModel::new(answer).load_config(config).build().unwrap();
+    for (prompt, result) in prompts.iter().zip(model.batch_generate(&prompts, GenerateConfig::new()).await.unwrap()) {
+        assert_eq!(result.text(), answer(prompt));
+    }
+    assert!(model.stats().preemptions > 0);
+    until(&*model, idle).await;
+}
+
+#[tokio::test]
+async fn memory_is_where_it_was_after_many_requests() {
+    let model =
+        ScriptedModel::new(|prompt| prompt.into()).load_config(LoadConfig::new().context_len(256)).build().unwrap();
+    let mut cached = 0;
+    for round in 0..20 {
+        let prompts: Vec<String> = (0..100).map(|i| format!("request {i} of round {round}")).collect();
+        let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+        model.batch_generate(&prompts, GenerateConfig::new()).await.unwrap();
+        let stats = model.stats();
+        assert_eq!(stats.kv_used_bytes, 0);
+        if round == 0 {
+            cached = stats.kv_cached_bytes;
+        }
+        assert!(stats.kv_cached_bytes <= cached.max(1 << 20));
+    }
+}
+
+#[tokio::test]
+async fn a_batch_does_not_fill_the_queue_of_streams() {
+    let model = model(LoadConfig::new().queue_limit(2).parallel_slots(1));
+    let prompts = vec!["prompt"; 500];
+    let batch = model.batch_generate(&prompts, GenerateConfig::new().max_tokens(4));
+    let stream = async {
+        until(&*model, |stats| stats.waiting > 10).await;
+        model.generate("prompt", GenerateConfig::new().max_tokens(4).priority(1)).text().await
+    };
+    let (batch, stream) = tokio::join!(batch, stream);
+    assert_eq!(stream.unwrap(), "word");
+    assert_eq!(batch.unwrap().len(), 500);
+}
+
+#[tokio::test]
+async fn every_end_is_counted_and_the_last_one_told() {
+    let model = model(LoadConfig::new().context_len(64).stream_buffer(1));
+    model.generate("a", GenerateConfig::new().max_tokens(3)).text().await.unwrap();
+    assert!(model.err().is_none());
+    model.generate("a", GenerateConfig::new().stop(vec!["rd".into()])).text().await.unwrap();
+    assert!(model.generate(&"a".repeat(100), GenerateConfig::new()).text().await.is_err());
+    assert!(matches!(model.err(), Some(Error::PromptTooLong { tokens: 101, limit: 64 })), "{:?}", model.err());
+    assert!(model.chat(&[], GenerateConfig::new()).text().await.is_err());
+    assert!(matches!(model.err(), Some(Error::InvalidConfig { field: "messages", .. })));
+    assert!(model.generate("a", GenerateConfig::new().top_p(2.0)).text().await.is_err());
+    assert!(model.generate("a", GenerateConfig::new().logit_bias([(9999, 1.0)].into())).text().await.is_err());
+    assert!(matches!(model.err(), Some(Error::InvalidConfig { field: "logit_bias", .. })));
+    let mut stream = model.generate("a", GenerateConfig::new());
+    stream.next().await.unwrap();
+    drop(stream);
+    until(&*model, idle).await;
+    let stats = model.stats();
+    assert_eq!((stats.stopped, stats.length_limited, stats.cancelled, stats.failed), (1, 1, 1, 4));
+    assert!(stats.tokens_per_pass() >= 1.0);
+    assert!(stats.sampled_tokens >= 3 + 4 + 1);
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_pass_and_not_the_model() {
+    let answer = |prompt: &str| if prompt == "bad" { panic!("as the test wants") } else { "fine".to_owned() };
+    let model = ScriptedModel::new(answer).build().unwrap();
+    let error = model.generate("bad", GenerateConfig::new()).text().await.unwrap_err();
+    assert!(error.to_string().contains("as the test wants"), "{error}");
+    assert_eq!(model.generate("good", GenerateConfig::new()).text().await.unwrap(), "fine");
+    assert!(model.generate("bad", GenerateConfig::new()).text().await.is_err(), "nothing of the failed pass is kept");
+    until(&*model, idle).await;
+}
+
+#[tokio::test]
+async fn closing_ends_what_waits() {
+    let model = model(LoadConfig::new().parallel_slots(1));
+    let prompts = vec!["prompt"; 200];
+    let streams: Vec<_> = (0..20).map(|_| model.generate("prompt", GenerateConfig::new())).collect();
+    let batch = model.batch_generate(&prompts, GenerateConfig::new().max_tokens(1000));
+    let close = async {
+        until(&*model, |stats| stats.running > 0).await;
+        model.close().await
+    };
+    let (batch, closed) = tokio::join!(batch, close);
+    closed.unwrap();
+    assert!(batch.unwrap().iter().any(|result| matches!(result.err, Some(Error::Closed))));
+    for stream in streams {
+        assert!(matches!(stream.text().await, Err(Error::Closed)));
+    }
+    assert!(idle(model.stats()), "{:?}", model.stats());
+}
