@@ -1,5 +1,6 @@
 //! The crate through its public API, on the tiny models in `tests/golden` and on SmolLM2.
 
+mod axum_sse;
 mod bad_input;
 mod discover;
 mod engine;

@@ -95,7 +95,7 @@ async fn a_dropped_stream_is_not_in_the_next_pass() {
         stream.next().await.unwrap();
     }
     assert_eq!(stepped.hold().sequences, 3);
-    streams.remove(1);
+    drop(streams.remove(1));
     assert_eq!(stepped.step().sequences, 2);
     streams[0].cancellation_token().cancel();
     assert_eq!(stepped.step().sequences, 1);

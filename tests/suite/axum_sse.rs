@@ -1,0 +1,137 @@
+//! The example `axum_sse` with a real client over loopback, and a scripted model behind it.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Sender},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokenflow::{LoadConfig, ModelStats, TextModel, testing::ScriptedModel};
+use tokio::{net::TcpListener, task::spawn_blocking, time::timeout};
+
+#[path = "../../examples/axum_sse.rs"]
+#[expect(dead_code, reason = "its main function and what only that needs")]
+mod example;
+
+async fn serve(model: ScriptedModel) -> (Arc<dyn TextModel>, String) {
+    let model: Arc<dyn TextModel> = Arc::from(model.build().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/chat", listener.local_addr().unwrap());
+    tokio::spawn(axum::serve(listener, example::router(model.clone())).into_future());
+    (model, url)
+}
+
+/// Posts a question, and returns status and body.
+fn post(url: &str, content: &str) -> (u16, impl Read + use<>) {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).build();
+    let body = json!({ "messages": [{ "role": "user", "content": content }] });
+    let request = ureq::Agent::new_with_config(config).post(url).header("content-type", "application/json");
+    let response = request.send(body.to_string()).unwrap();
+    (response.status().as_u16(), response.into_body().into_reader())
+}
+
+/// A model that takes a millisecond for each step and speaks for long.
+fn talkative() -> ScriptedModel {
+    ScriptedModel::new(|_| "and so on ".repeat(2000)).on_pass(|_| std::thread::sleep(Duration::from_millis(1)))
+}
+
+/// A scripted model that speaks for long, and stops in its next pass once it is to be held.
+fn held_model() -> (ScriptedModel, Hold) {
+    let (release, released) = mpsc::channel::<()>();
+    let (wanted, reached) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let hold = Hold { wanted: wanted.clone(), reached: reached.clone(), _release: release };
+    let model = ScriptedModel::new(|_| "and so on ".repeat(2000)).on_pass(move |_| {
+        if wanted.load(Ordering::SeqCst) {
+            reached.store(true, Ordering::SeqCst);
+            let _ = released.recv();
+        }
+    });
+    (model.load_config(LoadConfig::new().stream_buffer(100_000)), hold)
+}
+
+/// Lets the model go when it is dropped.
+struct Hold {
+    wanted: Arc<AtomicBool>,
+    reached: Arc<AtomicBool>,
+    _release: Sender<()>,
+}
+
+impl Hold {
+    async fn hold(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+        while !self.reached.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+async fn until(model: &dyn TextModel, wanted: impl Fn(ModelStats) -> bool) -> ModelStats {
+    let reached = timeout(Duration::from_secs(10), async {
+        while !wanted(model.stats()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    assert!(reached.await.is_ok(), "{:?}", model.stats());
+    model.stats()
+}
+
+#[tokio::test]
+async fn an_answer_comes_as_events() {
+    let (_model, url) =
+        serve(ScriptedModel::new(|prompt| format!("{prompt:?}, you said: line 1\nline 2 — 你好"))).await;
+    let lines = spawn_blocking(move || {
+        let (status, body) = post(&url, "Hello");
+        assert_eq!(status, 200);
+        BufReader::new(body).lines().collect::<Result<Vec<_>, _>>().unwrap()
+    });
+    let lines = lines.await.unwrap();
+    let texts = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+    let text: String = texts.map(|data| data["text"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(text, "\"user: Hello\\n\", you said: line 1\nline 2 — 你好");
+    assert!(lines.iter().any(|line| line == "event: done"));
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_frees_its_sequence_within_one_step() {
+    let (model, hold) = held_model();
+    let (model, url) = serve(model).await;
+    let body = spawn_blocking(move || {
+        let (_, mut body) = post(&url, "Go on");
+        body.read_exact(&mut [0; 100]).unwrap();
+        body
+    });
+    let body = body.await.unwrap();
+    // The client goes while a step is being taken: it is the last one.
+    hold.hold().await;
+    let before = model.stats();
+    assert_eq!(before.running, 1);
+    drop(body);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(hold);
+    let stats = until(&*model, |stats| stats.running == 0).await;
+    assert_eq!(stats.passes, before.passes + 1);
+    assert_eq!((stats.waiting, stats.kv_used_bytes, stats.cancelled), (0, 0, 1));
+}
+
+#[tokio::test]
+async fn failures_are_statuses() {
+    let (model, url) = serve(talkative().load_config(LoadConfig::new().context_len(256))).await;
+    let question = "x".repeat(1000);
+    let target = url.clone();
+    let (status, message) = spawn_blocking(move || {
+        let (status, mut body) = post(&target, &question);
+        let mut message = String::new();
+        body.read_to_string(&mut message).unwrap();
+        (status, message)
+    })
+    .await
+    .unwrap();
+    assert_eq!((status, message.contains("256")), (400, true), "{message}");
+    model.close().await.unwrap();
+    assert_eq!(spawn_blocking(move || post(&url, "Hello").0).await.unwrap(), 503);
+}
