@@ -20,7 +20,15 @@
 //! A model has one worker thread. In each forward pass it computes the next tokens of all running
 //! requests, prompts in chunks beside answers, and hands the sampled tokens to their streams. The
 //! calling task does none of this work: prompts are templated and tokenized on a thread of the model,
-//! too.
+//! too. Requests with a common beginning share its keys and values, at the same time or later.
+//!
+//! What a request answers does not depend on the others, to the bit: not on what shares its passes, nor on
+//! how its prompt was cut into chunks, what was cached, or whether it had to give its memory to others
+//! for a while.
+//!
+//! A bounded number of requests waits ([`Error::Overloaded`] beyond it), in the order of their
+//! [`priority`](GenerateConfig::priority) and arrival; [`deadline`](GenerateConfig::deadline) ends a
+//! request wherever it is. [`TextModel::stats`] tells what the model does.
 //!
 //! # Cancel safety
 //! Dropping a [`TokenStream`], or the future of [`TextModel::classify`] or

@@ -1,4 +1,5 @@
 //! What the operating system says of this process; Linux only, zeros elsewhere.
+#![allow(dead_code, reason = "not every benchmark asks for everything")]
 
 use std::{fs, time::Duration};
 
