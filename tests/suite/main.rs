@@ -1,4 +1,5 @@
 //! The crate through its public API, on the tiny models in `tests/golden` and on SmolLM2.
+#![allow(clippy::duplicate_mod, reason = "an example that is tested brings its own support")]
 
 mod axum_sse;
 mod bad_input;

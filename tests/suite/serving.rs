@@ -288,7 +288,7 @@ async fn every_end_is_counted_and_the_last_one_told() {
     let stats = model.stats();
     assert_eq!((stats.stopped, stats.length_limited, stats.cancelled, stats.failed), (1, 1, 1, 4));
     assert!(stats.tokens_per_pass() >= 1.0);
-    assert!(stats.sampled_tokens >= 3 + 4 + 1);
+    assert!(stats.sampled_tokens > 3 + 4);
 }
 
 #[tokio::test]
