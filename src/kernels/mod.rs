@@ -3,6 +3,9 @@
 //! threads, nor the instruction set can change.
 
 pub mod attention;
+pub mod dense;
+mod math;
+pub mod panels;
 pub mod quantized;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -30,7 +33,8 @@ impl Isa {
         let mut available = vec![Self::Scalar];
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             if avx2 {
                 available.push(Self::Avx2);
             }

@@ -34,8 +34,9 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         tracing::warn!(path = %path.display(), reason, "the tokenizer knows more tokens than the model");
     }
     let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-    let cache = CachePlan::new(config, &spec, dtype)?;
-    let placement = Placement { device, dtype, cache_blocks: cache.blocks };
+    let cache_dtype = cache_dtype(&checkpoint, dtype, &device)?;
+    let cache = CachePlan::new(config, &spec, cache_dtype)?;
+    let placement = Placement { device, dtype, cache_blocks: cache.blocks, cache_dtype };
     let (quant_bits, quant_group) = checkpoint.quantization();
     let info = ModelInfo {
         architecture: spec.architecture.to_owned(),
@@ -46,7 +47,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         quant_group,
         context_len: cache.context_len,
     };
-    let block_bytes = Decoder::block_bytes(&spec, dtype);
+    let block_bytes = Decoder::block_bytes(&spec, cache_dtype);
     let decoder = Decoder::load(&checkpoint, spec, &placement)?;
     let options = Options {
         name: info.architecture.clone(),
@@ -83,6 +84,15 @@ fn on_device(config: &LoadConfig, spec: &Spec, device: Device) -> Result<Device>
     }
 }
 
+/// The type of keys and values: on the CPU about as exact as the weights, elsewhere that of activations.
+fn cache_dtype(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<DType> {
+    if !device.is_cpu() {
+        return Ok(dtype);
+    }
+    let stored = checkpoint.dtype("model.layers.0.self_attn.q_proj.weight")?;
+    Ok(if stored == Some(DType::F32) { DType::F32 } else { DType::F16 })
+}
+
 /// How much the key/value cache holds.
 struct CachePlan {
     blocks: usize,
@@ -91,12 +101,12 @@ struct CachePlan {
 }
 
 impl CachePlan {
-    fn new(config: &LoadConfig, spec: &Spec, dtype: DType) -> Result<Self> {
+    fn new(config: &LoadConfig, spec: &Spec, cache_dtype: DType) -> Result<Self> {
         if let Some(tokens) = config.context_len.filter(|tokens| *tokens > spec.max_positions) {
             let reason = format!("{tokens} tokens, and the model was trained for {}", spec.max_positions);
             return Err(Error::config("context_len", reason));
         }
-        let block_bytes = Decoder::block_bytes(spec, dtype);
+        let block_bytes = Decoder::block_bytes(spec, cache_dtype);
         let wanted = config.context_len.map_or(1, |tokens| tokens.div_ceil(BLOCK_TOKENS));
         let blocks = match config.kv_cache_bytes {
             Some(bytes) => bytes / block_bytes,
