@@ -31,8 +31,7 @@ impl KvCache {
     /// The memory one block takes.
     pub fn block_bytes(spec: &Spec, dtype: DType) -> usize {
         // Sizes that no tensor has been held against yet may be absurd.
-        let elements = spec.heads().elements_per_block();
-        let sizes = [spec.num_layers, spec.num_kv_heads, elements, dtype.size_in_bytes()];
+        let sizes = [2, spec.num_layers, spec.num_kv_heads, spec.head_dim, BLOCK_TOKENS, dtype.size_in_bytes()];
         sizes.into_iter().fold(1, usize::saturating_mul)
     }
 

@@ -62,6 +62,11 @@ fn rows_of(values: Vec<f32>, len: usize) -> Result<Tensor> {
     Tensor::from_vec(values, (rows, len), &Device::Cpu)
 }
 
+/// The rows of these tokens as a tensor.
+fn looked_up(tokens: &Tensor, row: impl Fn(usize) -> Vec<f32>, len: usize) -> Result<Tensor> {
+    rows_of(tokens.to_vec1::<u32>()?.into_iter().flat_map(|id| row(id as usize)).collect(), len)
+}
+
 /// Gives the numbers of a contiguous tensor on the CPU.
 pub fn with_f32<R>(x: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let (storage, layout) = x.storage_and_layout();
@@ -95,14 +100,8 @@ impl Embedding {
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
         match &self.matrix {
             Matrix::Dense(tensor) => tensor.index_select(tokens, 0)?.to_dtype(self.dtype),
-            Matrix::Panels(matrix) => rows_of(
-                tokens.to_vec1()?.into_iter().flat_map(|id: u32| matrix.row(id as usize)).collect(),
-                matrix.columns,
-            ),
-            Matrix::Packed(matrix) => rows_of(
-                tokens.to_vec1()?.into_iter().flat_map(|id: u32| matrix.row(id as usize)).collect(),
-                matrix.columns,
-            ),
+            Matrix::Panels(matrix) => looked_up(tokens, |id| matrix.row(id), matrix.columns),
+            Matrix::Packed(matrix) => looked_up(tokens, |id| matrix.row(id), matrix.columns),
             Matrix::Quantized(tensor) => tensor.embedding(tokens)?.to_dtype(self.dtype),
         }
     }

@@ -1,16 +1,21 @@
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{
     Isa,
     math::exp,
-    panels::{Element, ElementType, Elements, LANES, Product, with_elements},
+    panels::{Element, ElementType, Elements, LANES, Product, prefetch, with_elements},
 };
 
 /// Tokens in one block of the cache: the scores of a block's keys are the lanes of a panel.
 pub const BLOCK_TOKENS: usize = LANES;
 /// Keys whose scores are turned into weights together. Parts begin at multiples of it, wherever the
 /// chunks of a prompt do, and are merged in their order.
-const PART_TOKENS: usize = 256;
+const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
+const PART_BLOCKS: usize = 16;
+/// Blocks whose keys go through the queries together.
+const BLOCKS_AT_ONCE: usize = 4;
 /// Rows times query heads that go through a part of the keys and values together.
 const TILE_QUERIES: usize = 24;
 /// Multiply-adds below which a second thread costs more than it saves.
@@ -35,14 +40,14 @@ impl Heads {
         self.num_heads / self.num_kv_heads
     }
 
-    /// Values are stored in whole panels.
-    fn value_dim(self) -> usize {
-        self.head_dim.div_ceil(LANES).saturating_mul(LANES)
+    /// What a head's values take in whole panels.
+    fn padded_dim(self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
     }
 
-    /// Elements that one key/value head takes in a block.
-    pub fn elements_per_block(self) -> usize {
-        self.head_dim.saturating_add(self.value_dim()).saturating_mul(BLOCK_TOKENS)
+    /// The keys that one key/value head has in a block, or the values.
+    fn elements_per_block(self) -> usize {
+        BLOCK_TOKENS * self.head_dim
     }
 }
 
@@ -59,16 +64,17 @@ pub struct Sequence<'a> {
 
 /// The keys and values of a layer in blocks of [`BLOCK_TOKENS`] tokens. In each block there is for
 /// each key/value head a panel of the keys, `[head_dim, BLOCK_TOKENS]`, and the values,
-/// `[BLOCK_TOKENS, value_dim]`.
+/// `[BLOCK_TOKENS, head_dim]`.
 pub struct PagedCache {
     heads: Heads,
+    /// After the last block comes a panel of nothing, since the last panel of values reads beyond them.
     elements: Elements,
 }
 
 impl PagedCache {
     /// A cache of zeros, if there is memory for it. It is resident once used.
     pub fn new(heads: Heads, blocks: usize, element_type: ElementType) -> Option<Self> {
-        let len = blocks.checked_mul(heads.num_kv_heads * heads.elements_per_block())?;
+        let len = blocks.checked_mul(2 * heads.num_kv_heads * heads.elements_per_block())?.checked_add(LANES)?;
         let elements = match element_type {
             ElementType::F32 => Elements::F32(bytemuck::allocation::try_zeroed_vec(len).ok()?),
             ElementType::F16 => Elements::F16(bytemuck::allocation::try_zeroed_vec(len).ok()?),
@@ -95,13 +101,13 @@ fn store<T: Element>(
     let width = num_kv_heads * head_dim;
     for ((slot, keys), values) in slots.zip(keys.chunks_exact(width)).zip(values.chunks_exact(width)) {
         let (block, token) = (slot / BLOCK_TOKENS, slot % BLOCK_TOKENS);
-        let block = elements.chunks_exact_mut(heads.elements_per_block()).skip(block * num_kv_heads);
+        let block = elements.chunks_exact_mut(2 * heads.elements_per_block()).skip(block * num_kv_heads);
         for ((block, key), value) in block.zip(keys.chunks_exact(head_dim)).zip(values.chunks_exact(head_dim)) {
-            let (stored_keys, stored_values) = block.split_at_mut(head_dim * BLOCK_TOKENS);
+            let (stored_keys, stored_values) = block.split_at_mut(heads.elements_per_block());
             for (lanes, key) in stored_keys.chunks_exact_mut(BLOCK_TOKENS).zip(key) {
                 lanes[token] = *key;
             }
-            stored_values[token * heads.value_dim()..][..head_dim].copy_from_slice(value);
+            stored_values[token * head_dim..][..head_dim].copy_from_slice(value);
         }
     }
 }
@@ -183,11 +189,19 @@ impl<T: Element> Tile<'_, T> {
         (self.first_context + self.rows - 1).div_ceil(PART_TOKENS)
     }
 
-    /// The keys and the values of the sequence's block `block`.
+    /// The keys of the sequence's block `block`, and the values with what the last panel reads after them.
     fn block(&self, block: usize) -> (&[T], &[T]) {
         let len = self.heads.elements_per_block();
         let index = self.blocks[block] as usize * self.heads.num_kv_heads + self.kv_head;
-        self.elements[index * len..][..len].split_at(self.heads.head_dim * BLOCK_TOKENS)
+        self.elements[2 * index * len..][..2 * len + LANES].split_at(len)
+    }
+
+    /// Asks for keys or values that are read soon. Those of one row come from far; other tiles of a
+    /// prompt have read them just before.
+    fn prefetch(&self, elements: &[T]) {
+        if self.rows == 1 {
+            prefetch(elements);
+        }
     }
 
     /// How many keys from position `start` on, of at most `len`, row `row` attends to.
@@ -197,40 +211,50 @@ impl<T: Element> Tile<'_, T> {
 
     /// Attends to the keys of one part alone.
     fn attend_part(&self, part: usize) -> Part {
-        let Heads { head_dim, .. } = self.heads;
         let start = part * PART_TOKENS;
         let keys = self.seen(self.rows - 1, start, PART_TOKENS);
-        let first_block = start / BLOCK_TOKENS;
-        let blocks = first_block..first_block + keys.div_ceil(BLOCK_TOKENS);
+        let blocks = part * PART_BLOCKS..part * PART_BLOCKS + keys.div_ceil(BLOCK_TOKENS);
         let width = blocks.len() * BLOCK_TOKENS;
-        let queries = self.rows * self.heads.group();
-        let mut scores = vec![0f32; queries * width];
-        let product = Product {
-            factors: &self.queries,
-            factor_stride: head_dim,
-            rows: queries,
-            steps: head_dim,
-            panels: &blocks.clone().map(|block| self.block(block).0).collect::<Vec<_>>(),
-            panel_stride: BLOCK_TOKENS,
+        let mut weights = self.scores(blocks.clone());
+        let softmax = |(query, scores): (usize, &mut [f32])| {
+            softmax(scores, self.seen(query / self.heads.group(), start, PART_TOKENS), self.isa)
         };
-        product.add_to(&mut scores, width, self.isa);
-        let mut softmaxes = Vec::with_capacity(queries);
-        for (query, scores) in scores.chunks_exact_mut(width).enumerate() {
-            let seen = self.seen(query / self.heads.group(), start, PART_TOKENS);
-            softmaxes.push(softmax(scores, seen, self.isa));
-        }
-        let mut values = vec![0f32; queries * self.heads.value_dim()];
+        let softmaxes: Vec<Softmax> = weights.chunks_exact_mut(width).enumerate().map(softmax).collect();
+        let mut values = vec![0f32; softmaxes.len() * self.heads.padded_dim()];
         for (index, block) in blocks.enumerate() {
-            self.add_values(block, &scores[index * BLOCK_TOKENS..], width, &mut values);
+            self.add_values(block, &weights[index * BLOCK_TOKENS..], width, &mut values);
         }
         Part { softmaxes, values }
     }
 
+    /// The dot products of all queries and the keys of these blocks, `[queries, keys]`.
+    fn scores(&self, blocks: Range<usize>) -> Vec<f32> {
+        let Heads { head_dim, .. } = self.heads;
+        let rows = self.rows * self.heads.group();
+        let width = blocks.len() * BLOCK_TOKENS;
+        let mut scores = vec![0f32; rows * width];
+        let blocks: Vec<(&[T], &[T])> = blocks.map(|block| self.block(block)).collect();
+        for (index, some) in blocks.chunks(BLOCKS_AT_ONCE).enumerate() {
+            some.iter().for_each(|(_, values)| self.prefetch(values));
+            let panels: Vec<&[T]> = some.iter().map(|(keys, _)| *keys).collect();
+            let product = Product {
+                factors: &self.queries,
+                factor_stride: head_dim,
+                rows,
+                steps: head_dim,
+                panels: &panels,
+                panel_stride: BLOCK_TOKENS,
+            };
+            product.add_to(&mut scores[index * BLOCKS_AT_ONCE * BLOCK_TOKENS..], width, self.isa);
+        }
+        scores
+    }
+
     /// Adds the values of a block, each times its weight.
     fn add_values(&self, block: usize, weights: &[f32], weight_stride: usize, sums: &mut [f32]) {
-        let (group, value_dim) = (self.heads.group(), self.heads.value_dim());
+        let (group, head_dim, padded_dim) = (self.heads.group(), self.heads.head_dim, self.heads.padded_dim());
         let (_, values) = self.block(block);
-        let panels: Vec<&[T]> = (0..value_dim).step_by(LANES).map(|at| &values[at..]).collect();
+        let panels: Vec<&[T]> = (0..head_dim).step_by(LANES).map(|at| &values[at..]).collect();
         let mut add = |row: usize, rows: usize, steps: usize| {
             let product = Product {
                 factors: &weights[row * group * weight_stride..],
@@ -238,10 +262,13 @@ impl<T: Element> Tile<'_, T> {
                 rows: rows * group,
                 steps,
                 panels: &panels,
-                panel_stride: value_dim,
+                panel_stride: head_dim,
             };
-            product.add_to(&mut sums[row * group * value_dim..], value_dim, self.isa);
+            product.add_to(&mut sums[row * group * padded_dim..], padded_dim, self.isa);
         };
+        if block + PART_BLOCKS < self.blocks.len() {
+            self.prefetch(self.block(block + PART_BLOCKS).0);
+        }
         let seen = |row| self.seen(row, block * BLOCK_TOKENS, BLOCK_TOKENS);
         if seen(0) == BLOCK_TOKENS {
             add(0, self.rows, BLOCK_TOKENS);
@@ -256,7 +283,7 @@ impl<T: Element> Tile<'_, T> {
     /// Writes the rows that all parts together give.
     fn write(&self, whole: Part, out: Vec<&mut [f32]>) {
         let Heads { head_dim, .. } = self.heads;
-        let values = whole.values.chunks_exact(self.heads.value_dim());
+        let values = whole.values.chunks_exact(self.heads.padded_dim());
         let heads = out.into_iter().flat_map(|out| out.chunks_exact_mut(head_dim));
         for ((out, values), Softmax { sum, .. }) in heads.zip(values).zip(whole.softmaxes) {
             for (out, value) in out.iter_mut().zip(values) {
@@ -270,7 +297,7 @@ impl<T: Element> Tile<'_, T> {
 struct Part {
     /// `[queries]`.
     softmaxes: Vec<Softmax>,
-    /// `[queries, value_dim]`.
+    /// `[queries, padded_dim]`.
     values: Vec<f32>,
 }
 
@@ -293,8 +320,8 @@ impl Part {
 
     /// Takes in the next part.
     fn merge(&mut self, part: &Self) {
-        let value_dim = self.values.len() / self.softmaxes.len();
-        let values = self.values.chunks_exact_mut(value_dim).zip(part.values.chunks_exact(value_dim));
+        let dim = self.values.len() / self.softmaxes.len();
+        let values = self.values.chunks_exact_mut(dim).zip(part.values.chunks_exact(dim));
         for ((softmax, next), (values, next_values)) in self.softmaxes.iter_mut().zip(&part.softmaxes).zip(values) {
             if next.sum == 0.0 {
                 continue;

@@ -7,7 +7,7 @@ pub fn exp(x: f32) -> f32 {
     /// Adding it rounds to an integer, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, of which the first has few bits.
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x < LOWEST { LOWEST } else { x };
     let rounded = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);

@@ -128,6 +128,14 @@ impl Elements {
     }
 }
 
+/// Asks for what is read soon.
+pub fn prefetch<T>(elements: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    super::x86::panels::prefetch(elements);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = elements;
+}
+
 /// Rows of factors, each with all panels:
 /// `sums[row][panel][lane] += Σ factors[row][step] * panels[panel][step][lane]`.
 pub struct Product<'a, T> {

@@ -106,14 +106,6 @@ impl Checkpoint {
         }
     }
 
-    /// The type a tensor is stored in; `None` if it is quantised.
-    pub fn dtype(&self, name: &str) -> Result<Option<DType>> {
-        Ok(match self.get(name)? {
-            GgufTensor::Dense(raw) => Some(raw.dtype),
-            GgufTensor::Quantized { .. } => None,
-        })
-    }
-
     /// Loads a matrix of `shape`: in its quantised form if it has one, on the CPU in the type it is
     /// stored in, else as `dtype`.
     pub fn matrix(&self, name: &str, shape: [usize; 2], dtype: DType, device: &Device) -> Result<Matrix> {

@@ -34,7 +34,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         tracing::warn!(path = %path.display(), reason, "the tokenizer knows more tokens than the model");
     }
     let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-    let cache_dtype = cache_dtype(&checkpoint, dtype, &device)?;
+    let cache_dtype = cache_dtype(&checkpoint, dtype, &device);
     let cache = CachePlan::new(config, &spec, cache_dtype)?;
     let placement = Placement { device, dtype, cache_blocks: cache.blocks, cache_dtype };
     let (quant_bits, quant_group) = checkpoint.quantization();
@@ -84,13 +84,9 @@ fn on_device(config: &LoadConfig, spec: &Spec, device: Device) -> Result<Device>
     }
 }
 
-/// The type of keys and values: on the CPU about as exact as the weights, elsewhere that of activations.
-fn cache_dtype(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<DType> {
-    if !device.is_cpu() {
-        return Ok(dtype);
-    }
-    let stored = checkpoint.dtype("model.layers.0.self_attn.q_proj.weight")?;
-    Ok(if stored == Some(DType::F32) { DType::F32 } else { DType::F16 })
+/// The type of keys and values: 16 bits on the CPU where weights have fewer, elsewhere that of activations.
+fn cache_dtype(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> DType {
+    if device.is_cpu() && checkpoint.quantization() != (0, 0) { DType::F16 } else { dtype }
 }
 
 /// How much the key/value cache holds.

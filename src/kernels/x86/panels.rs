@@ -42,6 +42,15 @@ pub fn add_avx512<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_st
     unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
 }
 
+/// Brings elements near.
+pub fn prefetch<T>(elements: &[T]) {
+    const LINE_BYTES: usize = 64;
+    for at in (0..size_of_val(elements)).step_by(LINE_BYTES) {
+        // SAFETY: the address is inside the slice, and every x86-64 machine has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(elements.as_ptr().cast::<i8>().add(at)) };
+    }
+}
+
 /// Every slice holds what its strides say.
 fn check<T>(product: &Product<'_, T>, sums: &[f32], sum_stride: usize) {
     let Product { factors, factor_stride, rows, steps, panels, panel_stride } = *product;
@@ -97,30 +106,30 @@ unsafe fn add_tile<T: Element, V: Vector, const R: usize, const P: usize>(
     unsafe {
         let factors = product.factors.as_ptr().add(row * product.factor_stride);
         let mut held = [[V::zero(); P]; R];
-        for r in 0..R {
-            for p in 0..P {
-                held[r][p] = V::load(sums.add(r * sum_stride + p * LANES));
+        for (r, held) in held.iter_mut().enumerate() {
+            for (p, held) in held.iter_mut().enumerate() {
+                *held = V::load(sums.add(r * sum_stride + p * LANES));
             }
         }
         let mut panels = [std::ptr::null(); P];
-        for p in 0..P {
-            panels[p] = product.panels.get_unchecked(panel + p).as_ptr();
+        for (p, start) in panels.iter_mut().enumerate() {
+            *start = product.panels.get_unchecked(panel + p).as_ptr();
         }
         for step in 0..product.steps {
             let mut values = [V::zero(); P];
-            for p in 0..P {
-                values[p] = V::load(panels[p].add(step * product.panel_stride));
+            for (values, panel) in values.iter_mut().zip(panels) {
+                *values = V::load(panel.add(step * product.panel_stride));
             }
-            for r in 0..R {
+            for (r, held) in held.iter_mut().enumerate() {
                 let factor = V::splat(*factors.add(r * product.factor_stride + step));
-                for p in 0..P {
-                    held[r][p] = factor.multiply_add(values[p], held[r][p]);
+                for (held, values) in held.iter_mut().zip(values) {
+                    *held = factor.multiply_add(values, *held);
                 }
             }
         }
-        for r in 0..R {
-            for p in 0..P {
-                held[r][p].store(sums.add(r * sum_stride + p * LANES));
+        for (r, held) in held.into_iter().enumerate() {
+            for (p, held) in held.into_iter().enumerate() {
+                held.store(sums.add(r * sum_stride + p * LANES));
             }
         }
     }
