@@ -34,7 +34,8 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         tracing::warn!(path = %path.display(), reason, "the tokenizer knows more tokens than the model");
     }
     let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-    let cache_dtype = cache_dtype(&checkpoint, dtype, &device);
+    // Keys and values of 16 bits would move logits by up to 2e-3 of the greatest.
+    let cache_dtype = dtype;
     let cache = CachePlan::new(config, &spec, cache_dtype)?;
     let placement = Placement { device, dtype, cache_blocks: cache.blocks, cache_dtype };
     let (quant_bits, quant_group) = checkpoint.quantization();
@@ -82,11 +83,6 @@ fn on_device(config: &LoadConfig, spec: &Spec, device: Device) -> Result<Device>
             Err(Error::config("gpu_layers", reason))
         }
     }
-}
-
-/// The type of keys and values: 16 bits on the CPU where weights have fewer, elsewhere that of activations.
-fn cache_dtype(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> DType {
-    if device.is_cpu() && checkpoint.quantization() != (0, 0) { DType::F16 } else { dtype }
 }
 
 /// How much the key/value cache holds.
