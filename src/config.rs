@@ -44,6 +44,9 @@ pub struct LoadConfig {
     /// an explicit [`context_len`](Self::context_len) needs if that is more. Memory that no
     /// sequence has used yet is reserved but not resident.
     pub kv_cache_bytes: Option<usize>,
+    /// How keys and values are stored. `None`: in 16 bits ([`F16`](KvCacheType::F16)) beside quantised
+    /// weights, else with the precision of the computation, so that logits lose none.
+    pub kv_cache_type: Option<KvCacheType>,
     /// Requests that may wait for their turn (512); beyond them is [`Error::Overloaded`].
     pub queue_limit: usize,
     /// Tokens of prompts that one forward pass computes at most (512). Beside running streams it computes
@@ -68,6 +71,7 @@ impl Default for LoadConfig {
             parallel_slots: None,
             adapter_path: None,
             kv_cache_bytes: None,
+            kv_cache_type: None,
             queue_limit: 512,
             max_batched_tokens: 512,
             prefix_cache_tokens: None,
@@ -96,6 +100,8 @@ impl LoadConfig {
         adapter_path: impl Into<PathBuf> => Some(adapter_path.into());
         /// Limits the memory of the key/value cache.
         kv_cache_bytes: usize => Some(kv_cache_bytes);
+        /// Sets how keys and values are stored.
+        kv_cache_type: KvCacheType => Some(kv_cache_type);
         /// Sets how many requests may wait.
         queue_limit: usize => queue_limit;
         /// Limits how many tokens of prompts one pass computes.
@@ -130,6 +136,18 @@ impl LoadConfig {
         }
         Ok(())
     }
+}
+
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KvCacheType {
+    /// 32 bits.
+    F32,
+    /// 16 bits, 11 of them for the number: what is beyond ±65,504 is stored as that.
+    F16,
+    /// 16 bits, 8 of them for the number.
+    Bf16,
 }
 
 /// The most entries a queue may have.

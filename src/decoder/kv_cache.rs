@@ -1,28 +1,30 @@
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Batch, Spec};
-use crate::Error;
+use super::{Batch, Spec, linear::with_f32};
+use crate::{
+    Error,
+    kernels::{attention::PagedCache, panels::ElementType},
+};
 
-/// Tokens in one block of the cache.
-pub const BLOCK_TOKENS: usize = 16;
+pub use crate::kernels::attention::BLOCK_TOKENS;
 
 /// Keys and values of all layers, in slots that sequences hold block by block.
 pub struct KvCache {
     layers: Vec<LayerCache>,
 }
 
-/// One layer's keys and values, `[slots, kv_heads * head_dim]` each.
-pub struct LayerCache {
-    pub keys: Tensor,
-    pub values: Tensor,
+/// One layer's keys and values.
+pub enum LayerCache {
+    /// For the CPU's own kernels.
+    Paged(PagedCache),
+    /// For the tensor operations of other devices: `[slots, num_kv_heads * head_dim]` each.
+    Tensors { keys: Tensor, values: Tensor },
 }
 
 impl KvCache {
     /// Room for `blocks` blocks. On the CPU the memory is reserved, and resident once used.
     pub fn new(spec: &Spec, blocks: usize, dtype: DType, device: &Device) -> crate::Result<Self> {
-        let shape = (blocks * BLOCK_TOKENS, spec.num_kv_heads * spec.head_dim);
-        let zeros = || zeros(shape, dtype, device);
-        let layer = |_| Ok(LayerCache { keys: zeros()?, values: zeros()? });
+        let layer = |_| LayerCache::new(spec, blocks, dtype, device);
         Ok(Self { layers: (0..spec.num_layers).map(layer).collect::<crate::Result<_>>()? })
     }
 
@@ -33,36 +35,55 @@ impl KvCache {
         sizes.into_iter().fold(1, usize::saturating_mul)
     }
 
-    pub fn layers(&self) -> &[LayerCache] {
-        &self.layers
+    pub fn layers(&mut self) -> &mut [LayerCache] {
+        &mut self.layers
     }
 }
 
 impl LayerCache {
-    /// Stores the rows of a batch, `[rows, kv_heads * head_dim]`, in the slots of its sequences.
-    pub fn store(&self, batch: &Batch, keys: &Tensor, values: &Tensor) -> Result<()> {
-        for span in &batch.spans {
-            let (mut row, end) = (span.start, span.start + span.len);
-            while row < end {
-                let position = batch.positions[row] as usize;
-                let run = (BLOCK_TOKENS - position % BLOCK_TOKENS).min(end - row);
-                let slot = span.slot(position, BLOCK_TOKENS);
-                self.keys.slice_set(&keys.narrow(0, row, run)?, 0, slot)?;
-                self.values.slice_set(&values.narrow(0, row, run)?, 0, slot)?;
-                row += run;
+    fn new(spec: &Spec, blocks: usize, dtype: DType, device: &Device) -> crate::Result<Self> {
+        if !device.is_cpu() {
+            let shape = (blocks * BLOCK_TOKENS, spec.num_kv_heads * spec.head_dim);
+            let zeros = || Tensor::zeros(shape, dtype, device);
+            return Ok(Self::Tensors { keys: zeros()?, values: zeros()? });
+        }
+        let element_type = ElementType::of(dtype)
+            .ok_or_else(|| Error::internal(format!("keys and values cannot be stored as {dtype:?}")))?;
+        let cache = PagedCache::new(spec.heads(), blocks, element_type).ok_or_else(|| {
+            let reason = format!("the machine has no memory for a cache of {} tokens", blocks * BLOCK_TOKENS);
+            Error::config("kv_cache_bytes", reason)
+        })?;
+        Ok(Self::Paged(cache))
+    }
+
+    /// Stores the rows of a batch, `[rows, num_kv_heads * head_dim]`, in the slots of its sequences.
+    pub fn store(&mut self, batch: &Batch, keys: &Tensor, values: &Tensor) -> Result<()> {
+        match self {
+            Self::Paged(cache) => {
+                let slots = batch.spans.iter().flat_map(|span| {
+                    let positions = &batch.positions[span.start..span.start + span.len];
+                    positions.iter().map(|position| span.slot(*position as usize, BLOCK_TOKENS))
+                });
+                with_f32(keys, |keys| with_f32(values, |values| cache.store(slots, keys, values)))?
+            }
+            Self::Tensors { keys: cached_keys, values: cached_values } => {
+                set_slots(cached_keys, batch, keys)?;
+                set_slots(cached_values, batch, values)
             }
         }
-        Ok(())
     }
 }
 
-/// Zeroed memory that is asked for, not demanded: a machine without it gives an error.
-fn zeros((rows, columns): (usize, usize), dtype: DType, device: &Device) -> crate::Result<Tensor> {
-    if dtype != DType::F32 || !device.is_cpu() {
-        return Ok(Tensor::zeros((rows, columns), dtype, device)?);
+fn set_slots(cached: &Tensor, batch: &Batch, rows: &Tensor) -> Result<()> {
+    let rows = rows.to_dtype(cached.dtype())?;
+    for span in &batch.spans {
+        let (mut row, end) = (span.start, span.start + span.len);
+        while row < end {
+            let position = batch.positions[row] as usize;
+            let run = (BLOCK_TOKENS - position % BLOCK_TOKENS).min(end - row);
+            cached.slice_set(&rows.narrow(0, row, run)?, 0, span.slot(position, BLOCK_TOKENS))?;
+            row += run;
+        }
     }
-    let zeros = bytemuck::allocation::try_zeroed_vec::<f32>(rows * columns).map_err(|()| {
-        Error::config("kv_cache_bytes", format!("the machine has no memory for a cache of {rows} tokens"))
-    })?;
-    Ok(Tensor::from_vec(zeros, (rows, columns), device)?)
+    Ok(())
 }

@@ -28,7 +28,7 @@ impl Layer {
         let (queries, keys) = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim);
         let linear = |part: &str, shape, bias| load.linear(&name(part), shape, bias);
         Ok(Self {
-            heads: Heads { num_heads: spec.num_heads, num_kv_heads: spec.num_kv_heads, head_dim: spec.head_dim },
+            heads: spec.heads(),
             isa: Isa::detect(),
             attention_norm: load.norm(&name("input_layernorm"), hidden, spec.norm_eps)?,
             query: linear("self_attn.q_proj", [queries, hidden], spec.qkv_bias)?,
@@ -49,14 +49,14 @@ impl Layer {
     }
 
     /// Maps the residual stream, `[rows, hidden]`, to the next layer's.
-    pub fn forward(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &LayerCache) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &mut LayerCache) -> Result<Tensor> {
         let x = (x + self.attend(&self.attention_norm.forward(x)?, batch, rotation, cache)?)?;
         let h = self.mlp_norm.forward(&x)?;
         let h = (self.gate.forward(&h)?.silu()? * self.up.forward(&h)?)?;
         x + self.down.forward(&h)?
     }
 
-    fn attend(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &LayerCache) -> Result<Tensor> {
+    fn attend(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &mut LayerCache) -> Result<Tensor> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
         let rows = x.dim(0)?;
         let rotate = |x: Tensor, heads: usize| {

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Module, Result, Shape, Tensor, quantized::QMatMul};
+use candle_core::{DType, Device, Module, Result, Storage, Tensor, quantized::QMatMul};
 
 use crate::{
-    kernels::{Isa, quantized::QuantMatrix},
+    kernels::{Isa, dense::DenseMatrix, quantized::QuantMatrix},
     weights::Matrix,
 };
 
@@ -12,11 +12,14 @@ pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
     bytes: usize,
+    isa: Isa,
 }
 
 enum Weight {
+    /// Transposed.
     Dense(Tensor),
-    Packed(PackedProduct),
+    Panels(Arc<DenseMatrix>),
+    Packed(Arc<QuantMatrix>),
     Quantized(QMatMul),
 }
 
@@ -25,10 +28,11 @@ impl Linear {
         let bytes = matrix.bytes();
         let weight = match matrix {
             Matrix::Dense(tensor) => Weight::Dense(tensor.t()?),
-            Matrix::Packed(matrix) => Weight::Packed(PackedProduct { matrix, isa: Isa::detect() }),
+            Matrix::Panels(matrix) => Weight::Panels(matrix),
+            Matrix::Packed(matrix) => Weight::Packed(matrix),
             Matrix::Quantized(tensor) => Weight::Quantized(QMatMul::from_arc(tensor)?),
         };
-        Ok(Self { weight, bias, bytes })
+        Ok(Self { weight, bias, bytes, isa: Isa::detect() })
     }
 
     /// The memory the weight takes.
@@ -40,7 +44,8 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Dense(weight) => x.matmul(weight)?,
-            Weight::Packed(product) => x.apply_op1_no_bwd(product)?,
+            Weight::Panels(matrix) => rows_of(with_f32(x, |x| matrix.multiply(x, self.isa))?, matrix.rows)?,
+            Weight::Packed(matrix) => rows_of(with_f32(x, |x| matrix.multiply(x, self.isa))?, matrix.rows)?,
             // Quantised products take and give f32.
             Weight::Quantized(weight) => weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
         };
@@ -51,23 +56,23 @@ impl Linear {
     }
 }
 
-/// A product by the CPU's own kernels, as an operation on candle's tensors.
-struct PackedProduct {
-    matrix: Arc<QuantMatrix>,
-    isa: Isa,
+/// Rows of `len` numbers as a tensor.
+fn rows_of(values: Vec<f32>, len: usize) -> Result<Tensor> {
+    let rows = values.len() / len;
+    Tensor::from_vec(values, (rows, len), &Device::Cpu)
 }
 
-impl CustomOp1 for PackedProduct {
-    fn name(&self) -> &'static str {
-        "packed-product"
-    }
+/// The rows of these tokens as a tensor.
+fn looked_up(tokens: &Tensor, row: impl Fn(usize) -> Vec<f32>, len: usize) -> Result<Tensor> {
+    rows_of(tokens.to_vec1::<u32>()?.into_iter().flat_map(|id| row(id as usize)).collect(), len)
+}
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (start, end) =
-            layout.contiguous_offsets().ok_or_else(|| candle_core::Error::msg("the input is not contiguous"))?;
-        let tokens = layout.dims()[0];
-        let y = self.matrix.multiply(&x.as_slice()?[start..end], self.isa);
-        Ok((CpuStorage::F32(y), (tokens, self.matrix.rows).into()))
+/// Gives the numbers of a contiguous tensor on the CPU.
+pub fn with_f32<R>(x: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let (storage, layout) = x.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(storage), Some((start, end))) => Ok(read(&storage.as_slice::<f32>()?[start..end])),
+        _ => candle_core::bail!("the tensor is not contiguous, or not on the CPU"),
     }
 }
 
@@ -84,12 +89,7 @@ impl Embedding {
 
     /// The output head that shares this matrix.
     pub fn as_head(&self) -> Result<Linear> {
-        let matrix = match &self.matrix {
-            Matrix::Dense(tensor) => Matrix::Dense(tensor.clone()),
-            Matrix::Packed(matrix) => Matrix::Packed(Arc::clone(matrix)),
-            Matrix::Quantized(tensor) => Matrix::Quantized(Arc::clone(tensor)),
-        };
-        Linear::new(matrix, None)
+        Linear::new(self.matrix.clone(), None)
     }
 
     pub fn bytes(&self) -> usize {
@@ -100,10 +100,8 @@ impl Embedding {
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
         match &self.matrix {
             Matrix::Dense(tensor) => tensor.index_select(tokens, 0)?.to_dtype(self.dtype),
-            Matrix::Packed(matrix) => {
-                let rows: Vec<f32> = tokens.to_vec1::<u32>()?.iter().flat_map(|id| matrix.row(*id as usize)).collect();
-                Tensor::from_vec(rows, (tokens.elem_count(), matrix.columns), tokens.device())
-            }
+            Matrix::Panels(matrix) => looked_up(tokens, |id| matrix.row(id), matrix.columns),
+            Matrix::Packed(matrix) => looked_up(tokens, |id| matrix.row(id), matrix.columns),
             Matrix::Quantized(tensor) => tensor.embedding(tokens)?.to_dtype(self.dtype),
         }
     }

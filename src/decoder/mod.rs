@@ -11,7 +11,7 @@ mod norm;
 mod rope;
 mod spec;
 
-use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 pub use arch::spec;
 pub use batch::{Batch, Span};
@@ -34,6 +34,14 @@ pub trait Forward: Send {
 
 /// A decoder-only transformer with its weights and its key/value cache.
 pub struct Decoder {
+    network: Network,
+    cache: KvCache,
+    /// The threads of a pass, this model's own.
+    threads: rayon::ThreadPool,
+}
+
+/// The weights and what is computed with them.
+struct Network {
     spec: Spec,
     device: Device,
     dtype: DType,
@@ -42,9 +50,6 @@ pub struct Decoder {
     norm: RmsNorm,
     head: Linear,
     rope: Rope,
-    cache: KvCache,
-    /// The threads of a pass, this model's own.
-    threads: rayon::ThreadPool,
 }
 
 /// Where and how a decoder's weights are placed.
@@ -54,11 +59,13 @@ pub struct Placement {
     pub dtype: DType,
     /// Blocks of [`BLOCK_TOKENS`] tokens that the key/value cache holds.
     pub cache_blocks: usize,
+    /// The type of keys and values in the cache.
+    pub cache_dtype: DType,
 }
 
 impl Decoder {
     pub fn load(checkpoint: &Checkpoint, spec: Spec, placement: &Placement) -> Result<Self> {
-        let Placement { device, dtype, cache_blocks } = placement;
+        let Placement { device, dtype, cache_blocks, cache_dtype } = placement;
         let load = Loader { checkpoint, device, dtype: *dtype };
         let vocabulary = [spec.vocab_size, spec.hidden_size];
         let embedding = checkpoint.matrix("model.embed_tokens.weight", vocabulary, *dtype, device)?;
@@ -67,50 +74,61 @@ impl Decoder {
             if spec.tie_word_embeddings { embedding.as_head()? } else { load.linear("lm_head", vocabulary, false)? };
         let layers = (0..spec.num_layers).map(|i| Layer::load(&load, &spec, i)).collect::<Result<_>>()?;
         let norm = load.norm("model.norm", spec.hidden_size, spec.norm_eps)?;
-        let cache = KvCache::new(&spec, *cache_blocks, *dtype, device)?;
+        let cache = KvCache::new(&spec, *cache_blocks, *cache_dtype, device)?;
         let rope = Rope::new(&spec.rope, spec.head_dim, device);
         let threads = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("tokenflow {i}")).build();
         let threads = threads.map_err(|error| Error::internal(format!("threads could not be started: {error}")))?;
-        Ok(Self { threads, spec, device: device.clone(), dtype: *dtype, embedding, layers, norm, head, rope, cache })
+        let network = Network { spec, device: device.clone(), dtype: *dtype, embedding, layers, norm, head, rope };
+        Ok(Self { network, cache, threads })
     }
 
     /// The memory one block of the cache takes.
-    pub fn block_bytes(spec: &Spec, dtype: DType) -> usize {
-        KvCache::block_bytes(spec, dtype)
+    pub fn block_bytes(spec: &Spec, cache_dtype: DType) -> usize {
+        KvCache::block_bytes(spec, cache_dtype)
     }
 
     /// The memory the weights take.
     pub fn weight_bytes(&self) -> usize {
-        let head = if self.spec.tie_word_embeddings { 0 } else { self.head.bytes() };
-        self.embedding.bytes() + head + self.layers.iter().map(Layer::bytes).sum::<usize>()
+        let Network { spec, embedding, layers, head, .. } = &self.network;
+        let head = if spec.tie_word_embeddings { 0 } else { head.bytes() };
+        embedding.bytes() + head + layers.iter().map(Layer::bytes).sum::<usize>()
     }
+}
 
-    fn logits(&self, batch: &Batch) -> candle_core::Result<Tensor> {
+impl Network {
+    /// Stores the keys and values of a batch and gives what its last layer does, `[rows, hidden]`.
+    fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Tensor> {
         let tokens = Tensor::new(batch.tokens.as_slice(), &self.device)?;
         let rotation = self.rope.at(&batch.positions, self.dtype)?;
         let mut x = self.embedding.forward(&tokens)?;
-        for (layer, cache) in self.layers.iter().zip(self.cache.layers()) {
+        for (layer, cache) in self.layers.iter().zip(cache.layers()) {
             x = layer.forward(&x, batch, &rotation, cache)?;
         }
-        let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
-        let x = self.norm.forward(&x.index_select(&rows, 0)?)?;
+        Ok(x)
+    }
+
+    /// The logits of some of the rows, `[rows, vocab_size]`.
+    fn logits(&self, hidden: &Tensor, rows: &[u32]) -> candle_core::Result<Tensor> {
+        let rows = Tensor::new(rows, &self.device)?;
+        let x = self.norm.forward(&hidden.index_select(&rows, 0)?)?;
         self.head.forward(&x)?.to_dtype(DType::F32)
     }
 }
 
 impl Forward for Decoder {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
-        if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= self.spec.vocab_size) {
-            return Err(Error::internal(format!("token {token} is not in a vocabulary of {}", self.spec.vocab_size)));
+        let Self { network, cache, threads } = self;
+        let vocab_size = network.spec.vocab_size;
+        if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
+            return Err(Error::internal(format!("token {token} is not in a vocabulary of {vocab_size}")));
         }
-        if batch.sampled.is_empty() {
-            // Nothing is sampled, but the keys and values are wanted.
-            let batch = Batch { sampled: vec![0], ..batch.clone() };
-            self.threads.install(|| self.logits(&batch))?;
-            return Ok(Vec::new());
-        }
-        let logits = self.threads.install(|| self.logits(batch))?;
-        Ok((0..batch.sampled.len()).map(|row| logits.i(row)?.to_vec1()).collect::<candle_core::Result<_>>()?)
+        threads.install(|| {
+            let hidden = network.hidden(batch, cache)?;
+            if batch.sampled.is_empty() {
+                return Ok(Vec::new());
+            }
+            Ok(network.logits(&hidden, &batch.sampled)?.to_vec2()?)
+        })
     }
 }
 

@@ -1,3 +1,5 @@
+use crate::kernels::attention::Heads;
+
 /// Everything an architecture decides, in the terms of this decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
@@ -22,6 +24,12 @@ pub struct Spec {
     /// Whether the output head is the embedding matrix.
     pub tie_word_embeddings: bool,
     pub rope: RopeSpec,
+}
+
+impl Spec {
+    pub fn heads(&self) -> Heads {
+        Heads { num_heads: self.num_heads, num_kv_heads: self.num_kv_heads, head_dim: self.head_dim }
+    }
 }
 
 /// How positions turn queries and keys.

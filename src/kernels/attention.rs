@@ -1,6 +1,25 @@
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::{Isa, dot};
+use super::{
+    Isa,
+    math::exp,
+    panels::{Element, ElementType, Elements, LANES, Product, prefetch, with_elements},
+};
+
+/// Tokens in one block of the cache: the scores of a block's keys are the lanes of a panel.
+pub const BLOCK_TOKENS: usize = LANES;
+/// Keys whose scores are turned into weights together. Parts begin at multiples of it, wherever the
+/// chunks of a prompt do, and are merged in their order.
+const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
+const PART_BLOCKS: usize = 16;
+/// Blocks whose keys go through the queries together.
+const BLOCKS_AT_ONCE: usize = 4;
+/// Rows times query heads that go through a part of the keys and values together.
+const TILE_QUERIES: usize = 24;
+/// Multiply-adds below which a second thread costs more than it saves.
+const PARALLEL_WORK: usize = 1 << 18;
 
 /// The head layout of an attention layer.
 #[derive(Debug, Clone, Copy)]
@@ -15,166 +34,486 @@ impl Heads {
     pub fn scale(self) -> f64 {
         1.0 / (self.head_dim as f64).sqrt()
     }
+
+    /// Query heads that share a key/value head.
+    fn group(self) -> usize {
+        self.num_heads / self.num_kv_heads
+    }
+
+    /// What a head's values take in whole panels.
+    fn padded_dim(self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// The keys that one key/value head has in a block, or the values.
+    fn elements_per_block(self) -> usize {
+        BLOCK_TOKENS * self.head_dim
+    }
 }
 
-/// One row of queries and where its keys and values are.
+/// The queries of one sequence and where its keys and values are.
 #[derive(Debug, Clone, Copy)]
-pub struct Row<'a> {
-    /// Keys the row attends to.
+pub struct Sequence<'a> {
+    /// Rows of queries. The last one attends to all keys, each one before to one key less.
+    pub rows: usize,
+    /// Keys there are.
     pub context_len: usize,
     /// The cache blocks they are in.
     pub blocks: &'a [u32],
 }
 
-/// The cached keys and values of a layer, `[slots, num_kv_heads * head_dim]` each.
-#[derive(Debug, Clone, Copy)]
-pub struct Cache<'a> {
-    pub keys: &'a [f32],
-    pub values: &'a [f32],
-    pub block_tokens: usize,
+/// The keys and values of a layer in blocks of [`BLOCK_TOKENS`] tokens. In each block there is for
+/// each key/value head a panel of the keys, `[head_dim, BLOCK_TOKENS]`, and the values,
+/// `[BLOCK_TOKENS, head_dim]`.
+pub struct PagedCache {
+    heads: Heads,
+    /// After the last block comes a panel of nothing, since the last panel of values reads beyond them.
+    elements: Elements,
 }
 
-/// Multiply-adds below which a second thread costs more than it saves.
-const PARALLEL_WORK: usize = 1 << 16;
+impl PagedCache {
+    /// A cache of zeros, if there is memory for it. It is resident once used.
+    pub fn new(heads: Heads, blocks: usize, element_type: ElementType) -> Option<Self> {
+        let len = blocks.checked_mul(2 * heads.num_kv_heads * heads.elements_per_block())?.checked_add(LANES)?;
+        let elements = match element_type {
+            ElementType::F32 => Elements::F32(bytemuck::allocation::try_zeroed_vec(len).ok()?),
+            ElementType::F16 => Elements::F16(bytemuck::allocation::try_zeroed_vec(len).ok()?),
+            ElementType::Bf16 => Elements::Bf16(bytemuck::allocation::try_zeroed_vec(len).ok()?),
+        };
+        Some(Self { heads, elements })
+    }
 
-/// `softmax(q Kᵀ / √head_dim) V` for each row and head. `queries` and `out` are
-/// `[rows, num_heads * head_dim]`.
-pub fn attend(heads: Heads, rows: &[Row<'_>], queries: &[f32], cache: Cache<'_>, isa: Isa, out: &mut [f32]) {
-    let group_len = heads.num_heads / heads.num_kv_heads * heads.head_dim;
-    let group = |(i, (queries, out)): (usize, (&[f32], &mut [f32]))| {
-        let (row, kv_head) = (i / heads.num_kv_heads, i % heads.num_kv_heads);
-        let group = Group { heads, kv_head, row: rows[row], queries, cache };
-        match isa {
-            Isa::Scalar => group.attend(out),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512Vnni => super::x86::attention::avx2(&group, out),
-        }
-    };
-    let keys: usize = rows.iter().map(|row| row.context_len).sum();
-    if keys * heads.num_heads * heads.head_dim < PARALLEL_WORK {
-        queries.chunks(group_len).zip(out.chunks_mut(group_len)).enumerate().for_each(group);
-    } else {
-        queries.par_chunks(group_len).zip(out.par_chunks_mut(group_len)).enumerate().for_each(group);
+    /// Stores `keys` and `values`, `[slots, num_kv_heads * head_dim]`, in these slots.
+    pub fn store(&mut self, slots: impl Iterator<Item = usize>, keys: &[f32], values: &[f32]) {
+        with_elements!(&mut self.elements, elements => store(self.heads, elements, slots, keys, values));
     }
 }
 
-/// The query heads of one row that share a key/value head; each key is read once for all of them.
-pub struct Group<'a> {
+fn store<T: Element>(
     heads: Heads,
-    kv_head: usize,
-    row: Row<'a>,
-    queries: &'a [f32],
-    cache: Cache<'a>,
+    elements: &mut [T],
+    slots: impl Iterator<Item = usize>,
+    keys: &[f32],
+    values: &[f32],
+) {
+    let Heads { num_kv_heads, head_dim, .. } = heads;
+    let (keys, values) = (T::from_f32s(keys), T::from_f32s(values));
+    let width = num_kv_heads * head_dim;
+    for ((slot, keys), values) in slots.zip(keys.chunks_exact(width)).zip(values.chunks_exact(width)) {
+        let (block, token) = (slot / BLOCK_TOKENS, slot % BLOCK_TOKENS);
+        let block = elements.chunks_exact_mut(2 * heads.elements_per_block()).skip(block * num_kv_heads);
+        for ((block, key), value) in block.zip(keys.chunks_exact(head_dim)).zip(values.chunks_exact(head_dim)) {
+            let (stored_keys, stored_values) = block.split_at_mut(heads.elements_per_block());
+            for (lanes, key) in stored_keys.chunks_exact_mut(BLOCK_TOKENS).zip(key) {
+                lanes[token] = *key;
+            }
+            stored_values[token * head_dim..][..head_dim].copy_from_slice(value);
+        }
+    }
 }
 
-impl Group<'_> {
-    /// Compiled into each instruction set's own function. None of them fuses or reorders sums, so all
-    /// give the same bits.
-    #[inline(always)]
-    pub fn attend(&self, out: &mut [f32]) {
-        let Self { heads, kv_head, row, queries, cache } = *self;
-        let Heads { head_dim, .. } = heads;
-        let width = heads.num_kv_heads * head_dim;
-        let at = |position: usize| {
-            let slot = row.blocks[position / cache.block_tokens] as usize * cache.block_tokens;
-            (slot + position % cache.block_tokens) * width + kv_head * head_dim
-        };
-        let scale = heads.scale() as f32;
-        let group = queries.len() / head_dim;
-        let mut weights = vec![0f32; group * row.context_len];
-        for position in 0..row.context_len {
-            let key = &cache.keys[at(position)..][..head_dim];
-            for (head, query) in queries.chunks(head_dim).enumerate() {
-                weights[head * row.context_len + position] = dot(query, key) * scale;
+/// `softmax(q Kᵀ / √head_dim) V` for each row and head. `queries` and `out` are
+/// `[rows, num_heads * head_dim]`, the rows of one sequence after those of another.
+pub fn attend(sequences: &[Sequence<'_>], queries: &[f32], cache: &PagedCache, isa: Isa, out: &mut [f32]) {
+    let heads = cache.heads;
+    let work: usize = sequences.iter().map(|sequence| sequence.rows * sequence.context_len).sum();
+    let parallel = work * heads.num_heads * heads.head_dim >= PARALLEL_WORK;
+    with_elements!(&cache.elements, elements => {
+        let tiles = tiles(heads, sequences, queries, elements, isa, out);
+        if parallel {
+            tiles.into_par_iter().for_each(|(tile, out)| {
+                let parts = (0..tile.parts()).into_par_iter().map(|part| tile.attend_part(part)).collect();
+                tile.write(Part::merged(parts), out);
+            });
+        } else {
+            for (tile, out) in tiles {
+                let parts = (0..tile.parts()).map(|part| tile.attend_part(part)).collect();
+                tile.write(Part::merged(parts), out);
             }
         }
-        for weights in weights.chunks_mut(row.context_len) {
-            softmax(weights);
-        }
-        for position in 0..row.context_len {
-            let value = &cache.values[at(position)..][..head_dim];
-            for (head, out) in out.chunks_mut(head_dim).enumerate() {
-                let weight = weights[head * row.context_len + position];
-                for (out, value) in out.iter_mut().zip(value) {
-                    *out += weight * value;
+    });
+}
+
+/// Rows of one sequence with the query heads that share a key/value head. Each key and value is read
+/// once for all of them.
+struct Tile<'a, T> {
+    heads: Heads,
+    kv_head: usize,
+    /// Keys that the first row attends to, and each row after it to one key more.
+    first_context: usize,
+    rows: usize,
+    blocks: &'a [u32],
+    /// Scaled, `[rows, group, head_dim]`.
+    queries: Vec<f32>,
+    elements: &'a [T],
+    isa: Isa,
+}
+
+/// All tiles, each with where its rows go.
+fn tiles<'a, T: Element>(
+    heads: Heads,
+    sequences: &[Sequence<'a>],
+    queries: &[f32],
+    elements: &'a [T],
+    isa: Isa,
+    out: &'a mut [f32],
+) -> Vec<(Tile<'a, T>, Vec<&'a mut [f32]>)> {
+    let group_len = heads.group() * heads.head_dim;
+    let scale = heads.scale() as f32;
+    let mut groups = queries.chunks_exact(group_len).zip(out.chunks_exact_mut(group_len));
+    let mut tiles = Vec::new();
+    for sequence in sequences {
+        let tile_rows = (TILE_QUERIES / heads.group()).max(1);
+        for start in (0..sequence.rows).step_by(tile_rows) {
+            let rows = tile_rows.min(sequence.rows - start);
+            let first_context = sequence.context_len - sequence.rows + start + 1;
+            let tile = |kv_head| {
+                let queries = Vec::with_capacity(rows * group_len);
+                Tile { heads, kv_head, first_context, rows, blocks: sequence.blocks, queries, elements, isa }
+            };
+            let first = tiles.len();
+            tiles.extend((0..heads.num_kv_heads).map(|kv_head| (tile(kv_head), Vec::with_capacity(rows))));
+            for _ in 0..rows {
+                for ((tile, tile_out), (queries, out)) in tiles[first..].iter_mut().zip(&mut groups) {
+                    tile.queries.extend(queries.iter().map(|query| query * scale));
+                    tile_out.push(out);
                 }
             }
         }
     }
+    tiles
 }
 
+impl<T: Element> Tile<'_, T> {
+    fn parts(&self) -> usize {
+        (self.first_context + self.rows - 1).div_ceil(PART_TOKENS)
+    }
+
+    /// The keys of the sequence's block `block`, and the values with what the last panel reads after them.
+    fn block(&self, block: usize) -> (&[T], &[T]) {
+        let len = self.heads.elements_per_block();
+        let index = self.blocks[block] as usize * self.heads.num_kv_heads + self.kv_head;
+        self.elements[2 * index * len..][..2 * len + LANES].split_at(len)
+    }
+
+    /// Asks for keys or values that are read soon. Those of one row come from far; other tiles of a
+    /// prompt have read them just before.
+    fn prefetch(&self, elements: &[T]) {
+        if self.rows == 1 {
+            prefetch(elements);
+        }
+    }
+
+    /// How many keys from position `start` on, of at most `len`, row `row` attends to.
+    fn seen(&self, row: usize, start: usize, len: usize) -> usize {
+        (self.first_context + row).saturating_sub(start).min(len)
+    }
+
+    /// Attends to the keys of one part alone.
+    fn attend_part(&self, part: usize) -> Part {
+        let start = part * PART_TOKENS;
+        let keys = self.seen(self.rows - 1, start, PART_TOKENS);
+        let blocks = part * PART_BLOCKS..part * PART_BLOCKS + keys.div_ceil(BLOCK_TOKENS);
+        let width = blocks.len() * BLOCK_TOKENS;
+        let mut weights = self.scores(blocks.clone());
+        let softmax = |(query, scores): (usize, &mut [f32])| {
+            softmax(scores, self.seen(query / self.heads.group(), start, PART_TOKENS), self.isa)
+        };
+        let softmaxes: Vec<Softmax> = weights.chunks_exact_mut(width).enumerate().map(softmax).collect();
+        let mut values = vec![0f32; softmaxes.len() * self.heads.padded_dim()];
+        for (index, block) in blocks.enumerate() {
+            self.add_values(block, &weights[index * BLOCK_TOKENS..], width, &mut values);
+        }
+        Part { softmaxes, values }
+    }
+
+    /// The dot products of all queries and the keys of these blocks, `[queries, keys]`.
+    fn scores(&self, blocks: Range<usize>) -> Vec<f32> {
+        let Heads { head_dim, .. } = self.heads;
+        let rows = self.rows * self.heads.group();
+        let width = blocks.len() * BLOCK_TOKENS;
+        let mut scores = vec![0f32; rows * width];
+        let blocks: Vec<(&[T], &[T])> = blocks.map(|block| self.block(block)).collect();
+        for (index, some) in blocks.chunks(BLOCKS_AT_ONCE).enumerate() {
+            some.iter().for_each(|(_, values)| self.prefetch(values));
+            let panels: Vec<&[T]> = some.iter().map(|(keys, _)| *keys).collect();
+            let product = Product {
+                factors: &self.queries,
+                factor_stride: head_dim,
+                rows,
+                steps: head_dim,
+                panels: &panels,
+                panel_stride: BLOCK_TOKENS,
+            };
+            product.add_to(&mut scores[index * BLOCKS_AT_ONCE * BLOCK_TOKENS..], width, self.isa);
+        }
+        scores
+    }
+
+    /// Adds the values of a block, each times its weight.
+    fn add_values(&self, block: usize, weights: &[f32], weight_stride: usize, sums: &mut [f32]) {
+        let (group, head_dim, padded_dim) = (self.heads.group(), self.heads.head_dim, self.heads.padded_dim());
+        let (_, values) = self.block(block);
+        let panels: Vec<&[T]> = (0..head_dim).step_by(LANES).map(|at| &values[at..]).collect();
+        let mut add = |row: usize, rows: usize, steps: usize| {
+            let product = Product {
+                factors: &weights[row * group * weight_stride..],
+                factor_stride: weight_stride,
+                rows: rows * group,
+                steps,
+                panels: &panels,
+                panel_stride: head_dim,
+            };
+            product.add_to(&mut sums[row * group * padded_dim..], padded_dim, self.isa);
+        };
+        if block + PART_BLOCKS < self.blocks.len() {
+            self.prefetch(self.block(block + PART_BLOCKS).0);
+        }
+        let seen = |row| self.seen(row, block * BLOCK_TOKENS, BLOCK_TOKENS);
+        if seen(0) == BLOCK_TOKENS {
+            add(0, self.rows, BLOCK_TOKENS);
+        } else {
+            // What a row does not see may be anything, even no number: a weight of zero is not enough.
+            for row in 0..self.rows {
+                add(row, 1, seen(row));
+            }
+        }
+    }
+
+    /// Writes the rows that all parts together give.
+    fn write(&self, whole: Part, out: Vec<&mut [f32]>) {
+        let Heads { head_dim, .. } = self.heads;
+        let values = whole.values.chunks_exact(self.heads.padded_dim());
+        let heads = out.into_iter().flat_map(|out| out.chunks_exact_mut(head_dim));
+        for ((out, values), Softmax { sum, .. }) in heads.zip(values).zip(whole.softmaxes) {
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = value / sum;
+            }
+        }
+    }
+}
+
+/// What the keys of a part give, before the division by the sum of their weights.
+struct Part {
+    /// `[queries]`.
+    softmaxes: Vec<Softmax>,
+    /// `[queries, padded_dim]`.
+    values: Vec<f32>,
+}
+
+/// Over what the weights of a query's keys are `exp(score - max)`.
+#[derive(Debug, Clone, Copy)]
+struct Softmax {
+    max: f32,
+    /// That of the weights; zero where the query sees no key.
+    sum: f32,
+}
+
+impl Part {
+    fn merged(parts: Vec<Self>) -> Self {
+        let merge = |mut whole: Self, part: Self| {
+            whole.merge(&part);
+            whole
+        };
+        parts.into_iter().reduce(merge).unwrap_or(Self { softmaxes: Vec::new(), values: Vec::new() })
+    }
+
+    /// Takes in the next part.
+    fn merge(&mut self, part: &Self) {
+        let dim = self.values.len() / self.softmaxes.len();
+        let values = self.values.chunks_exact_mut(dim).zip(part.values.chunks_exact(dim));
+        for ((softmax, next), (values, next_values)) in self.softmaxes.iter_mut().zip(&part.softmaxes).zip(values) {
+            if next.sum == 0.0 {
+                continue;
+            }
+            let max = softmax.max.max(next.max);
+            let (ours, theirs) = (exp(softmax.max - max), exp(next.max - max));
+            for (value, next) in values.iter_mut().zip(next_values) {
+                *value = *value * ours + next * theirs;
+            }
+            *softmax = Softmax { max, sum: softmax.sum * ours + next.sum * theirs };
+        }
+    }
+}
+
+/// Turns the first `seen` scores into weights.
+fn softmax(scores: &mut [f32], seen: usize, isa: Isa) -> Softmax {
+    let scores = &mut scores[..seen.next_multiple_of(LANES)];
+    scores[seen..].fill(f32::NEG_INFINITY);
+    let (max, sum) = match isa {
+        Isa::Scalar => softmax_lanes(scores),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => super::x86::attention::softmax_avx2(scores),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => super::x86::attention::softmax_avx512(scores),
+    };
+    Softmax { max, sum }
+}
+
+/// Turns scores, whole lanes of them, into `exp(score - max)`; gives `max` and the sum. Compiled into
+/// each instruction set's own function.
 #[inline(always)]
-fn softmax(scores: &mut [f32]) {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for score in &mut *scores {
-        *score = (*score - max).exp();
-        sum += *score;
+pub fn softmax_lanes(scores: &mut [f32]) -> (f32, f32) {
+    let (scores, _) = scores.as_chunks_mut::<LANES>();
+    let mut max = [f32::NEG_INFINITY; LANES];
+    for scores in scores.iter() {
+        for lane in 0..LANES {
+            max[lane] = if scores[lane] > max[lane] { scores[lane] } else { max[lane] };
+        }
     }
-    for score in scores {
-        *score /= sum;
+    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0f32; LANES];
+    for scores in scores {
+        for lane in 0..LANES {
+            scores[lane] = exp(scores[lane] - max);
+            sums[lane] += scores[lane];
+        }
     }
+    (max, sums.into_iter().sum())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Softmax attention as the formula says it, in f64.
-    fn naive(heads: Heads, row: Row<'_>, queries: &[f32], cache: Cache<'_>) -> Vec<f32> {
-        let width = heads.num_kv_heads * heads.head_dim;
-        let of = |all: &[f32], position: usize, head: usize, i: usize| {
-            let slot = row.blocks[position / cache.block_tokens] as usize * cache.block_tokens;
-            let kv_head = head * heads.num_kv_heads / heads.num_heads;
-            f64::from(all[(slot + position % cache.block_tokens) * width + kv_head * heads.head_dim + i])
-        };
-        let mut out = Vec::new();
-        for head in 0..heads.num_heads {
-            let query = &queries[head * heads.head_dim..][..heads.head_dim];
-            let score = |position: usize| {
-                (0..heads.head_dim).map(|i| f64::from(query[i]) * of(cache.keys, position, head, i)).sum::<f64>()
+    const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::Bf16];
+
+    fn noise(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 252.25 - 2.0).collect()
+    }
+
+    /// A sequence of `context_len` tokens and the cache that holds it, in blocks out of order among
+    /// others that hold no numbers.
+    struct Case {
+        heads: Heads,
+        context_len: usize,
+        blocks: Vec<u32>,
+        queries: Vec<f32>,
+        keys: Vec<f32>,
+        values: Vec<f32>,
+        cache: PagedCache,
+    }
+
+    impl Case {
+        fn new(heads: Heads, context_len: usize, element_type: ElementType) -> Self {
+            let count = context_len.div_ceil(BLOCK_TOKENS) as u32;
+            let blocks: Vec<u32> = (0..count).map(|block| (count - 1 - block) * 2 + 1).collect();
+            let width = heads.num_kv_heads * heads.head_dim;
+            let all = 2 * count as usize * BLOCK_TOKENS;
+            let mut cache = PagedCache::new(heads, all / BLOCK_TOKENS, element_type).unwrap();
+            let nan = vec![f32::NAN; all * width];
+            cache.store(0..all, &nan, &nan);
+            let rounded = |values: Vec<f32>| -> Vec<f32> {
+                match element_type {
+                    ElementType::F32 => values,
+                    ElementType::F16 => half::f16::from_f32s(&values).into_iter().map(Element::to_f32).collect(),
+                    ElementType::Bf16 => half::bf16::from_f32s(&values).into_iter().map(Element::to_f32).collect(),
+                }
             };
-            let weights: Vec<f64> = (0..row.context_len).map(|p| (score(p) * heads.scale()).exp()).collect();
-            let total: f64 = weights.iter().sum();
-            for i in 0..heads.head_dim {
-                let sum: f64 = (0..row.context_len).map(|p| weights[p] * of(cache.values, p, head, i)).sum();
-                out.push((sum / total) as f32);
-            }
+            let keys = rounded(noise(context_len * width, 1));
+            let values = rounded(noise(context_len * width, 2));
+            let slots = (0..context_len).map(|p| blocks[p / BLOCK_TOKENS] as usize * BLOCK_TOKENS + p % BLOCK_TOKENS);
+            cache.store(slots, &keys, &values);
+            let queries = noise(context_len * heads.num_heads * heads.head_dim, 3);
+            Self { heads, context_len, blocks, queries, keys, values, cache }
         }
-        out
+
+        /// All rows, in chunks of these lengths.
+        fn attend(&self, chunks: &[usize], isa: Isa) -> Vec<f32> {
+            let width = self.heads.num_heads * self.heads.head_dim;
+            let mut out = vec![0f32; self.queries.len()];
+            let mut start = 0;
+            for rows in chunks {
+                let sequence = Sequence { rows: *rows, context_len: start + rows, blocks: &self.blocks };
+                let range = start * width..(start + rows) * width;
+                attend(&[sequence], &self.queries[range.clone()], &self.cache, isa, &mut out[range]);
+                start += rows;
+            }
+            assert_eq!(start, self.context_len);
+            out
+        }
+
+        /// Softmax attention of a row as the formula says it, in f64.
+        fn naive(&self, row: usize) -> Vec<f64> {
+            let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
+            let of = |all: &[f32], position: usize, head: usize, i: usize| {
+                f64::from(all[(position * num_kv_heads + head / self.heads.group()) * head_dim + i])
+            };
+            let mut out = Vec::new();
+            for head in 0..num_heads {
+                let query = &self.queries[(row * num_heads + head) * head_dim..][..head_dim];
+                let score = |position: usize| -> f64 {
+                    (0..head_dim).map(|i| f64::from(query[i]) * of(&self.keys, position, head, i)).sum()
+                };
+                let scores: Vec<f64> = (0..=row).map(|position| score(position) * self.heads.scale()).collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for i in 0..head_dim {
+                    let sum: f64 = (0..=row).map(|p| weights[p] * of(&self.values, p, head, i)).sum();
+                    out.push(sum / total);
+                }
+            }
+            out
+        }
     }
 
     #[test]
     fn every_path_is_the_formula_and_gives_the_same_bits() {
-        for (num_heads, num_kv_heads, head_dim) in [(4, 4, 6), (6, 2, 16), (9, 3, 64), (3, 1, 10)] {
-            let heads = Heads { num_heads, num_kv_heads, head_dim };
-            let noise = |len: usize, seed: usize| -> Vec<f32> {
-                (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
-            };
-            let (keys, values) = (noise(64 * num_kv_heads * head_dim, 1), noise(64 * num_kv_heads * head_dim, 2));
-            let cache = Cache { keys: &keys, values: &values, block_tokens: 16 };
-            let rows = [
-                Row { context_len: 1, blocks: &[3] },
-                Row { context_len: 37, blocks: &[2, 0, 1] },
-                Row { context_len: 64, blocks: &[1, 3, 0, 2] },
-            ];
-            let queries = noise(rows.len() * num_heads * head_dim, 3);
-            let run = |isa| {
-                let mut out = vec![0.0; queries.len()];
-                attend(heads, &rows, &queries, cache, isa, &mut out);
-                out
-            };
-            let scalar = run(Isa::Scalar);
-            let per_row = num_heads * head_dim;
-            for (i, row) in rows.iter().enumerate() {
-                let expected = naive(heads, *row, &queries[i * per_row..], cache);
-                for (ours, expected) in scalar[i * per_row..].iter().zip(expected) {
-                    assert!((ours - expected).abs() < 1e-5, "{ours} {expected}");
+        for (group, num_kv_heads, head_dim) in [(1, 2, 6), (3, 3, 10), (8, 1, 64), (3, 2, 80), (1, 1, 128), (8, 1, 256)]
+        {
+            for context_len in [1, 15, 16, 17, 37, 300] {
+                for element_type in TYPES {
+                    let heads = Heads { num_heads: group * num_kv_heads, num_kv_heads, head_dim };
+                    let case = Case::new(heads, context_len, element_type);
+                    let best = case.attend(&[context_len], Isa::detect());
+                    for row in [0, context_len / 2, context_len - 1] {
+                        let width = heads.num_heads * head_dim;
+                        for (ours, exact) in best[row * width..][..width].iter().zip(case.naive(row)) {
+                            let difference = (f64::from(*ours) - exact).abs();
+                            assert!(difference < 2e-5, "{heads:?}, {element_type:?}, row {row}: {ours} {exact}");
+                        }
+                    }
+                    for isa in Isa::available() {
+                        assert_eq!(case.attend(&[context_len], isa), best, "{isa:?}, {heads:?}, {element_type:?}");
+                    }
                 }
             }
-            for isa in Isa::available() {
-                assert_eq!(run(isa), scalar, "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn chunks_of_a_prompt_and_other_sequences_change_nothing() {
+        let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 16 };
+        let case = Case::new(heads, 600, ElementType::F16);
+        for isa in Isa::available() {
+            let whole = case.attend(&[600], isa);
+            for chunks in [&[1usize; 600] as &[usize], &[7, 250, 1, 2, 255, 85], &[256, 256, 88], &[599, 1]] {
+                assert_eq!(case.attend(chunks, isa), whole, "{isa:?}");
             }
+            let prefix = |rows, context_len| Sequence { rows, context_len, blocks: &case.blocks };
+            let queries: Vec<f32> = [269..270, 500..600, 0..5]
+                .into_iter()
+                .flat_map(|rows| case.queries[rows.start * 96..rows.end * 96].to_vec())
+                .collect();
+            let mut out = vec![0f32; queries.len()];
+            let batch = [prefix(1, 270), prefix(100, 600), prefix(5, 5)];
+            attend(&batch, &queries, &case.cache, isa, &mut out);
+            assert_eq!(out[..96], whole[269 * 96..270 * 96]);
+            assert_eq!(out[96..101 * 96], whole[500 * 96..]);
+            assert_eq!(out[101 * 96..], whole[..5 * 96]);
+        }
+    }
+
+    #[test]
+    fn what_is_too_great_is_stored_as_the_greatest() {
+        let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 16 };
+        for (element_type, greatest) in [(ElementType::F16, 65504.0), (ElementType::Bf16, half::bf16::MAX.to_f32())] {
+            let mut cache = PagedCache::new(heads, 1, element_type).unwrap();
+            cache.store(0..1, &[0.0; 16], &[-3.4e38; 16]);
+            let mut out = [0f32; 16];
+            attend(&[Sequence { rows: 1, context_len: 1, blocks: &[0] }], &[0.0; 16], &cache, Isa::detect(), &mut out);
+            assert_eq!(out, [-greatest; 16]);
         }
     }
 }

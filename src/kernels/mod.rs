@@ -3,7 +3,10 @@
 //! threads, nor the instruction set can change.
 
 pub mod attention;
+pub mod dense;
 mod ggml;
+mod math;
+pub mod panels;
 pub mod quantized;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -43,19 +46,4 @@ impl Isa {
         }
         available
     }
-}
-
-/// A dot product in eight running sums, which compilers turn into vector instructions.
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 8;
-    let mut sums = [0f32; LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let tail: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    sums.iter().sum::<f32>() + tail
 }

@@ -20,7 +20,10 @@ pub use config::Config;
 use gguf::{GgufFile, GgufTensor};
 use safetensors::SafetensorsDir;
 
-use crate::{Error, Result, kernels::quantized::QuantMatrix};
+use crate::{
+    Error, Result,
+    kernels::{dense::DenseMatrix, quantized::QuantMatrix},
+};
 
 /// A model's files: its configuration and its tensors, both under Hugging Face's names.
 pub struct Checkpoint {
@@ -39,7 +42,10 @@ pub enum Store {
 /// A weight matrix, `[rows, columns]`, as it was stored.
 #[derive(Clone)]
 pub enum Matrix {
+    /// For candle.
     Dense(Tensor),
+    /// In panels that the CPU's own kernels take.
+    Panels(Arc<DenseMatrix>),
     /// In blocks that the CPU's own kernels take.
     Packed(Arc<QuantMatrix>),
     /// In any other of ggml's formats, for candle.
@@ -51,6 +57,7 @@ impl Matrix {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Self::Panels(matrix) => matrix.bytes(),
             Self::Packed(matrix) => matrix.bytes(),
             Self::Quantized(tensor) => tensor.storage_size_in_bytes(),
         }
@@ -99,12 +106,18 @@ impl Checkpoint {
         }
     }
 
-    /// Loads a matrix of `shape`: in its quantised form if it has one, else as `dtype`.
+    /// Loads a matrix of `shape`: in its quantised form if it has one, on the CPU in the type it is
+    /// stored in, else as `dtype`.
     pub fn matrix(&self, name: &str, shape: [usize; 2], dtype: DType, device: &Device) -> Result<Matrix> {
         match self.get(name)? {
             GgufTensor::Dense(raw) => {
                 self.check(name, raw.path, raw.shape, &shape)?;
                 let bytes = self.in_hugging_face_order(name, raw.bytes, shape[0])?;
+                if device.is_cpu()
+                    && let Some(panels) = DenseMatrix::new(raw.dtype, &bytes, shape[0], shape[1])
+                {
+                    return Ok(Matrix::Panels(Arc::new(panels)));
+                }
                 Ok(Matrix::Dense(RawTensor { bytes: &bytes, ..raw }.to_tensor(dtype, device)?))
             }
             GgufTensor::Quantized { dtype, shape: stored, bytes } => {

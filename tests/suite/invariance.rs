@@ -115,7 +115,7 @@ fn grouped_queries_in_32_bits() {
 }
 
 #[test]
-fn one_kv_head_in_16_bits() {
+fn one_kv_head_and_weights_of_16_bits() {
     answers_stay_the_same("mqa_yarn", 40);
 }
 

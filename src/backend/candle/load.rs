@@ -3,7 +3,7 @@ use std::{path::Path, sync::Arc};
 use candle_core::{DType, Device};
 
 use crate::{
-    Error, LoadConfig, ModelInfo, Result,
+    Error, KvCacheType, LoadConfig, ModelInfo, Result,
     backend::{cache_plan::CachePlan, local::LocalModel},
     decoder::{self, Decoder, Placement, Spec},
     engine::{Engine, Options},
@@ -29,9 +29,10 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         tracing::warn!(path = %path.display(), reason, "the tokenizer knows more tokens than the model");
     }
     let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-    let block_bytes = Decoder::block_bytes(&spec, dtype);
+    let cache_dtype = cache_dtype(config, &checkpoint, dtype, &device);
+    let block_bytes = Decoder::block_bytes(&spec, cache_dtype);
     let cache = CachePlan::new(config, spec.max_positions, block_bytes)?;
-    let placement = Placement { device, dtype, cache_blocks: cache.blocks };
+    let placement = Placement { device, dtype, cache_blocks: cache.blocks, cache_dtype };
     let (quant_bits, quant_group) = checkpoint.quantization();
     let info = ModelInfo {
         architecture: spec.architecture.to_owned(),
@@ -70,6 +71,17 @@ fn on_device(config: &LoadConfig, spec: &Spec, device: Device) -> Result<Device>
             let reason = format!("{layers} of {} layers: a model is on the device as a whole or not", spec.num_layers);
             Err(Error::config("gpu_layers", reason))
         }
+    }
+}
+
+/// The type of keys and values.
+fn cache_dtype(config: &LoadConfig, checkpoint: &Checkpoint, dtype: DType, device: &Device) -> DType {
+    match config.kv_cache_type {
+        Some(KvCacheType::F32) => DType::F32,
+        Some(KvCacheType::F16) => DType::F16,
+        Some(KvCacheType::Bf16) => DType::BF16,
+        None if device.is_cpu() && checkpoint.quantization() != (0, 0) => DType::F16,
+        None => dtype,
     }
 }
 

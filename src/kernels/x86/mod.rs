@@ -3,4 +3,5 @@
 #![allow(unsafe_code)]
 
 pub mod attention;
+pub mod panels;
 pub mod quantized;

@@ -1,0 +1,158 @@
+//! Products with matrices that are not quantised, in the type they are stored in.
+
+use candle_core::DType;
+use rayon::prelude::*;
+
+use super::{
+    Isa,
+    panels::{Element, ElementType, Elements, LANES, Product, with_elements},
+};
+
+/// Panels that a thread takes at a time.
+const STRIP_PANELS: usize = 4;
+const STRIP_ROWS: usize = STRIP_PANELS * LANES;
+/// Tokens that a thread takes through a strip at a time.
+const STRIP_TOKENS: usize = 48;
+
+/// A matrix, `[rows, columns]`, in panels of [`LANES`] rows: `[rows / LANES, columns, LANES]`.
+pub struct DenseMatrix {
+    pub rows: usize,
+    pub columns: usize,
+    /// Rows that fill up the last panel are zeros.
+    elements: Elements,
+}
+
+impl DenseMatrix {
+    /// A matrix whose rows are `bytes`, little endian; `None` if `dtype` is none of [`ElementType`].
+    pub fn new(dtype: DType, bytes: &[u8], rows: usize, columns: usize) -> Option<Self> {
+        let elements = match ElementType::of(dtype)? {
+            ElementType::F32 => Elements::F32(panels(bytes, rows, columns)),
+            ElementType::F16 => Elements::F16(panels(bytes, rows, columns)),
+            ElementType::Bf16 => Elements::Bf16(panels(bytes, rows, columns)),
+        };
+        Some(Self { rows, columns, elements })
+    }
+
+    /// The memory it takes.
+    pub fn bytes(&self) -> usize {
+        self.elements.bytes()
+    }
+
+    /// The values of a row.
+    pub fn row(&self, row: usize) -> Vec<f32> {
+        let panel = row / LANES * LANES * self.columns;
+        let at = |column: usize| panel + column * LANES + row % LANES;
+        with_elements!(&self.elements, elements => (0..self.columns).map(|c| elements[at(c)].to_f32()).collect())
+    }
+
+    /// `x Wᵀ`: from `[tokens, columns]` to `[tokens, rows]`.
+    pub fn multiply(&self, x: &[f32], isa: Isa) -> Vec<f32> {
+        with_elements!(&self.elements, elements => self.multiply_by(elements, x, isa))
+    }
+
+    fn multiply_by<T: Element>(&self, elements: &[T], x: &[f32], isa: Isa) -> Vec<f32> {
+        let tokens = x.len() / self.columns;
+        // By strips first, so that threads write to pieces of their own.
+        let mut by_strip = vec![0f32; self.rows.div_ceil(STRIP_ROWS) * STRIP_ROWS * tokens];
+        let strips = elements.par_chunks(STRIP_ROWS * self.columns);
+        by_strip.par_chunks_mut(STRIP_ROWS * tokens).zip(strips).for_each(|(sums, strip)| {
+            let panels: Vec<&[T]> = strip.chunks(LANES * self.columns).collect();
+            let x = x.par_chunks(STRIP_TOKENS * self.columns);
+            sums.par_chunks_mut(STRIP_TOKENS * STRIP_ROWS).zip(x).for_each(|(sums, x)| {
+                let product = Product {
+                    factors: x,
+                    factor_stride: self.columns,
+                    rows: x.len() / self.columns,
+                    steps: self.columns,
+                    panels: &panels,
+                    panel_stride: LANES,
+                };
+                product.add_to(sums, STRIP_ROWS, isa);
+            });
+        });
+        if tokens == 1 {
+            by_strip.truncate(self.rows);
+            return by_strip;
+        }
+        let mut out = vec![0f32; tokens * self.rows];
+        out.par_chunks_mut(self.rows).enumerate().for_each(|(token, out)| {
+            for (strip, out) in out.chunks_mut(STRIP_ROWS).enumerate() {
+                out.copy_from_slice(&by_strip[(strip * tokens + token) * STRIP_ROWS..][..out.len()]);
+            }
+        });
+        out
+    }
+}
+
+/// Rows that lie one after another, in panels.
+fn panels<T: Element>(bytes: &[u8], rows: usize, columns: usize) -> Vec<T> {
+    let mut panels = vec![T::zeroed(); rows.next_multiple_of(LANES) * columns];
+    let rows: Vec<&[u8]> = bytes.chunks_exact(columns * size_of::<T>()).collect();
+    panels.par_chunks_mut(LANES * columns).zip(rows.par_chunks(LANES)).for_each(|(panel, rows)| {
+        for (lane, row) in rows.iter().enumerate() {
+            for (column, bytes) in row.chunks_exact(size_of::<T>()).enumerate() {
+                panel[column * LANES + lane] = T::from_le_bytes(bytes);
+            }
+        }
+    });
+    panels
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    fn noise(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
+    }
+
+    /// Noise as a matrix of each type.
+    fn matrices(rows: usize, columns: usize) -> Vec<DenseMatrix> {
+        let noise = noise(rows * columns, 1);
+        let wide: Vec<u8> = noise.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let half: Vec<u8> = noise.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect();
+        let brain: Vec<u8> = noise.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect();
+        let stored = [(DType::F32, wide), (DType::F16, half), (DType::BF16, brain)];
+        stored.into_iter().map(|(dtype, bytes)| DenseMatrix::new(dtype, &bytes, rows, columns).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_path_is_the_formula_and_gives_the_same_bits() {
+        for (rows, columns) in [(1, 1), (3, 6), (16, 37), (65, 100), (150, 576)] {
+            for matrix in matrices(rows, columns) {
+                let x = noise(50 * columns, 2);
+                let scalar = matrix.multiply(&x, Isa::Scalar);
+                for (x, y) in x.chunks(columns).zip(scalar.chunks(rows)) {
+                    for (row, y) in y.iter().enumerate() {
+                        let products = matrix.row(row).into_iter().zip(x);
+                        let exact: f64 = products.map(|(weight, x)| f64::from(weight) * f64::from(*x)).sum();
+                        assert!((f64::from(*y) - exact).abs() < 1e-6 * columns as f64, "{y} {exact}");
+                    }
+                }
+                for isa in Isa::available() {
+                    assert_eq!(matrix.multiply(&x, isa), scalar, "{isa:?}");
+                    for tokens in 1..8 {
+                        let some = matrix.multiply(&x[columns..][..tokens * columns], isa);
+                        assert_eq!(some, scalar[rows..][..tokens * rows], "{isa:?}, {tokens} tokens");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_those_that_were_stored() {
+        let expected = noise(21 * 10, 1);
+        let matrix = &matrices(21, 10)[0];
+        for (row, expected) in expected.chunks(10).enumerate() {
+            assert_eq!(matrix.row(row), expected);
+        }
+    }
+
+    #[test]
+    fn other_types_are_refused() {
+        assert!(DenseMatrix::new(DType::F64, &[0; 8], 1, 1).is_none());
+    }
+}

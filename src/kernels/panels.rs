@@ -1,0 +1,178 @@
+//! The inner loop of dense products and of attention: factors times panels of 16 lanes. A lane sums
+//! its products one by one in their order, so a result depends neither on what is computed beside
+//! it, nor on the number of lanes a machine has.
+
+use bytemuck::Zeroable;
+use candle_core::DType;
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use super::Isa;
+
+/// Columns of a panel.
+pub const LANES: usize = 16;
+
+/// The types that weights, keys and values are stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ElementType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl ElementType {
+    pub fn of(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F32 => Some(Self::F32),
+            DType::F16 => Some(Self::F16),
+            DType::BF16 => Some(Self::Bf16),
+            _ => None,
+        }
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// A number as it is stored. Computations are in f32, which holds all of them.
+pub trait Element: sealed::Sealed + Copy + Send + Sync + Zeroable + 'static {
+    const TYPE: ElementType;
+    fn to_f32(self) -> f32;
+    fn from_le_bytes(bytes: &[u8]) -> Self;
+    /// Rounded to the nearest; what is too great becomes the greatest finite number.
+    fn from_f32s(values: &[f32]) -> Vec<Self>;
+}
+
+impl Element for f32 {
+    const TYPE: ElementType = ElementType::F32;
+
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    fn from_le_bytes(bytes: &[u8]) -> Self {
+        Self::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
+    fn from_f32s(values: &[f32]) -> Vec<Self> {
+        saturated(values, f32::MAX)
+    }
+}
+
+impl Element for f16 {
+    const TYPE: ElementType = ElementType::F16;
+
+    fn to_f32(self) -> f32 {
+        self.into()
+    }
+
+    fn from_le_bytes(bytes: &[u8]) -> Self {
+        Self::from_le_bytes([bytes[0], bytes[1]])
+    }
+
+    fn from_f32s(values: &[f32]) -> Vec<Self> {
+        let mut converted = vec![Self::ZERO; values.len()];
+        converted.convert_from_f32_slice(&saturated(values, Self::MAX.into()));
+        converted
+    }
+}
+
+impl Element for bf16 {
+    const TYPE: ElementType = ElementType::Bf16;
+
+    fn to_f32(self) -> f32 {
+        self.into()
+    }
+
+    fn from_le_bytes(bytes: &[u8]) -> Self {
+        Self::from_le_bytes([bytes[0], bytes[1]])
+    }
+
+    fn from_f32s(values: &[f32]) -> Vec<Self> {
+        let mut converted = vec![Self::ZERO; values.len()];
+        converted.convert_from_f32_slice(&saturated(values, Self::MAX.into()));
+        converted
+    }
+}
+
+fn saturated(values: &[f32], greatest: f32) -> Vec<f32> {
+    values.iter().map(|value| value.clamp(-greatest, greatest)).collect()
+}
+
+/// Numbers of one of the types.
+pub enum Elements {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+/// Does the same with each type of [`Elements`].
+macro_rules! with_elements {
+    ($elements:expr, $typed:ident => $result:expr) => {
+        match $elements {
+            $crate::kernels::panels::Elements::F32($typed) => $result,
+            $crate::kernels::panels::Elements::F16($typed) => $result,
+            $crate::kernels::panels::Elements::Bf16($typed) => $result,
+        }
+    };
+}
+pub(crate) use with_elements;
+
+impl Elements {
+    /// The memory they take.
+    pub fn bytes(&self) -> usize {
+        with_elements!(self, elements => size_of_val(elements.as_slice()))
+    }
+}
+
+/// Asks for what is read soon.
+pub fn prefetch<T>(elements: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    super::x86::panels::prefetch(elements);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = elements;
+}
+
+/// Rows of factors, each with all panels:
+/// `sums[row][panel][lane] += Σ factors[row][step] * panels[panel][step][lane]`.
+pub struct Product<'a, T> {
+    /// Row `r` is `factors[r * factor_stride..][..steps]`.
+    pub factors: &'a [f32],
+    pub factor_stride: usize,
+    pub rows: usize,
+    pub steps: usize,
+    /// Step `i` of panel `p` is `panels[p][i * panel_stride..][..LANES]`.
+    pub panels: &'a [&'a [T]],
+    pub panel_stride: usize,
+}
+
+impl<T: Element> Product<'_, T> {
+    /// Adds to `sums`, where those of row `r` and panel `p` are at `r * sum_stride + p * LANES`.
+    pub fn add_to(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+        if self.rows == 0 || self.steps == 0 || self.panels.is_empty() {
+            return;
+        }
+        match isa {
+            Isa::Scalar => self.add_scalar(sums, sum_stride),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => super::x86::panels::add_avx2(self, sums, sum_stride),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => super::x86::panels::add_avx512(self, sums, sum_stride),
+        }
+    }
+
+    fn add_scalar(&self, sums: &mut [f32], sum_stride: usize) {
+        for row in 0..self.rows {
+            for (panel, sums) in self.panels.iter().zip(sums[row * sum_stride..].chunks_mut(LANES)) {
+                for (step, factor) in self.factors[row * self.factor_stride..][..self.steps].iter().enumerate() {
+                    for (sum, value) in sums.iter_mut().zip(&panel[step * self.panel_stride..][..LANES]) {
+                        *sum = factor.mul_add(value.to_f32(), *sum);
+                    }
+                }
+            }
+        }
+    }
+}
