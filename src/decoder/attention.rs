@@ -1,9 +1,9 @@
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::{
     Batch, Span,
     kv_cache::{BLOCK_TOKENS, LayerCache},
-    linear::with_f32,
+    linear::map,
 };
 use crate::kernels::{
     Isa,
@@ -38,9 +38,11 @@ impl PagedAttention<'_> {
         let sequences: Vec<Sequence<'_>> = spans
             .map(|span| Sequence { rows: span.len, context_len: span.context_len, blocks: &span.blocks })
             .collect();
-        let mut out = vec![0f32; queries.elem_count()];
-        with_f32(queries, |queries| attend(&sequences, queries, cache, self.isa, &mut out))?;
-        Tensor::from_vec(out, queries.shape(), &Device::Cpu)
+        map([queries], |[queries]| {
+            let mut out = vec![0f32; queries.len()];
+            attend(&sequences, queries, cache, self.isa, &mut out);
+            out
+        })
     }
 
     /// One sequence at a time in tensor operations, for devices without a kernel of our own.

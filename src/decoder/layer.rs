@@ -1,9 +1,14 @@
 use candle_core::{Result, Tensor};
 
 use super::{
-    Batch, Loader, Spec, attention::PagedAttention, kv_cache::LayerCache, linear::Linear, norm::RmsNorm, rope::Rotation,
+    Batch, Loader, Spec,
+    attention::PagedAttention,
+    kv_cache::LayerCache,
+    linear::{Linear, map},
+    norm::RmsNorm,
+    rope::Rotation,
 };
-use crate::kernels::{Isa, attention::Heads};
+use crate::kernels::{Isa, attention::Heads, rows};
 
 /// A transformer layer: attention and a gated feed-forward network, each behind a norm and added to
 /// the residual stream.
@@ -50,20 +55,30 @@ impl Layer {
 
     /// Maps the residual stream, `[rows, hidden]`, to the next layer's.
     pub fn forward(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &mut LayerCache) -> Result<Tensor> {
-        let x = (x + self.attend(&self.attention_norm.forward(x)?, batch, rotation, cache)?)?;
+        let x = self.add(x, &self.attend(&self.attention_norm.forward(x)?, batch, rotation, cache)?)?;
         let h = self.mlp_norm.forward(&x)?;
-        let h = (self.gate.forward(&h)?.silu()? * self.up.forward(&h)?)?;
-        x + self.down.forward(&h)?
+        let h = self.silu_times(&self.gate.forward(&h)?, &self.up.forward(&h)?)?;
+        self.add(&x, &self.down.forward(&h)?)
+    }
+
+    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        if !x.device().is_cpu() {
+            return x + y;
+        }
+        map([x, y], |[x, y]| rows::add(x, y))
+    }
+
+    fn silu_times(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        if !gate.device().is_cpu() {
+            return gate.silu()? * up;
+        }
+        map([gate, up], |[gate, up]| rows::silu_times(gate, up, self.isa))
     }
 
     fn attend(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &mut LayerCache) -> Result<Tensor> {
-        let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
-        let rows = x.dim(0)?;
-        let rotate = |x: Tensor, heads: usize| {
-            rotation.apply(&x.reshape((rows, heads, head_dim))?)?.reshape((rows, heads * head_dim))
-        };
-        let queries = rotate(self.query.forward(x)?, num_heads)?;
-        let keys = rotate(self.key.forward(x)?, num_kv_heads)?;
+        let Heads { num_heads, num_kv_heads, .. } = self.heads;
+        let queries = rotation.apply(&self.query.forward(x)?, num_heads)?;
+        let keys = rotation.apply(&self.key.forward(x)?, num_kv_heads)?;
         cache.store(batch, &keys, &self.value.forward(x)?)?;
         let attention = PagedAttention { batch, heads: self.heads, isa: self.isa };
         self.out.forward(&attention.forward(&queries, cache)?)

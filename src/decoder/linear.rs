@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Module, Result, Storage, Tensor, quantized::QMatMul};
+use candle_core::{DType, Device, Layout, Module, Result, Storage, Tensor, quantized::QMatMul};
 
 use crate::{
     kernels::{Isa, dense::DenseMatrix, quantized::QuantMatrix},
@@ -70,8 +70,22 @@ fn looked_up(tokens: &Tensor, row: impl Fn(usize) -> Vec<f32>, len: usize) -> Re
 /// Gives the numbers of a contiguous tensor on the CPU.
 pub fn with_f32<R>(x: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let (storage, layout) = x.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(storage), Some((start, end))) => Ok(read(&storage.as_slice::<f32>()?[start..end])),
+    Ok(read(numbers(&storage, layout)?))
+}
+
+/// Computes a tensor of the shape of the first one from the numbers of contiguous tensors on the CPU.
+pub fn map<const N: usize>(tensors: [&Tensor; N], compute: impl FnOnce([&[f32]; N]) -> Vec<f32>) -> Result<Tensor> {
+    let held = tensors.map(Tensor::storage_and_layout);
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&held) {
+        *slice = numbers(storage, layout)?;
+    }
+    Tensor::from_vec(compute(slices), tensors[0].shape(), &Device::Cpu)
+}
+
+fn numbers<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(storage), Some((start, end))) => Ok(&storage.as_slice::<f32>()?[start..end]),
         _ => candle_core::bail!("the tensor is not contiguous, or not on the CPU"),
     }
 }

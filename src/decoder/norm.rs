@@ -1,18 +1,25 @@
 use candle_core::{Result, Tensor};
 
+use super::linear::map;
+use crate::kernels::{Isa, rows::rms_norm};
+
 /// Divides by the root mean square ([paper](https://arxiv.org/abs/1910.07467)).
 pub struct RmsNorm {
     weight: Tensor,
     eps: f32,
+    isa: Isa,
 }
 
 impl RmsNorm {
     pub fn new(weight: Tensor, eps: f64) -> Self {
-        Self { weight, eps: eps as f32 }
+        Self { weight, eps: eps as f32, isa: Isa::detect() }
     }
 
     /// Normalises each row of `x`, `[rows, size]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::ops::rms_norm(&x.contiguous()?, &self.weight, self.eps)
+        if !x.device().is_cpu() {
+            return candle_nn::ops::rms_norm(&x.contiguous()?, &self.weight, self.eps);
+        }
+        map([x, &self.weight], |[x, weight]| rms_norm(x, weight, self.eps, self.isa))
     }
 }

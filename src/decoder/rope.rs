@@ -3,7 +3,11 @@ use std::f64::consts::PI;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::rotary_emb::rope_thd;
 
-use super::spec::{RopeScaling, RopeSpec};
+use super::{
+    linear::map,
+    spec::{RopeScaling, RopeSpec},
+};
+use crate::kernels::{Isa, rows::rotate};
 
 /// Rotary position embedding ([RoFormer](https://arxiv.org/abs/2104.09864)) of whole heads, the
 /// first half of a head paired with the second.
@@ -45,9 +49,15 @@ impl Rope {
 }
 
 impl Rotation {
-    /// Turns `x`, `[rows, heads, head_dim]`.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        rope_thd(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)
+    /// Turns `x`, `[rows, heads * head_dim]`.
+    pub fn apply(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let head_dim = width / heads;
+        if !x.device().is_cpu() {
+            let x = x.reshape((1, rows, heads, head_dim))?;
+            return rope_thd(&x, &self.cos, &self.sin)?.reshape((rows, width));
+        }
+        map([x, &self.cos, &self.sin], |[x, cos, sin]| rotate(x, heads, head_dim, (cos, sin), Isa::detect()))
     }
 }
 

@@ -340,18 +340,11 @@ impl Part {
 fn softmax(scores: &mut [f32], seen: usize, isa: Isa) -> Softmax {
     let scores = &mut scores[..seen.next_multiple_of(LANES)];
     scores[seen..].fill(f32::NEG_INFINITY);
-    let (max, sum) = match isa {
-        Isa::Scalar => softmax_lanes(scores),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::attention::softmax_avx2(scores),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::x86::attention::softmax_avx512(scores),
-    };
+    let (max, sum) = compiled_for!(isa, softmax_lanes(scores));
     Softmax { max, sum }
 }
 
-/// Turns scores, whole lanes of them, into `exp(score - max)`; gives `max` and the sum. Compiled into
-/// each instruction set's own function.
+/// Turns scores, whole lanes of them, into `exp(score - max)`; gives `max` and the sum.
 #[inline(always)]
 pub fn softmax_lanes(scores: &mut [f32]) -> (f32, f32) {
     let (scores, _) = scores.as_chunks_mut::<LANES>();

@@ -2,12 +2,26 @@
 //! that row alone: sums run in an order that neither the other rows of a batch, nor the number of
 //! threads, nor the instruction set can change.
 
+/// Calls a function of plain code, compiled for an instruction set.
+macro_rules! compiled_for {
+    ($isa:expr, $name:ident($($arg:expr),*)) => {
+        match $isa {
+            $crate::kernels::Isa::Scalar => $name($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            $crate::kernels::Isa::Avx2 => $crate::kernels::x86::plain::avx2::$name($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            $crate::kernels::Isa::Avx512Vnni => $crate::kernels::x86::plain::avx512::$name($($arg),*),
+        }
+    };
+}
+
 pub mod attention;
 pub mod dense;
 mod ggml;
 mod math;
 pub mod panels;
 pub mod quantized;
+pub mod rows;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -276,11 +276,7 @@ impl QuantRows {
     fn quantize(x: &[f32], columns: usize, isa: Isa) -> Self {
         let blocks = x.len() / BLOCK;
         let (mut codes, mut scales, mut sums) = (vec![0i8; x.len()], vec![0f32; blocks], vec![[0; 2]; blocks]);
-        match isa {
-            Isa::Scalar => quantize(x, &mut codes, &mut scales, &mut sums),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512Vnni => super::x86::quantized::quantize(x, &mut codes, &mut scales, &mut sums),
-        }
+        compiled_for!(isa, quantize(x, &mut codes, &mut scales, &mut sums));
         Self { columns, codes, scales, sums }
     }
 
@@ -294,7 +290,6 @@ impl QuantRows {
     }
 }
 
-/// Compiled into each instruction set's own function.
 #[inline(always)]
 pub fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [[i32; 2]]) {
     // Adding this leaves the nearest integer in the low bits, ties to even.

@@ -2,6 +2,6 @@
 //! scalar path, so all paths give the same bits.
 #![allow(unsafe_code)]
 
-pub mod attention;
 pub mod panels;
+pub mod plain;
 pub mod quantized;

@@ -2,21 +2,11 @@ use std::arch::x86_64::*;
 
 use crate::kernels::{
     ggml::BLOCK,
-    quantized::{self, FloatsRef, GROUP, GROUPS, LANES, QuantRow, TILE_BLOCK, Tile},
+    quantized::{FloatsRef, GROUP, GROUPS, LANES, QuantRow, TILE_BLOCK, Tile},
 };
 
 /// Bytes of a group's codes.
 const GROUP_BYTES: usize = LANES * GROUP;
-
-/// As `quantized::quantize`. The machine must have AVX2, which `Isa::detect` made sure of.
-pub fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [[i32; 2]]) {
-    #[target_feature(enable = "avx2")]
-    fn compiled(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [[i32; 2]]) {
-        quantized::quantize(x, codes, scales, sums);
-    }
-    // SAFETY: `Isa::Avx2` and better ones exist only where AVX2 was detected.
-    unsafe { compiled(x, codes, scales, sums) }
-}
 
 /// 16 rows of weights with `T` tokens, as `quantized::scalar` has them. The machine must have AVX2, FMA
 /// and F16C, which `Isa::detect` made sure of.

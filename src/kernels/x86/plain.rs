@@ -1,0 +1,34 @@
+//! Plain code that compilers vectorise, compiled for each instruction set.
+
+/// Defines a module of functions that do as plain ones of the same name, compiled with some features.
+macro_rules! compiled {
+    ($module:ident, $features:literal: $(fn $name:ident = $plain:path, ($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
+        pub mod $module {
+            $(pub fn $name($($arg: $ty),*) $(-> $ret)? {
+                #[target_feature(enable = $features)]
+                fn compiled($($arg: $ty),*) $(-> $ret)? {
+                    $plain($($arg),*)
+                }
+                // SAFETY: `Isa` names an instruction set only where its features were detected.
+                unsafe { compiled($($arg),*) }
+            })*
+        }
+    };
+}
+
+macro_rules! all {
+    ($module:ident, $features:literal) => {
+        compiled! { $module, $features:
+            fn softmax_lanes = crate::kernels::attention::softmax_lanes, (scores: &mut [f32]) -> (f32, f32);
+            fn quantize = crate::kernels::quantized::quantize,
+                (x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [[i32; 2]]);
+            fn normalise = crate::kernels::rows::normalise, (x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
+            fn rotate_heads = crate::kernels::rows::rotate_heads,
+                (heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]);
+            fn multiply_silu = crate::kernels::rows::multiply_silu, (gate: &mut [f32], up: &[f32]);
+        }
+    };
+}
+
+all!(avx2, "avx2,fma,f16c");
+all!(avx512, "avx2,fma,f16c,avx512f,avx512bw");
