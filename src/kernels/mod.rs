@@ -3,6 +3,7 @@
 //! threads, nor the instruction set can change.
 
 pub mod attention;
+mod ggml;
 pub mod quantized;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -30,11 +31,13 @@ impl Isa {
         let mut available = vec![Self::Scalar];
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             if avx2 {
                 available.push(Self::Avx2);
             }
-            if avx2 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl") {
+            let avx512 = is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512bw");
+            if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
                 available.push(Self::Avx512Vnni);
             }
         }
