@@ -1,167 +1,173 @@
-//! ggml's quantised formats, taken apart into blocks of 32 weights.
+//! ggml's formats of quantised weights, taken apart block by block.
 
 use candle_core::quantized::GgmlDType;
 use half::f16;
 
-/// Weights in a [`Block`].
-pub const BLOCK: usize = 32;
-const HALF: usize = BLOCK / 2;
-/// Weights in a block of the formats whose names end in K.
-const SUPER_BLOCK: usize = 256;
-
-/// How the weights of a format are made of codes.
-#[derive(Debug, Clone, Copy)]
+/// How a format stores weights: `weight = scale * (code - bias) + offset`.
+#[derive(Clone, Copy)]
 pub struct Format {
-    dtype: GgmlDType,
-    /// What is subtracted from a code.
-    pub zero: u8,
-    /// Whether codes are below 16.
+    /// Codes have four bits.
     pub nibbles: bool,
-    /// Whether each half of a block has a scale, and an offset, of its own.
-    pub halves: bool,
+    pub bias: u8,
+    /// Weights that share a scale.
+    pub block: usize,
+    /// Weights that are stored together. If there are several blocks in it, their scales are small
+    /// multiples of one.
+    pub stored: usize,
     pub offsets: bool,
-    /// Whether scales and offsets are exact in 16 bits.
-    pub half_precision: bool,
-}
-
-/// 32 weights of a row: `scale * (code - zero) + offset`, with the scale and offset of their half.
-#[derive(Debug, Default)]
-pub struct Block {
-    pub codes: [u8; BLOCK],
-    pub scales: [f32; 2],
-    pub offsets: [f32; 2],
 }
 
 impl Format {
-    /// The format, if its weights can be written so.
+    /// The format, if it is one these kernels are for.
     pub fn of(dtype: GgmlDType) -> Option<Self> {
-        let (zero, nibbles, halves, offsets) = match dtype {
-            GgmlDType::Q4_0 => (8, true, false, false),
-            GgmlDType::Q4_1 => (0, true, false, true),
-            GgmlDType::Q5_0 => (16, false, false, false),
-            GgmlDType::Q5_1 => (0, false, false, true),
-            GgmlDType::Q8_0 => (128, false, false, false),
-            GgmlDType::Q2K => (0, true, true, true),
-            GgmlDType::Q3K => (4, true, true, false),
-            GgmlDType::Q4K => (0, true, false, true),
-            GgmlDType::Q5K => (0, false, false, true),
-            GgmlDType::Q6K => (32, false, true, false),
+        let (nibbles, bias, block, stored, offsets) = match dtype {
+            GgmlDType::Q4_0 => (true, 8, 32, 32, false),
+            GgmlDType::Q4_1 => (true, 0, 32, 32, true),
+            GgmlDType::Q5_0 => (false, 16, 32, 32, false),
+            GgmlDType::Q5_1 => (false, 0, 32, 32, true),
+            GgmlDType::Q8_0 => (false, 128, 32, 32, false),
+            GgmlDType::Q2K => (true, 0, 16, 256, true),
+            GgmlDType::Q3K => (true, 4, 16, 256, false),
+            GgmlDType::Q4K => (true, 0, 32, 256, true),
+            GgmlDType::Q5K => (false, 0, 32, 256, true),
+            GgmlDType::Q6K => (false, 32, 16, 256, false),
             _ => return None,
         };
-        let half_precision = dtype.block_size() == BLOCK;
-        Some(Self { dtype, zero, nibbles, halves, offsets, half_precision })
+        Some(Self { nibbles, bias, block, stored, offsets })
+    }
+}
+
+/// The weights that a format stores together.
+pub struct Stored {
+    pub codes: [u8; 256],
+    pub scale: f16,
+    pub offset: f16,
+    /// What the blocks multiply the scale and the offset with, where there are several blocks.
+    pub scales: [i8; 16],
+    pub offsets: [i8; 16],
+}
+
+impl Stored {
+    /// Reads one of `dtype`, for which there is a [`Format`].
+    pub fn read(dtype: GgmlDType, bytes: &[u8]) -> Self {
+        let mut this = Self { codes: [0; 256], scale: f16::ZERO, offset: f16::ZERO, scales: [0; 16], offsets: [0; 16] };
+        match dtype {
+            GgmlDType::Q4_0 => this.nibbles(&bytes[2..]),
+            GgmlDType::Q4_1 => this.nibbles(&bytes[4..]),
+            GgmlDType::Q5_0 => {
+                this.nibbles(&bytes[6..]);
+                this.fifth_bits(&bytes[2..6]);
+            }
+            GgmlDType::Q5_1 => {
+                this.nibbles(&bytes[8..]);
+                this.fifth_bits(&bytes[4..8]);
+            }
+            GgmlDType::Q2K => this.q2k(bytes),
+            GgmlDType::Q3K => this.q3k(bytes),
+            GgmlDType::Q4K => {
+                this.nibble_rows(&bytes[16..]);
+                this.six_bit_scales(&bytes[4..16]);
+            }
+            GgmlDType::Q5K => {
+                this.nibble_rows(&bytes[48..]);
+                this.bit_planes(&bytes[16..48], 4);
+                this.six_bit_scales(&bytes[4..16]);
+            }
+            GgmlDType::Q6K => this.q6k(bytes),
+            _ => this.signed_bytes(&bytes[2..]),
+        }
+        let half = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        (this.scale, this.offset) = match dtype {
+            GgmlDType::Q4_1 | GgmlDType::Q5_1 => (half(0), half(2)),
+            GgmlDType::Q4K | GgmlDType::Q5K => (half(0), -half(2)),
+            GgmlDType::Q2K => (half(80), -half(82)),
+            GgmlDType::Q3K => (half(108), f16::ZERO),
+            GgmlDType::Q6K => (half(208), f16::ZERO),
+            _ => (half(0), f16::ZERO),
+        };
+        this
     }
 
-    /// Takes a row apart, which is whole blocks as ggml stores them.
-    pub fn blocks(self, row: &[u8]) -> impl Iterator<Item = Block> {
-        let per_stored = self.dtype.block_size() / BLOCK;
-        row.chunks_exact(self.dtype.type_size())
-            .flat_map(move |stored| (0..per_stored).map(move |index| self.block(stored, index)))
-    }
-
-    fn block(self, stored: &[u8], index: usize) -> Block {
-        match self.dtype {
-            GgmlDType::Q4_0 => uniform(nibble_codes(&stored[2..]), float(stored, 0), 0.0),
-            GgmlDType::Q4_1 => uniform(nibble_codes(&stored[4..]), float(stored, 0), float(stored, 2)),
-            GgmlDType::Q5_0 => uniform(five_bit_codes(&stored[2..6], &stored[6..]), float(stored, 0), 0.0),
-            GgmlDType::Q5_1 => uniform(five_bit_codes(&stored[4..8], &stored[8..]), float(stored, 0), float(stored, 2)),
-            GgmlDType::Q8_0 => uniform(std::array::from_fn(|i| stored[2 + i] ^ 0x80), float(stored, 0), 0.0),
-            GgmlDType::Q2K => q2_k(stored, index),
-            GgmlDType::Q3K => q3_k(stored, index),
-            GgmlDType::Q4K => q4_k(stored, index),
-            GgmlDType::Q5K => q5_k(stored, index),
-            _ => q6_k(stored, index),
+    /// Low halves first, then the high ones.
+    fn nibbles(&mut self, bytes: &[u8]) {
+        for (i, byte) in bytes.iter().enumerate() {
+            self.codes[i] = byte & 15;
+            self.codes[i + bytes.len()] = byte >> 4;
         }
     }
-}
 
-fn float(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
-}
-
-fn uniform(codes: [u8; BLOCK], scale: f32, offset: f32) -> Block {
-    Block { codes, scales: [scale; 2], offsets: [offset; 2] }
-}
-
-/// The low halves of 16 bytes, then the high ones.
-fn nibble_codes(bytes: &[u8]) -> [u8; BLOCK] {
-    std::array::from_fn(|i| if i < HALF { bytes[i] & 15 } else { bytes[i - HALF] >> 4 })
-}
-
-/// Four bits each in `low`, and the fifth in `high`.
-fn five_bit_codes(high: &[u8], low: &[u8]) -> [u8; BLOCK] {
-    let low = nibble_codes(low);
-    std::array::from_fn(|i| low[i] | ((high[i / 8] >> (i % 8)) & 1) << 4)
-}
-
-/// 16 scales of 4 bits each with their offsets, 256 codes of 2 bits, two floats.
-fn q2_k(stored: &[u8], index: usize) -> Block {
-    let (scales, codes) = stored.split_at(16);
-    let (scale, offset) = (float(codes, 64), float(codes, 66));
-    let codes = &codes[index / 4 * BLOCK..];
-    Block {
-        codes: std::array::from_fn(|i| (codes[i] >> (2 * (index % 4))) & 3),
-        scales: std::array::from_fn(|half| scale * f32::from(scales[2 * index + half] & 15)),
-        offsets: std::array::from_fn(|half| -offset * f32::from(scales[2 * index + half] >> 4)),
+    /// As `nibbles` within every 64 codes.
+    fn nibble_rows(&mut self, bytes: &[u8]) {
+        for (i, byte) in bytes.iter().enumerate() {
+            let at = i / 32 * 64 + i % 32;
+            self.codes[at] = byte & 15;
+            self.codes[at + 32] = byte >> 4;
+        }
     }
-}
 
-/// 256 third bits, 256 pairs of bits, 16 scales of 6 bits, a float.
-fn q3_k(stored: &[u8], index: usize) -> Block {
-    let (high, rest) = stored.split_at(SUPER_BLOCK / 8);
-    let (low, rest) = rest.split_at(SUPER_BLOCK / 4);
-    let (scales, scale) = (&rest[..12], float(rest, 12));
-    let low = &low[index / 4 * BLOCK..];
-    let scale_of = |i: usize| {
-        let four = if i < 8 { scales[i] & 15 } else { scales[i - 8] >> 4 };
-        let two = (scales[8 + i % 4] >> (2 * (i / 4))) & 3;
-        scale * f32::from((four | two << 4) as i8 - 32)
-    };
-    Block {
-        codes: std::array::from_fn(|i| (low[i] >> (2 * (index % 4))) & 3 | ((high[i] >> index) & 1) << 2),
-        scales: std::array::from_fn(|half| scale_of(2 * index + half)),
-        offsets: [0.0; 2],
+    fn signed_bytes(&mut self, bytes: &[u8]) {
+        for (code, byte) in self.codes.iter_mut().zip(bytes) {
+            *code = byte ^ 0x80;
+        }
     }
-}
 
-/// The six bits each of a scale and an offset, of which eight are packed into twelve bytes.
-fn six_bit_scales(packed: &[u8], index: usize) -> (f32, f32) {
-    let (scale, offset) = if index < 4 {
-        (packed[index] & 63, packed[index + 4] & 63)
-    } else {
-        let low = packed[index + 4];
-        (low & 15 | packed[index - 4] >> 6 << 4, low >> 4 | packed[index] >> 6 << 4)
-    };
-    (f32::from(scale), f32::from(offset))
-}
+    /// One bit a code, in the order of the codes.
+    fn fifth_bits(&mut self, bytes: &[u8]) {
+        for (i, code) in self.codes[..8 * bytes.len()].iter_mut().enumerate() {
+            *code |= (bytes[i / 8] >> (i % 8) & 1) << 4;
+        }
+    }
 
-/// Two floats, eight scales and offsets of 6 bits, 256 codes of 4 bits.
-fn q4_k(stored: &[u8], index: usize) -> Block {
-    let (scale, offset) = six_bit_scales(&stored[4..16], index);
-    let codes = &stored[16 + index / 2 * BLOCK..];
-    let codes = std::array::from_fn(|i| (codes[i] >> (4 * (index % 2))) & 15);
-    uniform(codes, float(stored, 0) * scale, -float(stored, 2) * offset)
-}
+    /// One bit a code, to be bit `to`; the bits `i` of the 32 bytes belong to the `i`th 32 codes.
+    fn bit_planes(&mut self, bytes: &[u8], to: u32) {
+        for (i, code) in self.codes.iter_mut().enumerate() {
+            *code |= (bytes[i % 32] >> (i / 32) & 1) << to;
+        }
+    }
 
-/// As Q4_K, with 256 fifth bits before the codes.
-fn q5_k(stored: &[u8], index: usize) -> Block {
-    let (scale, offset) = six_bit_scales(&stored[4..16], index);
-    let (high, low) = stored[16..].split_at(SUPER_BLOCK / 8);
-    let low = &low[index / 2 * BLOCK..];
-    let codes = std::array::from_fn(|i| (low[i] >> (4 * (index % 2))) & 15 | ((high[i] >> index) & 1) << 4);
-    uniform(codes, float(stored, 0) * scale, -float(stored, 2) * offset)
-}
+    /// Two bits a code, to be bits `to` and up; 32 bytes hold four times 32 codes, the lowest bits first.
+    fn pair_planes(&mut self, bytes: &[u8], to: u32) {
+        for (i, code) in self.codes.iter_mut().enumerate() {
+            *code |= (bytes[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3) << to;
+        }
+    }
 
-/// 256 times four bits, 256 times two bits, 16 scales of 8 bits, a float.
-fn q6_k(stored: &[u8], index: usize) -> Block {
-    let (low, rest) = stored.split_at(SUPER_BLOCK / 2);
-    let (high, rest) = rest.split_at(SUPER_BLOCK / 4);
-    let (scales, scale) = (&rest[..16], float(rest, 16));
-    let (part, quarter) = (index / 4, index % 4);
-    let (low, high) = (&low[part * 64 + quarter % 2 * BLOCK..], &high[part * BLOCK..]);
-    Block {
-        codes: std::array::from_fn(|i| (low[i] >> (4 * (quarter / 2))) & 15 | ((high[i] >> (2 * quarter)) & 3) << 4),
-        scales: std::array::from_fn(|half| scale * f32::from(scales[2 * index + half] as i8)),
-        offsets: [0.0; 2],
+    fn q2k(&mut self, bytes: &[u8]) {
+        self.pair_planes(&bytes[16..80], 0);
+        for (i, byte) in bytes[..16].iter().enumerate() {
+            self.scales[i] = (byte & 15) as i8;
+            self.offsets[i] = (byte >> 4) as i8;
+        }
+    }
+
+    fn q3k(&mut self, bytes: &[u8]) {
+        self.pair_planes(&bytes[32..96], 0);
+        self.bit_planes(&bytes[..32], 2);
+        let packed = &bytes[96..108];
+        for (i, scale) in self.scales.iter_mut().enumerate() {
+            let low = packed[i % 8] >> (i / 8 * 4) & 15;
+            let high = packed[8 + i % 4] >> (i / 4 * 2) & 3;
+            *scale = (low | high << 4) as i8 - 32;
+        }
+    }
+
+    fn q6k(&mut self, bytes: &[u8]) {
+        for (i, code) in self.codes.iter_mut().enumerate() {
+            *code = bytes[i / 128 * 64 + i % 64] >> (i / 64 % 2 * 4) & 15;
+        }
+        self.pair_planes(&bytes[128..192], 4);
+        for (scale, byte) in self.scales.iter_mut().zip(&bytes[192..208]) {
+            *scale = *byte as i8;
+        }
+    }
+
+    /// Eight scales and eight offsets of six bits in twelve bytes.
+    fn six_bit_scales(&mut self, packed: &[u8]) {
+        for i in 0..4 {
+            self.scales[i] = (packed[i] & 63) as i8;
+            self.offsets[i] = (packed[i + 4] & 63) as i8;
+            self.scales[i + 4] = (packed[i + 8] & 15 | packed[i] >> 6 << 4) as i8;
+            self.offsets[i + 4] = (packed[i + 8] >> 4 | packed[i + 4] >> 6 << 4) as i8;
+        }
     }
 }

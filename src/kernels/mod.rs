@@ -16,10 +16,7 @@ macro_rules! compiled_for {
 }
 
 pub mod attention;
-pub mod dense;
 mod ggml;
-mod math;
-pub mod panels;
 pub mod quantized;
 pub mod rows;
 #[cfg(target_arch = "x86_64")]
@@ -53,7 +50,7 @@ impl Isa {
             if avx2 {
                 available.push(Self::Avx2);
             }
-            let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            let avx512 = is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512bw");
             if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
                 available.push(Self::Avx512Vnni);
             }

@@ -1,7 +1,8 @@
-//! Products with quantised matrices: weights as 4- or 8-bit codes with a scale, and perhaps an offset, for
-//! each block of 32; activations quantised to 8 bits in blocks of 32; integer dot products between them.
-
-use std::ops::Range;
+//! Products with quantised matrices: weights in blocks with a scale and an offset, activations
+//! quantised to 8 bits in the same blocks, integer dot products between them.
+//!
+//! Weights are kept in panels of 16 rows, in the order in which kernels read them: the lanes of a
+//! vector are rows, so that nothing is ever summed across lanes.
 
 use candle_core::quantized::GgmlDType;
 use half::f16;
@@ -9,140 +10,80 @@ use rayon::prelude::*;
 
 use super::{
     Isa,
-    ggml::{BLOCK, Format},
+    ggml::{Format, Stored},
 };
 
-/// Rows of weights that lie side by side, one for each lane of a vector.
-pub const LANES: usize = 16;
-/// Columns whose codes lie side by side in a lane.
+/// The rows of a panel.
+pub const ROWS: usize = 16;
+/// The columns whose products an integer instruction sums.
 pub const GROUP: usize = 4;
-/// Groups in a block.
-pub const GROUPS: usize = BLOCK / GROUP;
-/// Tokens that a kernel takes through a tile of weights at a time.
-pub const TOKENS: usize = 8;
-/// Bytes of a tile's codes in a block, if each takes one.
-pub const TILE_BLOCK: usize = LANES * BLOCK;
+/// Multiply-adds that are worth another thread.
+const WORK: usize = 1 << 17;
+/// Strips of a matrix for each thread, so that a slow thread holds up the others less.
+const STRIPS: usize = 4;
 
-/// A matrix, `[rows, columns]`, in tiles of 16 rows.
-///
-/// A tile is its blocks from left to right; a block is its groups of 4 columns from left to right; a
-/// group is 4 codes of each row, `[16, 4]`. Codes of four bits share bytes with those of four groups
-/// further on: the low halves are the first groups. Rows that are not there have scales of zero.
+/// A matrix, `[rows, columns]`, of codes with `weight = scale * (code - bias) + offset` in each block.
 pub struct QuantMatrix {
     pub rows: usize,
     pub columns: usize,
     format: Format,
-    codes: Vec<u8>,
-    scales: Floats,
-    offsets: Option<Floats>,
+    /// Panel by panel, group by group.
+    codes: Vec<Line>,
+    scales: Factors,
+    offsets: Option<Factors>,
 }
 
-/// Scales or offsets, `[tiles, blocks, 16]`, or `[tiles, blocks, 2, 16]` if the halves of a block have
-/// their own.
-enum Floats {
-    F16(Vec<f16>),
-    F32(Vec<f32>),
+/// A group of columns: 4 codes of each row. If codes are nibbles, the low ones are one group and the
+/// high ones the next.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub struct Line(pub [u8; ROWS * GROUP]);
+
+/// A value for each row of a panel.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub struct Lanes(pub [f32; ROWS]);
+
+/// The scales, or the offsets, of all blocks, panel by panel.
+struct Factors {
+    /// One for each block, or for all blocks that are stored together.
+    halves: Vec<[f16; ROWS]>,
+    /// What the blocks multiply those with, if they share them.
+    multiples: Vec<[i8; ROWS]>,
 }
 
-/// A part of [`Floats`].
-#[derive(Clone, Copy)]
-pub enum FloatsRef<'a> {
-    F16(&'a [f16]),
-    F32(&'a [f32]),
-}
-
-/// 16 rows of weights.
-#[derive(Clone, Copy)]
-pub struct Tile<'a> {
-    pub format: Format,
-    pub blocks: usize,
-    pub codes: &'a [u8],
-    pub scales: FloatsRef<'a>,
-    pub offsets: Option<FloatsRef<'a>>,
+/// What a kernel reads of 16 rows of weights.
+pub struct Panel<'a> {
+    pub codes: &'a [Line],
+    pub bias: u8,
+    /// One for each block, as are the offsets.
+    pub scales: &'a [Lanes],
+    pub offsets: Option<&'a [Lanes]>,
 }
 
 /// Activations in blocks of 8-bit codes.
 struct QuantRows {
     columns: usize,
-    /// `[rows, columns]`.
+    block: usize,
     codes: Vec<i8>,
-    /// `[rows, columns / BLOCK]`.
-    scales: Vec<f32>,
-    /// The sums of the codes of each half of a block, `[rows, columns / BLOCK]`.
-    sums: Vec<[i32; 2]>,
+    scales: Vec<BlockScale>,
+}
+
+/// What goes with a block of activations.
+#[derive(Clone, Copy, Default)]
+pub struct BlockScale {
+    pub scale: f32,
+    /// The sum of the block's values, as quantised.
+    pub sum: f32,
+    /// What the bias of the weights adds to an integer dot product.
+    pub start: i32,
 }
 
 /// One row of activations.
 #[derive(Clone, Copy)]
 pub struct QuantRow<'a> {
     pub codes: &'a [i8],
-    pub scales: &'a [f32],
-    pub sums: &'a [[i32; 2]],
-}
-
-impl Floats {
-    fn zeros(len: usize, half_precision: bool) -> Self {
-        if half_precision { Self::F16(vec![f16::ZERO; len]) } else { Self::F32(vec![0.0; len]) }
-    }
-
-    fn set(&mut self, at: usize, value: f32) {
-        match self {
-            Self::F16(floats) => floats[at] = f16::from_f32(value),
-            Self::F32(floats) => floats[at] = value,
-        }
-    }
-
-    fn part(&self, start: usize, len: usize) -> FloatsRef<'_> {
-        match self {
-            Self::F16(floats) => FloatsRef::F16(&floats[start..start + len]),
-            Self::F32(floats) => FloatsRef::F32(&floats[start..start + len]),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::F16(floats) => size_of_val(&floats[..]),
-            Self::F32(floats) => size_of_val(&floats[..]),
-        }
-    }
-}
-
-impl FloatsRef<'_> {
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F16(floats) => floats.len(),
-            Self::F32(floats) => floats.len(),
-        }
-    }
-
-    fn get(&self, at: usize) -> f32 {
-        match self {
-            Self::F16(floats) => floats[at].to_f32(),
-            Self::F32(floats) => floats[at],
-        }
-    }
-}
-
-impl Tile<'_> {
-    /// Scales of a row in a block.
-    pub fn parts(&self) -> usize {
-        if self.format.halves { 2 } else { 1 }
-    }
-
-    /// The code of a row, and of a column in a block.
-    fn code(&self, block: usize, row: usize, column: usize) -> i32 {
-        let (group, within) = (column / GROUP, row * GROUP + column % GROUP);
-        if !self.format.nibbles {
-            return i32::from(self.codes[block * TILE_BLOCK + group * LANES * GROUP + within]);
-        }
-        let byte = self.codes[block * TILE_BLOCK / 2 + group % (GROUPS / 2) * LANES * GROUP + within];
-        i32::from(if group < GROUPS / 2 { byte & 15 } else { byte >> 4 })
-    }
-
-    /// Where the scale of a row is.
-    fn at(&self, block: usize, half: usize, row: usize) -> usize {
-        (block * self.parts() + half % self.parts()) * LANES + row
-    }
+    pub scales: &'a [BlockScale],
 }
 
 impl QuantMatrix {
@@ -151,137 +92,244 @@ impl QuantMatrix {
     /// `bytes` are the rows as ggml stores them; each row is whole blocks.
     pub fn from_ggml(dtype: GgmlDType, bytes: &[u8], rows: usize, columns: usize) -> Option<Self> {
         let format = Format::of(dtype)?;
-        let (tiles, blocks) = (rows.div_ceil(LANES), columns / BLOCK);
-        let parts = if format.halves { 2 } else { 1 };
-        let floats = || Floats::zeros(tiles * blocks * parts * LANES, format.half_precision);
-        let (mut scales, mut offsets) = (floats(), format.offsets.then(floats));
-        let block_bytes = if format.nibbles { TILE_BLOCK / 2 } else { TILE_BLOCK };
-        let mut codes = vec![0u8; tiles * blocks * block_bytes];
-        let row_bytes = columns / dtype.block_size() * dtype.type_size();
+        let panels = rows.div_ceil(ROWS);
+        let mut codes = vec![Line([0; ROWS * GROUP]); panels * format.lines(columns)];
+        let mut scales = Factors::new(format, panels * columns);
+        let mut offsets = Factors::new(format, panels * columns);
+        let row_bytes = columns / format.stored * dtype.type_size();
         for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
-            let (tile, lane) = (row / LANES, row % LANES);
-            for (block, stored) in format.blocks(bytes).enumerate() {
-                let block = tile * blocks + block;
-                for half in 0..parts {
-                    let at = (block * parts + half) * LANES + lane;
-                    scales.set(at, stored.scales[half]);
-                    if let Some(offsets) = &mut offsets {
-                        offsets.set(at, stored.offsets[half]);
-                    }
-                }
-                let codes = &mut codes[block * block_bytes..][..block_bytes];
-                for (group, four) in stored.codes.chunks_exact(GROUP).enumerate() {
-                    let (group, shift) = match format.nibbles {
-                        true => (group % (GROUPS / 2), group / (GROUPS / 2) * 4),
-                        false => (group, 0),
-                    };
-                    let place = &mut codes[(group * LANES + lane) * GROUP..][..GROUP];
-                    place.iter_mut().zip(four).for_each(|(place, code)| *place |= code << shift);
-                }
+            let (panel, lane) = (row / ROWS, row % ROWS);
+            let lines = &mut codes[panel * format.lines(columns)..][..format.lines(columns)];
+            for (i, bytes) in bytes.chunks_exact(dtype.type_size()).enumerate() {
+                let stored = Stored::read(dtype, bytes);
+                format.put(lines, lane, i * format.stored, &stored.codes[..format.stored]);
+                let at = panel * (columns / format.stored) + i;
+                scales.put(at, lane, stored.scale, &stored.scales);
+                offsets.put(at, lane, stored.offset, &stored.offsets);
             }
         }
-        Some(Self { rows, columns, format, codes, scales, offsets })
+        Some(Self { rows, columns, format, codes, scales, offsets: format.offsets.then_some(offsets) })
     }
 
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
-        self.codes.len() + self.scales.bytes() + self.offsets.as_ref().map_or(0, Floats::bytes)
+        size_of_val(&*self.codes) + self.scales.bytes() + self.offsets.as_ref().map_or(0, Factors::bytes)
     }
 
     /// The values of a row.
     pub fn row(&self, row: usize) -> Vec<f32> {
-        let (tile, lane) = (self.tile(row / LANES), row % LANES);
-        let value = |column: usize| {
-            let (block, column) = (column / BLOCK, column % BLOCK);
-            let at = tile.at(block, column / (BLOCK / 2), lane);
-            let code = tile.code(block, lane, column) - i32::from(self.format.zero);
-            code as f32 * tile.scales.get(at) + tile.offsets.map_or(0.0, |offsets| offsets.get(at))
-        };
-        (0..self.columns).map(value).collect()
+        let (panel, lane) = (row / ROWS, row % ROWS);
+        let lines = self.lines(panel);
+        let blocks = panel * self.blocks()..(panel + 1) * self.blocks();
+        let values = |factors: &Factors| blocks.clone().map(|block| factors.value(block, lane)).collect::<Vec<_>>();
+        let scales = values(&self.scales);
+        let offsets = self.offsets.as_ref().map_or_else(|| vec![0.0; self.blocks()], values);
+        let code = |column| i32::from(self.format.get(lines, lane, column)) - i32::from(self.format.bias);
+        let block = |column| column / self.format.block;
+        (0..self.columns).map(|column| code(column) as f32 * scales[block(column)] + offsets[block(column)]).collect()
     }
 
-    fn tile(&self, tile: usize) -> Tile<'_> {
-        let blocks = self.columns / BLOCK;
-        let code_bytes = blocks * if self.format.nibbles { TILE_BLOCK / 2 } else { TILE_BLOCK };
-        let floats = blocks * LANES * if self.format.halves { 2 } else { 1 };
-        Tile {
-            format: self.format,
-            blocks,
-            codes: &self.codes[tile * code_bytes..][..code_bytes],
-            scales: self.scales.part(tile * floats, floats),
-            offsets: self.offsets.as_ref().map(|offsets| offsets.part(tile * floats, floats)),
-        }
+    fn blocks(&self) -> usize {
+        self.columns / self.format.block
+    }
+
+    fn lines(&self, panel: usize) -> &[Line] {
+        let lines = self.format.lines(self.columns);
+        &self.codes[panel * lines..][..lines]
     }
 
     /// `x Wᵀ`: from `[tokens, columns]` to `[tokens, rows]`.
     pub fn multiply(&self, x: &[f32], isa: Isa) -> Vec<f32> {
-        let tokens = x.len() / self.columns;
-        let x = QuantRows::quantize(x, self.columns, isa);
-        let threads = rayon::current_num_threads();
-        if tokens >= threads * TOKENS {
-            // Each thread takes some tokens through all weights.
-            let share = tokens.div_ceil(threads).next_multiple_of(TOKENS);
-            let mut out = vec![0f32; tokens * self.rows];
-            out.par_chunks_mut(share * self.rows).enumerate().for_each(|(i, out)| {
-                let first = i * share;
-                self.multiply_part(0..self.rows, first..(first + share).min(tokens), &x, isa, out);
-            });
-            return out;
-        }
-        // Each thread takes all tokens through some rows of weights.
-        let strip = self.rows.div_ceil(LANES).div_ceil(2 * threads) * LANES;
-        let strip_rows = |i: usize| i * strip..((i + 1) * strip).min(self.rows);
-        let mut strips = vec![0f32; tokens * self.rows];
-        strips.par_chunks_mut(strip * tokens).enumerate().for_each(|(i, out)| {
-            self.multiply_part(strip_rows(i), 0..tokens, &x, isa, out);
-        });
-        if tokens == 1 {
-            return strips;
-        }
-        let mut out = vec![0f32; strips.len()];
-        for (i, part) in strips.chunks(strip * tokens).enumerate() {
-            for (out, part) in out.chunks_mut(self.rows).zip(part.chunks(strip_rows(i).len())) {
-                out[strip_rows(i)].copy_from_slice(part);
-            }
+        let x = QuantRows::quantize(x, self.columns, self.format, isa);
+        let tokens = x.tokens();
+        let panels = self.rows.div_ceil(ROWS);
+        let strips = match self.rows * self.columns * tokens / WORK {
+            0 | 1 => 1,
+            work => work.min(STRIPS * rayon::current_num_threads()),
+        };
+        let panels = panels.div_ceil(strips);
+        let mut out = vec![0f32; tokens * self.rows];
+        let mut strips = column_strips(&mut out, self.rows, panels * ROWS);
+        match strips.as_mut_slice() {
+            [strip] => self.multiply_strip(0, &x, isa, strip),
+            strips => strips.par_iter_mut().enumerate().with_max_len(1).for_each(|(i, strip)| {
+                self.multiply_strip(i * panels, &x, isa, strip);
+            }),
         }
         out
     }
 
-    /// Some rows, whole tiles of them but for the last, with some tokens: `[tokens, rows]`.
-    fn multiply_part(&self, rows: Range<usize>, tokens: Range<usize>, x: &QuantRows, isa: Isa, out: &mut [f32]) {
-        for first_row in rows.clone().step_by(LANES) {
-            let tile = self.tile(first_row / LANES);
-            let lanes = LANES.min(rows.end - first_row);
-            for first in tokens.clone().step_by(TOKENS) {
-                let count = TOKENS.min(tokens.end - first);
-                // A short tile repeats its last token; a token's result does not depend on its tile.
-                let token = |t: usize| x.row(first + t.min(count - 1));
-                let sums = if count == 1 {
-                    let [sums] = multiply_tile(isa, &tile, &[token(0)]);
-                    [sums; TOKENS]
-                } else {
-                    multiply_tile(isa, &tile, &std::array::from_fn::<_, TOKENS, _>(token))
-                };
-                for (t, sums) in sums.iter().take(count).enumerate() {
-                    let at = (first + t - tokens.start) * rows.len() + first_row - rows.start;
-                    out[at..at + lanes].copy_from_slice(&sums[..lanes]);
-                }
+    /// All tokens with the panels from `first` on that `out`, a piece of each token's row, has space for.
+    fn multiply_strip(&self, first: usize, x: &QuantRows, isa: Isa, out: &mut [&mut [f32]]) {
+        let mut scales = vec![Lanes([0.0; ROWS]); self.blocks()];
+        let mut offsets = vec![Lanes([0.0; ROWS]); if self.offsets.is_some() { self.blocks() } else { 0 }];
+        let panels = out.first().map_or(0, |piece| piece.len().div_ceil(ROWS));
+        for i in 0..panels {
+            self.scales.unpack(first + i, &mut scales, isa);
+            if let Some(factors) = &self.offsets {
+                factors.unpack(first + i, &mut offsets, isa);
+            }
+            let panel = Panel {
+                codes: self.lines(first + i),
+                bias: self.format.bias,
+                scales: &scales,
+                offsets: self.offsets.is_some().then_some(&offsets),
+            };
+            self.multiply_panel(&panel, x, isa, i * ROWS, out);
+        }
+    }
+
+    /// All tokens with a panel, to `out[token][at..]`.
+    fn multiply_panel(&self, panel: &Panel<'_>, x: &QuantRows, isa: Isa, at: usize, out: &mut [&mut [f32]]) {
+        let mut token = 0;
+        while token < out.len() {
+            let out = &mut out[token..];
+            token += match out.len() {
+                8.. => self.multiply_tile::<8>(panel, x, token, isa, at, out),
+                4.. => self.multiply_tile::<4>(panel, x, token, isa, at, out),
+                2.. => self.multiply_tile::<2>(panel, x, token, isa, at, out),
+                _ => self.multiply_tile::<1>(panel, x, token, isa, at, out),
+            };
+        }
+    }
+
+    /// `T` tokens with a panel. Gives `T`.
+    fn multiply_tile<const T: usize>(
+        &self,
+        panel: &Panel<'_>,
+        x: &QuantRows,
+        token: usize,
+        isa: Isa,
+        at: usize,
+        out: &mut [&mut [f32]],
+    ) -> usize {
+        let x = std::array::from_fn(|t| x.row(token + t));
+        let products = match (self.format.nibbles, self.format.block / GROUP) {
+            (true, 4) => products::<T, true, 4>(isa, panel, &x),
+            (true, _) => products::<T, true, 8>(isa, panel, &x),
+            (false, 4) => products::<T, false, 4>(isa, panel, &x),
+            (false, _) => products::<T, false, 8>(isa, panel, &x),
+        };
+        for (products, out) in products.iter().zip(out) {
+            let out = &mut out[at..];
+            let rows = out.len().min(ROWS);
+            out[..rows].copy_from_slice(&products[..rows]);
+        }
+        T
+    }
+}
+
+/// Cuts the rows of a matrix into pieces of `width`: for each strip of columns its piece of each row.
+fn column_strips(matrix: &mut [f32], columns: usize, width: usize) -> Vec<Vec<&mut [f32]>> {
+    let rows = matrix.len() / columns;
+    let mut strips: Vec<_> = (0..columns.div_ceil(width)).map(|_| Vec::with_capacity(rows)).collect();
+    for row in matrix.chunks_mut(columns) {
+        for (strip, piece) in strips.iter_mut().zip(row.chunks_mut(width)) {
+            strip.push(piece);
+        }
+    }
+    strips
+}
+
+impl Format {
+    /// The lines of a panel.
+    fn lines(self, columns: usize) -> usize {
+        columns / GROUP / if self.nibbles { 2 } else { 1 }
+    }
+
+    /// Where a code is: its line, its byte in there, and its lowest bit.
+    fn place(self, lane: usize, column: usize) -> (usize, usize, u32) {
+        let (group, byte) = (column / GROUP, lane * GROUP + column % GROUP);
+        if self.nibbles { (group / 2, byte, group as u32 % 2 * 4) } else { (group, byte, 0) }
+    }
+
+    /// Writes the codes of a lane, which are zero yet, from `column` on.
+    fn put(self, lines: &mut [Line], lane: usize, column: usize, codes: &[u8]) {
+        for (i, code) in codes.iter().enumerate() {
+            let (line, byte, shift) = self.place(lane, column + i);
+            lines[line].0[byte] |= code << shift;
+        }
+    }
+
+    fn get(self, lines: &[Line], lane: usize, column: usize) -> u8 {
+        let (line, byte, shift) = self.place(lane, column);
+        lines[line].0[byte] >> shift & if self.nibbles { 15 } else { 255 }
+    }
+}
+
+impl Factors {
+    /// Zeros for panels of `columns` in all.
+    fn new(format: Format, columns: usize) -> Self {
+        let stored = columns / format.stored;
+        let multiples = if format.stored == format.block { 0 } else { columns / format.block };
+        Self { halves: vec![[f16::ZERO; ROWS]; stored], multiples: vec![[0; ROWS]; multiples] }
+    }
+
+    /// Writes those of a lane that are stored together.
+    fn put(&mut self, at: usize, lane: usize, half: f16, multiples: &[i8]) {
+        self.halves[at][lane] = half;
+        let shared = self.shared();
+        if !self.multiples.is_empty() {
+            for (to, from) in self.multiples[at * shared..][..shared].iter_mut().zip(multiples) {
+                to[lane] = *from;
             }
         }
+    }
+
+    /// The blocks that share a half.
+    fn shared(&self) -> usize {
+        if self.multiples.is_empty() { 1 } else { self.multiples.len() / self.halves.len() }
+    }
+
+    fn value(&self, block: usize, lane: usize) -> f32 {
+        let half = self.halves[block / self.shared()][lane].to_f32();
+        self.multiples.get(block).map_or(half, |multiples| half * f32::from(multiples[lane]))
+    }
+
+    /// The values of a panel.
+    fn unpack(&self, panel: usize, out: &mut [Lanes], isa: Isa) {
+        let shared = self.shared();
+        let halves = &self.halves[panel * (out.len() / shared)..][..out.len() / shared];
+        if self.multiples.is_empty() {
+            return widen(isa, halves, out);
+        }
+        let multiples = &self.multiples[panel * out.len()..][..out.len()];
+        for ((half, multiples), out) in halves.iter().zip(multiples.chunks(shared)).zip(out.chunks_mut(shared)) {
+            let mut wide = [Lanes([0.0; ROWS])];
+            widen(isa, std::slice::from_ref(half), &mut wide);
+            for (multiples, out) in multiples.iter().zip(out) {
+                out.0 = std::array::from_fn(|lane| f32::from(multiples[lane]) * wide[0].0[lane]);
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.halves) + size_of_val(&*self.multiples)
     }
 }
 
 impl QuantRows {
-    /// Quantises rows of `columns` values to the nearest of 255 steps between ± the greatest.
-    fn quantize(x: &[f32], columns: usize, isa: Isa) -> Self {
-        let blocks = x.len() / BLOCK;
-        let (mut codes, mut scales, mut sums) = (vec![0i8; x.len()], vec![0f32; blocks], vec![[0; 2]; blocks]);
-        compiled_for!(isa, quantize(x, &mut codes, &mut scales, &mut sums));
-        Self { columns, codes, scales, sums }
+    /// Quantises rows of `columns` values for weights in `format`.
+    fn quantize(x: &[f32], columns: usize, format: Format, isa: Isa) -> Self {
+        let block = format.block;
+        let mut codes = vec![0; x.len()];
+        let mut scales = vec![BlockScale::default(); x.len() / block];
+        let rows = codes.par_chunks_mut(columns).zip(scales.par_chunks_mut(columns / block));
+        rows.zip(x.par_chunks(columns)).with_min_len(WORK / 16 / columns + 1).for_each(|((codes, scales), x)| {
+            match block {
+                16 => quantize::<16>(isa, x, format.bias, codes, scales),
+                _ => quantize::<32>(isa, x, format.bias, codes, scales),
+            }
+        });
+        Self { columns, block, codes, scales }
+    }
+
+    fn tokens(&self) -> usize {
+        self.codes.len() / self.columns
     }
 
     fn row(&self, row: usize) -> QuantRow<'_> {
-        let blocks = self.columns / BLOCK;
+        let blocks = self.columns / self.block;
         QuantRow {
             codes: &self.codes[row * self.columns..][..self.columns],
             scales: &self.scales[row * blocks..][..blocks],
@@ -290,71 +338,105 @@ impl QuantRows {
     }
 }
 
-#[inline(always)]
-pub fn quantize(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [[i32; 2]]) {
-    // Adding this leaves the nearest integer in the low bits, ties to even.
-    const ROUND: f32 = 12_582_912.0;
-    let blocks = x.chunks_exact(BLOCK).zip(codes.chunks_exact_mut(BLOCK));
-    for ((x, codes), (scale, sums)) in blocks.zip(scales.iter_mut().zip(sums)) {
-        let mut lanes = [0f32; 8];
-        for x in x.chunks_exact(8) {
-            for (lane, x) in lanes.iter_mut().zip(x) {
-                *lane = if x.abs() > *lane { x.abs() } else { *lane };
-            }
-        }
-        let greatest = lanes.into_iter().fold(0f32, f32::max);
-        let inverse = if greatest == 0.0 { 0.0 } else { 127.0 / greatest };
-        for (code, x) in codes.iter_mut().zip(x) {
-            *code = (x * inverse + ROUND).to_bits() as i8;
-        }
-        *scale = greatest / 127.0;
-        let (low, high) = codes.split_at(BLOCK / 2);
-        *sums = [low, high].map(|half| half.iter().map(|code| i32::from(*code)).sum());
-    }
-}
-
-/// The dot products of 16 rows of weights with `T` tokens.
-fn multiply_tile<const T: usize>(isa: Isa, tile: &Tile<'_>, x: &[QuantRow<'_>; T]) -> [[f32; LANES]; T] {
+/// Quantises the blocks of a row.
+fn quantize<const BLOCK: usize>(isa: Isa, x: &[f32], bias: u8, codes: &mut [i8], scales: &mut [BlockScale]) {
     match isa {
-        Isa::Scalar => x.map(|x| std::array::from_fn(|row| scalar(tile, row, x))),
+        Isa::Scalar => quantize_blocks::<BLOCK>(x, bias, codes, scales),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::quantized::avx2(tile, x),
+        Isa::Avx2 => super::x86::quantized::quantize_avx2::<BLOCK>(x, bias, codes, scales),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::x86::quantized::avx512_vnni(tile, x),
+        Isa::Avx512Vnni => super::x86::quantized::quantize_avx512::<BLOCK>(x, bias, codes, scales),
     }
 }
 
-/// The oracle of the other paths, and the way of machines without them: integer sums of blocks or of
-/// their halves, multiplied and added from left to right, offsets after scales.
-fn scalar(tile: &Tile<'_>, row: usize, x: QuantRow<'_>) -> f32 {
-    let (parts, part_len) = (tile.parts(), BLOCK / tile.parts());
-    let mut sum = 0f32;
-    for block in 0..tile.blocks {
-        let x_codes = &x.codes[block * BLOCK..][..BLOCK];
-        let x_sum = |part: usize| match parts {
-            1 => x.sums[block][0] + x.sums[block][1],
-            _ => x.sums[block][part],
-        };
-        for part in 0..parts {
-            let columns = part * part_len..(part + 1) * part_len;
-            let products = columns.map(|column| tile.code(block, row, column) * i32::from(x_codes[column]));
-            let product = products.sum::<i32>() - i32::from(tile.format.zero) * x_sum(part);
-            let scale = tile.scales.get(tile.at(block, part, row)) * x.scales[block];
-            sum = (product as f32).mul_add(scale, sum);
+/// What compilers make vector instructions of, for the instruction set of the caller.
+#[inline(always)]
+pub fn quantize_blocks<const BLOCK: usize>(x: &[f32], bias: u8, codes: &mut [i8], scales: &mut [BlockScale]) {
+    let blocks = x.as_chunks::<BLOCK>().0.iter().zip(codes.as_chunks_mut::<BLOCK>().0);
+    for ((x, codes), scale) in blocks.zip(scales) {
+        *scale = quantize_block(x, bias, codes);
+    }
+}
+
+/// Rounds to the nearest of 255 steps between ± the greatest.
+#[inline(always)]
+fn quantize_block<const BLOCK: usize>(x: &[f32; BLOCK], bias: u8, codes: &mut [i8; BLOCK]) -> BlockScale {
+    // Adding this leaves no bits for fractions, and the lowest bits are the sum as an integer.
+    const ROUND: f32 = (3 << 22) as f32;
+    // Magnitudes are in the order of their bits; a NaN is above all, and so gets into the scale.
+    let greatest = x.iter().fold(0, |greatest, value| greatest.max(value.abs().to_bits()));
+    let greatest = f32::from_bits(greatest);
+    let inverse = if greatest == 0.0 { 0.0 } else { 127.0 / greatest };
+    let mut sum = 0;
+    for (code, value) in codes.iter_mut().zip(x) {
+        *code = (value * inverse + ROUND).to_bits() as i8;
+        sum += i32::from(*code);
+    }
+    let scale = greatest / 127.0;
+    BlockScale { scale, sum: scale * sum as f32, start: -i32::from(bias) * sum }
+}
+
+/// Makes f32 of f16.
+fn widen(isa: Isa, halves: &[[f16; ROWS]], out: &mut [Lanes]) {
+    match isa {
+        Isa::Scalar => {
+            for (half, out) in halves.iter().zip(out) {
+                out.0 = half.map(f16::to_f32);
+            }
         }
-        for part in 0..parts {
-            if let Some(offsets) = tile.offsets {
-                let x_sum = x_sum(part) as f32 * x.scales[block];
-                sum = offsets.get(tile.at(block, part, row)).mul_add(x_sum, sum);
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512Vnni => super::x86::quantized::widen(halves, out),
+    }
+}
+
+/// The products of a panel with `T` tokens.
+fn products<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+    isa: Isa,
+    panel: &Panel<'_>,
+    x: &[QuantRow<'_>; T],
+) -> [[f32; ROWS]; T] {
+    match isa {
+        Isa::Scalar => x.map(|x| scalar::<NIBBLES, GROUPS>(panel, x)),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => super::x86::quantized::products_avx2::<T, NIBBLES, GROUPS>(panel, x),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => super::x86::quantized::products_avx512::<T, NIBBLES, GROUPS>(panel, x),
+    }
+}
+
+/// The oracle of the other paths, and the way of machines without them.
+fn scalar<const NIBBLES: bool, const GROUPS: usize>(panel: &Panel<'_>, x: QuantRow<'_>) -> [f32; ROWS] {
+    let mut sums = [0f32; ROWS];
+    let blocks = x.codes.chunks_exact(GROUPS * GROUP).zip(x.scales).zip(panel.scales);
+    for (block, ((codes, x), scales)) in blocks.enumerate() {
+        let mut dots = [x.start; ROWS];
+        for (i, codes) in codes.chunks_exact(GROUP).enumerate() {
+            let group = block * GROUPS + i;
+            let (line, shift, mask) = if NIBBLES { (group / 2, group % 2 * 4, 15) } else { (group, 0, 255) };
+            for (dot, weights) in dots.iter_mut().zip(panel.codes[line].0.chunks_exact(GROUP)) {
+                for (weight, code) in weights.iter().zip(codes) {
+                    *dot += i32::from(weight >> shift & mask) * i32::from(*code);
+                }
+            }
+        }
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum = (dots[lane] as f32).mul_add(scales.0[lane] * x.scale, *sum);
+        }
+        if let Some(offsets) = panel.offsets {
+            for (sum, offset) in sums.iter_mut().zip(offsets[block].0) {
+                *sum = offset.mul_add(x.sum, *sum);
             }
         }
     }
-    sum
+    sums
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor, quantized::QTensor};
+    use candle_core::{
+        Device, Tensor,
+        quantized::{QStorage, QTensor},
+    };
 
     use super::*;
 
@@ -371,59 +453,118 @@ mod tests {
         GgmlDType::Q6K,
     ];
 
-    fn noise(len: usize, mut state: u64) -> Vec<f32> {
-        let mut next = || {
+    fn random(mut state: u64) -> impl FnMut() -> u64 {
+        move || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..len).map(|_| next()).collect()
+            state >> 40
+        }
     }
 
+    fn noise(len: usize, seed: u64) -> Vec<f32> {
+        let mut next = random(seed);
+        (0..len).map(|_| next() as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    fn dot(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    }
+
+    /// A matrix of random bits, but of sane scales, and its values by candle.
     fn matrix(dtype: GgmlDType, rows: usize, columns: usize) -> (QuantMatrix, Vec<f32>) {
-        let values = Tensor::from_vec(noise(rows * columns, 7), (rows, columns), &Device::Cpu).unwrap();
-        let stored = QTensor::quantize(&values, dtype).unwrap();
-        let exact = stored.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        (QuantMatrix::from_ggml(dtype, &stored.data().unwrap(), rows, columns).unwrap(), exact)
+        let mut next = random(7);
+        let mut bytes: Vec<u8> =
+            (0..rows * columns / dtype.block_size() * dtype.type_size()).map(|_| next() as u8).collect();
+        let halves: &[usize] = match dtype {
+            GgmlDType::Q4_1 | GgmlDType::Q5_1 | GgmlDType::Q4K | GgmlDType::Q5K => &[0, 2],
+            GgmlDType::Q2K => &[80, 82],
+            GgmlDType::Q3K => &[108],
+            GgmlDType::Q6K => &[208],
+            _ => &[0],
+        };
+        for block in bytes.chunks_mut(dtype.type_size()) {
+            for at in halves {
+                let half = f16::from_f32(next() as f32 / (1 << 31) as f32 - 0.003);
+                block[*at..at + 2].copy_from_slice(&half.to_le_bytes());
+            }
+            if dtype == GgmlDType::Q8_0 {
+                block[2..18].fill(0x80);
+            }
+        }
+        let matrix = QuantMatrix::from_ggml(dtype, &bytes, rows, columns).unwrap();
+        let storage = QStorage::from_data(bytes.into(), &Device::Cpu, dtype).unwrap();
+        let stored = QTensor::new(storage, (rows, columns)).unwrap();
+        (matrix, stored.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap())
     }
 
     #[test]
     fn rows_are_what_candle_makes_of_them() {
         for dtype in FORMATS {
-            let (matrix, exact) = matrix(dtype, 19, 512);
-            for row in 0..19 {
-                for (ours, theirs) in matrix.row(row).iter().zip(&exact[row * 512..]) {
-                    assert!((ours - theirs).abs() < 1e-6, "{dtype:?}: {ours} {theirs}");
+            let (rows, columns) = (21, 512);
+            let (matrix, exact) = matrix(dtype, rows, columns);
+            for row in 0..rows {
+                for (ours, theirs) in matrix.row(row).iter().zip(&exact[row * columns..]) {
+                    assert!((ours - theirs).abs() <= 1e-6 * theirs.abs(), "{dtype:?}: {ours} {theirs}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_candle_quantises_is_near_what_it_was() {
+        let (rows, columns) = (3, 256);
+        let values = noise(rows * columns, 13);
+        for dtype in FORMATS {
+            let tensor = Tensor::from_slice(&values, (rows, columns), &Device::Cpu).unwrap();
+            let stored = QTensor::quantize(&tensor, dtype).unwrap();
+            let matrix = QuantMatrix::from_ggml(dtype, &stored.data().unwrap(), rows, columns).unwrap();
+            let ours: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
+            assert!(ours.iter().zip(&values).all(|(ours, value)| (ours - value).abs() < 0.4), "{dtype:?}");
         }
     }
 
     #[test]
     fn products_are_near_exact_ones() {
         for dtype in FORMATS {
-            let (rows, columns, tokens) = (37, 256, 6);
+            let (rows, columns, tokens) = (37, 512, 6);
             let (matrix, exact) = matrix(dtype, rows, columns);
             let x = noise(tokens * columns, 9);
             let ours = matrix.multiply(&x, Isa::detect());
             for (token, x) in x.chunks(columns).enumerate() {
                 for (row, weights) in exact.chunks(columns).enumerate() {
-                    let expected: f32 = weights.iter().zip(x).map(|(weight, x)| weight * x).sum();
-                    let got = ours[token * rows + row];
-                    assert!((got - expected).abs() < 0.15, "{dtype:?}: {got} for {expected}");
+                    let (got, expected) = (f64::from(ours[token * rows + row]), dot(weights, x));
+                    let scale = (dot(weights, weights) * dot(x, x)).sqrt();
+                    assert!((got - expected).abs() < 0.01 * scale, "{dtype:?}: {got} for {expected} of {scale}");
                 }
             }
         }
     }
 
-    fn check_bits(name: &str, matrix: &QuantMatrix, x: &[f32]) {
-        let alone = |token| matrix.multiply(token, Isa::Scalar);
-        let expected: Vec<f32> = x.chunks(matrix.columns).flat_map(alone).collect();
+    #[test]
+    fn every_path_and_every_batch_gives_the_same_bits() {
+        for dtype in FORMATS {
+            for (rows, tokens) in [(1, 1), (16, 2), (33, 3), (40, 8), (31, 15), (600, 33)] {
+                let columns = 256;
+                let (matrix, _) = matrix(dtype, rows, columns);
+                let mut x = noise(tokens * columns, 11);
+                // Codes of ±127 only, against the extreme weights.
+                x[..columns].iter_mut().for_each(|value| *value = value.signum());
+                let alone: Vec<f32> = x.chunks(columns).flat_map(|token| matrix.multiply(token, Isa::Scalar)).collect();
+                for isa in Isa::available() {
+                    assert_eq!(matrix.multiply(&x, isa), alone, "{dtype:?} {isa:?} {rows} rows, {tokens} tokens");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_give_zeros_and_not_numbers_are_not_lost() {
+        let (matrix, _) = matrix(GgmlDType::Q8_0, 5, 64);
         for isa in Isa::available() {
-            for threads in [1, 3] {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                let tokens = x.len() / matrix.columns;
-                let got = pool.install(|| matrix.multiply(x, isa));
-                assert!(got == expected, "{name} {isa:?}, {tokens} tokens, {threads} threads");
+            assert_eq!(matrix.multiply(&[0.0; 64], isa), [0.0; 5]);
+            for value in [f32::NAN, f32::INFINITY] {
+                let mut x = [1.0; 64];
+                x[3] = value;
+                assert!(matrix.multiply(&x, isa).iter().all(|y| !y.is_finite()), "{isa:?} {value}");
             }
         }
     }
