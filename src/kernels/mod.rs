@@ -16,7 +16,10 @@ macro_rules! compiled_for {
 }
 
 pub mod attention;
+pub mod dense;
 mod ggml;
+mod math;
+pub mod panels;
 pub mod quantized;
 pub mod rows;
 #[cfg(target_arch = "x86_64")]

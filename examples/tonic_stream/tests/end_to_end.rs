@@ -42,30 +42,30 @@ fn talkative() -> ScriptedModel {
     ScriptedModel::new(|_| "and so on ".repeat(2000)).on_pass(|_| std::thread::sleep(Duration::from_millis(1)))
 }
 
-/// A scripted model that speaks for long, and stops in its next pass once it is to be held.
+/// A scripted model that speaks for long, and is held in its 50th pass.
 fn held_model() -> (ScriptedModel, Hold) {
     let (release, released) = mpsc::channel::<()>();
-    let (wanted, reached) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let hold = Hold { wanted: wanted.clone(), reached: reached.clone(), _release: release };
+    let reached = Arc::new(AtomicBool::new(false));
+    let hold = Hold { reached: reached.clone(), _release: release };
+    let mut passes = 0;
     let model = ScriptedModel::new(|_| "and so on ".repeat(2000)).on_pass(move |_| {
-        if wanted.load(Ordering::SeqCst) {
+        passes += 1;
+        if passes == 50 {
             reached.store(true, Ordering::SeqCst);
             let _ = released.recv();
         }
     });
-    (model.load_config(LoadConfig::new().stream_buffer(100_000)), hold)
+    (model, hold)
 }
 
-/// Lets the model go when it is dropped.
+/// Lets the model go on when it is dropped.
 struct Hold {
-    wanted: Arc<AtomicBool>,
     reached: Arc<AtomicBool>,
     _release: Sender<()>,
 }
 
 impl Hold {
-    async fn hold(&self) {
-        self.wanted.store(true, Ordering::SeqCst);
+    async fn reached(&self) {
         while !self.reached.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -102,7 +102,7 @@ async fn a_client_that_goes_away_frees_its_sequence_within_one_step() {
     let mut pieces = client.answer(ask("Go on")).await.unwrap().into_inner();
     pieces.message().await.unwrap().unwrap();
     // The client goes while a step is being taken: it is the last one.
-    hold.hold().await;
+    hold.reached().await;
     let before = model.stats();
     assert_eq!(before.running, 1);
     drop(pieces);

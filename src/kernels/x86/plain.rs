@@ -20,8 +20,6 @@ macro_rules! all {
     ($module:ident, $features:literal) => {
         compiled! { $module, $features:
             fn softmax_lanes = crate::kernels::attention::softmax_lanes, (scores: &mut [f32]) -> (f32, f32);
-            fn quantize = crate::kernels::quantized::quantize,
-                (x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [[i32; 2]]);
             fn normalise = crate::kernels::rows::normalise, (x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
             fn rotate_heads = crate::kernels::rows::rotate_heads,
                 (heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]);
