@@ -17,6 +17,8 @@ use super::{
 pub const ROWS: usize = 16;
 /// The columns whose products an integer instruction sums.
 pub const GROUP: usize = 4;
+/// The tokens that a kernel takes through a panel at a time, at most.
+const TILE: usize = 8;
 /// Multiply-adds that are worth another thread.
 const WORK: usize = 1 << 17;
 /// Strips of a matrix for each thread, so that a slow thread holds up the others less.
@@ -33,39 +35,43 @@ pub struct QuantMatrix {
     offsets: Option<Factors>,
 }
 
-/// A group of columns: 4 codes of each row. If codes are nibbles, the low ones are one group and the
-/// high ones the next.
+/// A group of columns: 4 codes of each row of a panel. If codes are nibbles, the low ones are one
+/// group and the high ones the next.
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub struct Line(pub [u8; ROWS * GROUP]);
-
-/// A value for each row of a panel.
-#[derive(Clone)]
-#[repr(C, align(64))]
-pub struct Lanes(pub [f32; ROWS]);
 
 /// The scales, or the offsets, of all blocks, panel by panel.
 struct Factors {
     /// One for each block, or for all blocks that are stored together.
     halves: Vec<[f16; ROWS]>,
     /// What the blocks multiply those with, if they share them.
-    multiples: Vec<[i8; ROWS]>,
+    multiples: Option<Vec<[i8; ROWS]>>,
+    /// The blocks that share a half, as a power of two.
+    shared: u32,
+}
+
+/// The scales, or the offsets, of a panel.
+#[derive(Clone, Copy)]
+pub struct PanelFactors<'a> {
+    pub halves: &'a [[f16; ROWS]],
+    pub multiples: Option<&'a [[i8; ROWS]]>,
+    pub shared: u32,
 }
 
 /// What a kernel reads of 16 rows of weights.
 pub struct Panel<'a> {
     pub codes: &'a [Line],
     pub bias: u8,
-    /// One for each block, as are the offsets.
-    pub scales: &'a [Lanes],
-    pub offsets: Option<&'a [Lanes]>,
+    pub scales: PanelFactors<'a>,
+    pub offsets: Option<PanelFactors<'a>>,
 }
 
-/// Activations in blocks of 8-bit codes.
+/// Activations in blocks of 8-bit codes, by tiles of tokens.
 struct QuantRows {
     columns: usize,
     block: usize,
-    codes: Vec<i8>,
+    codes: Vec<[i8; GROUP]>,
     scales: Vec<BlockScale>,
 }
 
@@ -79,11 +85,12 @@ pub struct BlockScale {
     pub start: i32,
 }
 
-/// One row of activations.
-#[derive(Clone, Copy)]
-pub struct QuantRow<'a> {
-    pub codes: &'a [i8],
-    pub scales: &'a [BlockScale],
+/// `T` tokens' activations.
+pub struct Tile<'a, const T: usize> {
+    /// `[groups, tokens]`.
+    pub codes: &'a [[[i8; GROUP]; T]],
+    /// `[blocks, tokens]`.
+    pub scales: &'a [[BlockScale; T]],
 }
 
 impl QuantMatrix {
@@ -118,36 +125,41 @@ impl QuantMatrix {
 
     /// The values of a row.
     pub fn row(&self, row: usize) -> Vec<f32> {
-        let (panel, lane) = (row / ROWS, row % ROWS);
-        let lines = self.lines(panel);
-        let blocks = panel * self.blocks()..(panel + 1) * self.blocks();
-        let values = |factors: &Factors| blocks.clone().map(|block| factors.value(block, lane)).collect::<Vec<_>>();
-        let scales = values(&self.scales);
-        let offsets = self.offsets.as_ref().map_or_else(|| vec![0.0; self.blocks()], values);
-        let code = |column| i32::from(self.format.get(lines, lane, column)) - i32::from(self.format.bias);
-        let block = |column| column / self.format.block;
-        (0..self.columns).map(|column| code(column) as f32 * scales[block(column)] + offsets[block(column)]).collect()
+        let (panel, lane) = (self.panel(row / ROWS), row % ROWS);
+        let values = |factors: PanelFactors<'_>| -> Vec<f32> {
+            (0..self.columns / self.format.block).map(|block| factors.lanes(block)[lane]).collect()
+        };
+        let scales = values(panel.scales);
+        let offsets = panel.offsets.map(values);
+        let value = |column| {
+            let block = column / self.format.block;
+            let code = i32::from(self.format.get(panel.codes, lane, column)) - i32::from(panel.bias);
+            let value = code as f32 * scales[block];
+            offsets.as_ref().map_or(value, |offsets| value + offsets[block])
+        };
+        (0..self.columns).map(value).collect()
     }
 
-    fn blocks(&self) -> usize {
-        self.columns / self.format.block
-    }
-
-    fn lines(&self, panel: usize) -> &[Line] {
+    fn panel(&self, panel: usize) -> Panel<'_> {
         let lines = self.format.lines(self.columns);
-        &self.codes[panel * lines..][..lines]
+        let blocks = self.columns / self.format.block;
+        Panel {
+            codes: &self.codes[panel * lines..][..lines],
+            bias: self.format.bias,
+            scales: self.scales.panel(panel, blocks),
+            offsets: self.offsets.as_ref().map(|offsets| offsets.panel(panel, blocks)),
+        }
     }
 
     /// `x Wᵀ`: from `[tokens, columns]` to `[tokens, rows]`.
     pub fn multiply(&self, x: &[f32], isa: Isa) -> Vec<f32> {
         let x = QuantRows::quantize(x, self.columns, self.format, isa);
         let tokens = x.tokens();
-        let panels = self.rows.div_ceil(ROWS);
         let strips = match self.rows * self.columns * tokens / WORK {
             0 | 1 => 1,
             work => work.min(STRIPS * rayon::current_num_threads()),
         };
-        let panels = panels.div_ceil(strips);
+        let panels = self.rows.div_ceil(ROWS).div_ceil(strips);
         let mut out = vec![0f32; tokens * self.rows];
         let mut strips = column_strips(&mut out, self.rows, panels * ROWS);
         match strips.as_mut_slice() {
@@ -161,49 +173,35 @@ impl QuantMatrix {
 
     /// All tokens with the panels from `first` on that `out`, a piece of each token's row, has space for.
     fn multiply_strip(&self, first: usize, x: &QuantRows, isa: Isa, out: &mut [&mut [f32]]) {
-        let mut scales = vec![Lanes([0.0; ROWS]); self.blocks()];
-        let mut offsets = vec![Lanes([0.0; ROWS]); if self.offsets.is_some() { self.blocks() } else { 0 }];
-        let panels = out.first().map_or(0, |piece| piece.len().div_ceil(ROWS));
-        for i in 0..panels {
-            self.scales.unpack(first + i, &mut scales, isa);
-            if let Some(factors) = &self.offsets {
-                factors.unpack(first + i, &mut offsets, isa);
+        let rows = out.first().map_or(0, |piece| piece.len());
+        for (i, row) in (0..rows).step_by(ROWS).enumerate() {
+            let panel = self.panel(first + i);
+            for (tile, out) in out.chunks_mut(TILE).enumerate() {
+                match out.len() {
+                    1 => self.multiply_tile::<1>(&panel, x, tile, isa, row, out),
+                    2 => self.multiply_tile::<2>(&panel, x, tile, isa, row, out),
+                    3 => self.multiply_tile::<3>(&panel, x, tile, isa, row, out),
+                    4 => self.multiply_tile::<4>(&panel, x, tile, isa, row, out),
+                    5 => self.multiply_tile::<5>(&panel, x, tile, isa, row, out),
+                    6 => self.multiply_tile::<6>(&panel, x, tile, isa, row, out),
+                    7 => self.multiply_tile::<7>(&panel, x, tile, isa, row, out),
+                    _ => self.multiply_tile::<TILE>(&panel, x, tile, isa, row, out),
+                }
             }
-            let panel = Panel {
-                codes: self.lines(first + i),
-                bias: self.format.bias,
-                scales: &scales,
-                offsets: self.offsets.is_some().then_some(&offsets),
-            };
-            self.multiply_panel(&panel, x, isa, i * ROWS, out);
         }
     }
 
-    /// All tokens with a panel, to `out[token][at..]`.
-    fn multiply_panel(&self, panel: &Panel<'_>, x: &QuantRows, isa: Isa, at: usize, out: &mut [&mut [f32]]) {
-        let mut token = 0;
-        while token < out.len() {
-            let out = &mut out[token..];
-            token += match out.len() {
-                8.. => self.multiply_tile::<8>(panel, x, token, isa, at, out),
-                4.. => self.multiply_tile::<4>(panel, x, token, isa, at, out),
-                2.. => self.multiply_tile::<2>(panel, x, token, isa, at, out),
-                _ => self.multiply_tile::<1>(panel, x, token, isa, at, out),
-            };
-        }
-    }
-
-    /// `T` tokens with a panel. Gives `T`.
+    /// A tile of tokens with a panel, to `out[token][row..]`.
     fn multiply_tile<const T: usize>(
         &self,
         panel: &Panel<'_>,
         x: &QuantRows,
-        token: usize,
+        tile: usize,
         isa: Isa,
-        at: usize,
+        row: usize,
         out: &mut [&mut [f32]],
-    ) -> usize {
-        let x = std::array::from_fn(|t| x.row(token + t));
+    ) {
+        let x = x.tile::<T>(tile);
         let products = match (self.format.nibbles, self.format.block / GROUP) {
             (true, 4) => products::<T, true, 4>(isa, panel, &x),
             (true, _) => products::<T, true, 8>(isa, panel, &x),
@@ -211,11 +209,12 @@ impl QuantMatrix {
             (false, _) => products::<T, false, 8>(isa, panel, &x),
         };
         for (products, out) in products.iter().zip(out) {
-            let out = &mut out[at..];
-            let rows = out.len().min(ROWS);
-            out[..rows].copy_from_slice(&products[..rows]);
+            let out = &mut out[row..];
+            match out.first_chunk_mut::<ROWS>() {
+                Some(out) => *out = *products,
+                None => out.copy_from_slice(&products[..out.len()]),
+            }
         }
-        T
     }
 }
 
@@ -260,51 +259,46 @@ impl Format {
 impl Factors {
     /// Zeros for panels of `columns` in all.
     fn new(format: Format, columns: usize) -> Self {
-        let stored = columns / format.stored;
-        let multiples = if format.stored == format.block { 0 } else { columns / format.block };
-        Self { halves: vec![[f16::ZERO; ROWS]; stored], multiples: vec![[0; ROWS]; multiples] }
+        let shared = (format.stored / format.block).ilog2();
+        Self {
+            halves: vec![[f16::ZERO; ROWS]; columns / format.stored],
+            multiples: (shared > 0).then(|| vec![[0; ROWS]; columns / format.block]),
+            shared,
+        }
     }
 
     /// Writes those of a lane that are stored together.
     fn put(&mut self, at: usize, lane: usize, half: f16, multiples: &[i8]) {
         self.halves[at][lane] = half;
-        let shared = self.shared();
-        if !self.multiples.is_empty() {
-            for (to, from) in self.multiples[at * shared..][..shared].iter_mut().zip(multiples) {
+        if let Some(to) = &mut self.multiples {
+            for (to, from) in to[at << self.shared..][..1 << self.shared].iter_mut().zip(multiples) {
                 to[lane] = *from;
             }
         }
     }
 
-    /// The blocks that share a half.
-    fn shared(&self) -> usize {
-        if self.multiples.is_empty() { 1 } else { self.multiples.len() / self.halves.len() }
-    }
-
-    fn value(&self, block: usize, lane: usize) -> f32 {
-        let half = self.halves[block / self.shared()][lane].to_f32();
-        self.multiples.get(block).map_or(half, |multiples| half * f32::from(multiples[lane]))
-    }
-
-    /// The values of a panel.
-    fn unpack(&self, panel: usize, out: &mut [Lanes], isa: Isa) {
-        let shared = self.shared();
-        let halves = &self.halves[panel * (out.len() / shared)..][..out.len() / shared];
-        if self.multiples.is_empty() {
-            return widen(isa, halves, out);
-        }
-        let multiples = &self.multiples[panel * out.len()..][..out.len()];
-        for ((half, multiples), out) in halves.iter().zip(multiples.chunks(shared)).zip(out.chunks_mut(shared)) {
-            let mut wide = [Lanes([0.0; ROWS])];
-            widen(isa, std::slice::from_ref(half), &mut wide);
-            for (multiples, out) in multiples.iter().zip(out) {
-                out.0 = std::array::from_fn(|lane| f32::from(multiples[lane]) * wide[0].0[lane]);
-            }
+    fn panel(&self, panel: usize, blocks: usize) -> PanelFactors<'_> {
+        let halves = blocks >> self.shared;
+        PanelFactors {
+            halves: &self.halves[panel * halves..][..halves],
+            multiples: self.multiples.as_ref().map(|multiples| &multiples[panel * blocks..][..blocks]),
+            shared: self.shared,
         }
     }
 
     fn bytes(&self) -> usize {
-        size_of_val(&*self.halves) + size_of_val(&*self.multiples)
+        size_of_val(&*self.halves) + self.multiples.as_ref().map_or(0, |multiples| size_of_val(&**multiples))
+    }
+}
+
+impl PanelFactors<'_> {
+    /// Those of a block.
+    fn lanes(&self, block: usize) -> [f32; ROWS] {
+        let halves = self.halves[block >> self.shared].map(f16::to_f32);
+        match self.multiples {
+            Some(multiples) => std::array::from_fn(|lane| halves[lane] * f32::from(multiples[block][lane])),
+            None => halves,
+        }
     }
 }
 
@@ -312,90 +306,97 @@ impl QuantRows {
     /// Quantises rows of `columns` values for weights in `format`.
     fn quantize(x: &[f32], columns: usize, format: Format, isa: Isa) -> Self {
         let block = format.block;
-        let mut codes = vec![0; x.len()];
+        let mut codes = vec![[0; GROUP]; x.len() / GROUP];
         let mut scales = vec![BlockScale::default(); x.len() / block];
-        let rows = codes.par_chunks_mut(columns).zip(scales.par_chunks_mut(columns / block));
-        rows.zip(x.par_chunks(columns)).with_min_len(WORK / 16 / columns + 1).for_each(|((codes, scales), x)| {
-            match block {
-                16 => quantize::<16>(isa, x, format.bias, codes, scales),
-                _ => quantize::<32>(isa, x, format.bias, codes, scales),
-            }
+        let tiles = codes.par_chunks_mut(TILE * columns / GROUP).zip(scales.par_chunks_mut(TILE * columns / block));
+        let tiles = tiles.zip(x.par_chunks(TILE * columns)).with_min_len(WORK / 128 / columns + 1);
+        tiles.for_each(|((codes, scales), x)| match block {
+            16 => quantize::<16>(isa, x, columns, format.bias, codes, scales),
+            _ => quantize::<32>(isa, x, columns, format.bias, codes, scales),
         });
         Self { columns, block, codes, scales }
     }
 
     fn tokens(&self) -> usize {
-        self.codes.len() / self.columns
+        self.codes.len() * GROUP / self.columns
     }
 
-    fn row(&self, row: usize) -> QuantRow<'_> {
-        let blocks = self.columns / self.block;
-        QuantRow {
-            codes: &self.codes[row * self.columns..][..self.columns],
-            scales: &self.scales[row * blocks..][..blocks],
+    /// The tile, which is of `T` tokens.
+    fn tile<const T: usize>(&self, tile: usize) -> Tile<'_, T> {
+        let (groups, blocks) = (self.columns / GROUP, self.columns / self.block);
+        Tile {
+            codes: &self.codes[tile * TILE * groups..][..T * groups].as_chunks().0,
+            scales: &self.scales[tile * TILE * blocks..][..T * blocks].as_chunks().0,
         }
     }
 }
-
-/// Quantises the blocks of a row.
-fn quantize<const BLOCK: usize>(isa: Isa, x: &[f32], bias: u8, codes: &mut [i8], scales: &mut [BlockScale]) {
+/// Quantises a tile.
+fn quantize<const BLOCK: usize>(
+    isa: Isa,
+    x: &[f32],
+    columns: usize,
+    bias: u8,
+    codes: &mut [[i8; GROUP]],
+    scales: &mut [BlockScale],
+) {
     match isa {
-        Isa::Scalar => quantize_blocks::<BLOCK>(x, bias, codes, scales),
+        Isa::Scalar => quantize_tile::<BLOCK>(x, columns, bias, codes, scales),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::quantized::quantize_avx2::<BLOCK>(x, bias, codes, scales),
+        Isa::Avx2 => super::x86::quantized::quantize_avx2::<BLOCK>(x, columns, bias, codes, scales),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::x86::quantized::quantize_avx512::<BLOCK>(x, bias, codes, scales),
+        Isa::Avx512Vnni => super::x86::quantized::quantize_avx512::<BLOCK>(x, columns, bias, codes, scales),
     }
 }
 
 /// What compilers make vector instructions of, for the instruction set of the caller.
 #[inline(always)]
-pub fn quantize_blocks<const BLOCK: usize>(x: &[f32], bias: u8, codes: &mut [i8], scales: &mut [BlockScale]) {
-    let blocks = x.as_chunks::<BLOCK>().0.iter().zip(codes.as_chunks_mut::<BLOCK>().0);
-    for ((x, codes), scale) in blocks.zip(scales) {
-        *scale = quantize_block(x, bias, codes);
+pub fn quantize_tile<const BLOCK: usize>(
+    x: &[f32],
+    columns: usize,
+    bias: u8,
+    codes: &mut [[i8; GROUP]],
+    scales: &mut [BlockScale],
+) {
+    let tokens = x.len() / columns;
+    for (token, x) in x.chunks(columns).enumerate() {
+        for (block, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let (quantized, scale) = quantize_block(x, bias);
+            scales[block * tokens + token] = scale;
+            let groups = codes[block * BLOCK / GROUP * tokens + token..].iter_mut().step_by(tokens);
+            for (to, from) in groups.zip(quantized.as_chunks().0) {
+                *to = *from;
+            }
+        }
     }
 }
 
 /// Rounds to the nearest of 255 steps between ± the greatest.
 #[inline(always)]
-fn quantize_block<const BLOCK: usize>(x: &[f32; BLOCK], bias: u8, codes: &mut [i8; BLOCK]) -> BlockScale {
+fn quantize_block<const BLOCK: usize>(x: &[f32; BLOCK], bias: u8) -> ([i8; BLOCK], BlockScale) {
     // Adding this leaves no bits for fractions, and the lowest bits are the sum as an integer.
     const ROUND: f32 = (3 << 22) as f32;
     // Magnitudes are in the order of their bits; a NaN is above all, and so gets into the scale.
     let greatest = x.iter().fold(0, |greatest, value| greatest.max(value.abs().to_bits()));
     let greatest = f32::from_bits(greatest);
     let inverse = if greatest == 0.0 { 0.0 } else { 127.0 / greatest };
+    let mut codes = [0; BLOCK];
     let mut sum = 0;
     for (code, value) in codes.iter_mut().zip(x) {
         *code = (value * inverse + ROUND).to_bits() as i8;
         sum += i32::from(*code);
     }
     let scale = greatest / 127.0;
-    BlockScale { scale, sum: scale * sum as f32, start: -i32::from(bias) * sum }
-}
-
-/// Makes f32 of f16.
-fn widen(isa: Isa, halves: &[[f16; ROWS]], out: &mut [Lanes]) {
-    match isa {
-        Isa::Scalar => {
-            for (half, out) in halves.iter().zip(out) {
-                out.0 = half.map(f16::to_f32);
-            }
-        }
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512Vnni => super::x86::quantized::widen(halves, out),
-    }
+    (codes, BlockScale { scale, sum: scale * sum as f32, start: -i32::from(bias) * sum })
 }
 
 /// The products of a panel with `T` tokens.
 fn products<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
     isa: Isa,
     panel: &Panel<'_>,
-    x: &[QuantRow<'_>; T],
+    x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
     match isa {
-        Isa::Scalar => x.map(|x| scalar::<NIBBLES, GROUPS>(panel, x)),
+        Isa::Scalar => scalar::<T, NIBBLES, GROUPS>(panel, x),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => super::x86::quantized::products_avx2::<T, NIBBLES, GROUPS>(panel, x),
         #[cfg(target_arch = "x86_64")]
@@ -404,32 +405,35 @@ fn products<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
 }
 
 /// The oracle of the other paths, and the way of machines without them.
-fn scalar<const NIBBLES: bool, const GROUPS: usize>(panel: &Panel<'_>, x: QuantRow<'_>) -> [f32; ROWS] {
-    let mut sums = [0f32; ROWS];
-    let blocks = x.codes.chunks_exact(GROUPS * GROUP).zip(x.scales).zip(panel.scales);
-    for (block, ((codes, x), scales)) in blocks.enumerate() {
-        let mut dots = [x.start; ROWS];
-        for (i, codes) in codes.chunks_exact(GROUP).enumerate() {
-            let group = block * GROUPS + i;
-            let (line, shift, mask) = if NIBBLES { (group / 2, group % 2 * 4, 15) } else { (group, 0, 255) };
-            for (dot, weights) in dots.iter_mut().zip(panel.codes[line].0.chunks_exact(GROUP)) {
-                for (weight, code) in weights.iter().zip(codes) {
-                    *dot += i32::from(weight >> shift & mask) * i32::from(*code);
+fn scalar<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+    panel: &Panel<'_>,
+    x: &Tile<'_, T>,
+) -> [[f32; ROWS]; T] {
+    let mut sums = [[0f32; ROWS]; T];
+    for (block, (x_scales, x)) in x.scales.iter().zip(x.codes.as_chunks::<GROUPS>().0).enumerate() {
+        let scales = panel.scales.lanes(block);
+        let offsets = panel.offsets.map(|offsets| offsets.lanes(block));
+        for (token, sums) in sums.iter_mut().enumerate() {
+            let mut dots = [x_scales[token].start; ROWS];
+            for (i, codes) in x.iter().enumerate() {
+                let group = block * GROUPS + i;
+                let (line, shift, mask) = if NIBBLES { (group / 2, group % 2 * 4, 15) } else { (group, 0, 255) };
+                for (dot, weights) in dots.iter_mut().zip(panel.codes[line].0.as_chunks::<GROUP>().0) {
+                    for (weight, code) in weights.iter().zip(codes[token]) {
+                        *dot += i32::from(weight >> shift & mask) * i32::from(code);
+                    }
                 }
             }
-        }
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum = (dots[lane] as f32).mul_add(scales.0[lane] * x.scale, *sum);
-        }
-        if let Some(offsets) = panel.offsets {
-            for (sum, offset) in sums.iter_mut().zip(offsets[block].0) {
-                *sum = offset.mul_add(x.sum, *sum);
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                *sum = (dots[lane] as f32).mul_add(scales[lane] * x_scales[token].scale, *sum);
+                if let Some(offsets) = offsets {
+                    *sum = offsets[lane].mul_add(x_scales[token].sum, *sum);
+                }
             }
         }
     }
     sums
 }
-
 #[cfg(test)]
 mod tests {
     use candle_core::{

@@ -1,8 +1,8 @@
 //! The real model.
 
-use futures::StreamExt;
+use futures::{StreamExt, future::join_all};
 use serde_json::Value;
-use tokenflow::{GenerateConfig, LoadConfig, Message, TextModel, load_model};
+use tokenflow::{GenerateConfig, LoadConfig, Message, TextModel, Token, load_model};
 use tokio::sync::OnceCell;
 
 use crate::{models, read_json};
@@ -48,7 +48,8 @@ async fn greedy_tokens_are_those_of_llama_cpp() {
         assert!(whole || margins[same] < NEAR_TIE, "{prompt:?}: {same} alike, then {} apart", margins[same]);
         compared += same;
     }
-    assert!(compared > 100, "only {compared} tokens were alike");
+    // How many there are before the first near-tie is chance; a wrong model would have next to none.
+    assert!(compared > 64, "only {compared} tokens were alike");
 }
 
 /// Activations of 8 bits cost accuracy, llama.cpp's as ours: 0.18 and 0.23 of 17 and 20 on these prompts.
@@ -83,13 +84,29 @@ async fn a_chat_reads_the_templates_tokens() {
     }
 }
 
+/// 72 streams of mixed lengths and sampling, among others that go away early.
 #[tokio::test]
-async fn many_streams_answer_as_one_does() {
-    let prompts = ["Once upon a time", "Water is made of", "My favourite colour is", "The sun rises in the"];
-    let config = || GenerateConfig::new().max_tokens(12).temperature(0.7).top_p(0.9).seed(1);
-    let together = model().await.batch_generate(&prompts, config()).await.unwrap();
-    for (prompt, together) in prompts.iter().zip(together) {
-        let alone: Vec<_> = model().await.generate(prompt, config()).collect().await;
-        assert_eq!(together.tokens, alone, "{prompt:?}");
+async fn many_streams_answer_as_each_one_alone() {
+    let words = ["Once upon a time", "Water is made of", "My favourite colour is", "The sun rises in the"];
+    let prompt = |i: usize| format!("{} {}", "It is late. ".repeat(i % 7 * (i % 5)), words[i % words.len()]);
+    let config = |i: usize| {
+        GenerateConfig::new()
+            .max_tokens(1 + i % 13)
+            .temperature([0.0, 0.7, 1.3][i % 3])
+            .top_p([0.0, 0.9][i % 2])
+            .top_k([0, 0, 40, 5][i % 4])
+            .min_p([0.0, 0.05][i / 5 % 2])
+            .repeat_penalty([0.0, 1.1][i / 7 % 2])
+            .seed(i as u64)
+            .logprobs(5)
+    };
+    let run = async |i: usize| -> Vec<Token> { model().await.generate(&prompt(i), config(i)).collect().await };
+    let leaver = async |i: usize| {
+        let stream = model().await.generate(&prompt(i), GenerateConfig::new());
+        stream.take(i % 4).collect::<Vec<_>>().await
+    };
+    let (together, _) = tokio::join!(join_all((0..72).map(run)), join_all((0..24).map(leaver)));
+    for (i, together) in together.into_iter().enumerate() {
+        assert_eq!(together, run(i).await, "stream {i}");
     }
 }

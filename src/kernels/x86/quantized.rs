@@ -1,37 +1,40 @@
 use std::arch::x86_64::*;
 
-use half::f16;
+use crate::kernels::quantized::{BlockScale, GROUP, Panel, PanelFactors, ROWS, Tile, quantize_tile};
 
-use crate::kernels::quantized::{BlockScale, GROUP, Lanes, Panel, QuantRow, ROWS, quantize_blocks};
+/// How far ahead of the codes in use others are asked for: hardware does not look beyond a page.
+const AHEAD: usize = 160;
 
-/// As `quantized::scalar` for each token. The machine must have AVX2 and FMA, which `Isa::detect`
-/// made sure of.
+/// As `quantized::scalar`. The machine must have AVX2, FMA and F16C, which `Isa::detect` made sure of.
 pub fn products_avx2<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
-    x: &[QuantRow<'_>; T],
+    x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
-    check::<NIBBLES, GROUPS>(panel, x);
-    // SAFETY: `Isa::Avx2` exists only where AVX2 and FMA were detected, and `check` made sure that
-    // every slice holds all blocks.
+    check::<T, NIBBLES, GROUPS>(panel, x);
+    // SAFETY: `Isa::Avx2` exists only where AVX2, FMA and F16C were detected, and `check` made sure
+    // that every slice holds all blocks.
     unsafe { avx2::<T, NIBBLES, GROUPS>(panel, x) }
 }
 
-/// As `quantized::scalar` for each token. The machine must have AVX-512 VNNI.
+/// As `quantized::scalar`. The machine must have AVX-512 VNNI.
 pub fn products_avx512<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
-    x: &[QuantRow<'_>; T],
+    x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
-    check::<NIBBLES, GROUPS>(panel, x);
+    check::<T, NIBBLES, GROUPS>(panel, x);
     // SAFETY: as above, with `Isa::Avx512Vnni`.
     unsafe { avx512::<T, NIBBLES, GROUPS>(panel, x) }
 }
 
-/// Every slice holds the blocks that there are scales for.
-fn check<const NIBBLES: bool, const GROUPS: usize>(panel: &Panel<'_>, x: &[QuantRow<'_>]) {
-    let groups = panel.scales.len() * GROUPS;
-    assert!(panel.codes.len() >= if NIBBLES { groups / 2 } else { groups });
-    assert!(panel.offsets.is_none_or(|offsets| offsets.len() >= panel.scales.len()));
-    assert!(x.iter().all(|x| x.codes.len() >= groups * GROUP && x.scales.len() >= panel.scales.len()));
+/// Every slice holds the blocks that there are activations for.
+fn check<const T: usize, const NIBBLES: bool, const GROUPS: usize>(panel: &Panel<'_>, x: &Tile<'_, T>) {
+    let blocks = x.scales.len();
+    let groups = blocks * GROUPS;
+    assert!(x.codes.len() >= groups && panel.codes.len() >= if NIBBLES { groups / 2 } else { groups });
+    for factors in [Some(panel.scales), panel.offsets].into_iter().flatten() {
+        assert!(factors.halves.len() << factors.shared >= blocks);
+        assert!(factors.multiples.is_none_or(|multiples| multiples.len() >= blocks));
+    }
 }
 
 /// # Safety
@@ -39,39 +42,43 @@ fn check<const NIBBLES: bool, const GROUPS: usize>(panel: &Panel<'_>, x: &[Quant
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn avx512<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
-    x: &[QuantRow<'_>; T],
+    x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
     let mut sums = [_mm512_setzero_ps(); T];
-    // SAFETY: block `b` of every slice is inside it.
+    // SAFETY: block `b` of every slice is inside it, and so are its groups.
     unsafe {
-        for b in 0..panel.scales.len() {
+        for (b, x_scales) in x.scales.iter().enumerate() {
+            // First, since compilers move integer products behind branches otherwise.
+            let scales = lanes_avx512(&panel.scales, b);
+            let offsets = panel.offsets.as_ref().map_or(_mm512_setzero_ps(), |offsets| lanes_avx512(offsets, b));
             let mut dots = [_mm512_setzero_si512(); T];
             for t in 0..T {
-                dots[t] = _mm512_set1_epi32(x[t].scales.get_unchecked(b).start);
+                dots[t] = _mm512_set1_epi32(x_scales[t].start);
             }
             for g in b * GROUPS..(b + 1) * GROUPS {
                 let line = panel.codes.as_ptr().add(if NIBBLES { g / 2 } else { g });
+                if !NIBBLES || g % 2 == 0 {
+                    _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(AHEAD).cast());
+                }
                 let line = _mm512_load_si512(line.cast());
                 let weights = match (NIBBLES, g % 2) {
                     (false, _) => line,
                     (true, 0) => _mm512_and_si512(line, _mm512_set1_epi8(15)),
                     (true, _) => _mm512_and_si512(_mm512_srli_epi32(line, 4), _mm512_set1_epi8(15)),
                 };
+                let codes = x.codes.as_ptr().add(g).cast::<i32>();
                 for t in 0..T {
-                    let codes = _mm512_set1_epi32(x[t].codes.as_ptr().cast::<i32>().add(g).read_unaligned());
+                    let codes = _mm512_set1_epi32(codes.add(t).read_unaligned());
                     dots[t] = _mm512_dpbusd_epi32(dots[t], weights, codes);
                 }
             }
-            let scales = _mm512_load_ps(panel.scales.as_ptr().add(b).cast());
             for t in 0..T {
-                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(x[t].scales.get_unchecked(b).scale));
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(x_scales[t].scale));
                 sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t]), scale, sums[t]);
             }
-            if let Some(offsets) = panel.offsets {
-                let offsets = _mm512_load_ps(offsets.as_ptr().add(b).cast());
+            if panel.offsets.is_some() {
                 for t in 0..T {
-                    let sum = _mm512_set1_ps(x[t].scales.get_unchecked(b).sum);
-                    sums[t] = _mm512_fmadd_ps(offsets, sum, sums[t]);
+                    sums[t] = _mm512_fmadd_ps(offsets, _mm512_set1_ps(x_scales[t].sum), sums[t]);
                 }
             }
         }
@@ -83,12 +90,33 @@ unsafe fn avx512<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
     }
 }
 
+/// As `PanelFactors::lanes`.
+///
 /// # Safety
-/// AVX2 and FMA are there, and `check` passed.
-#[target_feature(enable = "avx2,fma")]
+/// AVX-512 is there, and the block.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn lanes_avx512(factors: &PanelFactors<'_>, block: usize) -> __m512 {
+    // SAFETY: what is read of a block is inside the slices.
+    unsafe {
+        match factors.multiples {
+            None => _mm512_cvtph_ps(_mm256_loadu_si256(factors.halves.as_ptr().add(block).cast())),
+            Some(multiples) => {
+                let halves = factors.halves.as_ptr().add(block >> factors.shared);
+                let halves = _mm512_cvtph_ps(_mm256_loadu_si256(halves.cast()));
+                let multiples = _mm_loadu_si128(multiples.as_ptr().add(block).cast());
+                _mm512_mul_ps(halves, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(multiples)))
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX2, FMA and F16C are there, and `check` passed.
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
-    x: &[QuantRow<'_>; T],
+    x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
     let mut products = [[0f32; ROWS]; T];
     for first in [0, ROWS / 2] {
@@ -101,11 +129,11 @@ unsafe fn avx2<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
 /// The rows `first` to `first + 8`.
 ///
 /// # Safety
-/// AVX2 and FMA are there, `check` passed, and `first` is 0 or 8.
-#[target_feature(enable = "avx2,fma")]
+/// AVX2, FMA and F16C are there, `check` passed, and `first` is 0 or 8.
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
-    x: &[QuantRow<'_>; T],
+    x: &Tile<'_, T>,
     first: usize,
     products: &mut [[f32; ROWS]; T],
 ) {
@@ -114,7 +142,9 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
     let mut sums = [_mm256_setzero_ps(); T];
     // SAFETY: block `b` of every slice is inside it, and a half of a panel inside its lines and lanes.
     unsafe {
-        for b in 0..panel.scales.len() {
+        for (b, x_scales) in x.scales.iter().enumerate() {
+            let scales = lanes_avx2(&panel.scales, b, first);
+            let offsets = panel.offsets.as_ref().map_or(_mm256_setzero_ps(), |offsets| lanes_avx2(offsets, b, first));
             // Of nibbles the sums of pairs, over the whole block: 8 * 2 * 15 * 127 < 32768.
             let mut dots = [_mm256_setzero_si256(); T];
             for g in b * GROUPS..(b + 1) * GROUPS {
@@ -125,8 +155,9 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
                     (true, 0) => _mm256_and_si256(line, _mm256_set1_epi8(15)),
                     (true, _) => _mm256_and_si256(_mm256_srli_epi32(line, 4), _mm256_set1_epi8(15)),
                 };
+                let codes = x.codes.as_ptr().add(g).cast::<i32>();
                 for t in 0..T {
-                    let codes = _mm256_set1_epi32(x[t].codes.as_ptr().cast::<i32>().add(g).read_unaligned());
+                    let codes = _mm256_set1_epi32(codes.add(t).read_unaligned());
                     dots[t] = if NIBBLES {
                         _mm256_add_epi16(dots[t], _mm256_maddubs_epi16(weights, codes))
                     } else {
@@ -137,22 +168,18 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
                     };
                 }
             }
-            let scales = _mm256_load_ps(panel.scales.as_ptr().add(b).cast::<f32>().add(first));
             for t in 0..T {
-                let x = x[t].scales.get_unchecked(b);
                 let dots = if NIBBLES {
-                    _mm256_add_epi32(_mm256_madd_epi16(dots[t], ones), _mm256_set1_epi32(x.start))
+                    _mm256_add_epi32(_mm256_madd_epi16(dots[t], ones), _mm256_set1_epi32(x_scales[t].start))
                 } else {
                     dots[t]
                 };
-                let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x.scale));
+                let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x_scales[t].scale));
                 sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, sums[t]);
             }
-            if let Some(offsets) = panel.offsets {
-                let offsets = _mm256_load_ps(offsets.as_ptr().add(b).cast::<f32>().add(first));
+            if panel.offsets.is_some() {
                 for t in 0..T {
-                    let sum = _mm256_set1_ps(x[t].scales.get_unchecked(b).sum);
-                    sums[t] = _mm256_fmadd_ps(offsets, sum, sums[t]);
+                    sums[t] = _mm256_fmadd_ps(offsets, _mm256_set1_ps(x_scales[t].sum), sums[t]);
                 }
             }
         }
@@ -162,40 +189,67 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
     }
 }
 
-/// As `quantized::quantize_blocks`. The machine must have AVX2.
-pub fn quantize_avx2<const BLOCK: usize>(x: &[f32], bias: u8, codes: &mut [i8], scales: &mut [BlockScale]) {
-    #[target_feature(enable = "avx2")]
-    fn quantize<const BLOCK: usize>(x: &[f32], bias: u8, codes: &mut [i8], scales: &mut [BlockScale]) {
-        quantize_blocks::<BLOCK>(x, bias, codes, scales);
-    }
-    // SAFETY: `Isa::Avx2` and better ones exist only where AVX2 was detected.
-    unsafe { quantize::<BLOCK>(x, bias, codes, scales) }
-}
-
-/// As `quantized::quantize_blocks`. The machine must have AVX-512 BW and VL.
-pub fn quantize_avx512<const BLOCK: usize>(x: &[f32], bias: u8, codes: &mut [i8], scales: &mut [BlockScale]) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    fn quantize<const BLOCK: usize>(x: &[f32], bias: u8, codes: &mut [i8], scales: &mut [BlockScale]) {
-        quantize_blocks::<BLOCK>(x, bias, codes, scales);
-    }
-    // SAFETY: `Isa::Avx512Vnni` exists only where these were detected.
-    unsafe { quantize::<BLOCK>(x, bias, codes, scales) }
-}
-
-/// Makes f32 of f16. The machine must have F16C.
-pub fn widen(halves: &[[f16; ROWS]], out: &mut [Lanes]) {
-    #[target_feature(enable = "avx,f16c")]
-    fn widen(halves: &[[f16; ROWS]], out: &mut [Lanes]) {
-        for (halves, out) in halves.iter().zip(out) {
-            for (halves, out) in halves.as_chunks::<8>().0.iter().zip(out.0.as_chunks_mut::<8>().0) {
-                // SAFETY: both are eight values, and neither access needs alignment.
-                unsafe {
-                    let wide = _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast()));
-                    _mm256_storeu_ps(out.as_mut_ptr(), wide);
-                }
+/// As `PanelFactors::lanes`, of the rows `first` to `first + 8`.
+///
+/// # Safety
+/// AVX2 and F16C are there, the block is, and `first` is 0 or 8.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn lanes_avx2(factors: &PanelFactors<'_>, block: usize, first: usize) -> __m256 {
+    // SAFETY: what is read of a block is inside the slices.
+    unsafe {
+        let halves = factors.halves.as_ptr().add(block >> factors.shared).cast::<u16>().add(first);
+        let halves = _mm256_cvtph_ps(_mm_loadu_si128(halves.cast()));
+        match factors.multiples {
+            None => halves,
+            Some(multiples) => {
+                let multiples = _mm_loadl_epi64(multiples.as_ptr().add(block).cast::<i8>().add(first).cast());
+                _mm256_mul_ps(halves, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(multiples)))
             }
         }
     }
-    // SAFETY: `Isa::Avx2` and better ones exist only where F16C was detected.
-    unsafe { widen(halves, out) }
+}
+
+/// As `quantized::quantize_tile`. The machine must have AVX2.
+pub fn quantize_avx2<const BLOCK: usize>(
+    x: &[f32],
+    columns: usize,
+    bias: u8,
+    codes: &mut [[i8; GROUP]],
+    scales: &mut [BlockScale],
+) {
+    #[target_feature(enable = "avx2")]
+    fn quantize<const BLOCK: usize>(
+        x: &[f32],
+        columns: usize,
+        bias: u8,
+        codes: &mut [[i8; GROUP]],
+        scales: &mut [BlockScale],
+    ) {
+        quantize_tile::<BLOCK>(x, columns, bias, codes, scales);
+    }
+    // SAFETY: `Isa::Avx2` exists only where AVX2 was detected.
+    unsafe { quantize::<BLOCK>(x, columns, bias, codes, scales) }
+}
+
+/// As `quantized::quantize_tile`. The machine must have AVX-512 BW and VL.
+pub fn quantize_avx512<const BLOCK: usize>(
+    x: &[f32],
+    columns: usize,
+    bias: u8,
+    codes: &mut [[i8; GROUP]],
+    scales: &mut [BlockScale],
+) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn quantize<const BLOCK: usize>(
+        x: &[f32],
+        columns: usize,
+        bias: u8,
+        codes: &mut [[i8; GROUP]],
+        scales: &mut [BlockScale],
+    ) {
+        quantize_tile::<BLOCK>(x, columns, bias, codes, scales);
+    }
+    // SAFETY: `Isa::Avx512Vnni` exists only where these were detected.
+    unsafe { quantize::<BLOCK>(x, columns, bias, codes, scales) }
 }
