@@ -20,7 +20,7 @@ pub const GROUP: usize = 4;
 /// The tokens that a kernel takes through a panel at a time, at most.
 const TILE: usize = 8;
 /// Multiply-adds that are worth another thread.
-const WORK: usize = 1 << 17;
+const WORK: usize = 1 << 18;
 /// Strips of a matrix for each thread, so that a slow thread holds up the others less.
 const STRIPS: usize = 4;
 
@@ -155,10 +155,9 @@ impl QuantMatrix {
     pub fn multiply(&self, x: &[f32], isa: Isa) -> Vec<f32> {
         let x = QuantRows::quantize(x, self.columns, self.format, isa);
         let tokens = x.tokens();
-        let strips = match self.rows * self.columns * tokens / WORK {
-            0 | 1 => 1,
-            work => work.min(STRIPS * rayon::current_num_threads()),
-        };
+        let threads = rayon::current_num_threads();
+        let work = self.rows * self.columns * tokens / WORK;
+        let strips = if work < threads { work.max(1) } else { threads * (work / threads).min(STRIPS) };
         let panels = self.rows.div_ceil(ROWS).div_ceil(strips);
         let mut out = vec![0f32; tokens * self.rows];
         let mut strips = column_strips(&mut out, self.rows, panels * ROWS);
@@ -237,16 +236,18 @@ impl Format {
     }
 
     /// Where a code is: its line, its byte in there, and its lowest bit.
-    fn place(self, lane: usize, column: usize) -> (usize, usize, u32) {
+    fn place(self, lane: usize, column: usize) -> (usize, usize, usize) {
         let (group, byte) = (column / GROUP, lane * GROUP + column % GROUP);
-        if self.nibbles { (group / 2, byte, group as u32 % 2 * 4) } else { (group, byte, 0) }
+        if self.nibbles { (group / 2, byte, group % 2 * 4) } else { (group, byte, 0) }
     }
 
     /// Writes the codes of a lane, which are zero yet, from `column` on.
     fn put(self, lines: &mut [Line], lane: usize, column: usize, codes: &[u8]) {
-        for (i, code) in codes.iter().enumerate() {
-            let (line, byte, shift) = self.place(lane, column + i);
-            lines[line].0[byte] |= code << shift;
+        for (i, codes) in codes.as_chunks::<GROUP>().0.iter().enumerate() {
+            let (line, first, shift) = self.place(lane, column + i * GROUP);
+            for (byte, code) in lines[line].0[first..][..GROUP].iter_mut().zip(codes) {
+                *byte |= code << shift;
+            }
         }
     }
 
@@ -325,8 +326,8 @@ impl QuantRows {
     fn tile<const T: usize>(&self, tile: usize) -> Tile<'_, T> {
         let (groups, blocks) = (self.columns / GROUP, self.columns / self.block);
         Tile {
-            codes: &self.codes[tile * TILE * groups..][..T * groups].as_chunks().0,
-            scales: &self.scales[tile * TILE * blocks..][..T * blocks].as_chunks().0,
+            codes: self.codes[tile * TILE * groups..][..T * groups].as_chunks().0,
+            scales: self.scales[tile * TILE * blocks..][..T * blocks].as_chunks().0,
         }
     }
 }

@@ -67,9 +67,9 @@ unsafe fn avx512<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
                     (true, _) => _mm512_and_si512(_mm512_srli_epi32(line, 4), _mm512_set1_epi8(15)),
                 };
                 let codes = x.codes.as_ptr().add(g).cast::<i32>();
-                for t in 0..T {
+                for (t, dots) in dots.iter_mut().enumerate() {
                     let codes = _mm512_set1_epi32(codes.add(t).read_unaligned());
-                    dots[t] = _mm512_dpbusd_epi32(dots[t], weights, codes);
+                    *dots = _mm512_dpbusd_epi32(*dots, weights, codes);
                 }
             }
             for t in 0..T {
@@ -156,15 +156,15 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
                     (true, _) => _mm256_and_si256(_mm256_srli_epi32(line, 4), _mm256_set1_epi8(15)),
                 };
                 let codes = x.codes.as_ptr().add(g).cast::<i32>();
-                for t in 0..T {
+                for (t, dots) in dots.iter_mut().enumerate() {
                     let codes = _mm256_set1_epi32(codes.add(t).read_unaligned());
-                    dots[t] = if NIBBLES {
-                        _mm256_add_epi16(dots[t], _mm256_maddubs_epi16(weights, codes))
+                    *dots = if NIBBLES {
+                        _mm256_add_epi16(*dots, _mm256_maddubs_epi16(weights, codes))
                     } else {
                         // Of signed weights the magnitudes: 2 * 128 * 127 < 32768.
                         let signed = _mm256_sign_epi8(codes, weights);
                         let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
-                        _mm256_add_epi32(dots[t], _mm256_madd_epi16(pairs, ones))
+                        _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, ones))
                     };
                 }
             }
