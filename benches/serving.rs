@@ -227,7 +227,7 @@ async fn cancel(model: &dyn TextModel, report: &mut Report) {
         let mut fresh = model.generate(&prompt(8, 1000 + run), endless(1));
         let mut free = None;
         let watch = async {
-            while model.stats().cancelled < before.cancelled + 64 {
+            while model.stats().running > 1 {
                 tokio::task::yield_now().await;
             }
             free = Some(begun.elapsed());
