@@ -8,6 +8,7 @@ mod process;
 mod support;
 
 use std::{
+    cell::Cell,
     fs,
     path::PathBuf,
     sync::Arc,
@@ -17,6 +18,7 @@ use std::{
 use futures::{StreamExt, future::join_all};
 use serde_json::{Map, json};
 use tokenflow::{GenerateConfig, LoadConfig, Message, ModelStats, TextModel, TokenStream, load_model};
+use tokio::sync::Notify;
 
 const RUNS: usize = 5;
 /// Tokens of each answer.
@@ -143,15 +145,15 @@ async fn chats(model: &dyn TextModel, count: usize, report: &mut Report) {
     report.add(&format!("chats, {count} at once: median time to the first token"), firsts, "ms");
 }
 
-/// The times between a stream's tokens.
-async fn gaps(mut stream: TokenStream, until: impl Fn() -> bool) -> Vec<f64> {
+/// The milliseconds between a stream's tokens.
+async fn gaps(stream: &mut TokenStream, done: impl Fn() -> bool) -> Vec<f64> {
     let mut gaps = Vec::new();
-    stream.next().await;
     let mut last = Instant::now();
-    while !until() && stream.next().await.is_some() {
+    while !done() && stream.next().await.is_some() {
         gaps.push(last.elapsed().as_secs_f64() * 1e3);
         last = Instant::now();
     }
+    gaps.sort_by(f64::total_cmp);
     gaps
 }
 
@@ -159,35 +161,27 @@ async fn gaps(mut stream: TokenStream, until: impl Fn() -> bool) -> Vec<f64> {
 async fn long_prompt_among_streams(model: &dyn TextModel, report: &mut Report) {
     for streams in [1, 8] {
         let mut running: Vec<_> = (0..streams).map(|i| model.generate(&prompt(8, i), endless(4000))).collect();
-        let watched = running.remove(0);
+        let mut watched = running.remove(0);
         let others = running.into_iter().map(|mut stream| async move { read(&mut stream).await });
-        let begun = Instant::now();
-        let usual = Duration::from_secs(2);
-        let (mut first, done) = (Vec::new(), std::cell::Cell::new(false));
+        let (usual, usual_known, done) = (Duration::from_secs(2), Notify::new(), Cell::new(false));
         let watch = async {
-            let mut watched = watched;
             watched.next().await;
-            let mut last = Instant::now();
-            while begun.elapsed() < usual && watched.next().await.is_some() {
-                first.push(last.elapsed().as_secs_f64() * 1e3);
-                last = Instant::now();
-            }
-            gaps(watched, || done.get()).await
+            let begun = Instant::now();
+            let before = gaps(&mut watched, || begun.elapsed() >= usual).await;
+            usual_known.notify_one();
+            (before[before.len() / 2], gaps(&mut watched, || done.get()).await)
         };
         let arrive = async {
-            tokio::time::sleep(usual).await;
+            usual_known.notified().await;
             let mut long = model.generate(&prompt(4000, 7), endless(1));
             read(&mut long).await;
             done.set(true);
             long.metrics()
         };
-        let (mut gaps, long) = tokio::select! {
+        let ((step, gaps), long) = tokio::select! {
             both = async { tokio::join!(watch, arrive) } => both,
             _ = async { join_all(others).await; std::future::pending::<()>().await } => unreachable!("it never ends"),
         };
-        first.sort_by(f64::total_cmp);
-        let step = first[first.len() / 2];
-        gaps.sort_by(f64::total_cmp);
         let name = format!("{streams} streams, a prompt of {} tokens comes", long.prompt_tokens);
         report.add(&format!("{name}: usual step"), vec![step], "ms");
         report.add(&format!("{name}: median step"), vec![gaps[gaps.len() / 2] / step], "steps");

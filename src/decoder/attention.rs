@@ -24,11 +24,8 @@ impl PagedAttention<'_> {
         match cache {
             LayerCache::Paged(cache) => self.paged(queries, cache),
             LayerCache::Tensors { keys, values } => {
-                let spans = self.batch.spans.iter();
-                Tensor::cat(
-                    &spans.map(|span| self.gathered(span, queries, keys, values)).collect::<Result<Vec<_>>>()?,
-                    0,
-                )
+                let spans = self.batch.spans.iter().map(|span| self.gathered(span, queries, keys, values));
+                Tensor::cat(&spans.collect::<Result<Vec<_>>>()?, 0)
             }
         }
     }

@@ -55,17 +55,10 @@ impl Layer {
 
     /// Maps the residual stream, `[rows, hidden]`, to the next layer's.
     pub fn forward(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &mut LayerCache) -> Result<Tensor> {
-        let x = self.add(x, &self.attend(&self.attention_norm.forward(x)?, batch, rotation, cache)?)?;
+        let x = add(x, &self.attend(&self.attention_norm.forward(x)?, batch, rotation, cache)?)?;
         let h = self.mlp_norm.forward(&x)?;
         let h = self.silu_times(&self.gate.forward(&h)?, &self.up.forward(&h)?)?;
-        self.add(&x, &self.down.forward(&h)?)
-    }
-
-    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        if !x.device().is_cpu() {
-            return x + y;
-        }
-        map([x, y], |[x, y]| rows::add(x, y))
+        add(&x, &self.down.forward(&h)?)
     }
 
     fn silu_times(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
@@ -83,4 +76,11 @@ impl Layer {
         let attention = PagedAttention { batch, heads: self.heads, isa: self.isa };
         self.out.forward(&attention.forward(&queries, cache)?)
     }
+}
+
+fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x + y;
+    }
+    map([x, y], |[x, y]| rows::add(x, y))
 }

@@ -17,12 +17,14 @@ pub struct Rope {
     /// Multiplies queries and keys alike.
     scale: f32,
     device: Device,
+    isa: Isa,
 }
 
 /// The cosines and sines of a batch's positions, `[rows, head_dim / 2]` each.
 pub struct Rotation {
     cos: Tensor,
     sin: Tensor,
+    isa: Isa,
 }
 
 impl Rope {
@@ -32,7 +34,7 @@ impl Rope {
             RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
             _ => 1.0,
         };
-        Self { frequencies, scale, device: device.clone() }
+        Self { frequencies, scale, device: device.clone(), isa: Isa::detect() }
     }
 
     /// The rotation of tokens at these positions.
@@ -44,6 +46,7 @@ impl Rope {
         Ok(Rotation {
             cos: Tensor::from_vec(cos, shape, &self.device)?.to_dtype(dtype)?,
             sin: Tensor::from_vec(sin, shape, &self.device)?.to_dtype(dtype)?,
+            isa: self.isa,
         })
     }
 }
@@ -57,7 +60,7 @@ impl Rotation {
             let x = x.reshape((1, rows, heads, head_dim))?;
             return rope_thd(&x, &self.cos, &self.sin)?.reshape((rows, width));
         }
-        map([x, &self.cos, &self.sin], |[x, cos, sin]| rotate(x, heads, head_dim, (cos, sin), Isa::detect()))
+        map([x, &self.cos, &self.sin], |[x, cos, sin]| rotate(x, heads, head_dim, (cos, sin), self.isa))
     }
 }
 

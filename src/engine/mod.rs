@@ -13,7 +13,6 @@ mod worker;
 
 use std::{sync::Arc, thread, time::Instant};
 
-use futures_timer::Delay;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 
 use crate::{
@@ -147,17 +146,12 @@ impl Engine {
                 None => std::future::pending().await,
             }
         };
-        let expired = async {
-            match config.deadline.and_then(|deadline| deadline.at(submitted)) {
-                Some(deadline) => Delay::new(deadline.saturating_duration_since(Instant::now())).await,
-                None => std::future::pending().await,
-            }
-        };
+        let deadline = config.deadline.and_then(|deadline| deadline.at(submitted));
         tokio::select! {
             biased;
             () = cancelled => Err(Error::Cancelled),
             place = Arc::clone(&self.batch_queue).acquire_owned() => place.map_err(|_| Error::Closed),
-            () = expired => Err(Error::DeadlineExceeded),
+            () = ticket::reached(deadline) => Err(Error::DeadlineExceeded),
         }
     }
 

@@ -165,9 +165,10 @@ impl Scheduler {
     /// may share the pass with that many streams which wait for their next token.
     pub fn schedule(&mut self, pace: impl Fn(usize) -> usize) -> Vec<Chunk> {
         let mut chunks = Vec::new();
-        let (decodes, prefills): (Vec<_>, Vec<_>) = self.ready().partition(|progress| progress.left() == 1);
-        let ids = |ready: Vec<&Progress>| ready.into_iter().map(|progress| progress.rank.1).collect::<Vec<_>>();
-        let (decodes, prefills) = (ids(decodes), ids(prefills));
+        let ids = |of: fn(&Progress) -> bool| -> Vec<SequenceId> {
+            self.ready().filter(|progress| of(progress)).map(|progress| progress.rank.1).collect()
+        };
+        let (decodes, prefills) = (ids(|progress| progress.left() == 1), ids(|progress| progress.left() > 1));
         // Streams that wait for their next token go first, all of them.
         for id in decodes {
             self.take(id, 1, &mut chunks);

@@ -1,5 +1,6 @@
 use std::{sync::Arc, time::Instant};
 
+use futures_timer::Delay;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::state::{InFlight, State};
@@ -16,6 +17,14 @@ pub struct Ticket {
     pub span: tracing::Span,
     pub state: Arc<State>,
     pub in_flight: InFlight,
+}
+
+/// Waits for a time, or for ever if there is none.
+pub async fn reached(time: Option<Instant>) {
+    match time {
+        Some(time) => Delay::new(time.saturating_duration_since(Instant::now())).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Why a request is over.

@@ -7,7 +7,6 @@ use std::{
 };
 
 use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
-use futures_timer::Delay;
 use tokio::sync::{Notify, mpsc};
 
 use super::{
@@ -17,7 +16,7 @@ use super::{
     scheduler::{Arrival, Chunk, Scheduler, SequenceId},
     sequence::{Memory, Sequence, Step},
     state::State,
-    ticket::End,
+    ticket::{self, End},
 };
 use crate::{
     Error, Result,
@@ -123,18 +122,12 @@ impl Worker {
         let mut cancellations: FuturesUnordered<_> =
             tickets().map(|ticket| ticket.sender.cancellation().cancelled()).collect();
         let deadline = tickets().filter_map(|ticket| ticket.deadline).min();
-        let expired = async {
-            match deadline {
-                Some(deadline) => Delay::new(deadline.saturating_duration_since(Instant::now())).await,
-                None => std::future::pending().await,
-            }
-        };
         let prepared = block_on(async {
             tokio::select! {
                 () = self.state.closing.cancelled() => None,
                 () = self.wake.notified() => None,
                 Some(()) = cancellations.next() => None,
-                () = expired => None,
+                () = ticket::reached(deadline) => None,
                 prepared = self.jobs.recv() => match prepared {
                     Some(prepared) => Some(prepared),
                     // The front is gone; only the end is left to wait for.

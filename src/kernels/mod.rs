@@ -53,7 +53,9 @@ impl Isa {
             if avx2 {
                 available.push(Self::Avx2);
             }
-            let avx512 = is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512bw");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
                 available.push(Self::Avx512Vnni);
             }

@@ -62,41 +62,31 @@ impl Element for f32 {
     }
 }
 
-impl Element for f16 {
-    const TYPE: ElementType = ElementType::F16;
+/// The types of 16 bits differ by name only.
+macro_rules! half_element {
+    ($type:ident, $element_type:ident) => {
+        impl Element for $type {
+            const TYPE: ElementType = ElementType::$element_type;
 
-    fn to_f32(self) -> f32 {
-        self.into()
-    }
+            fn to_f32(self) -> f32 {
+                self.into()
+            }
 
-    fn from_le_bytes(bytes: &[u8]) -> Self {
-        Self::from_le_bytes([bytes[0], bytes[1]])
-    }
+            fn from_le_bytes(bytes: &[u8]) -> Self {
+                Self::from_le_bytes([bytes[0], bytes[1]])
+            }
 
-    fn from_f32s(values: &[f32]) -> Vec<Self> {
-        let mut converted = vec![Self::ZERO; values.len()];
-        converted.convert_from_f32_slice(&saturated(values, Self::MAX.into()));
-        converted
-    }
+            fn from_f32s(values: &[f32]) -> Vec<Self> {
+                let mut converted = vec![Self::ZERO; values.len()];
+                converted.convert_from_f32_slice(&saturated(values, Self::MAX.into()));
+                converted
+            }
+        }
+    };
 }
 
-impl Element for bf16 {
-    const TYPE: ElementType = ElementType::Bf16;
-
-    fn to_f32(self) -> f32 {
-        self.into()
-    }
-
-    fn from_le_bytes(bytes: &[u8]) -> Self {
-        Self::from_le_bytes([bytes[0], bytes[1]])
-    }
-
-    fn from_f32s(values: &[f32]) -> Vec<Self> {
-        let mut converted = vec![Self::ZERO; values.len()];
-        converted.convert_from_f32_slice(&saturated(values, Self::MAX.into()));
-        converted
-    }
-}
+half_element!(f16, F16);
+half_element!(bf16, Bf16);
 
 fn saturated(values: &[f32], greatest: f32) -> Vec<f32> {
     values.iter().map(|value| value.clamp(-greatest, greatest)).collect()

@@ -311,9 +311,8 @@ impl QuantRows {
         let mut scales = vec![BlockScale::default(); x.len() / block];
         let tiles = codes.par_chunks_mut(TILE * columns / GROUP).zip(scales.par_chunks_mut(TILE * columns / block));
         let tiles = tiles.zip(x.par_chunks(TILE * columns)).with_min_len(WORK / 128 / columns + 1);
-        tiles.for_each(|((codes, scales), x)| match block {
-            16 => quantize::<16>(isa, x, columns, format.bias, codes, scales),
-            _ => quantize::<32>(isa, x, columns, format.bias, codes, scales),
+        tiles.for_each(|((codes, scales), x)| {
+            compiled_for!(isa, quantize_tile(x, columns, format, codes, scales));
         });
         Self { columns, block, codes, scales }
     }
@@ -331,27 +330,19 @@ impl QuantRows {
         }
     }
 }
-/// Quantises a tile.
-fn quantize<const BLOCK: usize>(
-    isa: Isa,
-    x: &[f32],
-    columns: usize,
-    bias: u8,
-    codes: &mut [[i8; GROUP]],
-    scales: &mut [BlockScale],
-) {
-    match isa {
-        Isa::Scalar => quantize_tile::<BLOCK>(x, columns, bias, codes, scales),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::quantized::quantize_avx2::<BLOCK>(x, columns, bias, codes, scales),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::x86::quantized::quantize_avx512::<BLOCK>(x, columns, bias, codes, scales),
+
+/// Quantises the tokens of a tile.
+#[inline(always)]
+pub fn quantize_tile(x: &[f32], columns: usize, format: Format, codes: &mut [[i8; GROUP]], scales: &mut [BlockScale]) {
+    match format.block {
+        16 => quantize_tile_by::<16>(x, columns, format.bias, codes, scales),
+        _ => quantize_tile_by::<32>(x, columns, format.bias, codes, scales),
     }
 }
 
-/// What compilers make vector instructions of, for the instruction set of the caller.
+/// As `quantize_tile`, in blocks of a length that compilers know.
 #[inline(always)]
-pub fn quantize_tile<const BLOCK: usize>(
+fn quantize_tile_by<const BLOCK: usize>(
     x: &[f32],
     columns: usize,
     bias: u8,
@@ -435,6 +426,7 @@ fn scalar<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
     }
     sums
 }
+
 #[cfg(test)]
 mod tests {
     use candle_core::{

@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 
-use super::{Isa, math::exp};
+use super::{Isa, math::exp, panels::LANES};
 
-/// Running sums, which compilers turn into vector instructions.
-const LANES: usize = 16;
 /// Numbers below which a second thread costs more than it saves.
 const PARALLEL_LEN: usize = 1 << 14;
+/// Numbers that are taken together where rows do not matter.
+const ROW_LEN: usize = 1024;
 
 /// `x / √(mean(x²) + eps) * weight` of each row ([paper](https://arxiv.org/abs/1910.07467)).
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, isa: Isa) -> Vec<f32> {
@@ -34,8 +34,8 @@ pub fn normalise(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
-/// Turns the heads of each row, in place of the first `2 * pairs` numbers of each: the first half of
-/// them paired with the second. `cos` and `sin` are `[rows, pairs]`.
+/// Turns the first `2 * pairs` numbers of each head, the first half of them paired with the second. `x` is
+/// `[rows, heads * head_dim]`, `cos` and `sin` are `[rows, pairs]`.
 pub fn rotate(x: &[f32], heads: usize, head_dim: usize, (cos, sin): (&[f32], &[f32]), isa: Isa) -> Vec<f32> {
     let width = heads * head_dim;
     let pairs = cos.len() * width / x.len();
@@ -71,15 +71,12 @@ pub fn multiply_silu(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// The sum of two rows of the same length, or of many.
+/// `x + y`, number by number.
 pub fn add(x: &[f32], y: &[f32]) -> Vec<f32> {
     let mut out = x.to_vec();
     for_rows(&mut out, ROW_LEN, |row, out| out.iter_mut().zip(&y[row * ROW_LEN..]).for_each(|(x, y)| *x += y));
     out
 }
-
-/// Numbers that are taken together where rows do not matter.
-const ROW_LEN: usize = 1024;
 
 /// Calls `compute` for each row of `out`.
 fn for_rows(out: &mut [f32], row_len: usize, compute: impl Fn(usize, &mut [f32]) + Sync) {

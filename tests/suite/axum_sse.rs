@@ -2,17 +2,15 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::{self, Sender},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use serde_json::{Value, json};
-use tokenflow::{LoadConfig, ModelStats, TextModel, testing::ScriptedModel};
-use tokio::{net::TcpListener, task::spawn_blocking, time::timeout};
+use tokenflow::{LoadConfig, TextModel, testing::ScriptedModel};
+use tokio::{net::TcpListener, task::spawn_blocking};
+
+use crate::scripted::{held_model, talkative, until};
 
 #[path = "../../examples/axum_sse.rs"]
 #[expect(dead_code, reason = "its main function and what only that needs")]
@@ -33,51 +31,6 @@ fn post(url: &str, content: &str) -> (u16, impl Read + use<>) {
     let request = ureq::Agent::new_with_config(config).post(url).header("content-type", "application/json");
     let response = request.send(body.to_string()).unwrap();
     (response.status().as_u16(), response.into_body().into_reader())
-}
-
-/// A model that takes a millisecond for each step and speaks for long.
-fn talkative() -> ScriptedModel {
-    ScriptedModel::new(|_| "and so on ".repeat(2000)).on_pass(|_| std::thread::sleep(Duration::from_millis(1)))
-}
-
-/// A scripted model that speaks for long, and is held in its 50th pass.
-fn held_model() -> (ScriptedModel, Hold) {
-    let (release, released) = mpsc::channel::<()>();
-    let reached = Arc::new(AtomicBool::new(false));
-    let hold = Hold { reached: reached.clone(), _release: release };
-    let mut passes = 0;
-    let model = ScriptedModel::new(|_| "and so on ".repeat(2000)).on_pass(move |_| {
-        passes += 1;
-        if passes == 50 {
-            reached.store(true, Ordering::SeqCst);
-            let _ = released.recv();
-        }
-    });
-    (model, hold)
-}
-
-/// Lets the model go on when it is dropped.
-struct Hold {
-    reached: Arc<AtomicBool>,
-    _release: Sender<()>,
-}
-
-impl Hold {
-    async fn reached(&self) {
-        while !self.reached.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-}
-
-async fn until(model: &dyn TextModel, wanted: impl Fn(ModelStats) -> bool) -> ModelStats {
-    let reached = timeout(Duration::from_secs(10), async {
-        while !wanted(model.stats()) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    });
-    assert!(reached.await.is_ok(), "{:?}", model.stats());
-    model.stats()
 }
 
 #[tokio::test]

@@ -9,6 +9,8 @@ mod golden;
 mod invariance;
 #[path = "../../examples/support/mod.rs"]
 mod models;
+#[path = "../support/scripted.rs"]
+mod scripted;
 mod serving;
 mod smollm2;
 

@@ -17,6 +17,8 @@ use tokenflow::{
 };
 use tokio::time::timeout;
 
+use crate::scripted::until;
+
 /// Tokens of 4 bytes in blocks of 16.
 const BLOCK_BYTES: usize = 64;
 
@@ -70,16 +72,6 @@ impl Stepped {
     fn begun(&self) -> Pass {
         self.passes.recv_timeout(Duration::from_secs(10)).expect("a pass begins")
     }
-}
-
-/// Waits until the figures are as they should be.
-async fn until(model: &dyn TextModel, wanted: impl Fn(ModelStats) -> bool) {
-    let reached = timeout(Duration::from_secs(10), async {
-        while !wanted(model.stats()) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    });
-    assert!(reached.await.is_ok(), "{:?}", model.stats());
 }
 
 fn idle(stats: ModelStats) -> bool {

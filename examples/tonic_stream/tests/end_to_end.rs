@@ -1,16 +1,9 @@
 //! The service with a real client over loopback, and a scripted model behind it.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::{self, Sender},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use tokenflow::{LoadConfig, ModelStats, TextModel, testing::ScriptedModel};
-use tokio::{net::TcpListener, time::timeout};
+use tokenflow::{LoadConfig, TextModel, testing::ScriptedModel};
+use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
     Code, Request,
@@ -20,6 +13,11 @@ use tonic_stream::{
     ChatService,
     proto::{AnswerRequest, Message, chat_client::ChatClient},
 };
+
+#[path = "../../../tests/support/scripted.rs"]
+mod scripted;
+
+use scripted::{held_model, talkative, until};
 
 type Client = ChatClient<Channel>;
 
@@ -35,51 +33,6 @@ async fn serve(model: ScriptedModel) -> (Arc<dyn TextModel>, Client) {
 fn ask(content: &str) -> AnswerRequest {
     let message = Message { role: "user".into(), content: content.into() };
     AnswerRequest { messages: vec![message], max_tokens: 100_000, temperature: 0.0 }
-}
-
-/// A model that takes a millisecond for each step and speaks for long.
-fn talkative() -> ScriptedModel {
-    ScriptedModel::new(|_| "and so on ".repeat(2000)).on_pass(|_| std::thread::sleep(Duration::from_millis(1)))
-}
-
-/// A scripted model that speaks for long, and is held in its 50th pass.
-fn held_model() -> (ScriptedModel, Hold) {
-    let (release, released) = mpsc::channel::<()>();
-    let reached = Arc::new(AtomicBool::new(false));
-    let hold = Hold { reached: reached.clone(), _release: release };
-    let mut passes = 0;
-    let model = ScriptedModel::new(|_| "and so on ".repeat(2000)).on_pass(move |_| {
-        passes += 1;
-        if passes == 50 {
-            reached.store(true, Ordering::SeqCst);
-            let _ = released.recv();
-        }
-    });
-    (model, hold)
-}
-
-/// Lets the model go on when it is dropped.
-struct Hold {
-    reached: Arc<AtomicBool>,
-    _release: Sender<()>,
-}
-
-impl Hold {
-    async fn reached(&self) {
-        while !self.reached.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-}
-
-async fn until(model: &dyn TextModel, wanted: impl Fn(ModelStats) -> bool) -> ModelStats {
-    let reached = timeout(Duration::from_secs(10), async {
-        while !wanted(model.stats()) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    });
-    assert!(reached.await.is_ok(), "{:?}", model.stats());
-    model.stats()
 }
 
 #[tokio::test]

@@ -1,9 +1,16 @@
 //! Plain code that compilers vectorise, compiled for each instruction set.
 
+use crate::kernels::{
+    ggml::Format,
+    quantized::{BlockScale, GROUP},
+};
+
 /// Defines a module of functions that do as plain ones of the same name, compiled with some features.
 macro_rules! compiled {
     ($module:ident, $features:literal: $(fn $name:ident = $plain:path, ($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
         pub mod $module {
+            use super::*;
+
             $(pub fn $name($($arg: $ty),*) $(-> $ret)? {
                 #[target_feature(enable = $features)]
                 fn compiled($($arg: $ty),*) $(-> $ret)? {
@@ -23,10 +30,12 @@ macro_rules! all {
             fn normalise = crate::kernels::rows::normalise, (x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
             fn rotate_heads = crate::kernels::rows::rotate_heads,
                 (heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]);
+            fn quantize_tile = crate::kernels::quantized::quantize_tile,
+                (x: &[f32], columns: usize, format: Format, codes: &mut [[i8; GROUP]], scales: &mut [BlockScale]);
             fn multiply_silu = crate::kernels::rows::multiply_silu, (gate: &mut [f32], up: &[f32]);
         }
     };
 }
 
 all!(avx2, "avx2,fma,f16c");
-all!(avx512, "avx2,fma,f16c,avx512f,avx512bw");
+all!(avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512vl");

@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use crate::kernels::quantized::{BlockScale, GROUP, Panel, PanelFactors, ROWS, Tile, quantize_tile};
+use crate::kernels::quantized::{GROUP, Panel, PanelFactors, ROWS, Tile};
 
 /// How far ahead of the codes in use others are asked for: hardware does not look beyond a page.
 const AHEAD: usize = 160;
@@ -208,48 +208,4 @@ unsafe fn lanes_avx2(factors: &PanelFactors<'_>, block: usize, first: usize) -> 
             }
         }
     }
-}
-
-/// As `quantized::quantize_tile`. The machine must have AVX2.
-pub fn quantize_avx2<const BLOCK: usize>(
-    x: &[f32],
-    columns: usize,
-    bias: u8,
-    codes: &mut [[i8; GROUP]],
-    scales: &mut [BlockScale],
-) {
-    #[target_feature(enable = "avx2")]
-    fn quantize<const BLOCK: usize>(
-        x: &[f32],
-        columns: usize,
-        bias: u8,
-        codes: &mut [[i8; GROUP]],
-        scales: &mut [BlockScale],
-    ) {
-        quantize_tile::<BLOCK>(x, columns, bias, codes, scales);
-    }
-    // SAFETY: `Isa::Avx2` exists only where AVX2 was detected.
-    unsafe { quantize::<BLOCK>(x, columns, bias, codes, scales) }
-}
-
-/// As `quantized::quantize_tile`. The machine must have AVX-512 BW and VL.
-pub fn quantize_avx512<const BLOCK: usize>(
-    x: &[f32],
-    columns: usize,
-    bias: u8,
-    codes: &mut [[i8; GROUP]],
-    scales: &mut [BlockScale],
-) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    fn quantize<const BLOCK: usize>(
-        x: &[f32],
-        columns: usize,
-        bias: u8,
-        codes: &mut [[i8; GROUP]],
-        scales: &mut [BlockScale],
-    ) {
-        quantize_tile::<BLOCK>(x, columns, bias, codes, scales);
-    }
-    // SAFETY: `Isa::Avx512Vnni` exists only where these were detected.
-    unsafe { quantize::<BLOCK>(x, columns, bias, codes, scales) }
 }
