@@ -3,7 +3,13 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-use crate::{Error, GenerateConfig, Result, TokenLogprobs};
+use crate::{
+    Error, GenerateConfig, Result, TokenLogprobs,
+    kernels::{
+        Isa,
+        logits::{self, CHUNK},
+    },
+};
 
 /// Chooses one sequence's tokens. Its randomness is a function of seed and step, so neighbours
 /// cannot shift it and a recomputed step repeats it.
@@ -16,6 +22,7 @@ pub struct Sampler {
     step: u64,
     logprobs: Option<usize>,
     penalties: Penalties,
+    isa: Isa,
 }
 
 /// What changes logits before a token is chosen.
@@ -44,16 +51,17 @@ impl Sampler {
             step: 0,
             logprobs: config.logprobs,
             penalties: Penalties::new(config, prompt),
+            isa: Isa::detect(),
         }
     }
 
     /// Chooses the next token from the logits, `[vocab_size]`.
     pub fn sample(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>)> {
-        let greatest = greatest(logits)?;
+        let greatest = self.greatest(logits)?;
         let chosen = match self.penalties.apply(logits) {
             Cow::Borrowed(logits) => self.choose(logits, greatest),
             Cow::Owned(penalised) => {
-                let greatest = self::greatest(&penalised)?;
+                let greatest = self.greatest(&penalised)?;
                 if greatest == f32::NEG_INFINITY {
                     return Err(Error::config("logit_bias", "it leaves no token to choose"));
                 }
@@ -62,52 +70,151 @@ impl Sampler {
         };
         self.step += 1;
         self.penalties.note(chosen);
-        Ok((chosen, self.logprobs.map(|alternatives| logprobs(logits, greatest, chosen, alternatives))))
+        Ok((chosen, self.logprobs.map(|alternatives| self.logprobs(logits, greatest, chosen, alternatives))))
+    }
+
+    fn greatest(&self, logits: &[f32]) -> Result<f32> {
+        logits::greatest(logits, self.isa).ok_or_else(|| {
+            let unusable = logits.iter().zip(0u32..).find(|(logit, _)| logit.is_nan() || **logit == f32::INFINITY);
+            let (logit, id) = unusable.unwrap_or((&f32::NAN, 0));
+            Error::internal(format!("the model's logit of token {id} is {logit}"))
+        })
     }
 
     fn choose(&self, logits: &[f32], greatest: f32) -> u32 {
         if self.temperature == 0.0 {
-            // The first of equals.
-            return logits.iter().position(|logit| *logit == greatest).unwrap_or(0) as u32;
+            return first_of(logits, greatest);
         }
-        // Weights are relative to the most likely token, so nothing overflows.
-        let weight = |logit: f32| ((logit - greatest) / self.temperature).exp();
+        let weights = Weights { logits, greatest, temperature: self.temperature, isa: self.isa };
+        let random = uniform(self.seed, self.step);
         if self.top_k > 0 && self.top_k < logits.len() {
-            let mut candidates = best(logits, self.top_k);
-            candidates.iter_mut().for_each(|(logit, _)| *logit = weight(*logit));
-            return self.draw(self.truncate(candidates));
+            let best = best(logits, self.top_k).into_iter();
+            let candidates: Vec<Candidate> = best.map(|(logit, id)| (weights.of(logit), id)).collect();
+            let total = total(&candidates);
+            return draw(&self.truncate(candidates, total), random);
         }
-        let weights: Vec<f32> = logits.iter().map(|logit| weight(*logit)).collect();
         if self.top_p == 1.0 && self.min_p == 0.0 {
-            return self.draw(weights.into_iter().zip(0..));
+            return weights.draw(random);
         }
-        self.draw(self.truncate(weights.into_iter().zip(0..).collect()))
+        let (mut total, mut least) = (0.0, self.min_p);
+        if self.top_p < 1.0 {
+            total = weights.total();
+            // All that are below this together have less than the rest of the share, so the nucleus needs none.
+            least = least.max(((1.0 - f64::from(self.top_p)) * total / logits.len() as f64) as f32);
+        }
+        draw(&self.truncate(weights.at_least(least), total), random)
     }
 
-    /// What top-p and min-p leave of the candidates.
-    fn truncate(&self, mut candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> + Clone {
+    /// What top-p and min-p leave of candidates out of weights that were `total` together.
+    fn truncate(&self, mut candidates: Vec<Candidate>, total: f64) -> Vec<Candidate> {
         if self.top_p < 1.0 {
-            keep_nucleus(&mut candidates, self.top_p);
+            keep_nucleus(&mut candidates, f64::from(self.top_p) * total);
         }
         candidates.retain(|(weight, _)| *weight >= self.min_p);
-        candidates.into_iter()
+        candidates
     }
 
-    /// Draws a candidate with the probability of its weight.
-    fn draw(&self, candidates: impl Iterator<Item = Candidate> + Clone) -> u32 {
-        let total: f64 = candidates.clone().map(|(weight, _)| f64::from(weight)).sum();
-        let mut left = uniform(self.seed, self.step) * total;
-        let mut last = 0;
-        for (weight, id) in candidates.filter(|(weight, _)| *weight > 0.0) {
-            left -= f64::from(weight);
-            last = id;
-            if left < 0.0 {
+    /// Of the model's own distribution.
+    fn logprobs(&self, logits: &[f32], greatest: f32, chosen: u32, alternatives: usize) -> TokenLogprobs {
+        let weights = Weights { logits, greatest, temperature: 1.0, isa: self.isa };
+        let norm = f64::from(greatest) + weights.total().ln();
+        let logprob = |logit: f32| (f64::from(logit) - norm) as f32;
+        TokenLogprobs {
+            logprob: logprob(logits[chosen as usize]),
+            top: best(logits, alternatives).into_iter().map(|(logit, id)| (id, logprob(logit))).collect(),
+        }
+    }
+}
+
+/// What the tokens weigh in a draw, the most likely one 1. Never held as a whole: computing a chunk
+/// twice is cheaper.
+struct Weights<'a> {
+    logits: &'a [f32],
+    greatest: f32,
+    temperature: f32,
+    isa: Isa,
+}
+
+impl Weights<'_> {
+    fn of(&self, logit: f32) -> f32 {
+        let mut weight = [0.0];
+        self.weigh(&[logit], &mut weight)
+    }
+
+    fn weigh(&self, logits: &[f32], weights: &mut [f32]) -> f32 {
+        logits::weigh(logits, self.greatest, self.temperature, weights, self.isa)
+    }
+
+    /// The sum of each chunk.
+    fn sums(&self) -> impl Iterator<Item = f64> {
+        let mut weights = [0.0; CHUNK];
+        self.logits.chunks(CHUNK).map(move |chunk| f64::from(self.weigh(chunk, &mut weights)))
+    }
+
+    fn total(&self) -> f64 {
+        self.sums().sum()
+    }
+
+    /// The candidates of one chunk.
+    fn chunk(&self, index: usize) -> impl Iterator<Item = Candidate> {
+        let first = index * CHUNK;
+        let logits = &self.logits[first..self.logits.len().min(first + CHUNK)];
+        let mut weights = [0.0; CHUNK];
+        self.weigh(logits, &mut weights);
+        weights.into_iter().take(logits.len()).zip(first as u32..)
+    }
+
+    fn at_least(&self, least: f32) -> Vec<Candidate> {
+        let chunks = (0..self.logits.len().div_ceil(CHUNK)).flat_map(|index| self.chunk(index));
+        chunks.filter(|(weight, _)| *weight >= least).collect()
+    }
+
+    /// Draws a token: first its chunk, then itself.
+    fn draw(&self, random: f64) -> u32 {
+        let sums: Vec<f64> = self.sums().collect();
+        let mut left = random * sums.iter().sum::<f64>();
+        let mut chosen = 0;
+        for (index, sum) in sums.into_iter().enumerate().filter(|(_, sum)| *sum > 0.0) {
+            chosen = index;
+            if left < sum {
                 break;
             }
+            left -= sum;
         }
-        // Rounding may leave a rest; it belongs to the last candidate that can be drawn at all.
-        last
+        let candidates: Vec<Candidate> = self.chunk(chosen).collect();
+        pick(&candidates, left)
     }
+}
+
+/// The first token with that logit.
+fn first_of(logits: &[f32], logit: f32) -> u32 {
+    // Looking at all of a chunk before deciding lets compilers compare many at once.
+    let has = |chunk: &[f32]| chunk.iter().fold(false, |found, other| found | (*other == logit));
+    let first = logits.chunks(CHUNK).position(has).unwrap_or(0) * CHUNK;
+    logits[first..].iter().position(|other| *other == logit).map_or(0, |at| (first + at) as u32)
+}
+
+fn total(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|(weight, _)| f64::from(*weight)).sum()
+}
+
+/// Draws a candidate with the probability of its weight; `random` is in `[0, 1)`.
+fn draw(candidates: &[Candidate], random: f64) -> u32 {
+    pick(candidates, random * total(candidates))
+}
+
+/// The candidate at whose weight a walk over the weights passes `left`.
+fn pick(candidates: &[Candidate], mut left: f64) -> u32 {
+    let mut last = 0;
+    for (weight, id) in candidates.iter().filter(|(weight, _)| *weight > 0.0) {
+        left -= f64::from(*weight);
+        last = *id;
+        if left < 0.0 {
+            break;
+        }
+    }
+    // Rounding may leave a rest; it belongs to the last candidate that can be drawn at all.
+    last
 }
 
 impl Penalties {
@@ -157,25 +264,6 @@ fn unless_off(value: f32) -> f32 {
     if value == 0.0 { 1.0 } else { value }
 }
 
-/// The greatest logit, in lanes that compilers turn into vector instructions.
-fn greatest(logits: &[f32]) -> Result<f32> {
-    const LANES: usize = 16;
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut usable = true;
-    for logits in logits.chunks(LANES) {
-        for (lane, logit) in lanes.iter_mut().zip(logits) {
-            usable &= *logit < f32::INFINITY;
-            *lane = if *logit > *lane { *logit } else { *lane };
-        }
-    }
-    if !usable {
-        let unusable = logits.iter().zip(0u32..).find(|(logit, _)| logit.is_nan() || **logit == f32::INFINITY);
-        let (logit, id) = unusable.unwrap_or((&f32::NAN, 0));
-        return Err(Error::internal(format!("the model's logit of token {id} is {logit}")));
-    }
-    Ok(lanes.into_iter().fold(f32::NEG_INFINITY, f32::max))
-}
-
 fn more_likely(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
@@ -200,28 +288,23 @@ fn best(logits: &[f32], count: usize) -> Vec<Candidate> {
     best
 }
 
-/// Keeps the fewest most likely candidates that have the share `top_p` of all weights.
-fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f32) {
-    let total: f64 = candidates.iter().map(|(weight, _)| f64::from(*weight)).sum();
-    // All that are below this together have less than the rest of the share, so the nucleus needs none.
-    let negligible = (1.0 - f64::from(top_p)) * total / candidates.len() as f64;
-    candidates.retain(|(weight, _)| f64::from(*weight) >= negligible);
-    candidates.sort_unstable_by(more_likely);
-    let mut sum = 0.0;
-    let last = candidates.iter().position(|(weight, _)| {
-        sum += f64::from(*weight);
-        sum >= f64::from(top_p) * total
-    });
-    candidates.truncate(last.map_or(candidates.len(), |last| last + 1));
-}
-
-fn logprobs(logits: &[f32], greatest: f32, chosen: u32, alternatives: usize) -> TokenLogprobs {
-    let sum: f64 = logits.iter().map(|logit| f64::from((logit - greatest).exp())).sum();
-    let norm = f64::from(greatest) + sum.ln();
-    let logprob = |logit: f32| (f64::from(logit) - norm) as f32;
-    TokenLogprobs {
-        logprob: logprob(logits[chosen as usize]),
-        top: best(logits, alternatives).into_iter().map(|(logit, id)| (id, logprob(logit))).collect(),
+/// Keeps the fewest most likely candidates that weigh `share` together, in the order they have.
+fn keep_nucleus(candidates: &mut Vec<Candidate>, share: f64) {
+    let mut ranked = candidates.clone();
+    // Its last one is in `start..end`; what is before weighs `sum`.
+    let (mut start, mut end, mut sum) = (0, ranked.len(), 0.0);
+    while end - start > 1 {
+        let middle = usize::midpoint(start, end);
+        ranked[start..end].select_nth_unstable_by(middle - start, more_likely);
+        let head = total(&ranked[start..middle]);
+        if sum + head >= share {
+            end = middle;
+        } else {
+            (start, sum) = (middle, sum + head);
+        }
+    }
+    if let Some(last) = ranked.get(start) {
+        candidates.retain(|candidate| more_likely(candidate, last).is_le());
     }
 }
 
@@ -315,15 +398,41 @@ mod tests {
             weights in proptest::collection::vec(0.0f32..1.0, 1..60),
             top_p in 0.01f32..0.99,
         ) {
-            let mut candidates: Vec<Candidate> = weights.iter().copied().zip(0..).collect();
-            let mut sorted = candidates.clone();
+            let mut sorted: Vec<Candidate> = weights.iter().copied().zip(0..).collect();
+            let mut nucleus = sorted.clone();
             sorted.sort_by(more_likely);
-            keep_nucleus(&mut candidates, top_p);
-            proptest::prop_assert_eq!(&candidates[..], &sorted[..candidates.len()]);
-            let share = |head: &[Candidate]| head.iter().map(|(weight, _)| f64::from(*weight)).sum::<f64>();
-            let wanted = f64::from(top_p) * share(&sorted);
-            proptest::prop_assert!(share(&candidates) >= wanted - 1e-9);
-            proptest::prop_assert!(share(&candidates[..candidates.len() - 1]) < wanted);
+            let share = f64::from(top_p) * total(&sorted);
+            keep_nucleus(&mut nucleus, share);
+            proptest::prop_assert!(nucleus.is_sorted_by_key(|(_, id)| *id));
+            nucleus.sort_by(more_likely);
+            proptest::prop_assert_eq!(&nucleus[..], &sorted[..nucleus.len()]);
+            proptest::prop_assert!(total(&nucleus) >= share - 1e-9);
+            proptest::prop_assert!(total(&nucleus[..nucleus.len() - 1]) < share);
+        }
+
+        /// In vocabularies of more than a chunk, by all the ways to sample that leave the distribution as it is.
+        #[test]
+        fn draws_are_those_of_a_walk_over_all_weights(len in 1usize..3 * CHUNK, random in 0.0f64..1.0, step in 0u64..99) {
+            let logits: Vec<f32> = (0..len).map(|i| (uniform(i as u64, step) * 8.0) as f32).collect();
+            let greatest = logits::greatest(&logits, Isa::detect()).unwrap();
+            let weights = Weights { logits: &logits, greatest, temperature: 0.8, isa: Isa::detect() };
+            let exact = |logit: f32| (f64::from(logit - greatest) / f64::from(0.8f32)).exp();
+            let total: f64 = logits.iter().map(|logit| exact(*logit)).sum();
+            let before: f64 = logits[..weights.draw(random) as usize].iter().map(|logit| exact(*logit)).sum();
+            let with = before + exact(logits[weights.draw(random) as usize]);
+            let slack = 1e-5 * total;
+            proptest::prop_assert!(before - slack <= random * total && random * total <= with + slack);
+            let all = draw(&weights.at_least(0.0), random);
+            let between = weights.draw(random).abs_diff(all);
+            proptest::prop_assert!(between <= 1, "rounding may move a boundary, but not further: {between}");
+        }
+
+        #[test]
+        fn the_first_of_equals_is_greedy(len in 1usize..3 * CHUNK, at in proptest::collection::vec(0usize..3 * CHUNK, 1..4)) {
+            let mut logits = vec![0.0; len];
+            at.iter().for_each(|at| logits[at % len] = 1.0);
+            let first = at.iter().map(|at| at % len).min().unwrap();
+            proptest::prop_assert_eq!(first_of(&logits, 1.0) as usize, first);
         }
     }
 

@@ -18,6 +18,7 @@ macro_rules! compiled_for {
 pub mod attention;
 pub mod dense;
 mod ggml;
+pub mod logits;
 mod math;
 pub mod panels;
 pub mod quantized;

@@ -32,6 +32,9 @@ macro_rules! all {
                 (heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]);
             fn quantize_tile = crate::kernels::quantized::quantize_tile,
                 (x: &[f32], columns: usize, format: Format, codes: &mut [[i8; GROUP]], scales: &mut [BlockScale]);
+            fn greatest_of = crate::kernels::logits::greatest_of, (logits: &[f32]) -> Option<f32>;
+            fn weigh_chunk = crate::kernels::logits::weigh_chunk,
+                (logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32]) -> f32;
             fn multiply_silu = crate::kernels::rows::multiply_silu, (gate: &mut [f32], up: &[f32]);
         }
     };
