@@ -121,6 +121,7 @@ impl ScriptedModel {
             vocab_size,
             queue_limit: config.queue_limit,
             stream_buffer: config.stream_buffer,
+            threads: 1,
             limits: cache.limits(&config),
             weight_bytes: 0,
             block_bytes: BLOCK_TOKENS * SLOT_BYTES,
@@ -146,7 +147,7 @@ struct Script {
 const MAX_ANSWERS: usize = 1024;
 
 impl Forward for Script {
-    fn forward(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         (self.on_pass)(Pass { sequences: batch.spans.len(), tokens: batch.tokens.len() });
         for span in &batch.spans {
             for row in span.start..span.start + span.len {
@@ -154,7 +155,9 @@ impl Forward for Script {
             }
         }
         let samples = |span: &&Span| batch.sampled.contains(&((span.start + span.len) as u32 - 1));
-        batch.spans.iter().filter(samples).map(|span| self.logits(span)).collect()
+        let rows: Vec<Vec<f32>> =
+            batch.spans.iter().filter(samples).map(|span| self.logits(span)).collect::<Result<_>>()?;
+        Ok(rows.concat())
     }
 }
 

@@ -54,6 +54,15 @@ impl Linear {
             None => Ok(y),
         }
     }
+
+    /// As `forward`, to numbers in memory. What our own kernels compute is there already.
+    pub fn forward_to_vec(&self, x: &Tensor) -> Result<Vec<f32>> {
+        match &self.weight {
+            Weight::Panels(matrix) if self.bias.is_none() => with_f32(x, |x| matrix.multiply(x, self.isa)),
+            Weight::Packed(matrix) if self.bias.is_none() => with_f32(x, |x| matrix.multiply(x, self.isa)),
+            _ => self.forward(x)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
+        }
+    }
 }
 
 /// Rows of `len` numbers as a tensor.

@@ -28,16 +28,14 @@ use crate::{Error, Result, weights::Checkpoint};
 /// What the engine runs: a forward pass over a packed batch.
 pub trait Forward: Send {
     /// Computes a batch, stores its keys and values, and returns the logits of the rows that
-    /// [`Batch::sampled`] names: `[sampled rows][vocab_size]`.
-    fn forward(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>>;
+    /// [`Batch::sampled`] names: `[sampled rows, vocab_size]`. It runs on the caller's rayon threads.
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>>;
 }
 
 /// A decoder-only transformer with its weights and its key/value cache.
 pub struct Decoder {
     network: Network,
     cache: KvCache,
-    /// The threads of a pass, this model's own.
-    threads: rayon::ThreadPool,
 }
 
 /// The weights and what is computed with them.
@@ -76,10 +74,8 @@ impl Decoder {
         let norm = load.norm("model.norm", spec.hidden_size, spec.norm_eps)?;
         let cache = KvCache::new(&spec, *cache_blocks, *cache_dtype, device)?;
         let rope = Rope::new(&spec.rope, spec.head_dim, device);
-        let threads = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("tokenflow {i}")).build();
-        let threads = threads.map_err(|error| Error::internal(format!("threads could not be started: {error}")))?;
         let network = Network { spec, device: device.clone(), dtype: *dtype, embedding, layers, norm, head, rope };
-        Ok(Self { network, cache, threads })
+        Ok(Self { network, cache })
     }
 
     /// The memory one block of the cache takes.
@@ -108,27 +104,25 @@ impl Network {
     }
 
     /// The logits of some of the rows, `[rows, vocab_size]`.
-    fn logits(&self, hidden: &Tensor, rows: &[u32]) -> candle_core::Result<Tensor> {
+    fn logits(&self, hidden: &Tensor, rows: &[u32]) -> candle_core::Result<Vec<f32>> {
         let rows = Tensor::new(rows, &self.device)?;
         let x = self.norm.forward(&hidden.index_select(&rows, 0)?)?;
-        self.head.forward(&x)?.to_dtype(DType::F32)
+        self.head.forward_to_vec(&x)
     }
 }
 
 impl Forward for Decoder {
-    fn forward(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
-        let Self { network, cache, threads } = self;
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let Self { network, cache } = self;
         let vocab_size = network.spec.vocab_size;
         if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
             return Err(Error::internal(format!("token {token} is not in a vocabulary of {vocab_size}")));
         }
-        threads.install(|| {
-            let hidden = network.hidden(batch, cache)?;
-            if batch.sampled.is_empty() {
-                return Ok(Vec::new());
-            }
-            Ok(network.logits(&hidden, &batch.sampled)?.to_vec2()?)
-        })
+        let hidden = network.hidden(batch, cache)?;
+        if batch.sampled.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(network.logits(&hidden, &batch.sampled)?)
     }
 }
 

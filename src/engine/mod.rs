@@ -43,6 +43,8 @@ pub struct Options {
     pub queue_limit: usize,
     /// Events a stream buffers.
     pub stream_buffer: usize,
+    /// Threads of a forward pass; 0 for as many as there are processors.
+    pub threads: usize,
     pub limits: Limits,
     /// The memory of the weights and of a block of the cache, for the metrics.
     pub weight_bytes: usize,
@@ -84,16 +86,17 @@ impl Engine {
         let places = options.queue_limit + BATCH_PLACES;
         let (jobs, front_jobs) = mpsc::channel(places);
         let (ready, worker_jobs) = mpsc::channel(places);
-        let spawn = |part: &str, run: Box<dyn FnOnce() + Send>| {
-            let name = format!("{} {part}", options.name);
-            thread::Builder::new().name(name).spawn(run).map(drop).map_err(|error| Error::Internal {
-                reason: "a thread could not be started".into(),
-                source: Some(Arc::new(error)),
-            })
-        };
+        let name = options.name.clone();
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads)
+            .thread_name(move |i| format!("{name} {i}"))
+            .panic_handler(|panic| tracing::error!(error = %Error::panicked("a model's worker", panic.as_ref())))
+            .build()
+            .map_err(not_started)?;
         let limits = PromptLimits { context_len: options.context_len, vocab_size: options.vocab_size };
         let front = Front { text: text.clone(), limits, jobs: front_jobs, ready, closing: state.closing.clone() };
-        spawn("text", Box::new(move || front.run()))?;
+        let name = format!("{} text", options.name);
+        thread::Builder::new().name(name).spawn(|| front.run()).map_err(not_started)?;
         let engine = Self {
             name: options.name.clone(),
             jobs,
@@ -105,7 +108,9 @@ impl Engine {
             state: state.clone(),
         };
         let worker = Worker::new(decoder, text, options.clone(), worker_jobs, wake, state);
-        spawn("worker", Box::new(move || worker.run()))?;
+        // The loop is on one of the threads of its passes, so that none of them waits for another to wake.
+        // They end with it.
+        threads.spawn(|| worker.run());
         Ok(engine)
     }
 
@@ -218,4 +223,8 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.state.closing.cancel();
     }
+}
+
+fn not_started(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Internal { reason: "a thread could not be started".into(), source: Some(Arc::new(error)) }
 }

@@ -83,19 +83,19 @@ impl Sequence {
     }
 
     /// Takes the logits after its last token: samples, and delivers what is decided.
-    pub fn advance(&mut self, logits: Vec<f32>, memory: Memory) -> Step {
+    pub fn advance(&mut self, logits: &[f32], memory: Memory) -> Step {
         self.step(logits, memory).unwrap_or_else(|error| Step::End(error.into()))
     }
 
-    fn step(&mut self, logits: Vec<f32>, memory: Memory) -> Result<Step> {
-        let (id, logprobs) = self.sampler.sample(&logits)?;
+    fn step(&mut self, logits: &[f32], memory: Memory) -> Result<Step> {
+        let (id, logprobs) = self.sampler.sample(logits)?;
         let now = Instant::now();
         self.first_sampled.get_or_insert(now);
         self.last_sampled = Some(now);
         if let Mode::Classify(reply) = &mut self.mode {
             if let Some(reply) = reply.take() {
                 // A caller that is gone needs no logits.
-                let _ = reply.send(logits);
+                let _ = reply.send(logits.to_vec());
             }
             let printed = !self.text.tokenizer.is_special(id);
             let text = if printed { self.text.tokenizer.decode(&[id])? } else { String::new() };

@@ -3,10 +3,11 @@ use std::{
     hash::BuildHasher,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
+use rayon::prelude::*;
 use tokio::sync::{Notify, mpsc};
 
 use super::{
@@ -24,7 +25,7 @@ use crate::{
     text::TextProcessor,
 };
 
-/// The thread that owns a model's decoder. Its loop is four moves: schedule, run, sample, deliver.
+/// What owns a model's decoder, on one of the model's threads. Its loop is four moves: schedule, run, sample, deliver.
 pub struct Worker {
     decoder: Box<dyn Forward>,
     text: Arc<TextProcessor>,
@@ -145,21 +146,22 @@ impl Worker {
     fn pass(&mut self, chunks: &[Chunk]) -> Result<()> {
         self.start(chunks);
         let batch = self.pack(chunks);
-        let begun = Instant::now();
-        let forward = catch_unwind(AssertUnwindSafe(|| self.decoder.forward(&batch)));
-        let logits = forward.unwrap_or_else(|panic| Err(Error::panicked("the model's worker", panic.as_ref())))?;
-        self.note_pass(chunks, batch.tokens.len(), begun);
         let memory = self.memory();
-        let mut logits = logits.into_iter();
-        for chunk in chunks {
-            if !chunk.samples {
-                self.scheduler.computed(chunk, None);
-                continue;
-            }
-            let (Some(logits), Some(sequence)) = (logits.next(), self.sequences.get_mut(&chunk.id)) else {
-                return Err(Error::internal("a forward pass gave too few logits"));
-            };
-            match sequence.advance(logits, memory) {
+        let Self { decoder, sequences, pace, state, .. } = self;
+        let run = || {
+            let begun = Instant::now();
+            let logits = decoder.forward(&batch)?;
+            let took = begun.elapsed();
+            note_pass(chunks, took, pace, state);
+            advance(sequences, chunks, &logits, memory)
+        };
+        let ran = catch_unwind(AssertUnwindSafe(run));
+        let steps = ran.unwrap_or_else(|panic| Err(Error::panicked("the model's worker", panic.as_ref())))?;
+        for chunk in chunks.iter().filter(|chunk| !chunk.samples) {
+            self.scheduler.computed(chunk, None);
+        }
+        for (chunk, step) in steps {
+            match step {
                 Step::Token(id) => self.scheduler.computed(chunk, Some(id)),
                 Step::End(end) => self.end(chunk.id, end),
             }
@@ -204,20 +206,6 @@ impl Worker {
         batch
     }
 
-    fn note_pass(&mut self, chunks: &[Chunk], rows: usize, begun: Instant) {
-        let took = begun.elapsed();
-        let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
-        let sampled = chunks.iter().filter(|chunk| chunk.samples).count();
-        self.pace.note(streams, rows - streams, took);
-        tracing::trace!(rows, streams, sampled, took_us = took.as_micros() as u64, "pass");
-        self.state.update(|stats| {
-            stats.passes += 1;
-            stats.pass_duration += took;
-            stats.batched_tokens += rows as u64;
-            stats.sampled_tokens += sampled as u64;
-        });
-    }
-
     /// Ends a sequence and frees what it holds.
     fn end(&mut self, id: SequenceId, end: End) {
         let memory = self.memory();
@@ -249,4 +237,41 @@ impl Worker {
         self.peak_memory = self.peak_memory.max(active);
         Memory { active, peak: self.peak_memory }
     }
+}
+
+/// Learns from a pass and counts it, before anybody can have seen its tokens.
+fn note_pass(chunks: &[Chunk], took: Duration, pace: &mut Pace, state: &State) {
+    let rows: usize = chunks.iter().map(|chunk| chunk.len).sum();
+    let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
+    let sampled = chunks.iter().filter(|chunk| chunk.samples).count();
+    pace.note(streams, rows - streams, took);
+    tracing::trace!(rows, streams, sampled, took_us = took.as_micros() as u64, "pass");
+    state.update(|stats| {
+        stats.passes += 1;
+        stats.pass_duration += took;
+        stats.batched_tokens += rows as u64;
+        stats.sampled_tokens += sampled as u64;
+    });
+}
+
+/// Does what follows from the logits, `[sampled rows, vocab_size]`, for each sequence that samples. They share
+/// nothing, so it is done for several at a time.
+fn advance<'a>(
+    sequences: &mut BTreeMap<SequenceId, Sequence>,
+    chunks: &'a [Chunk],
+    logits: &[f32],
+    memory: Memory,
+) -> Result<Vec<(&'a Chunk, Step)>> {
+    let mut sequences: BTreeMap<_, _> = sequences.iter_mut().collect();
+    let sampled = chunks.iter().filter(|chunk| chunk.samples);
+    let turns: Vec<_> = sampled.filter_map(|chunk| Some((chunk, sequences.remove(&chunk.id)?))).collect();
+    let rows = turns.len();
+    if rows == 0 {
+        return Ok(Vec::new());
+    }
+    if logits.is_empty() || !logits.len().is_multiple_of(rows) {
+        return Err(Error::internal(format!("a forward pass gave {} logits for {rows} rows", logits.len())));
+    }
+    let steps = turns.into_par_iter().zip(logits.par_chunks(logits.len() / rows));
+    Ok(steps.map(|((chunk, sequence), logits)| (chunk, sequence.advance(logits, memory))).collect())
 }

@@ -13,17 +13,25 @@ pub fn greatest(logits: &[f32], isa: Isa) -> Option<f32> {
 #[inline(always)]
 pub fn greatest_of(logits: &[f32]) -> Option<f32> {
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut usable = [true; LANES];
-    for logits in logits.chunks(LANES) {
-        for ((lane, usable), logit) in lanes.iter_mut().zip(&mut usable).zip(logits) {
-            *usable &= *logit < f32::INFINITY;
+    // As wide as a logit, for compilers.
+    let mut unusable = [0u32; LANES];
+    let (whole, rest) = logits.as_chunks::<LANES>();
+    for logits in whole {
+        for ((lane, unusable), logit) in lanes.iter_mut().zip(&mut unusable).zip(logits) {
+            *unusable |= u32::from(is_unusable(*logit));
             *lane = if *logit > *lane { *logit } else { *lane };
         }
     }
-    usable.into_iter().all(|usable| usable).then(|| lanes.into_iter().fold(f32::NEG_INFINITY, f32::max))
+    let usable = unusable == [0; LANES] && !rest.iter().any(|logit| is_unusable(*logit));
+    usable.then(|| lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max))
 }
 
-/// Weights `e^((logit - greatest) / temperature)` of up to [`CHUNK`] logits, and their sum. They are
+#[inline(always)]
+fn is_unusable(logit: f32) -> bool {
+    logit.is_nan() || logit == f32::INFINITY
+}
+
+/// Weights `e^((logit - greatest) / temperature)` of the logits, and their sum. They are
 /// relative to the most likely token, so nothing overflows.
 pub fn weigh(logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32], isa: Isa) -> f32 {
     compiled_for!(isa, weigh_chunk(logits, greatest, temperature, weights))
@@ -31,14 +39,19 @@ pub fn weigh(logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32
 
 #[inline(always)]
 pub fn weigh_chunk(logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32]) -> f32 {
+    // Finite, so that the greatest logit has the weight 1 at any temperature.
+    let sharpness = (1.0 / temperature).min(f32::MAX);
+    for (weight, logit) in weights.iter_mut().zip(logits) {
+        *weight = exp((logit - greatest) * sharpness);
+    }
+    let (whole, rest) = weights.as_chunks::<LANES>();
     let mut sums = [0f32; LANES];
-    for (logits, weights) in logits.chunks(LANES).zip(weights.chunks_mut(LANES)) {
-        for ((logit, weight), sum) in logits.iter().zip(weights).zip(&mut sums) {
-            *weight = exp((logit - greatest) / temperature);
-            *sum += *weight;
+    for weights in whole {
+        for (sum, weight) in sums.iter_mut().zip(weights) {
+            *sum += weight;
         }
     }
-    sums.into_iter().sum()
+    sums.iter().chain(rest).sum()
 }
 
 #[cfg(test)]
