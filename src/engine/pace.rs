@@ -2,8 +2,11 @@ use std::time::Duration;
 
 /// How much longer a pass may take because of prompts in it, relative to its streams alone.
 const MAX_STRETCH: f64 = 0.9;
-/// The weight of the newest measurement.
-const NEWEST: f64 = 0.25;
+/// The weight of the newest measurement of a step. Little, since one slow step just before a prompt comes must
+/// not stretch all that share their pass with it.
+const NEWEST_STEP: f64 = 1.0 / 16.0;
+/// The weight of the newest measurement of a prompt's tokens, which cost more the deeper they are.
+const NEWEST_TOKEN: f64 = 1.0 / 4.0;
 /// Tokens of a prompt that are computed however slow they are.
 const MIN_TOKENS: usize = 4;
 /// What is assumed of the first prompts.
@@ -14,9 +17,9 @@ const UNKNOWN_TOKENS: usize = 16;
 #[derive(Debug, Default)]
 pub struct Pace {
     /// Seconds of a pass of up to 1, 2, 4, 8 … streams and no prompts.
-    steps: [Option<f64>; 16],
+    steps: [Mean; 16],
     /// Seconds that a token of a prompt adds.
-    prompt_token: Option<f64>,
+    prompt_token: Mean,
 }
 
 impl Pace {
@@ -24,15 +27,15 @@ impl Pace {
     pub fn note(&mut self, streams: usize, prompt_tokens: usize, took: Duration) {
         let took = took.as_secs_f64();
         if prompt_tokens == 0 {
-            learn(&mut self.steps[size_class(streams)], took);
+            self.steps[size_class(streams)].learn(took, NEWEST_STEP);
         } else if let Some(step) = if streams == 0 { Some(0.0) } else { self.step(streams) } {
-            learn(&mut self.prompt_token, (took - step).max(0.0) / prompt_tokens as f64);
+            self.prompt_token.learn((took - step).max(0.0) / prompt_tokens as f64, NEWEST_TOKEN);
         }
     }
 
     /// Tokens of prompts that may share the next pass with `streams` streams.
     pub fn prompt_tokens(&self, streams: usize) -> usize {
-        match (self.step(streams), self.prompt_token) {
+        match (self.step(streams), self.prompt_token.get()) {
             (Some(step), Some(token)) => ((MAX_STRETCH * step / token) as usize).max(MIN_TOKENS),
             _ => UNKNOWN_TOKENS,
         }
@@ -42,9 +45,10 @@ impl Pace {
     /// that was is a lower bound, and so is its share of the next greater one.
     fn step(&self, streams: usize) -> Option<f64> {
         let class = size_class(streams);
-        let smaller = self.steps[..=class].iter().rev().find_map(|step| *step);
+        let smaller = self.steps[..=class].iter().rev().find_map(Mean::get);
         let greater = || {
-            let (above, step) = self.steps.iter().enumerate().skip(class).find_map(|(i, step)| Some((i, (*step)?)))?;
+            let (above, step) =
+                self.steps.iter().enumerate().skip(class).find_map(|(i, step)| Some((i, step.get()?)))?;
             Some(step / f64::from(1u32 << (above - class)))
         };
         smaller.or_else(greater)
@@ -55,8 +59,23 @@ fn size_class(streams: usize) -> usize {
     (streams.max(1).next_power_of_two().ilog2() as usize).min(15)
 }
 
-fn learn(known: &mut Option<f64>, measured: f64) {
-    *known = Some(known.map_or(measured, |known| known + NEWEST * (measured - known)));
+/// A mean of measurements in which older ones fade.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mean {
+    value: f64,
+    count: u32,
+}
+
+impl Mean {
+    fn learn(&mut self, measured: f64, newest: f64) {
+        self.count = self.count.saturating_add(1);
+        // The first ones count alike.
+        self.value += newest.max(1.0 / f64::from(self.count)) * (measured - self.value);
+    }
+
+    fn get(&self) -> Option<f64> {
+        (self.count > 0).then_some(self.value)
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +100,16 @@ mod tests {
         assert!((15..=20).contains(&tokens), "{tokens}");
         let tokens = pace.prompt_tokens(64);
         assert!((15..=200).contains(&tokens), "what is not known yet is not overestimated: {tokens}");
+    }
+
+    #[test]
+    fn one_slow_step_changes_little() {
+        let mut pace = Pace::default();
+        (0..50).for_each(|_| pace.note(1, 0, took(1, 0)));
+        pace.note(1, 16, took(1, 16));
+        let before = pace.prompt_tokens(1);
+        pace.note(1, 0, 3 * took(1, 0));
+        assert!(pace.prompt_tokens(1) <= before + before / 5);
     }
 
     #[test]
