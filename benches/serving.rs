@@ -145,7 +145,11 @@ async fn chats(model: &dyn TextModel, count: usize, report: &mut Report) {
     report.add(&format!("chats, {count} at once: median time to the first token"), firsts, "ms");
 }
 
-/// The milliseconds between a stream's tokens.
+fn median(sorted: &[f64]) -> f64 {
+    sorted[sorted.len() / 2]
+}
+
+/// The milliseconds between a stream's tokens, sorted.
 async fn gaps(stream: &mut TokenStream, done: impl Fn() -> bool) -> Vec<f64> {
     let mut gaps = Vec::new();
     let mut last = Instant::now();
@@ -163,13 +167,18 @@ async fn long_prompt_among_streams(model: &dyn TextModel, report: &mut Report) {
         let mut running: Vec<_> = (0..streams).map(|i| model.generate(&prompt(8, i), endless(4000))).collect();
         let mut watched = running.remove(0);
         let others = running.into_iter().map(|mut stream| async move { read(&mut stream).await });
-        let (usual, usual_known, done) = (Duration::from_secs(2), Notify::new(), Cell::new(false));
+        let (alone, usual_known, done) = (Duration::from_secs(2), Notify::new(), Cell::new(false));
+        let usual = async |watched: &mut TokenStream| {
+            let begun = Instant::now();
+            median(&gaps(watched, || begun.elapsed() >= alone).await)
+        };
         let watch = async {
             watched.next().await;
-            let begun = Instant::now();
-            let before = gaps(&mut watched, || begun.elapsed() >= usual).await;
+            let before = usual(&mut watched).await;
             usual_known.notify_one();
-            (before[before.len() / 2], gaps(&mut watched, || done.get()).await)
+            let gaps = gaps(&mut watched, || done.get()).await;
+            // All streams have become longer meanwhile, and their steps with them.
+            ((before + usual(&mut watched).await) / 2.0, gaps)
         };
         let arrive = async {
             usual_known.notified().await;
@@ -184,7 +193,7 @@ async fn long_prompt_among_streams(model: &dyn TextModel, report: &mut Report) {
         };
         let name = format!("{streams} streams, a prompt of {} tokens comes", long.prompt_tokens);
         report.add(&format!("{name}: usual step"), vec![step], "ms");
-        report.add(&format!("{name}: median step"), vec![gaps[gaps.len() / 2] / step], "steps");
+        report.add(&format!("{name}: median step"), vec![median(&gaps) / step], "steps");
         report.add(&format!("{name}: 99 in 100 steps"), vec![gaps[gaps.len() * 99 / 100] / step], "steps");
         report.add(&format!("{name}: longest"), vec![gaps[gaps.len() - 1] / step], "steps");
         report.add(&format!("{name}: its prefill"), vec![long.prefill_tokens_per_sec], "tokens/s");

@@ -35,7 +35,7 @@ async fn main() -> support::Result<()> {
         None => support::smollm2_gguf().await?,
     };
     // A cache that fills, so that there are preemptions and evictions.
-    let config = LoadConfig::new().context_len(1024).kv_cache_bytes(96 << 20).queue_limit(CLIENTS / 2);
+    let config = LoadConfig::new().context_len(1024).kv_cache_bytes(32 << 20).queue_limit(CLIENTS / 2);
     let model: Arc<dyn TextModel> = Arc::from(load_model(path, config).await?);
     let ends: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -97,7 +97,7 @@ async fn run_client(client: u64, model: Arc<dyn TextModel>, ends: Arc<Mutex<BTre
     while Instant::now() < end {
         let how = ask(&*model, &mut random).await;
         if how == "overloaded" {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         if let Ok(mut ends) = ends.lock() {
             *ends.entry(how).or_default() += 1;
@@ -107,22 +107,24 @@ async fn run_client(client: u64, model: Arc<dyn TextModel>, ends: Arc<Mutex<BTre
 
 /// One request, and how it ended.
 async fn ask(model: &dyn TextModel, random: &mut Random) -> String {
-    let head = ["You are a helpful assistant.", "You are a pirate.", "Answer in one word."][random.below(3)];
+    // Heads of several blocks, for the prefix cache.
+    let head =
+        ["You are a helpful assistant. ", "You are a pirate. ", "Answer in one word. "][random.below(3)].repeat(10);
     let words = ["one", "two", "three", "four", "five"];
-    let text: Vec<&str> = (0..1 + random.below(150)).map(|_| words[random.below(5)]).collect();
+    let text: Vec<&str> = (0..1 + random.below(60)).map(|_| words[random.below(5)]).collect();
     let messages = [Message::system(head), Message::user(text.join(" "))];
     let mut config = GenerateConfig::new()
-        .max_tokens(1 + random.below(120))
+        .max_tokens(1 + random.below(400))
         .temperature([0.0, 0.8, 1.2][random.below(3)])
         .top_p([0.0, 0.9][random.below(2)])
         .top_k([0, 40][random.below(2)])
         .priority(random.below(3) as i32);
     if random.below(8) == 0 {
-        config = config.deadline(Duration::from_millis(random.below(3000) as u64));
+        config = config.deadline(Duration::from_millis(random.below(20_000) as u64));
     }
     let mut stream = model.chat(&messages, config);
     let fate = random.below(10);
-    let patience = random.below(60);
+    let patience = random.below(200);
     let mut read = 0;
     while stream.next().await.is_some() {
         read += 1;

@@ -2,11 +2,12 @@ use std::time::Duration;
 
 /// How much longer a pass may take because of prompts in it, relative to its streams alone.
 const MAX_STRETCH: f64 = 0.9;
-/// The weight of the newest measurement of a step. Little, since one slow step just before a prompt comes must
-/// not stretch all that share their pass with it.
-const NEWEST_STEP: f64 = 1.0 / 16.0;
 /// The weight of the newest measurement of a prompt's tokens, which cost more the deeper they are.
 const NEWEST_TOKEN: f64 = 1.0 / 4.0;
+/// Passes with prompts after which one without them tells how long the streams alone take by now.
+const PASSES_BETWEEN_STEPS: usize = 32;
+/// Steps that are remembered.
+const RECENT_STEPS: usize = 8;
 /// Tokens of a prompt that are computed however slow they are.
 const MIN_TOKENS: usize = 4;
 /// What is assumed of the first prompts.
@@ -17,9 +18,11 @@ const UNKNOWN_TOKENS: usize = 16;
 #[derive(Debug, Default)]
 pub struct Pace {
     /// Seconds of a pass of up to 1, 2, 4, 8 … streams and no prompts.
-    steps: [Mean; 16],
+    steps: [Recent; 16],
     /// Seconds that a token of a prompt adds.
-    prompt_token: Mean,
+    prompt_token: Option<f64>,
+    /// Passes with both streams and prompts since the last one with streams alone.
+    mixed_passes: usize,
 }
 
 impl Pace {
@@ -27,15 +30,25 @@ impl Pace {
     pub fn note(&mut self, streams: usize, prompt_tokens: usize, took: Duration) {
         let took = took.as_secs_f64();
         if prompt_tokens == 0 {
-            self.steps[size_class(streams)].learn(took, NEWEST_STEP);
-        } else if let Some(step) = if streams == 0 { Some(0.0) } else { self.step(streams) } {
-            self.prompt_token.learn((took - step).max(0.0) / prompt_tokens as f64, NEWEST_TOKEN);
+            self.steps[size_class(streams)].note(took);
+            self.mixed_passes = 0;
+            return;
+        }
+        self.mixed_passes += usize::from(streams > 0);
+        if let Some(step) = if streams == 0 { Some(0.0) } else { self.step(streams) } {
+            let measured = (took - step).max(0.0) / prompt_tokens as f64;
+            let known = self.prompt_token.get_or_insert(measured);
+            *known += NEWEST_TOKEN * (measured - *known);
         }
     }
 
-    /// Tokens of prompts that may share the next pass with `streams` streams.
+    /// Tokens of prompts that may share the next pass with `streams` streams; none when the streams are to
+    /// be measured alone again.
     pub fn prompt_tokens(&self, streams: usize) -> usize {
-        match (self.step(streams), self.prompt_token.get()) {
+        if self.mixed_passes >= PASSES_BETWEEN_STEPS {
+            return 0;
+        }
+        match (self.step(streams), self.prompt_token) {
             (Some(step), Some(token)) => ((MAX_STRETCH * step / token) as usize).max(MIN_TOKENS),
             _ => UNKNOWN_TOKENS,
         }
@@ -45,10 +58,10 @@ impl Pace {
     /// that was is a lower bound, and so is its share of the next greater one.
     fn step(&self, streams: usize) -> Option<f64> {
         let class = size_class(streams);
-        let smaller = self.steps[..=class].iter().rev().find_map(Mean::get);
+        let smaller = self.steps[..=class].iter().rev().find_map(Recent::median);
         let greater = || {
             let (above, step) =
-                self.steps.iter().enumerate().skip(class).find_map(|(i, step)| Some((i, step.get()?)))?;
+                self.steps.iter().enumerate().skip(class).find_map(|(i, step)| Some((i, step.median()?)))?;
             Some(step / f64::from(1u32 << (above - class)))
         };
         smaller.or_else(greater)
@@ -59,22 +72,25 @@ fn size_class(streams: usize) -> usize {
     (streams.max(1).next_power_of_two().ilog2() as usize).min(15)
 }
 
-/// A mean of measurements in which older ones fade.
+/// The latest measurements of something.
 #[derive(Debug, Clone, Copy, Default)]
-struct Mean {
-    value: f64,
-    count: u32,
+struct Recent {
+    measured: [f64; RECENT_STEPS],
+    count: usize,
 }
 
-impl Mean {
-    fn learn(&mut self, measured: f64, newest: f64) {
-        self.count = self.count.saturating_add(1);
-        // The first ones count alike.
-        self.value += newest.max(1.0 / f64::from(self.count)) * (measured - self.value);
+impl Recent {
+    fn note(&mut self, measured: f64) {
+        self.measured[self.count % RECENT_STEPS] = measured;
+        self.count += 1;
     }
 
-    fn get(&self) -> Option<f64> {
-        (self.count > 0).then_some(self.value)
+    /// A single slow one does not change it much.
+    fn median(&self) -> Option<f64> {
+        let mut sorted = self.measured;
+        let sorted = &mut sorted[..self.count.min(RECENT_STEPS)];
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len().saturating_sub(1) / 2).copied()
     }
 }
 
@@ -120,6 +136,22 @@ mod tests {
         let before = pace.prompt_tokens(1);
         (0..20).for_each(|_| pace.note(1, 16, took(1, 16 * 4)));
         assert!(pace.prompt_tokens(1) < before / 2);
+    }
+
+    #[test]
+    fn streams_that_become_slower_may_be_stretched_further() {
+        let mut pace = Pace::default();
+        let mut depth = 1;
+        let mut passes_without_prompts = 0;
+        for _ in 0..1000 {
+            let tokens = pace.prompt_tokens(1);
+            passes_without_prompts += usize::from(tokens == 0);
+            pace.note(1, tokens, depth * took(1, 0) + Duration::from_micros(500) * tokens as u32);
+            depth = 4;
+        }
+        assert_eq!(passes_without_prompts, 1000 / (PASSES_BETWEEN_STEPS + 1));
+        let tokens = pace.prompt_tokens(1);
+        assert!((60..=80).contains(&tokens), "{tokens}");
     }
 
     #[test]

@@ -142,6 +142,8 @@ struct Tile<'a, T> {
     /// Keys that the first row attends to, and each row after it to one key more.
     first_context: usize,
     rows: usize,
+    /// Whether these are the first rows of the sequence in this pass.
+    first: bool,
     blocks: &'a [u32],
     /// Scaled, `[rows, group, head_dim]`.
     queries: Vec<f32>,
@@ -169,7 +171,8 @@ fn tiles<'a, T: Element>(
             let first_context = sequence.context_len - sequence.rows + start + 1;
             let tile = |kv_head| {
                 let queries = Vec::with_capacity(rows * group_len);
-                Tile { heads, kv_head, first_context, rows, blocks: sequence.blocks, queries, elements, isa }
+                let (first, blocks) = (start == 0, sequence.blocks);
+                Tile { heads, kv_head, first_context, rows, first, blocks, queries, elements, isa }
             };
             let first = tiles.len();
             tiles.extend((0..heads.num_kv_heads).map(|kv_head| (tile(kv_head), Vec::with_capacity(rows))));
@@ -196,10 +199,10 @@ impl<T: Element> Tile<'_, T> {
         self.elements[2 * index * len..][..2 * len + LANES].split_at(len)
     }
 
-    /// Asks for keys or values that are read soon. Those of one row come from far; other tiles of a
-    /// prompt have read them just before.
+    /// Asks for keys or values that are read soon. Those of the first rows come from far; the other tiles of
+    /// a prompt find them near.
     fn prefetch(&self, elements: &[T]) {
-        if self.rows == 1 {
+        if self.first {
             prefetch(elements);
         }
     }
