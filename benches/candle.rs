@@ -27,7 +27,8 @@ async fn main() -> support::Result<()> {
         Some(path) => path.into(),
         None => support::smollm2_gguf().await?,
     };
-    let ours = load_model(&path, LoadConfig::new()).await?;
+    // Every run computes its prompt anew.
+    let ours = load_model(&path, LoadConfig::new().prefix_cache_tokens(0)).await?;
     let mut theirs = load_candle(&path)?;
     let (mut our_runs, mut their_runs, mut together) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
