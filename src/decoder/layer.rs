@@ -18,6 +18,8 @@ pub struct Layer {
     attention_norm: RmsNorm,
     query: Linear,
     key: Linear,
+    /// Of the queries and keys of each head.
+    qk_norm: Option<[RmsNorm; 2]>,
     value: Linear,
     out: Linear,
     mlp_norm: RmsNorm,
@@ -32,12 +34,18 @@ impl Layer {
         let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
         let (queries, keys) = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim);
         let linear = |part: &str, shape, bias| load.linear(&name(part), shape, bias);
+        let head_norm = |part: &str| load.norm(&name(part), spec.head_dim, spec.norm_eps);
+        let qk_norm = match spec.qk_norm {
+            true => Some([head_norm("self_attn.q_norm")?, head_norm("self_attn.k_norm")?]),
+            false => None,
+        };
         Ok(Self {
             heads: spec.heads(),
             isa: Isa::detect(),
             attention_norm: load.norm(&name("input_layernorm"), hidden, spec.norm_eps)?,
             query: linear("self_attn.q_proj", [queries, hidden], spec.qkv_bias)?,
             key: linear("self_attn.k_proj", [keys, hidden], spec.qkv_bias)?,
+            qk_norm,
             value: linear("self_attn.v_proj", [keys, hidden], spec.qkv_bias)?,
             out: linear("self_attn.o_proj", [hidden, queries], spec.out_bias)?,
             mlp_norm: load.norm(&name("post_attention_layernorm"), hidden, spec.norm_eps)?,
@@ -70,8 +78,11 @@ impl Layer {
 
     fn attend(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &mut LayerCache) -> Result<Tensor> {
         let Heads { num_heads, num_kv_heads, .. } = self.heads;
-        let queries = rotation.apply(&self.query.forward(x)?, num_heads)?;
-        let keys = rotation.apply(&self.key.forward(x)?, num_kv_heads)?;
+        let (mut queries, mut keys) = (self.query.forward(x)?, self.key.forward(x)?);
+        if let Some([query_norm, key_norm]) = &self.qk_norm {
+            (queries, keys) = (query_norm.forward(&queries)?, key_norm.forward(&keys)?);
+        }
+        let (queries, keys) = (rotation.apply(&queries, num_heads)?, rotation.apply(&keys, num_kv_heads)?);
         cache.store(batch, &keys, &self.value.forward(x)?)?;
         let attention = PagedAttention { batch, heads: self.heads, isa: self.isa };
         self.out.forward(&attention.forward(&queries, cache)?)

@@ -15,10 +15,11 @@ impl RmsNorm {
         Self { weight, eps: eps as f32, isa: Isa::detect() }
     }
 
-    /// Normalises each row of `x`, `[rows, size]`.
+    /// Normalises each piece of `x` that is as long as the weight: `[rows, size]`, or `[rows, heads * size]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if !x.device().is_cpu() {
-            return candle_nn::ops::rms_norm(&x.contiguous()?, &self.weight, self.eps);
+            let pieces = x.contiguous()?.reshape(((), self.weight.elem_count()))?;
+            return candle_nn::ops::rms_norm(&pieces, &self.weight, self.eps)?.reshape(x.shape());
         }
         map([x, &self.weight], |[x, weight]| rms_norm(x, weight, self.eps, self.isa))
     }

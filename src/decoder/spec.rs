@@ -21,6 +21,8 @@ pub struct Spec {
     /// Whether the attention's output projection has a bias.
     pub out_bias: bool,
     pub mlp_bias: bool,
+    /// Whether the queries and keys of each head are normalised.
+    pub qk_norm: bool,
     /// Whether the output head is the embedding matrix.
     pub tie_word_embeddings: bool,
     pub rope: RopeSpec,

@@ -8,7 +8,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 GREEDY_TOKENS = 24
 
@@ -246,7 +246,7 @@ def random_model(config, seed, std=0.2, embedding_std=0.2, loudness=0.0):
     `loudness` varies the lengths of the rows of the output matrix: a few tokens then lead by more.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = LlamaForCausalLM(config).to(torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if "norm" in name:

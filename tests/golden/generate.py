@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import common
 import gguf_files
@@ -45,7 +45,8 @@ CONVERSATION = [
 
 @dataclass
 class Model:
-    """A model to write: `config` are the keys of config.json, of transformers 4 if `v4`."""
+    """A model to write: `config` are the keys of config.json, of transformers 4 if `v4`. It is a llama unless
+    they have a `model_type`."""
 
     name: str
     tokenizer: object
@@ -125,6 +126,17 @@ def models():
             shape(32, 64, 4, 2, rope_theta=10000.0, rope_scaling=None),
             dtype=torch.bfloat16, v4=True, eos_token_id=[2, 300, 399],
         ),
+        Model(
+            "qwen2", gpt2,
+            shape(48, 64, 6, 2, model_type="qwen2", tie_word_embeddings=True, use_sliding_window=False,
+                  sliding_window=64, max_window_layers=1, rope_theta=1000.0, rope_scaling=None),
+            v4=True,
+        ),
+        Model(
+            "qwen3", gpt2,
+            shape(40, 56, 6, 3, model_type="qwen3", head_dim=16, rms_norm_eps=1e-6, attention_bias=True,
+                  rope_parameters={"rope_type": "default", "rope_theta": 2000.0}),
+        ),
     ]
 
 
@@ -153,15 +165,16 @@ def write_model(model, folder):
 def write_weights(model, folder, seed):
     """Weights and configurations; those of transformers 4 are spelt out, those of 5 are as it saves them."""
     keys = {"vocab_size": len(model.tokenizer), "bos_token_id": model.tokenizer.bos_token_id}
-    keys |= {"eos_token_id": model.eos_token_id} | model.config
-    network = common.random_model(LlamaConfig(**json.loads(json.dumps(keys))), seed).to(model.dtype)
+    keys |= {"eos_token_id": model.eos_token_id, "model_type": "llama"} | model.config
+    config = AutoConfig.for_model(**json.loads(json.dumps(keys)))
+    network = common.random_model(config, seed).to(model.dtype)
     network.generation_config.eos_token_id = model.eos_token_id
     for old in folder.glob("*.safetensors*"):
         old.unlink()
     network.save_pretrained(folder, max_shard_size=model.shard)
     if model.v4:
         dtype = str(model.dtype).removeprefix("torch.")
-        first = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": dtype}
+        first = {"architectures": [type(network).__name__], "model_type": keys["model_type"], "torch_dtype": dtype}
         version = {"transformers_version": "4.44.0"}
         common.write_json(folder / "config.json", first | keys | version, indent=2)
         generation = {"_from_model_config": True, "bos_token_id": keys["bos_token_id"]}

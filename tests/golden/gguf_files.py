@@ -10,7 +10,7 @@ import gguf
 import torch
 from gguf import GGMLQuantizationType as Quant
 from gguf import TokenType
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import common
 import templates
@@ -24,6 +24,8 @@ NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -70,6 +72,8 @@ def files():
         File("tiny-q4_0.gguf", "gpt2", large, Quant.Q4_0, Quant.Q8_0, kind.MOSTLY_Q4_0, seed=2613, **clear),
         File("tiny-rope-freqs.gguf", "llama3", one_layer | {"head_dim": 16, "rope_parameters": llama3}),
         File("tiny-spm.gguf", "spm", one_layer),
+        File("tiny-qwen2.gguf", "gpt2", one_layer | {"model_type": "qwen2"}),
+        File("tiny-qwen3.gguf", "gpt2", one_layer | {"model_type": "qwen3", "head_dim": 16}),
     ]
 
 
@@ -89,9 +93,10 @@ def write(folder):
 
 def write_file(file, tokenizer, path):
     """Writes the file with the first seed whose greedy tokens are clear; returns its expectations."""
-    config = LlamaConfig(
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    config = AutoConfig.for_model(
         vocab_size=len(tokenizer), max_position_embeddings=512, rms_norm_eps=1e-5,
-        **{"num_hidden_layers": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}} | file.config,
+        **{"model_type": "llama", "num_hidden_layers": 2, "rope_parameters": rope} | file.config,
     )
     config._attn_implementation = "eager"
     for seed in itertools.count(file.seed):
@@ -108,7 +113,7 @@ def write_file(file, tokenizer, path):
 
 
 def write_gguf(file, model, tokenizer, path):
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, model.config.model_type)
     add_hyperparameters(writer, file, model.config)
     {"gpt2": add_bpe, "llama3": add_bpe, "spm": add_spm}[file.tokenizer](writer, tokenizer)
     if model.config.rope_parameters["rope_type"] == "llama3":
@@ -129,7 +134,7 @@ def write_gguf(file, model, tokenizer, path):
 def read_gguf(path, config):
     """The model of a file's weights, dequantised to f32."""
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    model = LlamaForCausalLM(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     state = {}
     for name in model.state_dict():
         tensor = tensors.get(gguf_name(name)) or tensors["token_embd.weight"]
@@ -148,7 +153,9 @@ def gguf_name(name):
 
 
 def permute(name, weight, config, back=False):
-    """GGUF's llama rotates neighbouring rows of a head; Hugging Face's rotates the two halves."""
+    """GGUF's llama rotates neighbouring rows of a head; Hugging Face's and others rotate the two halves."""
+    if config.model_type != "llama":
+        return weight
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     heads = next((n for key, n in heads.items() if key in name), None)
     if heads is None:
@@ -183,10 +190,11 @@ def add_hyperparameters(writer, file, config):
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
-    if config.head_dim != config.hidden_size // config.num_attention_heads:
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(head_dim)
+    if head_dim != config.hidden_size // config.num_attention_heads:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
 
 
 def add_bpe(writer, tokenizer):

@@ -91,6 +91,16 @@ async fn a_sentence_piece_tokenizer_and_several_ends_of_text() {
 }
 
 #[tokio::test]
+async fn qwen2_with_biases_and_tied_embeddings() {
+    check_directory("qwen2").await;
+}
+
+#[tokio::test]
+async fn qwen3_with_norms_of_queries_and_keys() {
+    check_directory("qwen3").await;
+}
+
+#[tokio::test]
 async fn gguf_files() {
     let expected = read_json("gguf/expected.json");
     for (name, entry) in expected.as_object().unwrap() {
@@ -106,7 +116,9 @@ async fn gguf_files() {
 #[tokio::test]
 async fn keys_and_values_in_16_bits_keep_the_greedy_tokens() {
     let in_16_bits = || LoadConfig::new().kv_cache_type(KvCacheType::F16);
-    for name in ["mha_tied", "gqa_llama3", "bias_linear", "mqa_yarn", "mqa_yarn_v4", "spm_gqa", "yarn_mscale"] {
+    for name in
+        ["mha_tied", "gqa_llama3", "bias_linear", "mqa_yarn", "mqa_yarn_v4", "spm_gqa", "yarn_mscale", "qwen2", "qwen3"]
+    {
         let model = golden_model_with(name, in_16_bits()).await;
         check(name, &*model, &read_json(&format!("{name}/expected.json"))["prompts"], 3e-3).await;
     }

@@ -124,3 +124,8 @@ fn quantised_weights() {
     answers_stay_the_same("gguf/tiny-q4_0.gguf", 40);
     answers_stay_the_same("gguf/tiny-q8_0.gguf", 40);
 }
+
+#[test]
+fn with_norms_of_queries_and_keys() {
+    answers_stay_the_same("qwen3", 20);
+}

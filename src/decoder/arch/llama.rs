@@ -1,6 +1,6 @@
 //! Llama 1 to 3.x and the many models of its shape (SmolLM2, Yi, TinyLlama, DeepSeek distillations).
 
-use super::rope;
+use super::base;
 use crate::{
     Error, Result,
     decoder::{Spec, arch::supported},
@@ -9,37 +9,12 @@ use crate::{
 
 pub fn spec(config: &Config) -> Result<Spec> {
     refuse_experts(config)?;
-    let hidden_size = config.size("hidden_size")?;
-    let num_heads = config.size("num_attention_heads")?;
-    let num_kv_heads = config.opt_usize("num_key_value_heads")?.unwrap_or(num_heads);
-    if num_kv_heads == 0 || num_heads % num_kv_heads != 0 {
-        return Err(config.bad("num_key_value_heads", &format!("does not divide the {num_heads} query heads")));
-    }
-    let head_dim = config.opt_usize("head_dim")?.unwrap_or(hidden_size / num_heads);
-    if head_dim == 0 || head_dim % 2 != 0 {
-        return Err(config.bad("head_dim", &format!("heads of {head_dim} have no rotary pairs")));
-    }
-    if let Some(activation) = config.opt_str("hidden_act")?.filter(|name| *name != "silu") {
-        return Err(config.bad("hidden_act", &format!("{activation} is not an activation of llama")));
-    }
-    let max_positions = config.size("max_position_embeddings")?;
     let attention_bias = config.bool_or("attention_bias", false)?;
     Ok(Spec {
-        architecture: "llama",
-        vocab_size: config.size("vocab_size")?,
-        hidden_size,
-        intermediate_size: config.size("intermediate_size")?,
-        num_layers: config.size("num_hidden_layers")?,
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        max_positions,
-        norm_eps: config.positive("rms_norm_eps")?,
         qkv_bias: attention_bias,
         out_bias: config.bool_or("attention_out_bias", attention_bias)?,
         mlp_bias: config.bool_or("mlp_bias", false)?,
-        tie_word_embeddings: config.bool_or("tie_word_embeddings", false)?,
-        rope: rope::spec(config, max_positions, head_dim)?,
+        ..base::spec(config, "llama", None)?
     })
 }
 

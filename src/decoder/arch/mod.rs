@@ -1,6 +1,8 @@
 //! The architectures: each a function from a model's configuration to a [`Spec`].
 
+mod base;
 mod llama;
+mod qwen;
 mod rope;
 
 use super::Spec;
@@ -10,7 +12,7 @@ use crate::{Error, Result, weights::Config};
 type ReadSpec = fn(&Config) -> Result<Spec>;
 
 /// The `model_type` of each architecture and what reads it.
-const ARCHITECTURES: [(&str, ReadSpec); 1] = [("llama", llama::spec)];
+const ARCHITECTURES: [(&str, ReadSpec); 3] = [("llama", llama::spec), ("qwen2", qwen::qwen2), ("qwen3", qwen::qwen3)];
 
 /// The architectures that are there.
 pub fn supported() -> Vec<String> {
