@@ -20,6 +20,8 @@ pub struct Layer {
     key: Linear,
     /// Of the queries and keys of each head.
     qk_norm: Option<[RmsNorm; 2]>,
+    /// Whether queries and keys are turned by their positions.
+    rope: bool,
     value: Linear,
     out: Linear,
     mlp_norm: RmsNorm,
@@ -46,6 +48,7 @@ impl Layer {
             query: linear("self_attn.q_proj", [queries, hidden], spec.qkv_bias)?,
             key: linear("self_attn.k_proj", [keys, hidden], spec.qkv_bias)?,
             qk_norm,
+            rope: !spec.layers_without_rope.contains(&index),
             value: linear("self_attn.v_proj", [keys, hidden], spec.qkv_bias)?,
             out: linear("self_attn.o_proj", [hidden, queries], spec.out_bias)?,
             mlp_norm: load.norm(&name("post_attention_layernorm"), hidden, spec.norm_eps)?,
@@ -82,7 +85,9 @@ impl Layer {
         if let Some([query_norm, key_norm]) = &self.qk_norm {
             (queries, keys) = (query_norm.forward(&queries)?, key_norm.forward(&keys)?);
         }
-        let (queries, keys) = (rotation.apply(&queries, num_heads)?, rotation.apply(&keys, num_kv_heads)?);
+        if self.rope {
+            (queries, keys) = (rotation.apply(&queries, num_heads)?, rotation.apply(&keys, num_kv_heads)?);
+        }
         cache.store(batch, &keys, &self.value.forward(x)?)?;
         let attention = PagedAttention { batch, heads: self.heads, isa: self.isa };
         self.out.forward(&attention.forward(&queries, cache)?)

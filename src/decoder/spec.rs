@@ -26,6 +26,8 @@ pub struct Spec {
     /// Whether the output head is the embedding matrix.
     pub tie_word_embeddings: bool,
     pub rope: RopeSpec,
+    /// Layers whose queries and keys are not turned.
+    pub layers_without_rope: Vec<usize>,
 }
 
 impl Spec {

@@ -40,6 +40,11 @@ impl Config {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether a key is there, be it null.
+    pub fn mentions(&self, key: &str) -> bool {
+        self.values.contains_key(key)
+    }
+
     /// An error about the value of `key`.
     pub fn bad(&self, key: &str, why: &str) -> Error {
         let value = self.values.get(key).unwrap_or(&Value::Null).to_string();
@@ -95,7 +100,7 @@ impl Config {
             Value::Array(values) => values.iter().map(id).collect(),
             value => id(value).map(|id| vec![id]),
         };
-        ids.ok_or_else(|| self.bad(key, "not a token id or a list of them"))
+        ids.ok_or_else(|| self.bad(key, "not a whole number or a list of them"))
     }
 
     pub fn opt_f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {

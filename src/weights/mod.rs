@@ -167,11 +167,12 @@ impl Checkpoint {
         Err(Error::model(path, reason))
     }
 
-    /// llama.cpp stores the rows of llama's queries and keys so that the two halves of a rotary
+    /// llama.cpp stores the rows of some architectures' queries and keys so that the two halves of a rotary
     /// pair are neighbours; this undoes it. Quantisation runs along rows, so whole rows move.
     fn in_hugging_face_order<'a>(&self, name: &str, bytes: &'a [u8], rows: usize) -> Result<Cow<'a, [u8]>> {
         let rotated = name.contains(".q_proj.") || name.contains(".k_proj.");
-        if !rotated || !matches!(self.store, Store::Gguf(_)) || self.config.opt_str("model_type")? != Some("llama") {
+        let arch = self.config.opt_str("model_type")?.unwrap_or_default();
+        if !rotated || !matches!(self.store, Store::Gguf(_)) || !gguf::pairs_neighbours(arch) {
             return Ok(Cow::Borrowed(bytes));
         }
         let head_dim = match self.config.opt_usize("head_dim")? {

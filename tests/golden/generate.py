@@ -133,6 +133,17 @@ def models():
             v4=True,
         ),
         Model(
+            "mistral_spm", spm,
+            shape(40, 48, 4, 2, model_type="mistral", head_dim=14, sliding_window=None, rope_theta=3000.0),
+            v4=True,
+        ),
+        Model(
+            "smollm3", gpt2,
+            shape(48, 56, 4, 2, model_type="smollm3", num_hidden_layers=3, no_rope_layers=[1, 0, 1],
+                  tie_word_embeddings=True, pad_token_id=0,
+                  rope_parameters={"rope_type": "default", "rope_theta": 700.0}),
+        ),
+        Model(
             "qwen3", gpt2,
             shape(40, 56, 6, 3, model_type="qwen3", head_dim=16, rms_norm_eps=1e-6, attention_bias=True,
                   rope_parameters={"rope_type": "default", "rope_theta": 2000.0}),

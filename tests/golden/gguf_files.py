@@ -73,6 +73,7 @@ def files():
         File("tiny-rope-freqs.gguf", "llama3", one_layer | {"head_dim": 16, "rope_parameters": llama3}),
         File("tiny-spm.gguf", "spm", one_layer),
         File("tiny-qwen2.gguf", "gpt2", one_layer | {"model_type": "qwen2"}),
+        File("tiny-smollm3.gguf", "gpt2", small | {"model_type": "smollm3", "num_hidden_layers": 4, "pad_token_id": 0}),
         File("tiny-qwen3.gguf", "gpt2", one_layer | {"model_type": "qwen3", "head_dim": 16}),
     ]
 
@@ -153,8 +154,8 @@ def gguf_name(name):
 
 
 def permute(name, weight, config, back=False):
-    """GGUF's llama rotates neighbouring rows of a head; Hugging Face's and others rotate the two halves."""
-    if config.model_type != "llama":
+    """Some of GGUF's rotate neighbouring rows of a head; Hugging Face's and others rotate the two halves."""
+    if config.model_type not in ["llama", "smollm3"]:
         return weight
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     heads = next((n for key, n in heads.items() if key in name), None)

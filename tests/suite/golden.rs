@@ -101,6 +101,16 @@ async fn qwen3_with_norms_of_queries_and_keys() {
 }
 
 #[tokio::test]
+async fn mistral_with_odd_heads() {
+    check_directory("mistral_spm").await;
+}
+
+#[tokio::test]
+async fn smollm3_with_a_layer_without_positions() {
+    check_directory("smollm3").await;
+}
+
+#[tokio::test]
 async fn gguf_files() {
     let expected = read_json("gguf/expected.json");
     for (name, entry) in expected.as_object().unwrap() {
@@ -116,9 +126,19 @@ async fn gguf_files() {
 #[tokio::test]
 async fn keys_and_values_in_16_bits_keep_the_greedy_tokens() {
     let in_16_bits = || LoadConfig::new().kv_cache_type(KvCacheType::F16);
-    for name in
-        ["mha_tied", "gqa_llama3", "bias_linear", "mqa_yarn", "mqa_yarn_v4", "spm_gqa", "yarn_mscale", "qwen2", "qwen3"]
-    {
+    for name in [
+        "mha_tied",
+        "gqa_llama3",
+        "bias_linear",
+        "mqa_yarn",
+        "mqa_yarn_v4",
+        "spm_gqa",
+        "yarn_mscale",
+        "qwen2",
+        "qwen3",
+        "mistral_spm",
+        "smollm3",
+    ] {
         let model = golden_model_with(name, in_16_bits()).await;
         check(name, &*model, &read_json(&format!("{name}/expected.json"))["prompts"], 3e-3).await;
     }

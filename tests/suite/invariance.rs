@@ -126,6 +126,7 @@ fn quantised_weights() {
 }
 
 #[test]
-fn with_norms_of_queries_and_keys() {
+fn norms_of_queries_and_keys_and_a_layer_without_positions() {
     answers_stay_the_same("qwen3", 20);
+    answers_stay_the_same("smollm3", 20);
 }

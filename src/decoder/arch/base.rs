@@ -37,5 +37,6 @@ pub fn spec(config: &Config, architecture: &'static str, head_dim: Option<usize>
         qk_norm: false,
         tie_word_embeddings: config.bool_or("tie_word_embeddings", false)?,
         rope: rope::spec(config, max_positions, head_dim)?,
+        layers_without_rope: Vec::new(),
     })
 }

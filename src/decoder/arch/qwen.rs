@@ -1,6 +1,6 @@
 //! Qwen 2, 2.5 and 3, and what is distilled into them.
 
-use super::base;
+use super::{base, refuse_windows};
 use crate::{Result, decoder::Spec, weights::Config};
 
 pub fn qwen2(config: &Config) -> Result<Spec> {
@@ -17,16 +17,4 @@ pub fn qwen3(config: &Config) -> Result<Spec> {
         qk_norm: true,
         ..base::spec(config, "qwen3", Some(128))?
     })
-}
-
-/// The published models attend to everything.
-fn refuse_windows(config: &Config) -> Result<()> {
-    if config.bool_or("use_sliding_window", false)? {
-        return Err(config.bad("use_sliding_window", "sliding windows are not supported"));
-    }
-    let layers = config.get("layer_types").and_then(|layers| layers.as_array());
-    match layers.into_iter().flatten().find(|layer| *layer != "full_attention") {
-        Some(layer) => Err(config.bad("layer_types", &format!("{layer} is not supported"))),
-        None => Ok(()),
-    }
 }

@@ -15,7 +15,7 @@ use candle_core::{DType, quantized::GgmlDType};
 use memmap2::Mmap;
 
 pub use metadata::{Array, Metadata};
-pub use names::{config, tensor_name};
+pub use names::{config, pairs_neighbours, tensor_name};
 use reader::Reader;
 
 use super::{RawTensor, mmap};

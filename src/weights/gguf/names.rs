@@ -35,6 +35,11 @@ pub fn tensor_name(name: &str) -> Option<String> {
     Some(format!("blk.{layer}.{module}.{parameter}"))
 }
 
+/// Whether the two halves of a rotary pair are neighbouring rows in this architecture's files.
+pub fn pairs_neighbours(arch: &str) -> bool {
+    matches!(arch, "llama" | "smollm3")
+}
+
 /// The metadata under the keys of `config.json`.
 pub fn config(file: &GgufFile) -> Result<Config> {
     let metadata = &file.metadata;
