@@ -285,8 +285,7 @@ fn best(logits: &[f32], count: usize) -> Vec<Candidate> {
     let mut enough = f32::NEG_INFINITY;
     for (logits, ids) in logits.chunks(FEW).zip((0..).step_by(FEW)) {
         // Of equals the first ones count, and those are there already.
-        let better = |logit: f32| logit > enough;
-        if best.len() >= count && !logits.iter().fold(false, |found, logit| found | better(*logit)) {
+        if best.len() >= count && !logits.iter().fold(false, |found, logit| found | (*logit > enough)) {
             continue;
         }
         for (logit, id) in logits.iter().zip(ids..) {
@@ -315,7 +314,7 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, share: f64) {
     }
     let mut bins = [0f64; BINS];
     for (weight, _) in candidates.iter() {
-        bins[bin(*weight)] += f64::from(*weight);
+        bins[bin(*weight).min(BINS - 1)] += f64::from(*weight);
     }
     let mut sum = 0.0;
     let last_bin = bins.iter().rposition(|bin| {
@@ -477,5 +476,8 @@ mod tests {
     fn logits_that_are_no_numbers_are_an_error() {
         let mut sampler = Sampler::new(&GenerateConfig::new(), &[], 0);
         assert!(matches!(sampler.sample(&[0.0, f32::NAN]), Err(Error::Internal { .. })));
+        // All impossible is no reason to panic.
+        let mut sampler = Sampler::new(&GenerateConfig::new().temperature(1.0).top_p(0.5), &[], 0);
+        assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3]).unwrap().0, 0);
     }
 }
