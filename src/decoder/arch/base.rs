@@ -3,8 +3,8 @@
 use super::rope;
 use crate::{Result, decoder::Spec, weights::Config};
 
-/// A decoder without biases; heads are `head_dim` wide unless the configuration says otherwise, which may leave
-/// it to the hidden size.
+/// A decoder with the biases that the configuration names. Where it names no `head_dim`, that is the one given here,
+/// or else what the hidden size leaves to each head.
 pub fn spec(config: &Config, architecture: &'static str, head_dim: Option<usize>) -> Result<Spec> {
     let hidden_size = config.size("hidden_size")?;
     let num_heads = config.size("num_attention_heads")?;
@@ -19,6 +19,7 @@ pub fn spec(config: &Config, architecture: &'static str, head_dim: Option<usize>
     if let Some(activation) = config.opt_str("hidden_act")?.filter(|name| *name != "silu") {
         return Err(config.bad("hidden_act", &format!("{activation} is not an activation of {architecture}")));
     }
+    let attention_bias = config.bool_or("attention_bias", false)?;
     let max_positions = config.size("max_position_embeddings")?;
     Ok(Spec {
         architecture,
@@ -31,9 +32,9 @@ pub fn spec(config: &Config, architecture: &'static str, head_dim: Option<usize>
         head_dim,
         max_positions,
         norm_eps: config.positive("rms_norm_eps")?,
-        qkv_bias: false,
-        out_bias: false,
-        mlp_bias: false,
+        qkv_bias: attention_bias,
+        out_bias: config.bool_or("attention_out_bias", attention_bias)?,
+        mlp_bias: config.bool_or("mlp_bias", false)?,
         qk_norm: false,
         tie_word_embeddings: config.bool_or("tie_word_embeddings", false)?,
         rope: rope::spec(config, max_positions, head_dim)?,

@@ -9,13 +9,7 @@ use crate::{
 
 pub fn spec(config: &Config) -> Result<Spec> {
     refuse_experts(config)?;
-    let attention_bias = config.bool_or("attention_bias", false)?;
-    Ok(Spec {
-        qkv_bias: attention_bias,
-        out_bias: config.bool_or("attention_out_bias", attention_bias)?,
-        mlp_bias: config.bool_or("mlp_bias", false)?,
-        ..base::spec(config, "llama", None)?
-    })
+    base::spec(config, "llama", None)
 }
 
 /// GGUF calls mixtures of experts "llama", too.

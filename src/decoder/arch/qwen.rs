@@ -5,16 +5,10 @@ use crate::{Result, decoder::Spec, weights::Config};
 
 pub fn qwen2(config: &Config) -> Result<Spec> {
     refuse_windows(config)?;
-    Ok(Spec { qkv_bias: true, ..base::spec(config, "qwen2", None)? })
+    Ok(Spec { qkv_bias: true, out_bias: false, ..base::spec(config, "qwen2", None)? })
 }
 
 pub fn qwen3(config: &Config) -> Result<Spec> {
     refuse_windows(config)?;
-    let attention_bias = config.bool_or("attention_bias", false)?;
-    Ok(Spec {
-        qkv_bias: attention_bias,
-        out_bias: config.bool_or("attention_out_bias", attention_bias)?,
-        qk_norm: true,
-        ..base::spec(config, "qwen3", Some(128))?
-    })
+    Ok(Spec { qk_norm: true, ..base::spec(config, "qwen3", Some(128))? })
 }

@@ -5,15 +5,8 @@ use crate::{Result, decoder::Spec, weights::Config};
 
 pub fn spec(config: &Config) -> Result<Spec> {
     refuse_windows(config)?;
-    let attention_bias = config.bool_or("attention_bias", false)?;
     let spec = base::spec(config, "smollm3", None)?;
-    Ok(Spec {
-        qkv_bias: attention_bias,
-        out_bias: config.bool_or("attention_out_bias", attention_bias)?,
-        mlp_bias: config.bool_or("mlp_bias", false)?,
-        layers_without_rope: layers_without_rope(config, spec.num_layers)?,
-        ..spec
-    })
+    Ok(Spec { layers_without_rope: layers_without_rope(config, spec.num_layers)?, ..spec })
 }
 
 /// `no_rope_layers` has a 0 for each of them, else every fourth is one.
