@@ -1,43 +1,108 @@
 use candle_core::{D, Result, Tensor};
 
 use super::{
-    Batch, Span,
+    Batch, Span, Spec,
     kv_cache::{BLOCK_TOKENS, LayerCache},
-    linear::map,
+    linear::{Linear, map},
+    load::Loader,
+    norm::Norm,
+    rope::Rotation,
+    spec::{LayerSpec, NormOver},
 };
 use crate::kernels::{
     Isa,
-    attention::{Heads, PagedCache, Sequence, attend},
+    attention::{Heads, PagedCache, Scoring, Sequence, attend},
 };
 
-/// Causal attention of a packed batch over a paged cache.
-pub struct PagedAttention<'a> {
-    pub batch: &'a Batch,
-    pub heads: Heads,
-    pub isa: Isa,
+/// The attention of a layer with its projections.
+pub struct Attention {
+    heads: Heads,
+    scoring: Scoring,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    /// Of queries and of keys.
+    norms: Option<[Norm; 2]>,
+    /// Which rotation turns queries and keys by their positions.
+    rope: Option<usize>,
+    out: Linear,
+    isa: Isa,
 }
 
-impl PagedAttention<'_> {
+impl Attention {
+    pub fn load(load: &Loader<'_>, spec: &Spec, layer: &LayerSpec) -> crate::Result<Self> {
+        let heads = spec.heads();
+        let names = &load.layout.names;
+        let [query, key, value] = load.qkv(spec)?;
+        let norm = |name, heads: usize| {
+            spec.attention.qk_norm.map(|norm| {
+                let head_dim = spec.attention.head_dim;
+                let (len, size) = match norm.over {
+                    NormOver::Head => (head_dim, head_dim),
+                    NormOver::EachHead => (heads * head_dim, head_dim),
+                    NormOver::All => (heads * head_dim, heads * head_dim),
+                };
+                load.norm(name, norm.norm, len, size)
+            })
+        };
+        let norms = (norm(names.query_norm, heads.num_heads), norm(names.key_norm, heads.num_kv_heads));
+        let norms = match norms {
+            (Some(queries), Some(keys)) => Some([queries?, keys?]),
+            _ => None,
+        };
+        let width = heads.num_heads * heads.head_dim;
+        Ok(Self {
+            heads,
+            scoring: spec.scoring(layer),
+            query,
+            key,
+            value,
+            norms,
+            rope: layer.rope,
+            out: load.linear(names.out, [spec.hidden_size, width], spec.attention.out_bias)?,
+            isa: Isa::detect(),
+        })
+    }
+
+    /// The memory the matrices take.
+    pub fn bytes(&self) -> usize {
+        [&self.query, &self.key, &self.value, &self.out].iter().map(|linear| linear.bytes()).sum()
+    }
+
+    /// Stores the keys and values of `x`, `[rows, hidden]`, and gives what attends to them and those before.
+    pub fn forward(&self, x: &Tensor, batch: &Batch, ropes: &[Rotation], cache: &mut LayerCache) -> Result<Tensor> {
+        let (mut queries, mut keys) = (self.query.forward(x)?, self.key.forward(x)?);
+        if let Some([query_norm, key_norm]) = &self.norms {
+            (queries, keys) = (query_norm.forward(&queries)?, key_norm.forward(&keys)?);
+        }
+        if let Some(rope) = self.rope.map(|rope| &ropes[rope]) {
+            let head_dim = self.heads.head_dim;
+            (queries, keys) = (rope.apply(&queries, head_dim)?, rope.apply(&keys, head_dim)?);
+        }
+        cache.store(batch, &keys, &self.value.forward(x)?)?;
+        self.out.forward(&self.attend(batch, &queries, cache)?)
+    }
+
     /// Attends from `queries`, `[rows, num_heads * head_dim]`, to the cached keys and values of each
     /// row's own sequence up to the row's position. Same shape back.
-    pub fn forward(&self, queries: &Tensor, cache: &LayerCache) -> Result<Tensor> {
+    fn attend(&self, batch: &Batch, queries: &Tensor, cache: &LayerCache) -> Result<Tensor> {
         match cache {
-            LayerCache::Paged(cache) => self.paged(queries, cache),
+            LayerCache::Paged(cache) => self.paged(batch, queries, cache),
             LayerCache::Tensors { keys, values } => {
-                let spans = self.batch.spans.iter().map(|span| self.gathered(span, queries, keys, values));
+                let spans = batch.spans.iter().map(|span| self.gathered(span, queries, keys, values));
                 Tensor::cat(&spans.collect::<Result<Vec<_>>>()?, 0)
             }
         }
     }
 
-    fn paged(&self, queries: &Tensor, cache: &PagedCache) -> Result<Tensor> {
-        let spans = self.batch.spans.iter();
+    fn paged(&self, batch: &Batch, queries: &Tensor, cache: &PagedCache) -> Result<Tensor> {
+        let spans = batch.spans.iter();
         let sequences: Vec<Sequence<'_>> = spans
             .map(|span| Sequence { rows: span.len, context_len: span.context_len, blocks: &span.blocks })
             .collect();
         map([queries], |[queries]| {
             let mut out = vec![0f32; queries.len()];
-            attend(&sequences, queries, cache, self.isa, &mut out);
+            attend(&sequences, queries, cache, self.scoring, self.isa, &mut out);
             out
         })
     }
@@ -57,10 +122,15 @@ impl PagedAttention<'_> {
         let (keys, values) = (cached(keys)?, cached(values)?);
         let queries = queries.narrow(0, span.start, span.len)?.reshape((span.len, num_heads, head_dim))?;
         let queries = queries.transpose(0, 1)?.contiguous()?;
-        let scores = (queries.matmul(&keys.t()?)? * self.heads.scale())?;
+        let mut scores = (queries.matmul(&keys.t()?)? * f64::from(self.scoring.scale))?;
+        if let Some(cap) = self.scoring.softcap.map(f64::from) {
+            scores = ((scores / cap)?.tanh()? * cap)?;
+        }
         let first = span.context_len - span.len;
         let mask = (0..span.len).flat_map(|row| {
-            (0..span.context_len).map(move |key| if key <= first + row { 0.0 } else { f32::NEG_INFINITY })
+            let end = first + row + 1;
+            let seen = end.saturating_sub(self.scoring.window.unwrap_or(usize::MAX))..end;
+            (0..span.context_len).map(move |key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
         });
         let mask = Tensor::from_iter(mask, queries.device())?.reshape((1, span.len, span.context_len))?;
         let scores = scores.broadcast_add(&mask.to_dtype(scores.dtype())?)?;

@@ -20,6 +20,8 @@ pub struct Span {
     pub len: usize,
     /// Tokens of the sequence that are cached once this pass is done; `len` of them are new.
     pub context_len: usize,
+    /// How its positions are encoded: see [`Forward::regime`](super::Forward::regime).
+    pub regime: usize,
     /// The cache blocks that hold the sequence, in order.
     pub blocks: Vec<u32>,
 }

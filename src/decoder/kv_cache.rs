@@ -3,7 +3,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::{Batch, Spec, linear::with_f32};
 use crate::{
     Error,
-    kernels::{attention::PagedCache, panels::ElementType},
+    kernels::{
+        attention::{Heads, PagedCache},
+        panels::ElementType,
+    },
 };
 
 pub use crate::kernels::attention::BLOCK_TOKENS;
@@ -25,13 +28,14 @@ impl KvCache {
     /// Room for `blocks` blocks. On the CPU the memory is reserved, and resident once used.
     pub fn new(spec: &Spec, blocks: usize, dtype: DType, device: &Device) -> crate::Result<Self> {
         let layer = |_| LayerCache::new(spec, blocks, dtype, device);
-        Ok(Self { layers: (0..spec.num_layers).map(layer).collect::<crate::Result<_>>()? })
+        Ok(Self { layers: (0..spec.num_layers()).map(layer).collect::<crate::Result<_>>()? })
     }
 
     /// The memory one block takes.
     pub fn block_bytes(spec: &Spec, dtype: DType) -> usize {
         // Sizes that no tensor has been held against yet may be absurd.
-        let sizes = [2, spec.num_layers, spec.num_kv_heads, spec.head_dim, BLOCK_TOKENS, dtype.size_in_bytes()];
+        let Heads { num_kv_heads, head_dim, .. } = spec.heads();
+        let sizes = [2, spec.num_layers(), num_kv_heads, head_dim, BLOCK_TOKENS, dtype.size_in_bytes()];
         sizes.into_iter().fold(1, usize::saturating_mul)
     }
 
@@ -43,7 +47,8 @@ impl KvCache {
 impl LayerCache {
     fn new(spec: &Spec, blocks: usize, dtype: DType, device: &Device) -> crate::Result<Self> {
         if !device.is_cpu() {
-            let shape = (blocks * BLOCK_TOKENS, spec.num_kv_heads * spec.head_dim);
+            let Heads { num_kv_heads, head_dim, .. } = spec.heads();
+            let shape = (blocks * BLOCK_TOKENS, num_kv_heads * head_dim);
             let zeros = || Tensor::zeros(shape, dtype, device);
             return Ok(Self::Tensors { keys: zeros()?, values: zeros()? });
         }

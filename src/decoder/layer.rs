@@ -1,102 +1,62 @@
 use candle_core::{Result, Tensor};
 
 use super::{
-    Batch, Loader, Spec,
-    attention::PagedAttention,
-    kv_cache::LayerCache,
-    linear::{Linear, map},
-    norm::RmsNorm,
+    Batch, Spec, attention::Attention, kv_cache::LayerCache, linear::add, load::Loader, mlp::Mlp, norm::Norm,
     rope::Rotation,
 };
-use crate::kernels::{Isa, attention::Heads, rows};
 
-/// A transformer layer: attention and a gated feed-forward network, each behind a norm and added to
-/// the residual stream.
+/// A transformer layer: attention and a feed-forward network, which add to the residual stream.
 pub struct Layer {
-    heads: Heads,
-    isa: Isa,
-    attention_norm: RmsNorm,
-    query: Linear,
-    key: Linear,
-    /// Of the queries and keys of each head.
-    qk_norm: Option<[RmsNorm; 2]>,
-    /// Whether queries and keys are turned by their positions.
-    rope: bool,
-    value: Linear,
-    out: Linear,
-    mlp_norm: RmsNorm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    attention_norm: Option<Norm>,
+    attention: Attention,
+    attention_out_norm: Option<Norm>,
+    mlp_norm: Option<Norm>,
+    mlp: Mlp,
+    mlp_out_norm: Option<Norm>,
+    /// Whether both take the same input.
+    parallel: bool,
+    /// Multiplies what they add.
+    scale: f32,
 }
 
 impl Layer {
     pub fn load(load: &Loader<'_>, spec: &Spec, index: usize) -> crate::Result<Self> {
-        let name = |part: &str| format!("model.layers.{index}.{part}");
-        let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
-        let (queries, keys) = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim);
-        let linear = |part: &str, shape, bias| load.linear(&name(part), shape, bias);
-        let head_norm = |part: &str| load.norm(&name(part), spec.head_dim, spec.norm_eps);
-        let qk_norm = match spec.qk_norm {
-            true => Some([head_norm("self_attn.q_norm")?, head_norm("self_attn.k_norm")?]),
-            false => None,
-        };
+        let load = &load.layer(index);
+        let (order, names, hidden) = (spec.order, &load.layout.names, spec.hidden_size);
+        let norm = |there: bool, name| there.then(|| load.norm(name, spec.norm, hidden, hidden)).transpose();
         Ok(Self {
-            heads: spec.heads(),
-            isa: Isa::detect(),
-            attention_norm: load.norm(&name("input_layernorm"), hidden, spec.norm_eps)?,
-            query: linear("self_attn.q_proj", [queries, hidden], spec.qkv_bias)?,
-            key: linear("self_attn.k_proj", [keys, hidden], spec.qkv_bias)?,
-            qk_norm,
-            rope: !spec.layers_without_rope.contains(&index),
-            value: linear("self_attn.v_proj", [keys, hidden], spec.qkv_bias)?,
-            out: linear("self_attn.o_proj", [hidden, queries], spec.out_bias)?,
-            mlp_norm: load.norm(&name("post_attention_layernorm"), hidden, spec.norm_eps)?,
-            gate: linear("mlp.gate_proj", [inner, hidden], spec.mlp_bias)?,
-            up: linear("mlp.up_proj", [inner, hidden], spec.mlp_bias)?,
-            down: linear("mlp.down_proj", [hidden, inner], spec.mlp_bias)?,
+            attention_norm: norm(order.attention_norm, names.attention_norm)?,
+            attention: Attention::load(load, spec, &spec.layers[index])?,
+            attention_out_norm: norm(order.attention_out_norm, names.attention_out_norm)?,
+            mlp_norm: norm(order.mlp_norm, names.mlp_norm)?,
+            mlp: Mlp::load(load, &spec.layers[index].mlp, hidden)?,
+            mlp_out_norm: norm(order.mlp_out_norm, names.mlp_out_norm)?,
+            parallel: order.parallel,
+            scale: spec.residual_scale,
         })
     }
 
     /// The memory the matrices take.
     pub fn bytes(&self) -> usize {
-        let matrices = [&self.query, &self.key, &self.value, &self.out, &self.gate, &self.up, &self.down];
-        matrices.iter().map(|linear| linear.bytes()).sum()
+        self.attention.bytes() + self.mlp.bytes()
     }
 
     /// Maps the residual stream, `[rows, hidden]`, to the next layer's.
-    pub fn forward(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &mut LayerCache) -> Result<Tensor> {
-        let x = add(x, &self.attend(&self.attention_norm.forward(x)?, batch, rotation, cache)?)?;
-        let h = self.mlp_norm.forward(&x)?;
-        let h = self.silu_times(&self.gate.forward(&h)?, &self.up.forward(&h)?)?;
-        add(&x, &self.down.forward(&h)?)
-    }
-
-    fn silu_times(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        if !gate.device().is_cpu() {
-            return gate.silu()? * up;
-        }
-        map([gate, up], |[gate, up]| rows::silu_times(gate, up, self.isa))
-    }
-
-    fn attend(&self, x: &Tensor, batch: &Batch, rotation: &Rotation, cache: &mut LayerCache) -> Result<Tensor> {
-        let Heads { num_heads, num_kv_heads, .. } = self.heads;
-        let (mut queries, mut keys) = (self.query.forward(x)?, self.key.forward(x)?);
-        if let Some([query_norm, key_norm]) = &self.qk_norm {
-            (queries, keys) = (query_norm.forward(&queries)?, key_norm.forward(&keys)?);
-        }
-        if self.rope {
-            (queries, keys) = (rotation.apply(&queries, num_heads)?, rotation.apply(&keys, num_kv_heads)?);
-        }
-        cache.store(batch, &keys, &self.value.forward(x)?)?;
-        let attention = PagedAttention { batch, heads: self.heads, isa: self.isa };
-        self.out.forward(&attention.forward(&queries, cache)?)
+    pub fn forward(&self, x: &Tensor, batch: &Batch, ropes: &[Rotation], cache: &mut LayerCache) -> Result<Tensor> {
+        let attention_in = normed(self.attention_norm.as_ref(), x)?;
+        let attention = self.attention.forward(&attention_in, batch, ropes, cache)?;
+        let attention = normed(self.attention_out_norm.as_ref(), &attention)?;
+        let sum = add(x, &attention, self.scale)?;
+        let mlp_in = match (&self.mlp_norm, self.parallel) {
+            (Some(norm), true) => norm.forward(x)?,
+            (None, true) => attention_in,
+            (norm, false) => normed(norm.as_ref(), &sum)?,
+        };
+        let mlp = normed(self.mlp_out_norm.as_ref(), &self.mlp.forward(&mlp_in)?)?;
+        add(&sum, &mlp, self.scale)
     }
 }
 
-fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
-        return x + y;
-    }
-    map([x, y], |[x, y]| rows::add(x, y))
+fn normed(norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
+    norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
 }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Layout, Module, Result, Storage, Tensor, quantized::QMatMul};
 
 use crate::{
-    kernels::{Isa, dense::DenseMatrix, quantized::QuantMatrix},
+    kernels::{Isa, dense::DenseMatrix, quantized::QuantMatrix, rows},
     weights::Matrix,
 };
 
@@ -90,6 +90,14 @@ pub fn map<const N: usize>(tensors: [&Tensor; N], compute: impl FnOnce([&[f32]; 
         *slice = numbers(storage, layout)?;
     }
     Tensor::from_vec(compute(slices), tensors[0].shape(), &Device::Cpu)
+}
+
+/// `x + scale * y`.
+pub fn add(x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x + (y * f64::from(scale))?;
+    }
+    map([x, y], |[x, y]| rows::add(x, y, scale, Isa::detect()))
 }
 
 fn numbers<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {

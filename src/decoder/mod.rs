@@ -6,7 +6,10 @@ mod attention;
 mod batch;
 mod kv_cache;
 mod layer;
+mod layout;
 mod linear;
+mod load;
+mod mlp;
 mod norm;
 mod rope;
 mod spec;
@@ -19,17 +22,30 @@ pub use kv_cache::BLOCK_TOKENS;
 use kv_cache::KvCache;
 use layer::Layer;
 use linear::{Embedding, Linear};
-use norm::RmsNorm;
+use load::Loader;
+use norm::Norm;
 use rope::Rope;
+use spec::HeadSpec;
 pub use spec::Spec;
 
-use crate::{Error, Result, weights::Checkpoint};
+use crate::{
+    Error, Result,
+    kernels::{Isa, rows::scale_and_cap},
+    weights::Checkpoint,
+};
 
 /// What the engine runs: a forward pass over a packed batch.
 pub trait Forward: Send {
     /// Computes a batch, stores its keys and values, and returns the logits of the rows that
     /// [`Batch::sampled`] names: `[sampled rows, vocab_size]`. It runs on the caller's rayon threads.
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>>;
+
+    /// How positions are encoded in a sequence of `len` tokens, of which `prompt_len` were its prompt. What was
+    /// computed in one regime is of no use in another: a sequence whose regime changes is computed anew.
+    fn regime(&self, prompt_len: usize, len: usize) -> usize {
+        let _ = (prompt_len, len);
+        0
+    }
 }
 
 /// A decoder-only transformer with its weights and its key/value cache.
@@ -44,10 +60,13 @@ struct Network {
     device: Device,
     dtype: DType,
     embedding: Embedding,
+    /// The vectors of positions.
+    positions: Option<Embedding>,
+    embedding_norm: Option<Norm>,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: Norm,
     head: Linear,
-    rope: Rope,
+    ropes: Vec<Rope>,
 }
 
 /// Where and how a decoder's weights are placed.
@@ -64,17 +83,30 @@ pub struct Placement {
 impl Decoder {
     pub fn load(checkpoint: &Checkpoint, spec: Spec, placement: &Placement) -> Result<Self> {
         let Placement { device, dtype, cache_blocks, cache_dtype } = placement;
-        let load = Loader { checkpoint, device, dtype: *dtype };
+        let load = &Loader::new(checkpoint, &spec.layout, device, *dtype);
+        let names = &spec.layout.names;
         let vocabulary = [spec.vocab_size, spec.hidden_size];
-        let embedding = checkpoint.matrix("model.embed_tokens.weight", vocabulary, *dtype, device)?;
-        let embedding = Embedding::new(embedding, *dtype);
-        let head =
-            if spec.tie_word_embeddings { embedding.as_head()? } else { load.linear("lm_head", vocabulary, false)? };
-        let layers = (0..spec.num_layers).map(|i| Layer::load(&load, &spec, i)).collect::<Result<_>>()?;
-        let norm = load.norm("model.norm", spec.hidden_size, spec.norm_eps)?;
+        let embedding = |name, shape| Ok::<_, Error>(Embedding::new(load.matrix(name, shape)?, *dtype));
+        let norm = |name| load.norm(name, spec.norm, spec.hidden_size, spec.hidden_size);
+        let tokens = embedding(names.embedding, vocabulary)?;
+        let head = match spec.head.tied {
+            true => tokens.as_head()?,
+            false => load.linear(names.head, vocabulary, spec.head.bias)?,
+        };
+        let positions = [spec.max_positions, spec.hidden_size];
+        let network = Network {
+            embedding: tokens,
+            positions: spec.learned_positions.then(|| embedding(names.positions, positions)).transpose()?,
+            embedding_norm: spec.embedding_norm.then(|| norm(names.embedding_norm)).transpose()?,
+            layers: (0..spec.num_layers()).map(|layer| Layer::load(load, &spec, layer)).collect::<Result<_>>()?,
+            norm: norm(names.norm)?,
+            head,
+            ropes: spec.ropes.iter().map(|rope| Rope::new(rope, device)).collect(),
+            device: device.clone(),
+            dtype: *dtype,
+            spec: spec.clone(),
+        };
         let cache = KvCache::new(&spec, *cache_blocks, *cache_dtype, device)?;
-        let rope = Rope::new(&spec.rope, spec.head_dim, device);
-        let network = Network { spec, device: device.clone(), dtype: *dtype, embedding, layers, norm, head, rope };
         Ok(Self { network, cache })
     }
 
@@ -86,7 +118,7 @@ impl Decoder {
     /// The memory the weights take.
     pub fn weight_bytes(&self) -> usize {
         let Network { spec, embedding, layers, head, .. } = &self.network;
-        let head = if spec.tie_word_embeddings { 0 } else { head.bytes() };
+        let head = if spec.head.tied { 0 } else { head.bytes() };
         embedding.bytes() + head + layers.iter().map(Layer::bytes).sum::<usize>()
     }
 }
@@ -95,10 +127,20 @@ impl Network {
     /// Stores the keys and values of a batch and gives what its last layer does, `[rows, hidden]`.
     fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Tensor> {
         let tokens = Tensor::new(batch.tokens.as_slice(), &self.device)?;
-        let rotation = self.rope.at(&batch.positions, self.dtype)?;
+        let ropes =
+            self.ropes.iter().map(|rope| rope.at(batch, self.dtype)).collect::<candle_core::Result<Vec<_>>>()?;
         let mut x = self.embedding.forward(&tokens)?;
+        if self.spec.embedding_scale != 1.0 {
+            x = (x * self.spec.embedding_scale)?;
+        }
+        if let Some(positions) = &self.positions {
+            x = (x + positions.forward(&Tensor::new(batch.positions.as_slice(), &self.device)?)?)?;
+        }
+        if let Some(norm) = &self.embedding_norm {
+            x = norm.forward(&x)?;
+        }
         for (layer, cache) in self.layers.iter().zip(cache.layers()) {
-            x = layer.forward(&x, batch, &rotation, cache)?;
+            x = layer.forward(&x, batch, &ropes, cache)?;
         }
         Ok(x)
     }
@@ -107,7 +149,12 @@ impl Network {
     fn logits(&self, hidden: &Tensor, rows: &[u32]) -> candle_core::Result<Vec<f32>> {
         let rows = Tensor::new(rows, &self.device)?;
         let x = self.norm.forward(&hidden.index_select(&rows, 0)?)?;
-        self.head.forward_to_vec(&x)
+        let mut logits = self.head.forward_to_vec(&x)?;
+        let HeadSpec { scale, softcap, .. } = self.spec.head;
+        if scale != 1.0 || softcap.is_some() {
+            scale_and_cap(&mut logits, scale, softcap, Isa::detect());
+        }
+        Ok(logits)
     }
 }
 
@@ -124,27 +171,8 @@ impl Forward for Decoder {
         }
         Ok(network.logits(&hidden, &batch.sampled)?)
     }
-}
 
-/// Loads the parts of a decoder to where it runs.
-struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    device: &'a Device,
-    dtype: DType,
-}
-
-impl Loader<'_> {
-    fn linear(&self, name: &str, [rows, columns]: [usize; 2], bias: bool) -> Result<Linear> {
-        let weight = self.checkpoint.matrix(&format!("{name}.weight"), [rows, columns], self.dtype, self.device)?;
-        let bias = match bias {
-            true => Some(self.checkpoint.vector(&format!("{name}.bias"), rows, self.dtype, self.device)?),
-            false => None,
-        };
-        Ok(Linear::new(weight, bias)?)
-    }
-
-    fn norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm> {
-        let weight = self.checkpoint.vector(&format!("{name}.weight"), size, self.dtype, self.device)?;
-        Ok(RmsNorm::new(weight, eps))
+    fn regime(&self, prompt_len: usize, len: usize) -> usize {
+        self.network.ropes.iter().map(|rope| rope.regime(prompt_len, len)).max().unwrap_or(0)
     }
 }

@@ -1,18 +1,22 @@
 use std::f64::consts::PI;
 
-use candle_core::{Device, Result, Tensor};
-use candle_nn::rotary_emb::rope_thd;
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::rotary_emb::{rope_i, rope_thd};
 
 use super::{
+    Batch,
     linear::map,
     spec::{RopeScaling, RopeSpec},
 };
-use crate::kernels::{Isa, rows::rotate};
+use crate::kernels::{
+    Isa,
+    rows::{Pairs, rotate},
+};
 
-/// Rotary position embedding ([RoFormer](https://arxiv.org/abs/2104.09864)) of whole heads, the
-/// first half of a head paired with the second.
+/// Rotary position embedding ([RoFormer](https://arxiv.org/abs/2104.09864)) of heads.
 pub struct Rope {
-    /// Radians a position turns each pair by, `[head_dim / 2]`.
+    spec: RopeSpec,
+    /// Radians a position turns each pair by, `[dims / 2]`, in sequences of usual length.
     frequencies: Vec<f32>,
     /// Multiplies queries and keys alike.
     scale: f32,
@@ -20,57 +24,105 @@ pub struct Rope {
     isa: Isa,
 }
 
-/// The cosines and sines of a batch's positions, `[rows, head_dim / 2]` each.
+/// The cosines and sines of a batch's positions, `[rows, dims / 2]` each.
 pub struct Rotation {
     cos: Tensor,
     sin: Tensor,
+    pairs: Pairs,
     isa: Isa,
 }
 
 impl Rope {
-    pub fn new(spec: &RopeSpec, head_dim: usize, device: &Device) -> Self {
-        let frequencies = frequencies(spec, head_dim);
+    pub fn new(spec: &RopeSpec, device: &Device) -> Self {
         let scale = match spec.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Long { attention_factor, .. } => attention_factor,
             _ => 1.0,
         };
-        Self { frequencies, scale, device: device.clone(), isa: Isa::detect() }
+        let frequencies = frequencies(spec, 0);
+        Self { spec: spec.clone(), frequencies, scale: scale as f32, device: device.clone(), isa: Isa::detect() }
     }
 
-    /// The rotation of tokens at these positions.
-    pub fn at(&self, positions: &[u32], dtype: candle_core::DType) -> Result<Rotation> {
-        let shape = (positions.len(), self.frequencies.len());
-        let angles = || positions.iter().flat_map(|p| self.frequencies.iter().map(move |f| *p as f32 * f));
-        let cos: Vec<f32> = angles().map(|angle| angle.cos() * self.scale).collect();
-        let sin: Vec<f32> = angles().map(|angle| angle.sin() * self.scale).collect();
-        Ok(Rotation {
-            cos: Tensor::from_vec(cos, shape, &self.device)?.to_dtype(dtype)?,
-            sin: Tensor::from_vec(sin, shape, &self.device)?.to_dtype(dtype)?,
-            isa: self.isa,
-        })
+    /// What the rotation of a sequence depends on besides positions; see [`Forward::regime`](super::Forward::regime).
+    pub fn regime(&self, prompt_len: usize, len: usize) -> usize {
+        match self.spec.scaling {
+            RopeScaling::Dynamic { original_positions, .. } if prompt_len > original_positions => prompt_len,
+            RopeScaling::Long { original_positions, .. } if len > original_positions => original_positions + 1,
+            _ => 0,
+        }
+    }
+
+    /// The rotation of a batch's tokens.
+    pub fn at(&self, batch: &Batch, dtype: DType) -> Result<Rotation> {
+        let shape = (batch.positions.len(), self.frequencies.len());
+        let mut angles = Vec::with_capacity(shape.0 * shape.1);
+        for span in &batch.spans {
+            for position in &batch.positions[span.start..span.start + span.len] {
+                let turned = |frequencies: &[f32], angles: &mut Vec<f32>| {
+                    angles.extend(frequencies.iter().map(|frequency| *position as f32 * frequency));
+                };
+                match self.length(span.regime, *position as usize) {
+                    0 => turned(&self.frequencies, &mut angles),
+                    length => turned(&frequencies(&self.spec, length), &mut angles),
+                }
+            }
+        }
+        let tensor = |of: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|angle| of(*angle) * self.scale).collect();
+            Tensor::from_vec(values, shape, &self.device)?.to_dtype(dtype)
+        };
+        Ok(Rotation { cos: tensor(f32::cos)?, sin: tensor(f32::sin)?, pairs: self.spec.pairs, isa: self.isa })
+    }
+
+    /// The length of sequence whose frequencies turn a token; 0 if they are the usual ones.
+    fn length(&self, regime: usize, position: usize) -> usize {
+        match self.spec.scaling {
+            // What is generated beyond the original positions is turned as if it were the end of a prompt.
+            RopeScaling::Dynamic { original_positions, .. } if position >= original_positions => {
+                regime.max(position + 1)
+            }
+            _ => regime,
+        }
     }
 }
 
 impl Rotation {
-    /// Turns `x`, `[rows, heads * head_dim]`.
-    pub fn apply(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+    /// Turns the heads of `x`, `[rows, heads * head_dim]`.
+    pub fn apply(&self, x: &Tensor, head_dim: usize) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
-        let head_dim = width / heads;
-        if !x.device().is_cpu() {
-            let x = x.reshape((1, rows, heads, head_dim))?;
-            return rope_thd(&x, &self.cos, &self.sin)?.reshape((rows, width));
+        if x.device().is_cpu() {
+            let turn = |[x, cos, sin]: [&[f32]; 3]| rotate(x, width, head_dim, (cos, sin), self.pairs, self.isa);
+            return map([x, &self.cos, &self.sin], turn);
         }
-        map([x, &self.cos, &self.sin], |[x, cos, sin]| rotate(x, heads, head_dim, (cos, sin), self.isa))
+        let dims = 2 * self.cos.dim(1)?;
+        let heads = x.reshape((1, rows, width / head_dim, head_dim))?;
+        let turned = heads.narrow(3, 0, dims)?.contiguous()?;
+        let turned = match self.pairs {
+            Pairs::Halves => rope_thd(&turned, &self.cos, &self.sin)?,
+            Pairs::Neighbours => {
+                let turned = turned.transpose(1, 2)?.contiguous()?;
+                rope_i(&turned, &self.cos, &self.sin)?.transpose(1, 2)?
+            }
+        };
+        Tensor::cat(&[&turned, &heads.narrow(3, dims, head_dim - dims)?], 3)?.reshape((rows, width))
     }
 }
 
-fn frequencies(spec: &RopeSpec, head_dim: usize) -> Vec<f32> {
-    let pairs = head_dim / 2;
-    let base = |pair: usize| spec.theta.powf(-((2 * pair) as f64) / head_dim as f64);
+/// Those of sequences of some length; 0 is any usual one.
+fn frequencies(spec: &RopeSpec, length: usize) -> Vec<f32> {
+    let (dims, pairs) = (spec.dims as f64, spec.dims / 2);
+    let theta = match spec.scaling {
+        RopeScaling::Dynamic { factor, original_positions } => {
+            let length = length.max(original_positions) as f64;
+            let growth = factor * length / original_positions as f64 - (factor - 1.0);
+            spec.theta * growth.powf(dims / (dims - 2.0))
+        }
+        _ => spec.theta,
+    };
+    let base = |pair: usize| theta.powf(-((2 * pair) as f64) / dims);
     let scaled = |pair: usize| -> f64 {
         let frequency = base(pair);
         match &spec.scaling {
-            RopeScaling::None => frequency,
+            RopeScaling::None | RopeScaling::Dynamic { .. } => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
                 // Turns within the original context decide between stretching and keeping.
@@ -79,17 +131,20 @@ fn frequencies(spec: &RopeSpec, head_dim: usize) -> Vec<f32> {
                 (1.0 - keep) * frequency / factor + keep * frequency
             }
             RopeScaling::Yarn { factor, beta_fast, beta_slow, original_positions, truncate, .. } => {
-                let pair_of = |turns: f64| {
-                    head_dim as f64 * (original_positions / (turns * 2.0 * PI)).ln() / (2.0 * spec.theta.ln())
-                };
+                let pair_of =
+                    |turns: f64| dims * (original_positions / (turns * 2.0 * PI)).ln() / (2.0 * spec.theta.ln());
                 let (mut low, mut high) = (pair_of(*beta_fast), pair_of(*beta_slow));
                 if *truncate {
                     (low, high) = (low.floor(), high.ceil());
                 }
-                let (low, high) = (low.max(0.0), high.min((head_dim - 1) as f64));
+                let (low, high) = (low.max(0.0), high.min(dims - 1.0));
                 let width = if low == high { 0.001 } else { high - low };
                 let stretch = ((pair as f64 - low) / width).clamp(0.0, 1.0);
                 stretch * frequency / factor + (1.0 - stretch) * frequency
+            }
+            RopeScaling::Long { short, long, .. } => {
+                let factors = if length == 0 { short } else { long };
+                frequency / f64::from(factors[pair])
             }
             RopeScaling::Factors(factors) => frequency / f64::from(factors[pair]),
         }
@@ -109,8 +164,9 @@ mod tests {
             high_freq_factor: 4.0,
             original_positions: 8192.0,
         };
-        let scaled = frequencies(&RopeSpec { theta: 500_000.0, scaling }, 128);
-        let plain = frequencies(&RopeSpec { theta: 500_000.0, scaling: RopeScaling::None }, 128);
+        let spec = RopeSpec { theta: 500_000.0, dims: 128, pairs: Pairs::Halves, scaling };
+        let scaled = frequencies(&spec, 0);
+        let plain = frequencies(&RopeSpec { scaling: RopeScaling::None, ..spec }, 0);
         assert_eq!(scaled[0], plain[0]);
         assert!((scaled[63] * 8.0 / plain[63] - 1.0).abs() < 1e-6);
     }

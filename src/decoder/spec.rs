@@ -1,45 +1,193 @@
-use crate::kernels::attention::Heads;
+use super::layout::Layout;
+use crate::kernels::{
+    attention::{Heads, Scoring},
+    rows::{Activation, Pairs},
+};
 
 /// Everything an architecture decides, in the terms of this decoder.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Spec {
     pub architecture: &'static str,
     pub vocab_size: usize,
     pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub num_layers: usize,
+    /// Positions the model was trained for.
+    pub max_positions: usize,
+    /// Multiplies the vectors of tokens.
+    pub embedding_scale: f64,
+    /// Whether there is a vector for each position, which is added to the token's.
+    pub learned_positions: bool,
+    /// Whether the sum of both is normalised.
+    pub embedding_norm: bool,
+    pub norm: NormSpec,
+    pub attention: AttentionSpec,
+    /// The encodings of positions that layers choose from.
+    pub ropes: Vec<RopeSpec>,
+    pub layers: Vec<LayerSpec>,
+    pub order: Order,
+    /// Multiplies what attention and feed-forward networks add to the residual stream.
+    pub residual_scale: f32,
+    pub head: HeadSpec,
+    /// How the checkpoint stores all this.
+    pub layout: Layout,
+}
+
+impl Spec {
+    pub fn heads(&self) -> Heads {
+        let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = self.attention;
+        Heads { num_heads, num_kv_heads, head_dim }
+    }
+
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// How a layer holds queries against keys.
+    pub fn scoring(&self, layer: &LayerSpec) -> Scoring {
+        let AttentionSpec { scale, softcap, .. } = self.attention;
+        Scoring { scale: scale as f32, softcap, window: layer.window }
+    }
+}
+
+/// How vectors are normalised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormSpec {
+    /// Whether the mean is taken away first.
+    pub centred: bool,
+    /// Whether there are weights, or all are 1.
+    pub weight: bool,
+    pub bias: bool,
+    pub eps: f64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionSpec {
     /// Query heads.
     pub num_heads: usize,
     /// Key and value heads; each serves `num_heads / num_kv_heads` query heads.
     pub num_kv_heads: usize,
     pub head_dim: usize,
-    /// Positions the model was trained for.
-    pub max_positions: usize,
-    pub norm_eps: f64,
+    /// What dot products of queries and keys are multiplied by.
+    pub scale: f64,
+    /// Bounds these products.
+    pub softcap: Option<f32>,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
-    /// Whether the attention's output projection has a bias.
+    /// Whether the output projection has one.
     pub out_bias: bool,
-    pub mlp_bias: bool,
-    /// Whether the queries and keys of each head are normalised.
-    pub qk_norm: bool,
-    /// Whether the output head is the embedding matrix.
-    pub tie_word_embeddings: bool,
-    pub rope: RopeSpec,
-    /// Layers whose queries and keys are not turned.
-    pub layers_without_rope: Vec<usize>,
+    pub qk_norm: Option<QkNorm>,
 }
 
-impl Spec {
-    pub fn heads(&self) -> Heads {
-        Heads { num_heads: self.num_heads, num_kv_heads: self.num_kv_heads, head_dim: self.head_dim }
-    }
+/// How queries and keys are normalised before their positions turn them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QkNorm {
+    pub over: NormOver,
+    pub norm: NormSpec,
+}
+
+/// What is normalised together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormOver {
+    /// Each head, all with the same weights.
+    Head,
+    /// Each head with its own weights.
+    EachHead,
+    /// All heads together.
+    All,
+}
+
+/// What differs between layers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerSpec {
+    /// The tokens that a token attends to, itself and those before it; `None`: all.
+    pub window: Option<usize>,
+    /// Which of [`Spec::ropes`] turns queries and keys, if any.
+    pub rope: Option<usize>,
+    pub mlp: MlpSpec,
+}
+
+/// The norms of a layer and what they and the residual stream are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Order {
+    /// Whether the attention's input is normalised.
+    pub attention_norm: bool,
+    /// Whether its output is.
+    pub attention_out_norm: bool,
+    /// Whether the feed-forward network's input is. If not, and both are parallel, it is what the attention's is.
+    pub mlp_norm: bool,
+    pub mlp_out_norm: bool,
+    /// Whether the feed-forward network runs beside the attention and not after it.
+    pub parallel: bool,
+}
+
+impl Order {
+    /// Norms before both.
+    pub const PRE_NORM: Self =
+        Self { attention_norm: true, attention_out_norm: false, mlp_norm: true, mlp_out_norm: false, parallel: false };
+    /// Norms after both.
+    pub const POST_NORM: Self =
+        Self { attention_norm: false, attention_out_norm: true, mlp_norm: false, mlp_out_norm: true, parallel: false };
+    /// Norms before and after both.
+    pub const SANDWICH: Self = Self { attention_out_norm: true, mlp_out_norm: true, ..Self::PRE_NORM };
+    /// One norm before both at once.
+    pub const PARALLEL: Self = Self { mlp_norm: false, parallel: true, ..Self::PRE_NORM };
+}
+
+/// A feed-forward network.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MlpSpec {
+    Dense(DenseSpec),
+    Experts(ExpertsSpec),
+}
+
+/// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DenseSpec {
+    pub intermediate_size: usize,
+    pub gated: bool,
+    pub activation: Activation,
+    pub bias: bool,
+}
+
+/// Of many networks, each token goes through a few that a router chooses
+/// ([paper](https://arxiv.org/abs/1701.06538)).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertsSpec {
+    pub num_experts: usize,
+    pub per_token: usize,
+    /// What each of them is.
+    pub expert: DenseSpec,
+    /// Whether the probabilities of those chosen are made to sum to 1.
+    pub normalise: bool,
+    /// A network that all tokens go through.
+    pub shared: Option<SharedSpec>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct SharedSpec {
+    pub network: DenseSpec,
+    /// Whether the sigmoid of a projection multiplies its output.
+    pub gated: bool,
+}
+
+/// What turns the last hidden vectors into logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadSpec {
+    /// Whether it is the embedding matrix.
+    pub tied: bool,
+    pub bias: bool,
+    /// Multiplies the logits.
+    pub scale: f32,
+    /// Bounds them.
+    pub softcap: Option<f32>,
 }
 
 /// How positions turn queries and keys.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSpec {
     pub theta: f64,
+    /// Numbers of a head that are turned, from the first on.
+    pub dims: usize,
+    pub pairs: Pairs,
     pub scaling: RopeScaling,
 }
 
@@ -50,6 +198,12 @@ pub enum RopeScaling {
     /// All frequencies are divided by `factor`.
     Linear {
         factor: f64,
+    },
+    /// The base grows with a sequence that is longer than `original_positions`
+    /// ("NTK-aware", [as first described](https://www.reddit.com/r/LocalLLaMA/comments/14lz7j5/)).
+    Dynamic {
+        factor: f64,
+        original_positions: usize,
     },
     /// Low frequencies are divided by `factor`, high ones kept, those between interpolated
     /// (Llama 3.1).
@@ -68,6 +222,14 @@ pub enum RopeScaling {
         attention_factor: f64,
         truncate: bool,
     },
-    /// Each frequency is divided by its own factor, `[head_dim / 2]`.
+    /// Each frequency is divided by its own factor, which is another one in sequences longer than
+    /// `original_positions` ([LongRoPE](https://arxiv.org/abs/2402.13753)).
+    Long {
+        short: Vec<f32>,
+        long: Vec<f32>,
+        original_positions: usize,
+        attention_factor: f64,
+    },
+    /// Each frequency is divided by its own factor.
     Factors(Vec<f32>),
 }

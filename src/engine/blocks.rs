@@ -52,17 +52,26 @@ struct PrefixKey {
 /// The tokens before a block.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Prefix {
-    /// None. Sequences share blocks only within the same salt.
-    Start(Option<Arc<str>>),
+    /// None.
+    Start(Realm),
     /// Those of the published content of this identity, and before.
     After(u64),
+}
+
+/// Within what sequences share blocks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Realm {
+    /// What a caller keeps its prompts apart by.
+    pub salt: Option<Arc<str>>,
+    /// How positions are encoded.
+    pub regime: usize,
 }
 
 /// The blocks that a sequence holds, in order.
 #[derive(Debug)]
 pub struct BlockTable {
     pub blocks: Vec<u32>,
-    salt: Option<Arc<str>>,
+    realm: Realm,
     /// Blocks at the beginning whose contents are published, by this sequence or by others.
     published: usize,
     /// The prefix that those make.
@@ -70,8 +79,12 @@ pub struct BlockTable {
 }
 
 impl BlockTable {
-    pub fn new(salt: Option<Arc<str>>) -> Self {
-        Self { blocks: Vec::new(), prefix: Prefix::Start(salt.clone()), salt, published: 0 }
+    pub fn new(realm: Realm) -> Self {
+        Self { blocks: Vec::new(), prefix: Prefix::Start(realm.clone()), realm, published: 0 }
+    }
+
+    pub fn regime(&self) -> usize {
+        self.realm.regime
     }
 }
 
@@ -113,7 +126,7 @@ impl BlockPool {
 
     /// Published blocks that hold the beginning of `tokens`, for an empty table.
     pub fn find(&self, table: &BlockTable, tokens: &[u32]) -> PrefixHit {
-        let mut hit = PrefixHit { blocks: Vec::new(), idle: 0, prefix: Prefix::Start(table.salt.clone()) };
+        let mut hit = PrefixHit { blocks: Vec::new(), idle: 0, prefix: Prefix::Start(table.realm.clone()) };
         for tokens in tokens.chunks_exact(self.block_tokens) {
             let key = PrefixKey { prefix: hit.prefix.clone(), tokens: tokens.into() };
             let Some(&block) = self.published.get(&key) else { break };
@@ -197,6 +210,12 @@ impl BlockPool {
         }
     }
 
+    /// Takes a table's blocks back, since they are of no use in the regime that follows.
+    pub fn enter(&mut self, table: &mut BlockTable, regime: usize) {
+        self.release(table);
+        *table = BlockTable::new(Realm { regime, ..std::mem::take(&mut table.realm) });
+    }
+
     /// Takes a table's blocks back.
     pub fn release(&mut self, table: &mut BlockTable) {
         // The last one first: a block is of no use without those before it, so it is to go before them.
@@ -217,7 +236,7 @@ impl BlockPool {
                 self.evict();
             }
         }
-        *table = BlockTable::new(table.salt.take());
+        *table = BlockTable::new(std::mem::take(&mut table.realm));
     }
 }
 
@@ -237,7 +256,7 @@ mod tests {
     use super::*;
 
     fn table_of(pool: &mut BlockPool, tokens: &[u32]) -> BlockTable {
-        let mut table = BlockTable::new(None);
+        let mut table = BlockTable::new(Realm::default());
         let hit = pool.find(&table, tokens);
         pool.share(&mut table, hit);
         assert!(pool.grow(&mut table, tokens.len()));
@@ -267,8 +286,10 @@ mod tests {
         let a = table_of(&mut pool, &[1, 2, 7, 7]);
         let b = table_of(&mut pool, &[3, 4, 7, 7]);
         assert_ne!(a.blocks[1], b.blocks[1]);
-        let salted = BlockTable::new(Some("tenant".into()));
+        let salted = BlockTable::new(Realm { salt: Some("tenant".into()), regime: 0 });
         assert!(pool.find(&salted, &[1, 2, 7, 7]).blocks.is_empty());
+        let other_positions = BlockTable::new(Realm { salt: None, regime: 1 });
+        assert!(pool.find(&other_positions, &[1, 2, 7, 7]).blocks.is_empty());
     }
 
     #[test]
@@ -279,7 +300,7 @@ mod tests {
         pool.release(&mut old);
         pool.release(&mut new);
         let mut other = table_of(&mut pool, &[9]);
-        let empty = BlockTable::new(None);
+        let empty = BlockTable::new(Realm::default());
         assert_eq!(pool.find(&empty, &[1, 1, 2, 2]).blocks.len(), 1, "the old tail went");
         assert_eq!(pool.find(&empty, &[3, 3, 4, 4]).blocks.len(), 2);
         pool.release(&mut other);
@@ -318,7 +339,7 @@ mod tests {
             for action in actions {
                 match action {
                     Action::Start(tokens) => {
-                        let mut table = BlockTable::new(None);
+                        let mut table = BlockTable::new(Realm::default());
                         let hit = pool.find(&table, &tokens);
                         for (i, block) in hit.blocks.iter().enumerate() {
                             prop_assert_eq!(&memory[*block as usize], &tokens[..(i + 1) * BLOCK]);

@@ -1,10 +1,9 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
 };
 
-use super::blocks::{BlockPool, BlockTable};
+use super::blocks::{BlockPool, BlockTable, Realm};
 
 /// Names a sequence in the scheduler; later ones are greater.
 pub type SequenceId = u64;
@@ -69,8 +68,8 @@ pub struct Arrival {
     pub tokens: Vec<u32>,
     /// Greater ones are served first.
     pub priority: i32,
-    /// Cached prefixes are shared within the same salt only.
-    pub salt: Option<Arc<str>>,
+    /// Cached prefixes are shared within the same one only.
+    pub realm: Realm,
 }
 
 /// Tokens of one sequence for the next pass.
@@ -81,6 +80,8 @@ pub struct Chunk {
     pub len: usize,
     /// Whether these are its last tokens, so that the next one is sampled.
     pub samples: bool,
+    /// How its positions are encoded.
+    pub regime: usize,
     pub blocks: Vec<u32>,
 }
 
@@ -99,10 +100,10 @@ impl Scheduler {
 
     /// Lets a sequence wait for its turn.
     pub fn add(&mut self, id: SequenceId, arrival: Arrival) {
-        let Arrival { tokens, priority, salt } = arrival;
+        let Arrival { tokens, priority, realm } = arrival;
         let rank = (Reverse(priority), id);
         self.waiting.insert(rank);
-        self.sequences.insert(id, Progress { tokens, computed: 0, table: BlockTable::new(salt), rank, paused: false });
+        self.sequences.insert(id, Progress { tokens, computed: 0, table: BlockTable::new(realm), rank, paused: false });
     }
 
     /// Forgets a sequence and frees its blocks.
@@ -126,6 +127,14 @@ impl Scheduler {
         if let Some(progress) = self.sequences.get_mut(&chunk.id) {
             progress.computed = chunk.start + chunk.len;
             progress.tokens.extend(sampled);
+        }
+    }
+
+    /// Notes how the positions of a sequence are encoded from now on. If that is new, it is computed anew.
+    pub fn set_regime(&mut self, id: SequenceId, regime: usize) {
+        if let Some(progress) = self.sequences.get_mut(&id).filter(|progress| progress.table.regime() != regime) {
+            self.pool.enter(&mut progress.table, regime);
+            progress.computed = 0;
         }
     }
 
@@ -212,8 +221,8 @@ impl Scheduler {
                 return 0;
             }
             if self.pool.grow(&mut progress.table, start + len) {
-                let blocks = progress.table.blocks.clone();
-                chunks.push(Chunk { id, start, len, samples: len == left, blocks });
+                let (regime, blocks) = (progress.table.regime(), progress.table.blocks.clone());
+                chunks.push(Chunk { id, start, len, samples: len == left, regime, blocks });
                 return len;
             }
             let Some(victim) = self.victim() else { return 0 };
@@ -373,7 +382,7 @@ mod tests {
         s.remove(1);
         s.add(2, tokens(2));
         assert_eq!(step(&mut s), [(2, 8, 2, true)]);
-        s.add(3, Arrival { salt: Some("other".into()), ..tokens(2) });
+        s.add(3, Arrival { realm: Realm { salt: Some("other".into()), regime: 0 }, ..tokens(2) });
         assert_eq!(step(&mut s), [(2, 10, 1, true), (3, 0, 10, true)]);
     }
 
@@ -510,7 +519,7 @@ mod tests {
                     let sequence = id as SequenceId;
                     if request.arrives == time {
                         let (tokens, priority) = (request.prompt.clone(), request.priority);
-                        s.add(sequence, Arrival { tokens, priority, salt: None });
+                        s.add(sequence, Arrival { tokens, priority, realm: Realm::default() });
                         answers[id] = Some(Vec::new());
                     }
                     if request.leaves == Some(time) {

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{
     Options,
+    blocks::Realm,
     front::Prepared,
     pace::Pace,
     scheduler::{Arrival, Chunk, Scheduler, SequenceId},
@@ -110,10 +111,11 @@ impl Worker {
         let id = self.next_id;
         self.next_id += 1;
         let salt = request.config.cache_salt.take().map(Arc::from);
+        let realm = Realm { salt, regime: self.decoder.regime(tokens.len(), tokens.len()) };
         let priority = request.config.priority;
         let entropy = RandomState::new().hash_one(id);
         let sequence = Sequence::new(request, &tokens, self.text.clone(), self.options.context_len, entropy);
-        self.scheduler.add(id, Arrival { tokens, priority, salt });
+        self.scheduler.add(id, Arrival { tokens, priority, realm });
         self.sequences.insert(id, sequence);
     }
 
@@ -162,11 +164,20 @@ impl Worker {
         }
         for (chunk, step) in steps {
             match step {
-                Step::Token(id) => self.scheduler.computed(chunk, Some(id)),
+                Step::Token(id) => self.append(chunk, id),
                 Step::End(end) => self.end(chunk.id, end),
             }
         }
         Ok(())
+    }
+
+    /// Adds the token that was sampled after a chunk to its sequence.
+    fn append(&mut self, chunk: &Chunk, token: u32) {
+        self.scheduler.computed(chunk, Some(token));
+        if let Some(sequence) = self.sequences.get(&chunk.id) {
+            let regime = self.decoder.regime(sequence.prompt_len(), chunk.start + chunk.len + 1);
+            self.scheduler.set_regime(chunk.id, regime);
+        }
     }
 
     /// Tells the sequences that this is their turn.
@@ -195,6 +206,7 @@ impl Worker {
                 start: batch.tokens.len(),
                 len: chunk.len,
                 context_len: end,
+                regime: chunk.regime,
                 blocks: chunk.blocks.clone(),
             });
             batch.tokens.extend(self.scheduler.tokens(chunk));

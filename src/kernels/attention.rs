@@ -6,6 +6,7 @@ use super::{
     Isa,
     math::exp,
     panels::{Element, ElementType, Elements, LANES, Product, prefetch, with_elements},
+    rows::cap,
 };
 
 /// Tokens in one block of the cache: the scores of a block's keys are the lanes of a panel.
@@ -29,12 +30,18 @@ pub struct Heads {
     pub head_dim: usize,
 }
 
-impl Heads {
+/// How queries are held against keys.
+#[derive(Debug, Clone, Copy)]
+pub struct Scoring {
     /// What dot products of queries and keys are multiplied by.
-    pub fn scale(self) -> f64 {
-        1.0 / (self.head_dim as f64).sqrt()
-    }
+    pub scale: f32,
+    /// Scores become `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f32>,
+    /// The keys a row attends to, its own and those before it; `None`: all.
+    pub window: Option<usize>,
+}
 
+impl Heads {
     /// Query heads that share a key/value head.
     fn group(self) -> usize {
         self.num_heads / self.num_kv_heads
@@ -54,7 +61,7 @@ impl Heads {
 /// The queries of one sequence and where its keys and values are.
 #[derive(Debug, Clone, Copy)]
 pub struct Sequence<'a> {
-    /// Rows of queries. The last one attends to all keys, each one before to one key less.
+    /// Rows of queries. The last one sees all keys, each one before sees one key less.
     pub rows: usize,
     /// Keys there are.
     pub context_len: usize,
@@ -112,22 +119,30 @@ fn store<T: Element>(
     }
 }
 
-/// `softmax(q Kᵀ / √head_dim) V` for each row and head. `queries` and `out` are
+/// `softmax(scale * q Kᵀ) V` for each row and head. `queries` and `out` are
 /// `[rows, num_heads * head_dim]`, the rows of one sequence after those of another.
-pub fn attend(sequences: &[Sequence<'_>], queries: &[f32], cache: &PagedCache, isa: Isa, out: &mut [f32]) {
+pub fn attend(
+    sequences: &[Sequence<'_>],
+    queries: &[f32],
+    cache: &PagedCache,
+    scoring: Scoring,
+    isa: Isa,
+    out: &mut [f32],
+) {
     let heads = cache.heads;
-    let work: usize = sequences.iter().map(|sequence| sequence.rows * sequence.context_len).sum();
+    let seen = |sequence: &Sequence<'_>| sequence.context_len.min(scoring.window.unwrap_or(usize::MAX));
+    let work: usize = sequences.iter().map(|sequence| sequence.rows * seen(sequence)).sum();
     let parallel = work * heads.num_heads * heads.head_dim >= PARALLEL_WORK;
     with_elements!(&cache.elements, elements => {
-        let tiles = tiles(heads, sequences, queries, elements, isa, out);
+        let tiles = tiles((heads, scoring, isa), sequences, queries, elements, out);
         if parallel {
             tiles.into_par_iter().for_each(|(tile, out)| {
-                let parts = (0..tile.parts()).into_par_iter().map(|part| tile.attend_part(part)).collect();
+                let parts = tile.parts().into_par_iter().map(|part| tile.attend_part(part)).collect();
                 tile.write(Part::merged(parts), out);
             });
         } else {
             for (tile, out) in tiles {
-                let parts = (0..tile.parts()).map(|part| tile.attend_part(part)).collect();
+                let parts = tile.parts().map(|part| tile.attend_part(part)).collect();
                 tile.write(Part::merged(parts), out);
             }
         }
@@ -138,8 +153,9 @@ pub fn attend(sequences: &[Sequence<'_>], queries: &[f32], cache: &PagedCache, i
 /// once for all of them.
 struct Tile<'a, T> {
     heads: Heads,
+    scoring: Scoring,
     kv_head: usize,
-    /// Keys that the first row attends to, and each row after it to one key more.
+    /// Keys up to that of the first row; each row after it has one more.
     first_context: usize,
     rows: usize,
     /// Whether these are the first rows of the sequence in this pass.
@@ -153,15 +169,13 @@ struct Tile<'a, T> {
 
 /// All tiles, each with where its rows go.
 fn tiles<'a, T: Element>(
-    heads: Heads,
+    (heads, scoring, isa): (Heads, Scoring, Isa),
     sequences: &[Sequence<'a>],
     queries: &[f32],
     elements: &'a [T],
-    isa: Isa,
     out: &'a mut [f32],
 ) -> Vec<(Tile<'a, T>, Vec<&'a mut [f32]>)> {
     let group_len = heads.group() * heads.head_dim;
-    let scale = heads.scale() as f32;
     let mut groups = queries.chunks_exact(group_len).zip(out.chunks_exact_mut(group_len));
     let mut tiles = Vec::new();
     for sequence in sequences {
@@ -172,13 +186,13 @@ fn tiles<'a, T: Element>(
             let tile = |kv_head| {
                 let queries = Vec::with_capacity(rows * group_len);
                 let (first, blocks) = (start == 0, sequence.blocks);
-                Tile { heads, kv_head, first_context, rows, first, blocks, queries, elements, isa }
+                Tile { heads, scoring, kv_head, first_context, rows, first, blocks, queries, elements, isa }
             };
             let first = tiles.len();
             tiles.extend((0..heads.num_kv_heads).map(|kv_head| (tile(kv_head), Vec::with_capacity(rows))));
             for _ in 0..rows {
                 for ((tile, tile_out), (queries, out)) in tiles[first..].iter_mut().zip(&mut groups) {
-                    tile.queries.extend(queries.iter().map(|query| query * scale));
+                    tile.queries.extend(queries.iter().map(|query| query * scoring.scale));
                     tile_out.push(out);
                 }
             }
@@ -188,8 +202,9 @@ fn tiles<'a, T: Element>(
 }
 
 impl<T: Element> Tile<'_, T> {
-    fn parts(&self) -> usize {
-        (self.first_context + self.rows - 1).div_ceil(PART_TOKENS)
+    /// The parts that any row attends to.
+    fn parts(&self) -> Range<usize> {
+        self.seen(0, 0, usize::MAX).start / PART_TOKENS..(self.first_context + self.rows - 1).div_ceil(PART_TOKENS)
     }
 
     /// The keys of the sequence's block `block`, and the values with what the last panel reads after them.
@@ -207,20 +222,24 @@ impl<T: Element> Tile<'_, T> {
         }
     }
 
-    /// How many keys from position `start` on, of at most `len`, row `row` attends to.
-    fn seen(&self, row: usize, start: usize, len: usize) -> usize {
-        (self.first_context + row).saturating_sub(start).min(len)
+    /// Which of the `len` keys from position `start` on row `row` attends to.
+    fn seen(&self, row: usize, start: usize, len: usize) -> Range<usize> {
+        let context = self.first_context + row;
+        let first = context.saturating_sub(self.scoring.window.unwrap_or(usize::MAX));
+        let end = context.saturating_sub(start).min(len);
+        first.saturating_sub(start).min(end)..end
     }
 
     /// Attends to the keys of one part alone.
     fn attend_part(&self, part: usize) -> Part {
-        let start = part * PART_TOKENS;
-        let keys = self.seen(self.rows - 1, start, PART_TOKENS);
-        let blocks = part * PART_BLOCKS..part * PART_BLOCKS + keys.div_ceil(BLOCK_TOKENS);
-        let width = blocks.len() * BLOCK_TOKENS;
+        let from = self.seen(0, part * PART_TOKENS, PART_TOKENS).start;
+        let to = self.seen(self.rows - 1, part * PART_TOKENS, PART_TOKENS).end;
+        let first = part * PART_BLOCKS;
+        let blocks = first + from / BLOCK_TOKENS..first + to.div_ceil(BLOCK_TOKENS);
+        let (start, width) = (blocks.start * BLOCK_TOKENS, blocks.len() * BLOCK_TOKENS);
         let mut weights = self.scores(blocks.clone());
         let softmax = |(query, scores): (usize, &mut [f32])| {
-            softmax(scores, self.seen(query / self.heads.group(), start, PART_TOKENS), self.isa)
+            softmax(scores, self.seen(query / self.heads.group(), start, width), self.scoring.softcap, self.isa)
         };
         let softmaxes: Vec<Softmax> = weights.chunks_exact_mut(width).enumerate().map(softmax).collect();
         let mut values = vec![0f32; softmaxes.len() * self.heads.padded_dim()];
@@ -257,13 +276,14 @@ impl<T: Element> Tile<'_, T> {
     fn add_values(&self, block: usize, weights: &[f32], weight_stride: usize, sums: &mut [f32]) {
         let (group, head_dim, padded_dim) = (self.heads.group(), self.heads.head_dim, self.heads.padded_dim());
         let (_, values) = self.block(block);
-        let panels: Vec<&[T]> = (0..head_dim).step_by(LANES).map(|at| &values[at..]).collect();
-        let mut add = |row: usize, rows: usize, steps: usize| {
+        let mut add = |row: usize, rows: usize, keys: Range<usize>| {
+            let panels: Vec<&[T]> =
+                (0..head_dim).step_by(LANES).map(|at| &values[keys.start * head_dim + at..]).collect();
             let product = Product {
-                factors: &weights[row * group * weight_stride..],
+                factors: &weights[row * group * weight_stride + keys.start..],
                 factor_stride: weight_stride,
                 rows: rows * group,
-                steps,
+                steps: keys.len(),
                 panels: &panels,
                 panel_stride: head_dim,
             };
@@ -273,13 +293,12 @@ impl<T: Element> Tile<'_, T> {
             self.prefetch(self.block(block + PART_BLOCKS).0);
         }
         let seen = |row| self.seen(row, block * BLOCK_TOKENS, BLOCK_TOKENS);
-        if seen(0) == BLOCK_TOKENS {
-            add(0, self.rows, BLOCK_TOKENS);
+        let all = 0..BLOCK_TOKENS;
+        if seen(0) == all && seen(self.rows - 1) == all {
+            add(0, self.rows, all);
         } else {
             // What a row does not see may be anything, even no number: a weight of zero is not enough.
-            for row in 0..self.rows {
-                add(row, 1, seen(row));
-            }
+            (0..self.rows).filter(|row| !seen(*row).is_empty()).for_each(|row| add(row, 1, seen(row)));
         }
     }
 
@@ -329,6 +348,11 @@ impl Part {
             if next.sum == 0.0 {
                 continue;
             }
+            if softmax.sum == 0.0 {
+                *softmax = *next;
+                values.copy_from_slice(next_values);
+                continue;
+            }
             let max = softmax.max.max(next.max);
             let (ours, theirs) = (exp(softmax.max - max), exp(next.max - max));
             for (value, next) in values.iter_mut().zip(next_values) {
@@ -339,10 +363,18 @@ impl Part {
     }
 }
 
-/// Turns the first `seen` scores into weights.
-fn softmax(scores: &mut [f32], seen: usize, isa: Isa) -> Softmax {
-    let scores = &mut scores[..seen.next_multiple_of(LANES)];
-    scores[seen..].fill(f32::NEG_INFINITY);
+/// Turns the scores that are `seen` into weights.
+fn softmax(scores: &mut [f32], seen: Range<usize>, softcap: Option<f32>, isa: Isa) -> Softmax {
+    if seen.is_empty() {
+        return Softmax { max: f32::NEG_INFINITY, sum: 0.0 };
+    }
+    let lanes = seen.start / LANES * LANES;
+    let scores = &mut scores[lanes..seen.end.next_multiple_of(LANES)];
+    if let Some(softcap) = softcap {
+        compiled_for!(isa, cap(scores, softcap));
+    }
+    scores[..seen.start - lanes].fill(f32::NEG_INFINITY);
+    scores[seen.end - lanes..].fill(f32::NEG_INFINITY);
     let (max, sum) = compiled_for!(isa, softmax_lanes(scores));
     Softmax { max, sum }
 }
@@ -415,14 +447,14 @@ mod tests {
         }
 
         /// All rows, in chunks of these lengths.
-        fn attend(&self, chunks: &[usize], isa: Isa) -> Vec<f32> {
+        fn attend(&self, chunks: &[usize], scoring: Scoring, isa: Isa) -> Vec<f32> {
             let width = self.heads.num_heads * self.heads.head_dim;
             let mut out = vec![0f32; self.queries.len()];
             let mut start = 0;
             for rows in chunks {
                 let sequence = Sequence { rows: *rows, context_len: start + rows, blocks: &self.blocks };
                 let range = start * width..(start + rows) * width;
-                attend(&[sequence], &self.queries[range.clone()], &self.cache, isa, &mut out[range]);
+                attend(&[sequence], &self.queries[range.clone()], &self.cache, scoring, isa, &mut out[range]);
                 start += rows;
             }
             assert_eq!(start, self.context_len);
@@ -430,7 +462,8 @@ mod tests {
         }
 
         /// Softmax attention of a row as the formula says it, in f64.
-        fn naive(&self, row: usize) -> Vec<f64> {
+        fn naive(&self, row: usize, scoring: Scoring) -> Vec<f64> {
+            let first = (row + 1).saturating_sub(scoring.window.unwrap_or(usize::MAX));
             let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
             let of = |all: &[f32], position: usize, head: usize, i: usize| {
                 f64::from(all[(position * num_kv_heads + head / self.heads.group()) * head_dim + i])
@@ -439,19 +472,29 @@ mod tests {
             for head in 0..num_heads {
                 let query = &self.queries[(row * num_heads + head) * head_dim..][..head_dim];
                 let score = |position: usize| -> f64 {
-                    (0..head_dim).map(|i| f64::from(query[i]) * of(&self.keys, position, head, i)).sum()
+                    let product = |i| f64::from(query[i]) * of(&self.keys, position, head, i);
+                    let score = (0..head_dim).map(product).sum::<f64>() * f64::from(scoring.scale);
+                    scoring.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                 };
-                let scores: Vec<f64> = (0..=row).map(|position| score(position) * self.heads.scale()).collect();
+                let scores: Vec<f64> = (first..=row).map(score).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for i in 0..head_dim {
-                    let sum: f64 = (0..=row).map(|p| weights[p] * of(&self.values, p, head, i)).sum();
+                    let sum: f64 = (first..=row).map(|p| weights[p - first] * of(&self.values, p, head, i)).sum();
                     out.push(sum / total);
                 }
             }
             out
         }
+    }
+
+    /// Plain, capped, and with windows within a block, of a block, over several, and over parts.
+    fn scorings(head_dim: usize) -> Vec<Scoring> {
+        let plain = Scoring { scale: (head_dim as f32).sqrt().recip(), softcap: None, window: None };
+        let windows = [1, 5, 16, 40, 270].map(|window| Scoring { window: Some(window), ..plain });
+        let capped = Scoring { softcap: Some(0.7), ..plain };
+        [&windows as &[_], &[plain, capped, Scoring { window: Some(20), ..capped }]].concat()
     }
 
     #[test]
@@ -462,16 +505,19 @@ mod tests {
                 for element_type in TYPES {
                     let heads = Heads { num_heads: group * num_kv_heads, num_kv_heads, head_dim };
                     let case = Case::new(heads, context_len, element_type);
-                    let best = case.attend(&[context_len], Isa::detect());
-                    for row in [0, context_len / 2, context_len - 1] {
-                        let width = heads.num_heads * head_dim;
-                        for (ours, exact) in best[row * width..][..width].iter().zip(case.naive(row)) {
-                            let difference = (f64::from(*ours) - exact).abs();
-                            assert!(difference < 2e-5, "{heads:?}, {element_type:?}, row {row}: {ours} {exact}");
+                    for scoring in scorings(head_dim) {
+                        let best = case.attend(&[context_len], scoring, Isa::detect());
+                        let what = format!("{heads:?}, {scoring:?}, {element_type:?}");
+                        for row in [0, context_len / 2, context_len - 1] {
+                            let width = heads.num_heads * head_dim;
+                            for (ours, exact) in best[row * width..][..width].iter().zip(case.naive(row, scoring)) {
+                                let difference = (f64::from(*ours) - exact).abs();
+                                assert!(difference < 2e-5, "{what}, row {row}: {ours} {exact}");
+                            }
                         }
-                    }
-                    for isa in Isa::available() {
-                        assert_eq!(case.attend(&[context_len], isa), best, "{isa:?}, {heads:?}, {element_type:?}");
+                        for isa in Isa::available() {
+                            assert_eq!(case.attend(&[context_len], scoring, isa), best, "{isa:?}, {what}");
+                        }
                     }
                 }
             }
@@ -482,10 +528,12 @@ mod tests {
     fn chunks_of_a_prompt_and_other_sequences_change_nothing() {
         let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 16 };
         let case = Case::new(heads, 600, ElementType::F16);
-        for isa in Isa::available() {
-            let whole = case.attend(&[600], isa);
+        for (isa, scoring) in
+            Isa::available().into_iter().flat_map(|isa| scorings(16).into_iter().map(move |s| (isa, s)))
+        {
+            let whole = case.attend(&[600], scoring, isa);
             for chunks in [&[1usize; 600] as &[usize], &[7, 250, 1, 2, 255, 85], &[256, 256, 88], &[599, 1]] {
-                assert_eq!(case.attend(chunks, isa), whole, "{isa:?}");
+                assert_eq!(case.attend(chunks, scoring, isa), whole, "{isa:?}, {scoring:?}");
             }
             let prefix = |rows, context_len| Sequence { rows, context_len, blocks: &case.blocks };
             let queries: Vec<f32> = [269..270, 500..600, 0..5]
@@ -494,7 +542,7 @@ mod tests {
                 .collect();
             let mut out = vec![0f32; queries.len()];
             let batch = [prefix(1, 270), prefix(100, 600), prefix(5, 5)];
-            attend(&batch, &queries, &case.cache, isa, &mut out);
+            attend(&batch, &queries, &case.cache, scoring, isa, &mut out);
             assert_eq!(out[..96], whole[269 * 96..270 * 96]);
             assert_eq!(out[96..101 * 96], whole[500 * 96..]);
             assert_eq!(out[101 * 96..], whole[..5 * 96]);
@@ -508,7 +556,8 @@ mod tests {
             let mut cache = PagedCache::new(heads, 1, element_type).unwrap();
             cache.store(0..1, &[0.0; 16], &[-3.4e38; 16]);
             let mut out = [0f32; 16];
-            attend(&[Sequence { rows: 1, context_len: 1, blocks: &[0] }], &[0.0; 16], &cache, Isa::detect(), &mut out);
+            let sequence = Sequence { rows: 1, context_len: 1, blocks: &[0] };
+            attend(&[sequence], &[0.0; 16], &cache, scorings(16)[0], Isa::detect(), &mut out);
             assert_eq!(out, [-greatest; 16]);
         }
     }

@@ -1,15 +1,17 @@
 //! Functions that every instruction set computes alike, in plain code that compilers vectorise.
 
-/// `eˣ` to about 1e-7 of its value, for `x` up to 88; zero below -87.
+/// `eˣ` to about 1e-7 of its value; zero below -87, and no more than `e⁸⁸`.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.0;
+    const GREATEST: f32 = 88.0;
     /// Adding it rounds to an integer, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, of which the first has few bits.
     const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x < LOWEST { LOWEST } else { x };
+    let clamped = if clamped > GREATEST { GREATEST } else { clamped };
     let rounded = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let twos = rounded - ROUND;
     let rest = twos.mul_add(-LN_2_LOW, twos.mul_add(-LN_2_HIGH, clamped));
@@ -22,6 +24,22 @@ pub fn exp(x: f32) -> f32 {
     let mantissa = polynomial.mul_add(rest * rest, rest + 1.0);
     let scale = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1f32.to_bits()));
     if x < LOWEST { 0.0 } else { mantissa * scale }
+}
+
+/// The hyperbolic tangent to about 2e-7.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    let small = exp(-2.0 * x.abs());
+    ((1.0 - small) / (1.0 + small)).copysign(x)
+}
+
+/// The error function to about 3e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+#[inline(always)]
+pub fn erf(x: f32) -> f32 {
+    let t = 1.0 / 0.327_591_1f32.mul_add(x.abs(), 1.0);
+    let polynomial =
+        1.061_405_4f32.mul_add(t, -1.453_152).mul_add(t, 1.421_413_7).mul_add(t, -0.284_496_74).mul_add(t, 0.254_829_6);
+    (1.0 - polynomial * t * exp(-x * x)).copysign(x)
 }
 
 #[cfg(test)]
@@ -37,6 +55,24 @@ mod tests {
         }
         assert_eq!(exp(0.0), 1.0);
         assert_eq!([exp(-87.1), exp(f32::NEG_INFINITY)], [0.0, 0.0]);
+        assert_eq!([exp(100.0), exp(f32::INFINITY)], [exp(88.0); 2]);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn tanh_and_erf_are_near_to_those_of_f64() {
+        for step in -100_000..=100_000 {
+            let x = step as f32 / 10_000.0;
+            assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 2e-7, "{x}");
+        }
+        // From tables.
+        for (x, exact) in
+            [(0.0, 0.0), (0.1, 0.112_462_916), (0.5, 0.520_499_878), (1.0, 0.842_700_793), (2.0, 0.995_322_265)]
+        {
+            assert!((f64::from(erf(x)) - exact).abs() < 3e-7, "{x}: {} {exact}", erf(x));
+            assert_eq!(erf(-x), -erf(x));
+        }
+        assert_eq!([tanh(f32::INFINITY), tanh(-90.0), erf(f32::INFINITY), erf(-9.0)], [1.0, -1.0, 1.0, -1.0]);
+        assert!(tanh(f32::NAN).is_nan() && erf(f32::NAN).is_nan());
     }
 }

@@ -35,14 +35,32 @@ impl Config {
         &self.path
     }
 
+    /// With these values for keys that are not mentioned.
+    #[must_use]
+    pub fn or(&self, defaults: Value) -> Self {
+        let mut this = self.clone();
+        let Value::Object(defaults) = defaults else { return this };
+        for (key, value) in defaults {
+            this.values.entry(key).or_insert(value);
+        }
+        this
+    }
+
+    /// With the values of some keys in place of those of others.
+    #[must_use]
+    pub fn renamed(&self, pairs: &[(&str, &str)]) -> Self {
+        let mut this = self.clone();
+        for (key, usual) in pairs {
+            if let Some(value) = self.get(key) {
+                this.values.insert((*usual).to_owned(), value.clone());
+            }
+        }
+        this
+    }
+
     /// The value of a key; null counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| !value.is_null())
-    }
-
-    /// Whether a key is there, be it null.
-    pub fn mentions(&self, key: &str) -> bool {
-        self.values.contains_key(key)
     }
 
     /// An error about the value of `key`.
@@ -101,6 +119,12 @@ impl Config {
             value => id(value).map(|id| vec![id]),
         };
         ids.ok_or_else(|| self.bad(key, "not a whole number or a list of them"))
+    }
+
+    pub fn opt_strs(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let texts = value.as_array().and_then(|values| values.iter().map(Value::as_str).collect());
+        texts.map(Some).ok_or_else(|| self.bad(key, "not a list of strings"))
     }
 
     pub fn opt_f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {

@@ -1,4 +1,4 @@
-//! Where tensors come from: files, mapped and checked, under Hugging Face's names.
+//! Where tensors come from: files, mapped and checked.
 
 mod config;
 pub mod gguf;
@@ -7,17 +7,18 @@ mod safetensors;
 
 use std::{
     borrow::Cow,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use candle_core::{
     DType, Device, Tensor,
-    quantized::{QStorage, QTensor},
+    quantized::{GgmlDType, QStorage, QTensor},
 };
 
 pub use config::Config;
-use gguf::{GgufFile, GgufTensor};
+use gguf::GgufFile;
 use safetensors::SafetensorsDir;
 
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     kernels::{dense::DenseMatrix, quantized::QuantMatrix},
 };
 
-/// A model's files: its configuration and its tensors, both under Hugging Face's names.
+/// A model's files: its configuration under Hugging Face's names, and its tensors.
 pub struct Checkpoint {
     /// The directory or file the model was loaded from.
     pub path: PathBuf,
@@ -39,7 +40,7 @@ pub enum Store {
     Gguf(GgufFile),
 }
 
-/// A weight matrix, `[rows, columns]`, as it was stored.
+/// A weight matrix, `[rows, columns]`, where it is computed with.
 #[derive(Clone)]
 pub enum Matrix {
     /// For candle.
@@ -53,6 +54,31 @@ pub enum Matrix {
 }
 
 impl Matrix {
+    /// Takes over a matrix: in its quantised form if it has one, on the CPU in the type it is stored in, else as
+    /// `dtype`.
+    pub fn new(stored: StoredMatrix<'_>, dtype: DType, device: &Device) -> Result<Self> {
+        let StoredMatrix { rows, columns, encoding, bytes } = stored;
+        match encoding {
+            Encoding::Dense(stored) => {
+                if device.is_cpu()
+                    && let Some(panels) = DenseMatrix::new(stored, &bytes, rows, columns)
+                {
+                    return Ok(Self::Panels(Arc::new(panels)));
+                }
+                Ok(Self::Dense(to_tensor(&bytes, stored, &[rows, columns])?.to_dtype(dtype)?.to_device(device)?))
+            }
+            Encoding::Ggml(stored) => {
+                if device.is_cpu()
+                    && let Some(packed) = QuantMatrix::from_ggml(stored, &bytes, rows, columns)
+                {
+                    return Ok(Self::Packed(Arc::new(packed)));
+                }
+                let storage = QStorage::from_data(bytes, device, stored)?;
+                Ok(Self::Quantized(Arc::new(QTensor::new(storage, (rows, columns))?)))
+            }
+        }
+    }
+
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
         match self {
@@ -64,24 +90,78 @@ impl Matrix {
     }
 }
 
-/// The bytes of an unquantised tensor inside a mapped file.
-pub struct RawTensor<'a> {
+/// A tensor inside a mapped file.
+pub struct StoredTensor<'a> {
     pub path: &'a Path,
-    pub dtype: DType,
+    pub encoding: Encoding,
+    /// Outermost dimension first.
     pub shape: &'a [usize],
     pub bytes: &'a [u8],
 }
 
-impl RawTensor<'_> {
-    fn to_tensor(&self, dtype: DType, device: &Device) -> Result<Tensor> {
-        let tensor = Tensor::from_raw_buffer(self.bytes, self.dtype, self.shape, &Device::Cpu)?;
-        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+/// How the numbers of a tensor are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    Dense(DType),
+    /// In blocks along the last dimension.
+    Ggml(GgmlDType),
+}
+
+/// A matrix as it is stored, row by row.
+pub struct StoredMatrix<'a> {
+    pub rows: usize,
+    pub columns: usize,
+    pub encoding: Encoding,
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl StoredTensor<'_> {
+    /// All numbers in order, if they are not quantised.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        match self.encoding {
+            Encoding::Dense(dtype) => {
+                let tensor = to_tensor(self.bytes, dtype, self.shape)?;
+                Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+            }
+            Encoding::Ggml(dtype) => {
+                Err(Error::model(self.path, format!("a tensor has type {dtype:?} where none that is quantised can be")))
+            }
+        }
+    }
+}
+
+impl<'a> StoredMatrix<'a> {
+    /// These rows, in this order.
+    pub fn take(&self, rows: impl ExactSizeIterator<Item = usize>) -> StoredMatrix<'static> {
+        let row_len = self.bytes.len() / self.rows;
+        let count = rows.len();
+        let mut bytes = Vec::with_capacity(count * row_len);
+        rows.for_each(|row| bytes.extend_from_slice(&self.bytes[row * row_len..][..row_len]));
+        StoredMatrix { rows: count, bytes: Cow::Owned(bytes), ..*self }
     }
 
-    /// All elements in order.
-    pub fn to_f32(&self) -> Result<Vec<f32>> {
-        Ok(self.to_tensor(DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+    /// Rows that follow one another.
+    pub fn slice(&self, rows: Range<usize>) -> StoredMatrix<'_> {
+        let row_len = self.bytes.len() / self.rows;
+        let bytes = Cow::Borrowed(&self.bytes[rows.start * row_len..rows.end * row_len]);
+        StoredMatrix { rows: rows.len(), bytes, ..*self }
     }
+
+    /// With rows for columns. Blocks along rows cannot be turned.
+    pub fn transposed(self) -> Option<StoredMatrix<'a>> {
+        let Encoding::Dense(dtype) = self.encoding else { return None };
+        let (rows, columns, size) = (self.columns, self.rows, dtype.size_in_bytes());
+        let mut bytes = Vec::with_capacity(self.bytes.len());
+        for row in 0..rows {
+            (0..columns)
+                .for_each(|column| bytes.extend_from_slice(&self.bytes[(column * rows + row) * size..][..size]));
+        }
+        Some(StoredMatrix { rows, columns, encoding: self.encoding, bytes: Cow::Owned(bytes) })
+    }
+}
+
+fn to_tensor(bytes: &[u8], dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    Ok(Tensor::from_raw_buffer(bytes, dtype, shape, &Device::Cpu)?)
 }
 
 impl Checkpoint {
@@ -106,90 +186,49 @@ impl Checkpoint {
         }
     }
 
-    /// Loads a matrix of `shape`: in its quantised form if it has one, on the CPU in the type it is
-    /// stored in, else as `dtype`.
-    pub fn matrix(&self, name: &str, shape: [usize; 2], dtype: DType, device: &Device) -> Result<Matrix> {
-        match self.get(name)? {
-            GgufTensor::Dense(raw) => {
-                self.check(name, raw.path, raw.shape, &shape)?;
-                let bytes = self.in_hugging_face_order(name, raw.bytes, shape[0])?;
-                if device.is_cpu()
-                    && let Some(panels) = DenseMatrix::new(raw.dtype, &bytes, shape[0], shape[1])
-                {
-                    return Ok(Matrix::Panels(Arc::new(panels)));
-                }
-                Ok(Matrix::Dense(RawTensor { bytes: &bytes, ..raw }.to_tensor(dtype, device)?))
-            }
-            GgufTensor::Quantized { dtype, shape: stored, bytes } => {
-                self.check(name, &self.path, stored, &shape)?;
-                let bytes = self.in_hugging_face_order(name, bytes, shape[0])?;
-                if device.is_cpu()
-                    && let Some(packed) = QuantMatrix::from_ggml(dtype, &bytes, shape[0], shape[1])
-                {
-                    return Ok(Matrix::Packed(Arc::new(packed)));
-                }
-                let storage = QStorage::from_data(bytes, device, dtype)?;
-                Ok(Matrix::Quantized(Arc::new(QTensor::new(storage, shape.as_slice())?)))
-            }
-        }
-    }
-
-    /// Loads a vector of `len` elements.
-    pub fn vector(&self, name: &str, len: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-        match self.get(name)? {
-            GgufTensor::Dense(raw) => {
-                self.check(name, raw.path, raw.shape, &[len])?;
-                let bytes = self.in_hugging_face_order(name, raw.bytes, len)?;
-                RawTensor { bytes: &bytes, ..raw }.to_tensor(dtype, device)
-            }
-            GgufTensor::Quantized { dtype, .. } => {
-                Err(Error::model(&self.path, format!("tensor {name} has type {dtype:?}; a vector must not")))
-            }
-        }
-    }
-
-    fn get(&self, name: &str) -> Result<GgufTensor<'_>> {
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
         match &self.store {
-            Store::Safetensors(dir) => dir.get(name).map(GgufTensor::Dense),
-            Store::Gguf(file) => {
-                let stored = gguf::tensor_name(name)
-                    .ok_or_else(|| Error::model(&self.path, format!("GGUF has no name for the tensor {name}")))?;
-                file.get(&stored)
+            Store::Safetensors(dir) => dir.contains(name),
+            Store::Gguf(file) => file.contains(name),
+        }
+    }
+
+    /// A tensor, whatever its shape.
+    pub fn tensor(&self, name: &str) -> Result<StoredTensor<'_>> {
+        match &self.store {
+            Store::Safetensors(dir) => dir.get(name),
+            Store::Gguf(file) => file.get(name),
+        }
+    }
+
+    /// A tensor of `shape` as a matrix whose rows are along its last dimension.
+    pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<StoredMatrix<'_>> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape != shape {
+            return Err(shape_error(name, &tensor, shape));
+        }
+        let columns = shape.last().copied().unwrap_or(1);
+        let rows = shape.iter().product::<usize>() / columns;
+        Ok(StoredMatrix { rows, columns, encoding: tensor.encoding, bytes: Cow::Borrowed(tensor.bytes) })
+    }
+
+    /// The numbers of a tensor of `len` elements.
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape.iter().product::<usize>() != len {
+            return Err(shape_error(name, &tensor, &[len]));
+        }
+        match tensor.encoding {
+            Encoding::Ggml(dtype) => {
+                Err(Error::model(tensor.path, format!("tensor {name} has type {dtype:?}; a vector must not")))
             }
+            Encoding::Dense(_) => tensor.to_f32(),
         }
     }
+}
 
-    fn check(&self, name: &str, path: &Path, stored: &[usize], expected: &[usize]) -> Result<()> {
-        if stored == expected {
-            return Ok(());
-        }
-        let reason = format!("tensor {name} has the shape {stored:?}; the configuration asks for {expected:?}");
-        Err(Error::model(path, reason))
-    }
-
-    /// llama.cpp stores the rows of some architectures' queries and keys so that the two halves of a rotary
-    /// pair are neighbours; this undoes it. Quantisation runs along rows, so whole rows move.
-    fn in_hugging_face_order<'a>(&self, name: &str, bytes: &'a [u8], rows: usize) -> Result<Cow<'a, [u8]>> {
-        let rotated = name.contains(".q_proj.") || name.contains(".k_proj.");
-        let arch = self.config.opt_str("model_type")?.unwrap_or_default();
-        if !rotated || !matches!(self.store, Store::Gguf(_)) || !gguf::pairs_neighbours(arch) {
-            return Ok(Cow::Borrowed(bytes));
-        }
-        let head_dim = match self.config.opt_usize("head_dim")? {
-            Some(head_dim) => head_dim,
-            None => self.config.size("hidden_size")? / self.config.size("num_attention_heads")?,
-        };
-        if head_dim == 0 || head_dim % 2 != 0 || !rows.is_multiple_of(head_dim) {
-            return Err(Error::model(&self.path, format!("tensor {name}: {rows} rows in heads of {head_dim}")));
-        }
-        let row_len = bytes.len() / rows;
-        let mut ordered = Vec::with_capacity(bytes.len());
-        for row in 0..rows {
-            let (head, within) = (row / head_dim, row % head_dim);
-            let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
-            let stored = head * head_dim + 2 * pair + half;
-            ordered.extend_from_slice(&bytes[stored * row_len..][..row_len]);
-        }
-        Ok(Cow::Owned(ordered))
-    }
+fn shape_error(name: &str, tensor: &StoredTensor<'_>, expected: &[usize]) -> Error {
+    let reason = format!("tensor {name} has the shape {:?}; the configuration asks for {expected:?}", tensor.shape);
+    Error::model(tensor.path, reason)
 }

@@ -7,7 +7,7 @@ use candle_core::DType;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
-use super::{RawTensor, config::Config, mmap};
+use super::{Encoding, StoredTensor, config::Config, mmap};
 use crate::{Error, Result};
 
 /// The memory-mapped `*.safetensors` files of a directory.
@@ -54,8 +54,12 @@ impl SafetensorsDir {
         Ok(())
     }
 
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// The tensor of this name, or an error naming the file it is not in.
-    pub fn get(&self, name: &str) -> Result<RawTensor<'_>> {
+    pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(Error::model(&self.files[0].0, format!("tensor {name} is missing")));
         };
@@ -69,7 +73,8 @@ impl SafetensorsDir {
                 return Err(Error::model(path, reason));
             }
         };
-        Ok(RawTensor { path, dtype, shape: &entry.shape, bytes: &map[entry.start..entry.end] })
+        let encoding = Encoding::Dense(dtype);
+        Ok(StoredTensor { path, encoding, shape: &entry.shape, bytes: &map[entry.start..entry.end] })
     }
 }
 

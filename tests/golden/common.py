@@ -8,7 +8,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
 
 GREEDY_TOKENS = 24
 
@@ -195,24 +195,26 @@ def decode_cases(tokenizer):
     return [{"ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True)} for ids in cases]
 
 
-def expected_prompts(model, tokenizer, texts, margin, distinct=8):
+def expected_prompts(model, tokenizer, texts, margin, distinct=8, cached=False):
     """Logits after each prompt and greedy continuations, all computed in f32.
 
     None if the continuations are not clear: the best logit must lead by `margin` at every step, so that
-    small errors change nothing, and a continuation must not say the same all the time.
+    small errors change nothing, and a continuation must not say the same all the time. With `cached`, keys
+    and values of tokens stay as they were computed first.
     """
     prompts = []
     for text in texts:
-        prompt = expected_prompt(model, tokenizer, text, margin)
+        prompt = expected_prompt(model, tokenizer, text, margin, cached)
         if prompt is None or len(set(prompt["greedy"])) < distinct:
             return None
         prompts.append(prompt)
     return prompts
 
 
-def expected_prompt(model, tokenizer, text, margin):
+def expected_prompt(model, tokenizer, text, margin, cached=False):
     ids = tokenizer(text)["input_ids"]
-    first = last_logits(model, ids)
+    cache = DynamicCache() if cached else None
+    first = last_logits(model, ids, cache)
     logits, sequence, greedy, margins = first, list(ids), [], []
     for _ in range(GREEDY_TOKENS):
         top = torch.topk(logits, 2)
@@ -221,7 +223,7 @@ def expected_prompt(model, tokenizer, text, margin):
             return None
         greedy.append(int(top.indices[0]))
         sequence.append(greedy[-1])
-        logits = last_logits(model, sequence)
+        logits = last_logits(model, sequence[-1:] if cached else sequence, cache)
     return {
         "text": text,
         "ids": ids,
@@ -233,8 +235,8 @@ def expected_prompt(model, tokenizer, text, margin):
 
 
 @torch.no_grad()
-def last_logits(model, ids):
-    return model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+def last_logits(model, ids, cache=None):
+    return model(torch.tensor([ids]), past_key_values=cache, use_cache=cache is not None).logits[0, -1]
 
 
 # ------------------------------------------------------------------------------------------- weights
@@ -249,7 +251,7 @@ def random_model(config, seed, std=0.2, embedding_std=0.2, loudness=0.0):
     model = AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if "norm" in name:
+        if ("norm" in name or ".ln_" in name) and not name.endswith("bias"):
             noise = 1 + 0.25 * noise
         elif "embed_tokens" in name:
             noise = embedding_std * noise

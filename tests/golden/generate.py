@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import common
@@ -57,6 +58,10 @@ class Model:
     chat_template: str | None = None
     eos_token_id: int | list = 2
     texts: list = field(default_factory=lambda: common.PROMPTS)
+    # Whether greedy tokens are computed with a cache, where that makes a difference.
+    cached: bool = False
+    # What the names of tensors are to begin with, in a multimodal model of this `model_type`.
+    inside: tuple | None = None
 
 
 def shape(hidden, ff, heads, kv_heads, **more):
@@ -148,6 +153,96 @@ def models():
             shape(40, 56, 6, 3, model_type="qwen3", head_dim=16, rms_norm_eps=1e-6, attention_bias=True,
                   rope_parameters={"rope_type": "default", "rope_theta": 2000.0}),
         ),
+    ] + more_models(gpt2, spm)
+
+
+def more_models(gpt2, spm):
+    """Small ones, one and more of each other architecture."""
+    b16, plain = torch.bfloat16, {"rope_type": "default", "rope_theta": 900.0}
+    window = {"sliding_window": 11}
+    experts = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    layers = {"num_hidden_layers": 3}
+    gelu = {"hidden_act": "gelu_pytorch_tanh"}
+
+    def both(name, keys, v4, v5):
+        """The same in both styles of configuration."""
+        shared = shape(32, 48, 4, 2, model_type=name, **keys)
+        return [
+            Model(name + "_v4", gpt2, shared | {"rope_theta": 900.0} | v4, dtype=b16, v4=True),
+            Model(name + "_v5", gpt2, shared | {"rope_parameters": plain} | v5, dtype=b16),
+        ]
+
+    gemma3 = shape(32, 40, 4, 2, model_type="gemma3_text", head_dim=10, query_pre_attn_scalar=7, **window, **layers,
+                   hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True)
+    long_factors = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 2.0, 3.5]}
+    phi = {"partial_rotary_factor": 0.75, "max_position_embeddings": 160, "original_max_position_embeddings": 20}
+    phi |= {"pad_token_id": 0}
+    neox = {"model_type": "gpt_neox", "hidden_act": "gelu", "layer_norm_eps": 1e-4, "num_key_value_heads": None}
+    return [
+        Model("dynamic", gpt2, shape(32, 48, 4, 2, max_position_embeddings=20, rope_theta=100.0,
+              rope_scaling={"type": "dynamic", "factor": 8.0}), dtype=b16, v4=True, cached=True,
+              # The reference goes on with the frequencies of the longest text so far.
+              texts=[common.SHORT, common.LONG]),
+        *both("mistral", window, {}, {"head_dim": 14}),
+        *both("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, **window}, {"sliding_window": None}, {}),
+        *both("qwen2_moe", {"num_experts": 6, **experts, **layers, "shared_expert_intermediate_size": 20},
+              {"norm_topk_prob": True, "decoder_sparse_step": 2, "use_sliding_window": False, **window},
+              {"use_sliding_window": True, "max_window_layers": 2, **window}),
+        *both("qwen3_moe", {"num_experts": 6, **experts, **layers, "head_dim": 10},
+              {"norm_topk_prob": True, "mlp_only_layers": [1]}, {"use_sliding_window": True, **window}),
+        Model("qwen2_windows", gpt2, shape(32, 48, 4, 1, model_type="qwen2", use_sliding_window=True, max_window_layers=1,
+              **window, **layers, rope_parameters=plain), dtype=b16),
+        Model("gemma_spm_v4", spm, shape(32, 40, 4, 1, model_type="gemma", head_dim=12, **gelu, tie_word_embeddings=True,
+              rope_theta=900.0), dtype=b16, v4=True),
+        Model("gemma2_v4", gpt2, shape(32, 40, 4, 2, model_type="gemma2", head_dim=10, query_pre_attn_scalar=7, **window,
+              attn_logit_softcapping=3.0, final_logit_softcapping=4.0, hidden_activation="gelu_pytorch_tanh",
+              tie_word_embeddings=True, **layers, rope_theta=900.0), dtype=b16, v4=True),
+        Model("gemma2_v5", gpt2, shape(32, 40, 4, 2, model_type="gemma2", head_dim=8, query_pre_attn_scalar=9, **window,
+              attn_logit_softcapping=None, hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True, **layers,
+              layer_types=["full_attention", "sliding_attention", "sliding_attention"], rope_parameters=plain), dtype=b16),
+        Model("gemma3_v4", gpt2, gemma3 | dict(sliding_window_pattern=3, rope_theta=5000.0, rope_local_base_freq=300.0,
+              rope_scaling={"rope_type": "linear", "factor": 4.0}), dtype=b16, v4=True),
+        Model("gemma3_v5", gpt2, gemma3 | dict(layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+              rope_parameters={"full_attention": plain | {"rope_theta": 8000.0}, "sliding_attention": plain}), dtype=b16),
+        Model("gemma3_inside", gpt2, gemma3 | dict(sliding_window_pattern=3, rope_theta=5000.0, rope_local_base_freq=300.0),
+              dtype=b16, v4=True, inside=("gemma3", "language_model.")),
+        Model("phi", gpt2, shape(32, 48, 4, 2, model_type="phi", hidden_act="gelu_new", layer_norm_eps=1e-4,
+              partial_rotary_factor=0.5, rope_theta=900.0), dtype=b16, v4=True),
+        Model("phi3_v4", gpt2, shape(32, 48, 4, 2, model_type="phi3", pad_token_id=0, **window, rope_theta=900.0,
+              rope_scaling=None), dtype=b16, v4=True),
+        Model("phi3_long_v4", gpt2, shape(32, 48, 4, 2, model_type="phi3", **phi, rope_theta=900.0,
+              rope_scaling={"type": "longrope", **long_factors}), dtype=b16, v4=True),
+        Model("phi3_long_v5", gpt2, shape(32, 48, 4, 2, model_type="phi3", **(phi | {"partial_rotary_factor": None}),
+              rope_parameters={"rope_type": "longrope", "rope_theta": 900.0, "partial_rotary_factor": 0.75, **long_factors,
+                               "original_max_position_embeddings": 20}), dtype=b16),
+        Model("olmo", gpt2, shape(32, 48, 4, 2, model_type="olmo", pad_token_id=0, rope_theta=900.0), dtype=b16, v4=True),
+        *both("olmo2", {"pad_token_id": 0}, {"attention_bias": True}, {"tie_word_embeddings": True}),
+        Model("olmo3", gpt2, shape(32, 48, 4, 2, model_type="olmo3", pad_token_id=0, **window,
+              layer_types=["sliding_attention", "full_attention"], rope_parameters={
+                  "full_attention": {"rope_type": "yarn", "rope_theta": 900.0, "factor": 4.0, "beta_fast": 2.0,
+                                     "original_max_position_embeddings": 32}, "sliding_attention": plain}), dtype=b16),
+        *both("granite", {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4},
+              {"logits_scaling": 0.7, "attention_bias": True}, {"logits_scaling": 2, "mlp_bias": True}),
+        *both("starcoder2", {"norm_epsilon": 1e-4, **gelu}, {"sliding_window": None, "tie_word_embeddings": True},
+              {"use_bias": False, **window}),
+        *both("stablelm", {"layer_norm_eps": 1e-4}, {"partial_rotary_factor": 0.25, "use_qkv_bias": True},
+              {"qk_layernorm": True, "use_parallel_residual": True, "rope_parameters": plain | {"partial_rotary_factor": 0.5}}),
+        *both("glm4", {"attention_bias": True, "pad_token_id": 0}, {"partial_rotary_factor": 0.5, "head_dim": 8},
+              {"rope_parameters": plain | {"partial_rotary_factor": 0.6}, "head_dim": 10}),
+        Model("glm", gpt2, shape(32, 48, 4, 2, model_type="glm", head_dim=8, attention_bias=True, pad_token_id=0,
+              partial_rotary_factor=0.5, rope_theta=900.0), dtype=b16, v4=True),
+        Model("cohere", gpt2, shape(32, 48, 4, 2, model_type="cohere", layer_norm_eps=1e-4, use_qk_norm=True, pad_token_id=0,
+              logit_scale=0.4, tie_word_embeddings=True, rope_theta=900.0), dtype=b16, v4=True),
+        *both("cohere2", {"layer_norm_eps": 1e-4, "logit_scale": 0.4, "pad_token_id": 0, **window},
+              {"sliding_window_pattern": 2, "tie_word_embeddings": True, "head_dim": 10},
+              {"layer_types": ["full_attention", "sliding_attention"], "attention_bias": True, "tie_word_embeddings": True}),
+        Model("gpt2_v4", gpt2, {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128,
+              "n_ctx": 128, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-4}, v4=True, dtype=b16),
+        Model("gpt2_v5", gpt2, {"model_type": "gpt2", "n_embd": 40, "n_head": 2, "n_layer": 2, "n_positions": 128,
+              "n_inner": 56, "activation_function": "gelu"}, dtype=b16),
+        Model("gpt_neox_v4", gpt2, shape(32, 48, 4, 4, rotary_pct=0.5, rotary_emb_base=900) | neox, v4=True, dtype=b16),
+        Model("gpt_neox_v5", gpt2, shape(40, 48, 4, 4, use_parallel_residual=False, attention_bias=False,
+              rope_parameters=plain | {"partial_rotary_factor": 0.25}) | neox | {"hidden_act": "gelu_new"}, dtype=b16),
     ]
 
 
@@ -158,9 +253,11 @@ def write_model(model, folder):
     for seed in itertools.count():
         write_weights(model, folder, seed)
         loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-        prompts = common.expected_prompts(loaded.eval(), tokenizer, model.texts, margin=2e-3)
+        prompts = common.expected_prompts(loaded.eval(), tokenizer, model.texts, margin=2e-3, cached=model.cached)
         if prompts:
             break
+    if model.inside:
+        write_inside(*model.inside, folder)
     expected = {
         "prompts": prompts,
         "encode_cases": common.encode_cases(tokenizer),
@@ -191,6 +288,16 @@ def write_weights(model, folder, seed):
         generation = {"_from_model_config": True, "bos_token_id": keys["bos_token_id"]}
         generation |= {"eos_token_id": model.eos_token_id}
         common.write_json(folder / "generation_config.json", generation | version, indent=2)
+
+
+def write_inside(model_type, prefix, folder):
+    """Makes a model the text part of a multimodal one, which has other tensors, too."""
+    path = folder / "model.safetensors"
+    tensors = {prefix + name: tensor for name, tensor in load_file(path).items()}
+    save_file(tensors | {"multi_modal_projector.weight": torch.zeros(2, 2)}, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    outer = {key: config.pop(key) for key in ("eos_token_id", "bos_token_id")}
+    common.write_json(folder / "config.json", {"model_type": model_type, "text_config": config} | outer, indent=2)
 
 
 def write_tokenizer(model, folder):

@@ -79,16 +79,23 @@ async fn configs_that_make_no_sense() {
         ("num_attention_heads", serde_json::json!(0)),
         ("num_key_value_heads", serde_json::json!(3.5)),
         ("num_hidden_layers", serde_json::json!(3)),
+        ("num_hidden_layers", serde_json::json!(4_000_000_000u32)),
+        ("partial_rotary_factor", serde_json::json!(1.5)),
         ("vocab_size", serde_json::json!(7)),
         ("rms_norm_eps", serde_json::json!(-1.0)),
         ("rope_theta", serde_json::json!("x")),
         ("rope_scaling", serde_json::json!({"rope_type": "telepathy", "factor": 2.0})),
-        ("hidden_act", serde_json::json!("gelu")),
+        ("hidden_act", serde_json::json!("guess")),
     ] {
         let dir = TempDir::copy_of("mha_tied", "config");
         set(&dir, key, value.clone());
         let error = load_error(&dir.0).await;
         assert!(matches!(error, Error::InvalidModel { .. }), "{key} = {value}: {error:?}");
+    }
+    for kinds in [serde_json::json!(["full_attention"]), serde_json::json!(["full_attention", "psychic", "psychic"])] {
+        let dir = TempDir::copy_of("gemma2_v4", "layers");
+        set(&dir, "layer_types", kinds);
+        invalid(&dir.0, &["config.json", "layer_types"]).await;
     }
     let dir = TempDir::copy_of("mha_tied", "architecture");
     set(&dir, "model_type", "hyena".into());

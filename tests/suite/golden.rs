@@ -1,10 +1,12 @@
 //! Logits and greedy tokens against transformers.
 
-use futures::StreamExt;
+use std::panic::AssertUnwindSafe;
+
+use futures::{FutureExt, StreamExt};
 use serde_json::Value;
 use tokenflow::{GenerateConfig, KvCacheType, LoadConfig, TextModel};
 
-use crate::{golden_model, golden_model_with, read_json};
+use crate::{golden_model, golden_model_with, golden_path, read_json};
 
 fn floats(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
@@ -21,8 +23,9 @@ fn difference(ours: &[f32], theirs: &[f32]) -> f32 {
     ours.iter().zip(theirs).fold(0f32, |max, (a, b)| max.max((a - b).abs())) / scale
 }
 
-/// Compares each prompt's logits, and the greedy tokens up to the model's own end of text.
-async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f32) {
+/// Compares each prompt's logits, and the greedy tokens up to the model's own end of text, or up to one whose logit
+/// leads by less than `margin`.
+async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f32, margin: f32) {
     let prompts = prompts.as_array().unwrap();
     assert!(!prompts.is_empty());
     for prompt in prompts {
@@ -32,8 +35,10 @@ async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f3
         assert_eq!(model.metrics().prompt_tokens, ids(&prompt["ids"]).len(), "{name}: {text:?}");
         let difference = difference(&result.logits.unwrap(), &floats(&prompt["logits"]));
         assert!(difference < tolerance, "{name}: {text:?}: logits differ by {difference}");
-        let expected = ids(&prompt["greedy"]);
-        assert_eq!(result.token.id, expected[0], "{name}: {text:?}");
+        let margins = floats(&prompt["margins"]);
+        let clear = margins.iter().position(|lead| *lead < margin).unwrap_or(margins.len());
+        let expected = &ids(&prompt["greedy"])[..clear];
+        assert_eq!(result.token.id, ids(&prompt["greedy"])[0], "{name}: {text:?}");
         let stream = model.generate(text, GenerateConfig::new().max_tokens(expected.len()));
         let ours: Vec<u32> = stream.map(|token| token.id).collect().await;
         assert_eq!(ours, expected[..ours.len()], "{name}: {text:?}");
@@ -42,72 +47,37 @@ async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f3
         let expected_text = prompt["greedy_text"].as_str().unwrap();
         // Byte tokens that are no character are for the unit tests: their text depends on what follows.
         let broken = name.contains("spm") && expected_text.contains(char::REPLACEMENT_CHARACTER);
-        if !ended && !broken {
+        if !ended && !broken && clear == margins.len() {
             let text_of = model.generate(text, GenerateConfig::new().max_tokens(expected.len())).text().await;
             assert_eq!(text_of.unwrap(), expected_text, "{name}: {text:?}");
         }
     }
 }
 
-async fn check_directory(name: &str) {
-    let model = golden_model(name).await;
-    let expected = read_json(&format!("{name}/expected.json"));
-    check(name, &*model, &expected["prompts"], 1e-4).await;
+/// All models in Hugging Face directories: those of all architectures, in both styles of configuration.
+fn directories() -> Vec<String> {
+    let entries = golden_path("").read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let models = entries.filter(|path| path.join("config.json").exists());
+    let mut names: Vec<_> = models.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    names.sort();
+    assert!(names.len() > 40);
+    names
 }
 
 #[tokio::test]
-async fn tied_embeddings_and_a_transformers_4_config() {
-    check_directory("mha_tied").await;
-}
-
-#[tokio::test]
-async fn grouped_queries_odd_heads_and_llama3_rope() {
-    check_directory("gqa_llama3").await;
-}
-
-#[tokio::test]
-async fn biases_linear_rope_and_bf16() {
-    check_directory("bias_linear").await;
-}
-
-#[tokio::test]
-async fn one_kv_head_yarn_rope_f16_and_shards() {
-    check_directory("mqa_yarn").await;
-}
-
-#[tokio::test]
-async fn yarn_rope_in_a_transformers_4_config() {
-    check_directory("mqa_yarn_v4").await;
-}
-
-#[tokio::test]
-async fn yarn_rope_with_scales_of_its_own() {
-    check_directory("yarn_mscale").await;
-}
-
-#[tokio::test]
-async fn a_sentence_piece_tokenizer_and_several_ends_of_text() {
-    check_directory("spm_gqa").await;
-}
-
-#[tokio::test]
-async fn qwen2_with_biases_and_tied_embeddings() {
-    check_directory("qwen2").await;
-}
-
-#[tokio::test]
-async fn qwen3_with_norms_of_queries_and_keys() {
-    check_directory("qwen3").await;
-}
-
-#[tokio::test]
-async fn mistral_with_odd_heads() {
-    check_directory("mistral_spm").await;
-}
-
-#[tokio::test]
-async fn smollm3_with_a_layer_without_positions() {
-    check_directory("smollm3").await;
+async fn directories_of_all_architectures() {
+    let check_one = async |name: &str| {
+        let model = golden_model(name).await;
+        let expected = read_json(&format!("{name}/expected.json"));
+        check(name, &*model, &expected["prompts"], 1e-4, 0.0).await;
+    };
+    let mut failed = Vec::new();
+    for name in directories() {
+        if AssertUnwindSafe(check_one(&name)).catch_unwind().await.is_err() {
+            failed.push(name);
+        }
+    }
+    assert!(failed.is_empty(), "{failed:?}");
 }
 
 #[tokio::test]
@@ -119,35 +89,25 @@ async fn gguf_files() {
         // Quantised weights meet activations of 8 bits, with which llama.cpp differs from exact
         // arithmetic by up to 0.021 on these files; the others are exact.
         let tolerance = if name.contains("-q") { 3e-2 } else { 1e-4 };
-        check(name, &*model, &entry["prompts"], tolerance).await;
+        check(name, &*model, &entry["prompts"], tolerance, 0.0).await;
     }
 }
 
 #[tokio::test]
 async fn keys_and_values_in_16_bits_keep_the_greedy_tokens() {
     let in_16_bits = || LoadConfig::new().kv_cache_type(KvCacheType::F16);
-    for name in [
-        "mha_tied",
-        "gqa_llama3",
-        "bias_linear",
-        "mqa_yarn",
-        "mqa_yarn_v4",
-        "spm_gqa",
-        "yarn_mscale",
-        "qwen2",
-        "qwen3",
-        "mistral_spm",
-        "smollm3",
-    ] {
-        let model = golden_model_with(name, in_16_bits()).await;
-        check(name, &*model, &read_json(&format!("{name}/expected.json"))["prompts"], 3e-3).await;
+    // The least difference may send a token to another expert.
+    let dense = |name: &String| !name.contains("moe") && !name.contains("mixtral");
+    for name in directories().into_iter().filter(dense) {
+        let model = golden_model_with(&name, in_16_bits()).await;
+        check(&name, &*model, &read_json(&format!("{name}/expected.json"))["prompts"], 3e-3, 0.02).await;
     }
     let files = read_json("gguf/expected.json");
     for (name, entry) in files.as_object().unwrap() {
         // What is rounded twice adds up: beside quantised weights it is the default all the same.
         let tolerance = if name.contains("-q") { 4e-2 } else { 3e-3 };
         let model = golden_model_with(&format!("gguf/{name}"), in_16_bits()).await;
-        check(name, &*model, &entry["prompts"], tolerance).await;
+        check(name, &*model, &entry["prompts"], tolerance, 0.02).await;
     }
 }
 

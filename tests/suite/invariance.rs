@@ -126,7 +126,27 @@ fn quantised_weights() {
 }
 
 #[test]
-fn norms_of_queries_and_keys_and_a_layer_without_positions() {
-    answers_stay_the_same("qwen3", 20);
-    answers_stay_the_same("smollm3", 20);
+fn norms_windows_caps_and_two_kinds_of_positions() {
+    for name in ["qwen3", "smollm3", "gemma2_v4", "gemma3_v4", "cohere2_v5", "stablelm_v5", "glm4_v4"] {
+        answers_stay_the_same(name, 10);
+    }
+}
+
+#[test]
+fn learned_positions_and_fused_matrices() {
+    for name in ["gpt2_v4", "gpt_neox_v4", "phi3_v4"] {
+        answers_stay_the_same(name, 10);
+    }
+}
+
+#[test]
+fn experts() {
+    answers_stay_the_same("mixtral_v4", 20);
+    answers_stay_the_same("qwen2_moe_v5", 20);
+}
+
+#[test]
+fn positions_that_depend_on_the_length() {
+    answers_stay_the_same("phi3_long_v4", 20);
+    answers_stay_the_same("dynamic", 20);
 }

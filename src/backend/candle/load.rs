@@ -21,7 +21,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         return Err(Error::config("adapter_path", reason));
     }
     let checkpoint = Checkpoint::open(path)?;
-    let spec = decoder::spec(&checkpoint.config)?;
+    let spec = decoder::spec(&checkpoint)?;
     let device = on_device(config, &spec, device)?;
     let text = Arc::new(text(&checkpoint, config)?);
     if text.tokenizer.vocab_size() > spec.vocab_size {
@@ -37,7 +37,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     let info = ModelInfo {
         architecture: spec.architecture.to_owned(),
         vocab_size: spec.vocab_size,
-        num_layers: spec.num_layers,
+        num_layers: spec.num_layers(),
         hidden_size: spec.hidden_size,
         quant_bits,
         quant_group,
@@ -64,12 +64,13 @@ fn on_device(config: &LoadConfig, spec: &Spec, device: Device) -> Result<Device>
     match config.gpu_layers {
         None => Ok(device),
         Some(0) => Ok(Device::Cpu),
-        Some(layers) if layers >= spec.num_layers && !device.is_cpu() => Ok(device),
+        Some(layers) if layers >= spec.num_layers() && !device.is_cpu() => Ok(device),
         Some(layers) if device.is_cpu() => {
             Err(Error::config("gpu_layers", format!("{layers} layers, and the cpu backend has no device for them")))
         }
         Some(layers) => {
-            let reason = format!("{layers} of {} layers: a model is on the device as a whole or not", spec.num_layers);
+            let reason =
+                format!("{layers} of {} layers: a model is on the device as a whole or not", spec.num_layers());
             Err(Error::config("gpu_layers", reason))
         }
     }

@@ -1,43 +1,136 @@
-//! What the configurations of all architectures have in common.
+//! What the configurations of most architectures have in common.
 
 use super::rope;
-use crate::{Result, decoder::Spec, weights::Config};
+use crate::{
+    Result,
+    decoder::{
+        Spec,
+        layout::Layout,
+        spec::{AttentionSpec, DenseSpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, Order, RopeScaling},
+    },
+    kernels::rows::{Activation, Pairs},
+    weights::Config,
+};
 
-/// A decoder with the biases that the configuration names. Where it names no `head_dim`, that is the one given here,
-/// or else what the hidden size leaves to each head.
-pub fn spec(config: &Config, architecture: &'static str, head_dim: Option<usize>) -> Result<Spec> {
+/// More than any model has, and few enough to describe each.
+const MAX_LAYERS: usize = 4096;
+
+/// A llama with the sizes, biases, activation and rope that the configuration names, all under the keys that Llama's has.
+/// Where it names no `head_dim`, heads share the hidden size.
+pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
     let hidden_size = config.size("hidden_size")?;
     let num_heads = config.size("num_attention_heads")?;
     let num_kv_heads = config.opt_usize("num_key_value_heads")?.unwrap_or(num_heads);
     if num_kv_heads == 0 || num_heads % num_kv_heads != 0 {
         return Err(config.bad("num_key_value_heads", &format!("does not divide the {num_heads} query heads")));
     }
-    let head_dim = config.opt_usize("head_dim")?.or(head_dim).unwrap_or(hidden_size / num_heads);
-    if head_dim == 0 || head_dim % 2 != 0 {
-        return Err(config.bad("head_dim", &format!("heads of {head_dim} have no rotary pairs")));
+    let head_dim = config.opt_usize("head_dim")?.unwrap_or(hidden_size / num_heads);
+    if head_dim == 0 {
+        return Err(config.bad("head_dim", "at least 1 is needed"));
     }
-    if let Some(activation) = config.opt_str("hidden_act")?.filter(|name| *name != "silu") {
-        return Err(config.bad("hidden_act", &format!("{activation} is not an activation of {architecture}")));
+    let num_layers = config.size("num_hidden_layers")?;
+    if num_layers > MAX_LAYERS {
+        return Err(config.bad("num_hidden_layers", &format!("more than {MAX_LAYERS}")));
     }
+    let positions = config.size("max_position_embeddings")?;
+    let rope = rope::spec(config, "full_attention", positions, head_dim)?;
+    let max_positions = match rope.scaling {
+        RopeScaling::Dynamic { factor, original_positions } => (original_positions as f64 * factor.max(1.0)) as usize,
+        _ => positions,
+    };
     let attention_bias = config.bool_or("attention_bias", false)?;
-    let max_positions = config.size("max_position_embeddings")?;
+    let mlp = MlpSpec::Dense(dense(config, "intermediate_size")?);
     Ok(Spec {
         architecture,
         vocab_size: config.size("vocab_size")?,
         hidden_size,
-        intermediate_size: config.size("intermediate_size")?,
-        num_layers: config.size("num_hidden_layers")?,
-        num_heads,
-        num_kv_heads,
-        head_dim,
         max_positions,
-        norm_eps: config.positive("rms_norm_eps")?,
-        qkv_bias: attention_bias,
-        out_bias: config.bool_or("attention_out_bias", attention_bias)?,
-        mlp_bias: config.bool_or("mlp_bias", false)?,
-        qk_norm: false,
-        tie_word_embeddings: config.bool_or("tie_word_embeddings", false)?,
-        rope: rope::spec(config, max_positions, head_dim)?,
-        layers_without_rope: Vec::new(),
+        embedding_scale: 1.0,
+        learned_positions: false,
+        embedding_norm: false,
+        norm: NormSpec { centred: false, weight: true, bias: false, eps: config.positive("rms_norm_eps")? },
+        attention: AttentionSpec {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            scale: (head_dim as f64).sqrt().recip(),
+            softcap: None,
+            qkv_bias: attention_bias,
+            out_bias: config.bool_or("attention_out_bias", attention_bias)?,
+            qk_norm: None,
+        },
+        ropes: vec![rope],
+        layers: vec![LayerSpec { window: None, rope: Some(0), mlp }; num_layers],
+        order: Order::PRE_NORM,
+        residual_scale: 1.0,
+        head: HeadSpec { tied: config.bool_or("tie_word_embeddings", false)?, bias: false, scale: 1.0, softcap: None },
+        layout: Layout::LLAMA,
     })
+}
+
+/// A gated network; `size` is the key of its inner size.
+pub fn dense(config: &Config, size: &str) -> Result<DenseSpec> {
+    let intermediate_size = config.size(size)?;
+    let activation = activation(config)?;
+    Ok(DenseSpec { intermediate_size, gated: true, activation, bias: config.bool_or("mlp_bias", false)? })
+}
+
+fn activation(config: &Config) -> Result<Activation> {
+    let key = "hidden_act";
+    Ok(match config.opt_str(key)?.unwrap_or("silu") {
+        "silu" | "swish" => Activation::Silu,
+        "gelu" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
+        "relu" => Activation::Relu,
+        "relu2" => Activation::ReluSquared,
+        _ => return Err(config.bad(key, "not an activation of this version: silu, gelu, gelu_new, relu, relu2")),
+    })
+}
+
+impl Spec {
+    /// Gives layers the window of the configuration, if it has one: those it names in `layer_types`, else those that
+    /// `slides` says.
+    pub(super) fn slide(mut self, config: &Config, slides: impl Fn(usize) -> bool) -> Result<Self> {
+        let window = config.opt_usize("sliding_window")?;
+        let count = self.layers.len();
+        let kinds = config.opt_strs("layer_types")?;
+        if let Some(kinds) = kinds.as_ref().filter(|kinds| kinds.len() != count) {
+            return Err(config.bad("layer_types", &format!("{} entries for {count} layers", kinds.len())));
+        }
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let slides = match kinds.as_ref().map(|kinds| kinds[index]) {
+                None => slides(index),
+                Some("full_attention") => false,
+                Some("sliding_attention") => true,
+                Some(kind) => return Err(config.bad("layer_types", &format!("{kind} is not a kind of this version"))),
+            };
+            layer.window = window.filter(|_| slides);
+            if layer.window == Some(0) {
+                return Err(config.bad("sliding_window", "at least 1 is needed"));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Norms that take the mean away first.
+    pub(super) fn centred(mut self, bias: bool) -> Self {
+        self.norm = NormSpec { centred: true, bias, ..self.norm };
+        self
+    }
+
+    /// Changes the feed-forward network of all layers.
+    pub(super) fn dense(mut self, change: impl Fn(&mut DenseSpec)) -> Self {
+        for layer in &mut self.layers {
+            if let MlpSpec::Dense(dense) = &mut layer.mlp {
+                change(dense);
+            }
+        }
+        self
+    }
+
+    /// Turns neighbours, not halves.
+    pub(super) fn neighbours(mut self) -> Self {
+        self.ropes.iter_mut().for_each(|rope| rope.pairs = Pairs::Neighbours);
+        self
+    }
 }

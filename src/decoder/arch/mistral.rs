@@ -1,19 +1,43 @@
-//! Mistral from 7B v0.2 on: those that attend to everything.
+//! Mistral and Mixtral.
 
-use super::base;
-use crate::{Result, decoder::Spec, weights::Config};
+use serde_json::json;
 
-/// What transformers takes where a configuration does not say it.
-const DEFAULT_WINDOW: usize = 4096;
+use super::{base, experts};
+use crate::{
+    Result,
+    decoder::{
+        Spec,
+        layout::{MlpNames, Names},
+        spec::MlpSpec,
+    },
+    weights::Config,
+};
 
-pub fn spec(config: &Config) -> Result<Spec> {
-    let spec = base::spec(config, "mistral", None)?;
-    let window = match config.mentions("sliding_window") {
-        true => config.opt_usize("sliding_window")?,
-        false => Some(DEFAULT_WINDOW),
+pub fn mistral(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"sliding_window": 4096}));
+    base::spec(config, "mistral")?.slide(config, |_| true)
+}
+
+pub fn mixtral(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"rope_theta": 1e6, "num_experts_per_tok": 2}));
+    let mut spec = base::spec(config, "mixtral")?.slide(config, |_| true)?;
+    let experts = MlpSpec::Experts(experts::spec(config, "intermediate_size", true)?);
+    spec.layers.iter_mut().for_each(|layer| layer.mlp = experts.clone());
+    spec.layout.names = Names {
+        router: "block_sparse_moe.gate",
+        expert: MlpNames {
+            gate: "block_sparse_moe.experts.{}.w1",
+            up: "block_sparse_moe.experts.{}.w3",
+            gate_up: "",
+            down: "block_sparse_moe.experts.{}.w2",
+        },
+        experts: MlpNames {
+            gate: "block_sparse_moe.switch_mlp.gate_proj",
+            up: "block_sparse_moe.switch_mlp.up_proj",
+            gate_up: "",
+            down: "block_sparse_moe.switch_mlp.down_proj",
+        },
+        ..Names::LLAMA
     };
-    match window.filter(|window| *window < spec.max_positions) {
-        Some(window) => Err(config.bad("sliding_window", &format!("a window of {window} tokens is not supported"))),
-        None => Ok(spec),
-    }
+    Ok(spec)
 }

@@ -1,49 +1,77 @@
 //! The architectures: each a function from a model's configuration to a [`Spec`].
 
 mod base;
+mod cohere;
+mod experts;
+mod gemma;
+mod glm;
+mod gpt2;
+mod gpt_neox;
+mod granite;
 mod llama;
 mod mistral;
+mod olmo;
+mod phi;
 mod qwen;
 mod rope;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 
-use super::Spec;
-use crate::{Error, Result, weights::Config};
+use super::{Spec, layout::Layout};
+use crate::{
+    Error, Result,
+    weights::{Checkpoint, Config, Store},
+};
 
 /// Reads one architecture's configuration.
 type ReadSpec = fn(&Config) -> Result<Spec>;
 
 /// The `model_type` of each architecture and what reads it.
-const ARCHITECTURES: [(&str, ReadSpec); 5] = [
-    ("llama", llama::spec),
-    ("mistral", mistral::spec),
+const ARCHITECTURES: [(&str, ReadSpec); 26] = [
+    ("cohere", cohere::cohere),
+    ("cohere2", cohere::cohere2),
+    ("gemma", gemma::gemma),
+    ("gemma2", gemma::gemma2),
+    ("gemma3", gemma::gemma3),
+    ("gemma3_text", gemma::gemma3),
+    ("glm", glm::glm),
+    ("glm4", glm::glm4),
+    ("gpt2", gpt2::gpt2),
+    ("gpt_neox", gpt_neox::gpt_neox),
+    ("granite", granite::granite),
+    ("llama", llama::llama),
+    ("mistral", mistral::mistral),
+    ("mixtral", mistral::mixtral),
+    ("olmo", olmo::olmo),
+    ("olmo2", olmo::olmo2),
+    ("olmo3", olmo::olmo3),
+    ("phi", phi::phi),
+    ("phi3", phi::phi3),
     ("qwen2", qwen::qwen2),
+    ("qwen2_moe", qwen::qwen2_moe),
     ("qwen3", qwen::qwen3),
-    ("smollm3", smollm3::spec),
+    ("qwen3_moe", qwen::qwen3_moe),
+    ("smollm3", smollm3::smollm3),
+    ("stablelm", stablelm::stablelm),
+    ("starcoder2", starcoder2::starcoder2),
 ];
 
 /// The architectures that are there.
-pub fn supported() -> Vec<String> {
+fn supported() -> Vec<String> {
     ARCHITECTURES.iter().map(|(name, _)| (*name).to_owned()).collect()
 }
 
-/// What the model with this configuration is.
-pub fn spec(config: &Config) -> Result<Spec> {
+/// What a checkpoint's model is.
+pub fn spec(checkpoint: &Checkpoint) -> Result<Spec> {
+    let config = &checkpoint.config;
     let architecture = config.opt_str("model_type")?.ok_or_else(|| config.bad("model_type", "is missing"))?;
-    match ARCHITECTURES.iter().find(|(name, _)| *name == architecture) {
-        Some((_, read)) => read(config),
-        None => Err(Error::UnsupportedArchitecture { architecture: architecture.into(), supported: supported() }),
+    let Some((_, read)) = ARCHITECTURES.iter().find(|(name, _)| *name == architecture) else {
+        return Err(Error::UnsupportedArchitecture { architecture: architecture.into(), supported: supported() });
+    };
+    let mut spec = read(config)?;
+    if let Store::Gguf(_) = checkpoint.store {
+        spec.layout = Layout::gguf(spec.architecture);
     }
-}
-
-/// Refuses layers that do not attend to everything; no published model of these architectures has any.
-fn refuse_windows(config: &Config) -> Result<()> {
-    if config.bool_or("use_sliding_window", false)? {
-        return Err(config.bad("use_sliding_window", "sliding windows are not supported"));
-    }
-    let layers = config.get("layer_types").and_then(|layers| layers.as_array());
-    match layers.into_iter().flatten().find(|layer| *layer != "full_attention") {
-        Some(layer) => Err(config.bad("layer_types", &format!("{layer} is not supported"))),
-        None => Ok(()),
-    }
+    Ok(spec)
 }

@@ -1,23 +1,23 @@
 //! SmolLM3: a llama of which some layers know no positions.
 
-use super::{base, refuse_windows};
+use super::base;
 use crate::{Result, decoder::Spec, weights::Config};
 
-pub fn spec(config: &Config) -> Result<Spec> {
-    refuse_windows(config)?;
-    let spec = base::spec(config, "smollm3", None)?;
-    Ok(Spec { layers_without_rope: layers_without_rope(config, spec.num_layers)?, ..spec })
-}
-
-/// `no_rope_layers` has a 0 for each of them, else every fourth is one.
-fn layers_without_rope(config: &Config, num_layers: usize) -> Result<Vec<usize>> {
-    if config.get("no_rope_layers").is_none() {
-        let interval = config.opt_usize("no_rope_layer_interval")?.unwrap_or(4).max(1);
-        return Ok((0..num_layers).filter(|layer| (layer + 1) % interval == 0).collect());
+pub fn smollm3(config: &Config) -> Result<Spec> {
+    let mut spec = base::spec(config, "smollm3")?;
+    if config.bool_or("use_sliding_window", false)? {
+        spec = spec.slide(config, |_| true)?;
     }
-    let roped = config.ids("no_rope_layers")?;
-    if roped.len() != num_layers {
-        return Err(config.bad("no_rope_layers", &format!("{} entries for {num_layers} layers", roped.len())));
+    // `no_rope_layers` has a 0 for each of them, else every fourth is one.
+    let interval = config.opt_usize("no_rope_layer_interval")?.unwrap_or(4).max(1);
+    let turned = config.get("no_rope_layers").map(|_| config.ids("no_rope_layers")).transpose()?;
+    if let Some(turned) = turned.as_ref().filter(|turned| turned.len() != spec.layers.len()) {
+        let reason = format!("{} entries for {} layers", turned.len(), spec.layers.len());
+        return Err(config.bad("no_rope_layers", &reason));
     }
-    Ok((0..num_layers).filter(|layer| roped[*layer] == 0).collect())
+    for (index, layer) in spec.layers.iter_mut().enumerate() {
+        let turns = turned.as_ref().map_or((index + 1) % interval != 0, |turned| turned[index] != 0);
+        layer.rope = turns.then_some(0);
+    }
+    Ok(spec)
 }

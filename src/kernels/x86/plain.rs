@@ -3,6 +3,7 @@
 use crate::kernels::{
     ggml::Format,
     quantized::{BlockScale, GROUP},
+    rows::{Activation, Norm, Pairs},
 };
 
 /// Defines a module of functions that do as plain ones of the same name, compiled with some features.
@@ -27,15 +28,18 @@ macro_rules! all {
     ($module:ident, $features:literal) => {
         compiled! { $module, $features:
             fn softmax_lanes = crate::kernels::attention::softmax_lanes, (scores: &mut [f32]) -> (f32, f32);
-            fn normalise = crate::kernels::rows::normalise, (x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
+            fn normalise_piece = crate::kernels::rows::normalise_piece, (x: &[f32], norm: Norm<'_>, out: &mut [f32]);
             fn rotate_heads = crate::kernels::rows::rotate_heads,
-                (heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]);
+                (heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], by: Pairs);
+            fn activate_row = crate::kernels::rows::activate_row,
+                (x: &mut [f32], up: Option<&[f32]>, activation: Activation);
+            fn add_row = crate::kernels::rows::add_row, (x: &mut [f32], y: &[f32], scale: f32);
+            fn cap = crate::kernels::rows::cap, (x: &mut [f32], softcap: f32);
             fn quantize_tile = crate::kernels::quantized::quantize_tile,
                 (x: &[f32], columns: usize, format: Format, codes: &mut [[i8; GROUP]], scales: &mut [BlockScale]);
             fn greatest_of = crate::kernels::logits::greatest_of, (logits: &[f32]) -> Option<f32>;
             fn weigh_chunk = crate::kernels::logits::weigh_chunk,
                 (logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32]) -> f32;
-            fn multiply_silu = crate::kernels::rows::multiply_silu, (gate: &mut [f32], up: &[f32]);
         }
     };
 }

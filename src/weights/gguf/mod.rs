@@ -15,10 +15,10 @@ use candle_core::{DType, quantized::GgmlDType};
 use memmap2::Mmap;
 
 pub use metadata::{Array, Metadata};
-pub use names::{config, pairs_neighbours, tensor_name};
+pub use names::config;
 use reader::Reader;
 
-use super::{RawTensor, mmap};
+use super::{Encoding, StoredTensor, mmap};
 use crate::{Error, Result};
 
 /// A memory-mapped GGUF file.
@@ -34,12 +34,6 @@ struct Entry {
     shape: Vec<usize>,
     ggml_type: u32,
     start: usize,
-}
-
-/// A tensor as the file stores it.
-pub enum GgufTensor<'a> {
-    Dense(RawTensor<'a>),
-    Quantized { dtype: GgmlDType, shape: &'a [usize], bytes: &'a [u8] },
 }
 
 impl GgufFile {
@@ -72,7 +66,7 @@ impl GgufFile {
         self.tensors.contains_key(name)
     }
 
-    pub fn get(&self, name: &str) -> Result<GgufTensor<'_>> {
+    pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
         let bad = |reason: String| Error::model(&self.path, reason);
         let entry = self.tensors.get(name).ok_or_else(|| bad(format!("tensor {name} is missing")))?;
         let dtype = ggml_dtype(entry.ggml_type)
@@ -84,14 +78,13 @@ impl GgufFile {
         let len = elements(&entry.shape).map(|n| n / block).and_then(|blocks| blocks.checked_mul(dtype.type_size()));
         let end = len.and_then(|len| entry.start.checked_add(len)).filter(|end| *end <= self.map.len());
         let end = end.ok_or_else(|| bad(format!("tensor {name} {:?} ends beyond the file", entry.shape)))?;
-        let (path, shape, bytes) = (self.path.as_path(), &entry.shape[..], &self.map[entry.start..end]);
-        let dense = |dtype| GgufTensor::Dense(RawTensor { path, dtype, shape, bytes });
-        Ok(match dtype {
-            GgmlDType::F32 => dense(DType::F32),
-            GgmlDType::F16 => dense(DType::F16),
-            GgmlDType::BF16 => dense(DType::BF16),
-            dtype => GgufTensor::Quantized { dtype, shape, bytes },
-        })
+        let encoding = match dtype {
+            GgmlDType::F32 => Encoding::Dense(DType::F32),
+            GgmlDType::F16 => Encoding::Dense(DType::F16),
+            GgmlDType::BF16 => Encoding::Dense(DType::BF16),
+            dtype => Encoding::Ggml(dtype),
+        };
+        Ok(StoredTensor { path: &self.path, encoding, shape: &entry.shape, bytes: &self.map[entry.start..end] })
     }
 
     /// Bits per weight and weights per block of the type most of the weights have; zeros if that

@@ -2,43 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{GgufFile, GgufTensor};
-use crate::{Error, Result, weights::Config};
-
-/// The tensor that GGUF stores under another name than Hugging Face's `name`.
-pub fn tensor_name(name: &str) -> Option<String> {
-    let top = match name {
-        "model.embed_tokens.weight" => Some("token_embd.weight"),
-        "model.norm.weight" => Some("output_norm.weight"),
-        "lm_head.weight" => Some("output.weight"),
-        _ => None,
-    };
-    if let Some(top) = top {
-        return Some(top.to_owned());
-    }
-    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let (module, parameter) = rest.rsplit_once('.')?;
-    let module = match module {
-        "input_layernorm" => "attn_norm",
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "self_attn.o_proj" => "attn_output",
-        "self_attn.q_norm" => "attn_q_norm",
-        "self_attn.k_norm" => "attn_k_norm",
-        "post_attention_layernorm" => "ffn_norm",
-        "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
-        "mlp.down_proj" => "ffn_down",
-        _ => return None,
-    };
-    Some(format!("blk.{layer}.{module}.{parameter}"))
-}
-
-/// Whether the two halves of a rotary pair are neighbouring rows in this architecture's files.
-pub fn pairs_neighbours(arch: &str) -> bool {
-    matches!(arch, "llama" | "smollm3")
-}
+use super::GgufFile;
+use crate::{Result, weights::Config};
 
 /// The metadata under the keys of `config.json`.
 pub fn config(file: &GgufFile) -> Result<Config> {
@@ -73,10 +38,7 @@ pub fn config(file: &GgufFile) -> Result<Config> {
 }
 
 fn vocab_size(file: &GgufFile) -> Result<usize> {
-    match file.get("token_embd.weight")? {
-        GgufTensor::Dense(tensor) => Ok(tensor.shape[0]),
-        GgufTensor::Quantized { shape, .. } => Ok(shape[0]),
-    }
+    Ok(file.get("token_embd.weight")?.shape[0])
 }
 
 fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
@@ -106,14 +68,7 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
     }
     if file.contains("rope_freqs.weight") {
         rope.insert("rope_type".into(), json!("factors"));
-        rope.insert("factors".into(), json!(floats(file, "rope_freqs.weight")?));
+        rope.insert("factors".into(), json!(file.get("rope_freqs.weight")?.to_f32()?));
     }
     Ok(Value::Object(rope))
-}
-
-fn floats(file: &GgufFile, name: &str) -> Result<Vec<f32>> {
-    match file.get(name)? {
-        GgufTensor::Dense(tensor) => tensor.to_f32(),
-        GgufTensor::Quantized { .. } => Err(Error::model(&file.path, format!("tensor {name} is quantised"))),
-    }
 }

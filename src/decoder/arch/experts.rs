@@ -1,0 +1,19 @@
+//! What the configurations of mixtures of experts have in common.
+
+use super::base;
+use crate::{
+    Result,
+    decoder::spec::{DenseSpec, ExpertsSpec},
+    weights::Config,
+};
+
+/// Experts without a shared one; `size` is the key of their inner size.
+pub fn spec(config: &Config, size: &str, normalise: bool) -> Result<ExpertsSpec> {
+    let key = if config.get("num_local_experts").is_some() { "num_local_experts" } else { "num_experts" };
+    let (num_experts, per_token) = (config.size(key)?, config.size("num_experts_per_tok")?);
+    if per_token > num_experts {
+        return Err(config.bad("num_experts_per_tok", &format!("more than the {num_experts} experts")));
+    }
+    let expert = DenseSpec { bias: false, ..base::dense(config, size)? };
+    Ok(ExpertsSpec { num_experts, per_token, expert, normalise, shared: None })
+}

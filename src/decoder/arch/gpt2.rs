@@ -1,0 +1,56 @@
+//! GPT-2.
+
+use serde_json::json;
+
+use super::base;
+use crate::{
+    Result,
+    decoder::{
+        Spec,
+        layout::{Layout, MlpNames, Names},
+    },
+    weights::Config,
+};
+
+pub fn gpt2(config: &Config) -> Result<Spec> {
+    let config = &config.renamed(&[
+        ("n_embd", "hidden_size"),
+        ("n_head", "num_attention_heads"),
+        ("n_layer", "num_hidden_layers"),
+        ("n_positions", "max_position_embeddings"),
+        ("n_inner", "intermediate_size"),
+        ("layer_norm_epsilon", "rms_norm_eps"),
+        ("activation_function", "hidden_act"),
+    ]);
+    let config = &config.or(json!({
+        "intermediate_size": 4 * config.size("hidden_size")?, "tie_word_embeddings": true,
+        "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "attention_bias": true, "mlp_bias": true,
+    }));
+    for (key, usual) in [("scale_attn_weights", true), ("scale_attn_by_inverse_layer_idx", false)] {
+        if config.bool_or(key, usual)? != usual {
+            return Err(config.bad(key, "not supported"));
+        }
+    }
+    let mut spec = base::spec(config, "gpt2")?.centred(true).dense(|mlp| mlp.gated = false);
+    spec.learned_positions = true;
+    spec.ropes.clear();
+    spec.layers.iter_mut().for_each(|layer| layer.rope = None);
+    spec.layout = Layout {
+        names: Names {
+            embedding: "transformer.wte",
+            positions: "transformer.wpe",
+            norm: "transformer.ln_f",
+            layers: "transformer.h",
+            attention_norm: "ln_1",
+            qkv: "attn.c_attn",
+            out: "attn.c_proj",
+            mlp_norm: "ln_2",
+            mlp: MlpNames { up: "mlp.c_fc", down: "mlp.c_proj", gate: "", gate_up: "" },
+            ..Names::LLAMA
+        },
+        prefixes: &[("transformer.", "")],
+        transposed: true,
+        ..Layout::LLAMA
+    };
+    Ok(spec)
+}

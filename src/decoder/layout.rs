@@ -1,0 +1,161 @@
+//! How checkpoints store what a [`Spec`](super::Spec) describes.
+
+use crate::kernels::rows::Pairs;
+
+/// The names of tensors and the forms they are stored in.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    pub names: Names,
+    /// What names begin with, and what in some files they begin with instead.
+    pub prefixes: &'static [(&'static str, &'static str)],
+    /// Whether weights of norms are stored without the 1 that belongs to them.
+    pub norm_less_one: bool,
+    /// Whether the layers' matrices are `[inputs, outputs]`.
+    pub transposed: bool,
+    /// Whether one matrix for queries, keys and values has those of a head together.
+    pub qkv_by_head: bool,
+    /// Which rows of a head's queries and keys are next to each other.
+    pub pairs: Pairs,
+}
+
+impl Layout {
+    /// That of Llama's Hugging Face directories.
+    pub const LLAMA: Self = Self {
+        names: Names::LLAMA,
+        prefixes: &[],
+        norm_less_one: false,
+        transposed: false,
+        qkv_by_head: false,
+        pairs: Pairs::Halves,
+    };
+
+    /// That of an architecture's GGUF files: llama.cpp's converter gives them names of its own and undoes what the
+    /// others describe, but puts rows of queries and keys that are turned together next to each other in some.
+    pub fn gguf(architecture: &str) -> Self {
+        let turned = matches!(architecture, "llama" | "mixtral" | "smollm3" | "granite" | "olmo");
+        let pairs = if turned { Pairs::Neighbours } else { Pairs::Halves };
+        Self { names: Names::GGUF, pairs, ..Self::LLAMA }
+    }
+}
+
+/// The modules of a checkpoint: each has a `weight` and maybe a `bias`. Those of layers are below
+/// `layers.0`, `layers.1`, ….
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    pub embedding: &'static str,
+    pub positions: &'static str,
+    pub embedding_norm: &'static str,
+    pub norm: &'static str,
+    pub head: &'static str,
+    pub layers: &'static str,
+    pub attention_norm: &'static str,
+    pub query: &'static str,
+    pub key: &'static str,
+    pub value: &'static str,
+    /// All three, where they are one matrix.
+    pub qkv: &'static str,
+    /// A `{}` in this and the next stands for a head, where each has a module of its own.
+    pub query_norm: &'static str,
+    pub key_norm: &'static str,
+    pub out: &'static str,
+    pub attention_out_norm: &'static str,
+    pub mlp_norm: &'static str,
+    pub mlp: MlpNames<'static>,
+    pub mlp_out_norm: &'static str,
+    pub router: &'static str,
+    /// A `{}` stands for an expert. If there is none, one tensor has the matrices of all.
+    pub expert: MlpNames<'static>,
+    /// As `expert`, in files that have one tensor for all.
+    pub experts: MlpNames<'static>,
+    pub shared: MlpNames<'static>,
+    pub shared_gate: &'static str,
+}
+
+/// The modules of a feed-forward network.
+#[derive(Debug, Clone, Copy)]
+pub struct MlpNames<'a> {
+    pub gate: &'a str,
+    pub up: &'a str,
+    /// Both, where they are one matrix.
+    pub gate_up: &'a str,
+    pub down: &'a str,
+}
+
+impl Names {
+    pub const LLAMA: Self = Self {
+        embedding: "model.embed_tokens",
+        positions: "",
+        embedding_norm: "",
+        norm: "model.norm",
+        head: "lm_head",
+        layers: "model.layers",
+        attention_norm: "input_layernorm",
+        query: "self_attn.q_proj",
+        key: "self_attn.k_proj",
+        value: "self_attn.v_proj",
+        qkv: "self_attn.qkv_proj",
+        query_norm: "self_attn.q_norm",
+        key_norm: "self_attn.k_norm",
+        out: "self_attn.o_proj",
+        attention_out_norm: "post_attention_layernorm",
+        mlp_norm: "post_attention_layernorm",
+        mlp: MlpNames { gate: "mlp.gate_proj", up: "mlp.up_proj", gate_up: "mlp.gate_up_proj", down: "mlp.down_proj" },
+        mlp_out_norm: "post_feedforward_layernorm",
+        router: "mlp.gate",
+        expert: MlpNames {
+            gate: "mlp.experts.{}.gate_proj",
+            up: "mlp.experts.{}.up_proj",
+            gate_up: "mlp.experts.{}.gate_up_proj",
+            down: "mlp.experts.{}.down_proj",
+        },
+        experts: MlpNames {
+            gate: "mlp.switch_mlp.gate_proj",
+            up: "mlp.switch_mlp.up_proj",
+            gate_up: "mlp.switch_mlp.gate_up_proj",
+            down: "mlp.switch_mlp.down_proj",
+        },
+        shared: MlpNames {
+            gate: "mlp.shared_expert.gate_proj",
+            up: "mlp.shared_expert.up_proj",
+            gate_up: "mlp.shared_expert.gate_up_proj",
+            down: "mlp.shared_expert.down_proj",
+        },
+        shared_gate: "mlp.shared_expert_gate",
+    };
+
+    pub const GGUF: Self = Self {
+        embedding: "token_embd",
+        positions: "position_embd",
+        embedding_norm: "token_embd_norm",
+        norm: "output_norm",
+        head: "output",
+        layers: "blk",
+        attention_norm: "attn_norm",
+        query: "attn_q",
+        key: "attn_k",
+        value: "attn_v",
+        qkv: "attn_qkv",
+        query_norm: "attn_q_norm",
+        key_norm: "attn_k_norm",
+        out: "attn_output",
+        attention_out_norm: "post_attention_norm",
+        mlp_norm: "ffn_norm",
+        mlp: MlpNames { gate: "ffn_gate", up: "ffn_up", gate_up: "ffn_up", down: "ffn_down" },
+        mlp_out_norm: "post_ffw_norm",
+        router: "ffn_gate_inp",
+        expert: MlpNames { gate: "ffn_gate.{}", up: "ffn_up.{}", gate_up: "ffn_gate_up.{}", down: "ffn_down.{}" },
+        experts: MlpNames {
+            gate: "ffn_gate_exps",
+            up: "ffn_up_exps",
+            gate_up: "ffn_gate_up_exps",
+            down: "ffn_down_exps",
+        },
+        shared: MlpNames {
+            gate: "ffn_gate_shexp",
+            up: "ffn_up_shexp",
+            gate_up: "ffn_gate_up_shexp",
+            down: "ffn_down_shexp",
+        },
+        shared_gate: "ffn_gate_inp_shexp",
+    };
+}

@@ -1,0 +1,214 @@
+use std::ops::Range;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{
+    Spec,
+    layout::{Layout, MlpNames},
+    linear::Linear,
+    norm::Norm,
+    spec::{DenseSpec, NormSpec},
+};
+use crate::{
+    Error, Result,
+    kernels::rows::Pairs,
+    weights::{Checkpoint, Matrix, StoredMatrix},
+};
+
+/// Loads the parts of a decoder to where it runs.
+pub struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    pub layout: &'a Layout,
+    /// What names begin with, and what they begin with in this checkpoint.
+    prefix: (&'a str, &'a str),
+    /// The layer that modules are in, if any.
+    layer: Option<usize>,
+    pub device: &'a Device,
+    /// The type of activations and of weights that are not quantised.
+    pub dtype: DType,
+}
+
+impl<'a> Loader<'a> {
+    pub fn new(checkpoint: &'a Checkpoint, layout: &'a Layout, device: &'a Device, dtype: DType) -> Self {
+        let mut this = Self { checkpoint, layout, prefix: ("", ""), layer: None, device, dtype };
+        let there = |prefix: &(&'a str, &'a str)| Self { prefix: *prefix, ..this }.contains(layout.names.embedding);
+        if let Some(prefix) = layout.prefixes.iter().find(|prefix| there(prefix)) {
+            this.prefix = *prefix;
+        }
+        this
+    }
+
+    /// For the modules of a layer.
+    pub fn layer(&self, layer: usize) -> Self {
+        Self { layer: Some(layer), ..*self }
+    }
+
+    fn name(&self, module: &str, parameter: &str) -> String {
+        let name = match self.layer {
+            Some(layer) => format!("{}.{layer}.{module}.{parameter}", self.layout.names.layers),
+            None => format!("{module}.{parameter}"),
+        };
+        match name.strip_prefix(self.prefix.0) {
+            Some(rest) => format!("{}{rest}", self.prefix.1),
+            None => name,
+        }
+    }
+
+    /// Whether a module has a weight.
+    pub fn contains(&self, module: &str) -> bool {
+        self.checkpoint.contains(&self.name(module, "weight"))
+    }
+
+    /// A matrix that is stored as one of `shape`.
+    pub fn matrix(&self, module: &str, shape: [usize; 2]) -> Result<Matrix> {
+        self.place(self.checkpoint.matrix(&self.name(module, "weight"), &shape)?)
+    }
+
+    fn place(&self, matrix: StoredMatrix<'_>) -> Result<Matrix> {
+        Matrix::new(matrix, self.dtype, self.device)
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
+        Ok(Tensor::new(values, self.device)?.to_dtype(self.dtype)?)
+    }
+
+    /// The weights of a linear map as they are stored, `[rows, columns]`.
+    fn weight(&self, module: &str, [rows, columns]: [usize; 2]) -> Result<StoredMatrix<'_>> {
+        let name = self.name(module, "weight");
+        if !(self.layout.transposed && self.layer.is_some()) {
+            return self.checkpoint.matrix(&name, &[rows, columns]);
+        }
+        let stored = self.checkpoint.matrix(&name, &[columns, rows])?;
+        stored.transposed().ok_or_else(|| Error::model(&self.checkpoint.path, format!("tensor {name} is quantised")))
+    }
+
+    fn bias(&self, module: &str, rows: usize) -> Result<Vec<f32>> {
+        self.checkpoint.vector(&self.name(module, "bias"), rows)
+    }
+
+    pub fn linear(&self, module: &str, shape: [usize; 2], bias: bool) -> Result<Linear> {
+        let weight = self.place(self.weight(module, shape)?)?;
+        let bias = match bias {
+            true => Some(self.vector(self.bias(module, shape[0])?)?),
+            false => None,
+        };
+        Ok(Linear::new(weight, bias)?)
+    }
+
+    /// Linear maps that are rows of one matrix of `shape`.
+    fn parts(&self, module: &str, shape: [usize; 2], bias: bool, parts: &[Vec<usize>]) -> Result<Vec<Linear>> {
+        let weight = self.weight(module, shape)?;
+        let biases = if bias { Some(self.bias(module, shape[0])?) } else { None };
+        let part = |rows: &Vec<usize>| {
+            let weight = self.place(weight.take(rows.iter().copied()))?;
+            let bias = biases.as_ref().map(|biases| self.vector(rows.iter().map(|row| biases[*row]).collect()));
+            Ok(Linear::new(weight, bias.transpose()?)?)
+        };
+        parts.iter().map(part).collect()
+    }
+
+    /// The projections to queries, keys and values.
+    pub fn qkv(&self, spec: &Spec) -> Result<[Linear; 3]> {
+        let names = &self.layout.names;
+        let attention = &spec.attention;
+        let (head_dim, bias) = (attention.head_dim, attention.qkv_bias);
+        let widths =
+            [attention.num_heads, attention.num_kv_heads, attention.num_kv_heads].map(|heads| heads * head_dim);
+        let linears = if self.contains(names.query) {
+            let turned = widths.map(|width| in_halves(0..width, head_dim, self.layout.pairs));
+            let modules =
+                [(names.query, true), (names.key, true), (names.value, false)].into_iter().zip(widths).zip(turned);
+            let load = |(((module, turns), width), rows): (((&str, bool), usize), Vec<usize>)| {
+                let shape = [width, spec.hidden_size];
+                if turns && self.layout.pairs == Pairs::Neighbours {
+                    return Ok(self.parts(module, shape, bias, &[rows])?.remove(0));
+                }
+                self.linear(module, shape, bias)
+            };
+            modules.map(load).collect::<Result<Vec<_>>>()?
+        } else {
+            let rows = if self.layout.qkv_by_head {
+                rows_by_head(attention.num_heads, head_dim)
+            } else {
+                rows_by_kind(widths)
+            };
+            self.parts(names.qkv, [widths.iter().sum(), spec.hidden_size], bias, &rows)?
+        };
+        linears.try_into().map_err(|_| Error::internal("queries, keys and values are three"))
+    }
+
+    /// The matrices of a feed-forward network: gate, if it has one, up and down.
+    pub fn mlp(
+        &self,
+        names: &MlpNames<'_>,
+        spec: &DenseSpec,
+        hidden_size: usize,
+    ) -> Result<(Option<Linear>, Linear, Linear)> {
+        let DenseSpec { intermediate_size: inner, gated, bias, .. } = *spec;
+        let down = self.linear(names.down, [hidden_size, inner], bias)?;
+        if gated && !self.contains(names.gate) {
+            let parts = [(0..inner).collect(), (inner..2 * inner).collect()];
+            let mut parts = self.parts(names.gate_up, [2 * inner, hidden_size], bias, &parts)?.into_iter();
+            if let (Some(gate), Some(up)) = (parts.next(), parts.next()) {
+                return Ok((Some(gate), up, down));
+            }
+        }
+        let gate = if gated { Some(self.linear(names.gate, [inner, hidden_size], bias)?) } else { None };
+        Ok((gate, self.linear(names.up, [inner, hidden_size], bias)?, down))
+    }
+
+    /// A linear map of an expert, out of the tensor that has those of all of them.
+    pub fn expert(&self, module: &str, experts: usize, expert: usize, [rows, columns]: [usize; 2]) -> Result<Linear> {
+        let all = self.checkpoint.matrix(&self.name(module, "weight"), &[experts, rows, columns])?;
+        Ok(Linear::new(self.place(all.slice(expert * rows..(expert + 1) * rows))?, None)?)
+    }
+
+    /// A norm of `len` numbers, of which `size` are normalised together. A `{}` in the name stands for one such piece.
+    pub fn norm(&self, module: &str, spec: NormSpec, len: usize, size: usize) -> Result<Norm> {
+        let read = |parameter: &str| -> Result<Vec<f32>> {
+            let part = |part: usize| {
+                let name = self.name(&module.replace("{}", &part.to_string()), parameter);
+                self.checkpoint.vector(&name, size)
+            };
+            match module.contains("{}") {
+                true => Ok((0..len / size).map(part).collect::<Result<Vec<_>>>()?.concat()),
+                false => self.checkpoint.vector(&self.name(module, parameter), len),
+            }
+        };
+        let mut weight = if spec.weight { read("weight")? } else { vec![1.0; len] };
+        if self.layout.norm_less_one {
+            weight.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        let bias = if spec.bias { Some(self.vector(read("bias")?)?) } else { None };
+        Ok(Norm::new(self.vector(weight)?, bias, size, spec))
+    }
+}
+
+/// The stored rows of heads, in the order that has the two halves of what is turned one after the other.
+fn in_halves(rows: Range<usize>, head_dim: usize, stored: Pairs) -> Vec<usize> {
+    let row = |row: usize| {
+        let (head, within) = (row / head_dim, row % head_dim);
+        let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
+        head * head_dim + 2 * pair + half
+    };
+    match stored {
+        Pairs::Halves => rows.collect(),
+        Pairs::Neighbours => rows.map(row).collect(),
+    }
+}
+
+/// The rows of queries, keys and values that follow each other.
+fn rows_by_kind(widths: [usize; 3]) -> Vec<Vec<usize>> {
+    let [queries, keys, values] = widths;
+    vec![
+        (0..queries).collect(),
+        (queries..queries + keys).collect(),
+        (queries + keys..queries + keys + values).collect(),
+    ]
+}
+
+/// Those of matrices that have for each head its query, key and value.
+fn rows_by_head(heads: usize, head_dim: usize) -> Vec<Vec<usize>> {
+    let rows = |kind| (0..heads * head_dim).map(move |row| (row / head_dim * 3 + kind) * head_dim + row % head_dim);
+    (0..3).map(|kind| rows(kind).collect()).collect()
+}

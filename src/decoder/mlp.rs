@@ -1,0 +1,204 @@
+use candle_core::{Result, Tensor};
+
+use super::{
+    layout::MlpNames,
+    linear::{Linear, map},
+    load::Loader,
+    spec::{DenseSpec, ExpertsSpec, MlpSpec},
+};
+use crate::kernels::{
+    Isa,
+    rows::{Activation, activate},
+};
+
+/// A feed-forward network.
+pub enum Mlp {
+    Dense(Dense),
+    Experts(Experts),
+}
+
+impl Mlp {
+    pub fn load(load: &Loader<'_>, spec: &MlpSpec, hidden_size: usize) -> crate::Result<Self> {
+        match spec {
+            MlpSpec::Dense(spec) => {
+                let matrices = load.mlp(&load.layout.names.mlp, spec, hidden_size)?;
+                Ok(Self::Dense(Dense::new(matrices, spec)))
+            }
+            MlpSpec::Experts(spec) => Experts::load(load, spec, hidden_size).map(Self::Experts),
+        }
+    }
+
+    /// The memory the matrices take.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.bytes(),
+            Self::Experts(experts) => experts.bytes(),
+        }
+    }
+
+    /// Maps `[rows, hidden]` to as much.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(dense) => dense.forward(x),
+            Self::Experts(experts) => experts.forward(x),
+        }
+    }
+}
+
+/// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
+pub struct Dense {
+    gate: Option<Linear>,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+    isa: Isa,
+}
+
+impl Dense {
+    fn new((gate, up, down): (Option<Linear>, Linear, Linear), spec: &DenseSpec) -> Self {
+        Self { gate, up, down, activation: spec.activation, isa: Isa::detect() }
+    }
+
+    fn bytes(&self) -> usize {
+        self.gate.as_ref().map_or(0, Linear::bytes) + self.up.bytes() + self.down.bytes()
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let up = self.up.forward(x)?;
+        let inner = match &self.gate {
+            Some(gate) => self.activate(&gate.forward(x)?, Some(&up))?,
+            None => self.activate(&up, None)?,
+        };
+        self.down.forward(&inner)
+    }
+
+    fn activate(&self, x: &Tensor, up: Option<&Tensor>) -> Result<Tensor> {
+        let (activation, isa) = (self.activation, self.isa);
+        if x.device().is_cpu() {
+            return match up {
+                Some(up) => map([x, up], |[x, up]| activate(x, Some(up), activation, isa)),
+                None => map([x], |[x]| activate(x, None, activation, isa)),
+            };
+        }
+        let activated = match activation {
+            Activation::Silu => x.silu()?,
+            Activation::Gelu => x.gelu_erf()?,
+            Activation::GeluTanh => x.gelu()?,
+            Activation::Relu => x.relu()?,
+            Activation::ReluSquared => x.relu()?.sqr()?,
+        };
+        match up {
+            Some(up) => activated * up,
+            None => Ok(activated),
+        }
+    }
+}
+
+/// Many networks, of which each token goes through a few.
+pub struct Experts {
+    router: Linear,
+    experts: Vec<Dense>,
+    per_token: usize,
+    normalise: bool,
+    shared: Option<Shared>,
+}
+
+/// A network that all tokens go through.
+struct Shared {
+    network: Dense,
+    /// The sigmoid of this multiplies its output.
+    gate: Option<Linear>,
+}
+
+impl Experts {
+    fn load(load: &Loader<'_>, spec: &ExpertsSpec, hidden_size: usize) -> crate::Result<Self> {
+        let names = &load.layout.names;
+        let stacked = load.contains(names.experts.down);
+        let expert = |expert: usize| -> crate::Result<Dense> {
+            let inner = spec.expert.intermediate_size;
+            let matrices = if stacked {
+                let linear = |module, shape| load.expert(module, spec.num_experts, expert, shape);
+                let gate = linear(names.experts.gate, [inner, hidden_size])?;
+                let up = linear(names.experts.up, [inner, hidden_size])?;
+                (Some(gate), up, linear(names.experts.down, [hidden_size, inner])?)
+            } else {
+                let numbered = [names.expert.gate, names.expert.up, names.expert.gate_up, names.expert.down]
+                    .map(|name| name.replace("{}", &expert.to_string()));
+                let [gate, up, gate_up, down] = numbered.each_ref().map(String::as_str);
+                load.mlp(&MlpNames { gate, up, gate_up, down }, &spec.expert, hidden_size)?
+            };
+            Ok(Dense::new(matrices, &spec.expert))
+        };
+        let shared = match &spec.shared {
+            Some(shared) => Some(Shared {
+                network: Dense::new(load.mlp(&names.shared, &shared.network, hidden_size)?, &shared.network),
+                gate: match shared.gated {
+                    true => Some(load.linear(names.shared_gate, [1, hidden_size], false)?),
+                    false => None,
+                },
+            }),
+            None => None,
+        };
+        Ok(Self {
+            router: load.linear(names.router, [spec.num_experts, hidden_size], false)?,
+            experts: (0..spec.num_experts).map(expert).collect::<crate::Result<_>>()?,
+            per_token: spec.per_token,
+            normalise: spec.normalise,
+            shared,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let shared = self.shared.as_ref().map_or(0, |shared| shared.network.bytes());
+        self.router.bytes() + shared + self.experts.iter().map(Dense::bytes).sum::<usize>()
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        // Experts add to a row in their order, whichever other rows there are.
+        let mut sum = x.zeros_like()?;
+        for (expert, chosen) in self.experts.iter().zip(self.route(x)?) {
+            if chosen.is_empty() {
+                continue;
+            }
+            let (rows, weights): (Vec<u32>, Vec<f32>) = chosen.into_iter().unzip();
+            let rows = Tensor::new(rows, x.device())?;
+            let weights = Tensor::new(weights, x.device())?.to_dtype(x.dtype())?.unsqueeze(1)?;
+            let y = expert.forward(&x.index_select(&rows, 0)?)?;
+            sum = sum.index_add(&rows, &y.broadcast_mul(&weights)?, 0)?;
+        }
+        match &self.shared {
+            Some(Shared { network, gate }) => {
+                let mut y = network.forward(x)?;
+                if let Some(gate) = gate {
+                    y = y.broadcast_mul(&candle_nn::ops::sigmoid(&gate.forward(x)?)?)?;
+                }
+                sum + y
+            }
+            None => Ok(sum),
+        }
+    }
+
+    /// For each expert the rows that go through it, and the weight of what it makes of them.
+    fn route(&self, x: &Tensor) -> Result<Vec<Vec<(u32, f32)>>> {
+        let logits = self.router.forward_to_vec(x)?;
+        let mut chosen = vec![Vec::new(); self.experts.len()];
+        for (row, logits) in logits.chunks_exact(self.experts.len()).enumerate() {
+            for (expert, weight) in self.choose(logits) {
+                chosen[expert].push((row as u32, weight));
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// The most likely experts of a row with their probabilities.
+    fn choose(&self, logits: &[f32]) -> Vec<(usize, f32)> {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f32> = logits.iter().map(|logit| (logit - max).exp()).collect();
+        let mut best: Vec<usize> = (0..weights.len()).collect();
+        best.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]));
+        best.truncate(self.per_token);
+        let of = if self.normalise { best.clone() } else { (0..weights.len()).collect() };
+        let sum: f32 = of.into_iter().map(|expert| weights[expert]).sum();
+        best.into_iter().map(|expert| (expert, weights[expert] / sum)).collect()
+    }
+}
