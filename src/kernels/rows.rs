@@ -250,7 +250,8 @@ mod tests {
         let (rows, width) = (40, 576);
         let (x, y) = (noise(rows * width, 1), noise(rows * width, 2));
         let tanh = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
-        let exact: [(Activation, fn(f64) -> f64, f64); 5] = [
+        type Case = (Activation, fn(f64) -> f64, f64);
+        let exact: [Case; 5] = [
             (Activation::Silu, |x| x / (1.0 + (-x).exp()), 0.0),
             // Both are less than 5e-4 apart.
             (Activation::Gelu, tanh, 5e-4),
