@@ -205,7 +205,9 @@ impl Checkpoint {
     /// A tensor of `shape` as a matrix whose rows are along its last dimension.
     pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<StoredMatrix<'_>> {
         let tensor = self.tensor(name)?;
-        if tensor.shape != shape {
+        // Some converters leave out dimensions of 1.
+        let significant = |shape: &[usize]| shape.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
+        if significant(tensor.shape) != significant(shape) {
             return Err(shape_error(name, &tensor, shape));
         }
         let columns = shape.last().copied().unwrap_or(1);

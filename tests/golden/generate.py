@@ -174,6 +174,8 @@ def more_models(gpt2, spm):
 
     gemma3 = shape(32, 40, 4, 2, model_type="gemma3_text", head_dim=10, query_pre_attn_scalar=7, **window, **layers,
                    hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True)
+    # What GGUF has no keys for is as usual.
+    usual = {"query_pre_attn_scalar": 10, "num_hidden_layers": 7, "rope_theta": 5000.0, "rope_local_base_freq": 300.0}
     long_factors = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 2.0, 3.5]}
     phi = {"partial_rotary_factor": 0.75, "max_position_embeddings": 160, "original_max_position_embeddings": 20}
     phi |= {"pad_token_id": 0}
@@ -194,9 +196,9 @@ def more_models(gpt2, spm):
               **window, **layers, rope_parameters=plain), dtype=b16),
         Model("gemma_spm_v4", spm, shape(32, 40, 4, 1, model_type="gemma", head_dim=12, **gelu, tie_word_embeddings=True,
               rope_theta=900.0), dtype=b16, v4=True),
-        Model("gemma2_v4", gpt2, shape(32, 40, 4, 2, model_type="gemma2", head_dim=10, query_pre_attn_scalar=7, **window,
+        Model("gemma2_v4", gpt2, shape(32, 40, 4, 2, model_type="gemma2", head_dim=10, query_pre_attn_scalar=10, **window,
               attn_logit_softcapping=3.0, final_logit_softcapping=4.0, hidden_activation="gelu_pytorch_tanh",
-              tie_word_embeddings=True, **layers, rope_theta=900.0), dtype=b16, v4=True),
+              tie_word_embeddings=True, **layers, rope_theta=10000.0), dtype=b16, v4=True),
         Model("gemma2_v5", gpt2, shape(32, 40, 4, 2, model_type="gemma2", head_dim=8, query_pre_attn_scalar=9, **window,
               attn_logit_softcapping=None, hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True, **layers,
               layer_types=["full_attention", "sliding_attention", "sliding_attention"], rope_parameters=plain), dtype=b16),
@@ -204,10 +206,9 @@ def more_models(gpt2, spm):
               rope_scaling={"rope_type": "linear", "factor": 4.0}), dtype=b16, v4=True),
         Model("gemma3_v5", gpt2, gemma3 | dict(layer_types=["sliding_attention", "full_attention", "sliding_attention"],
               rope_parameters={"full_attention": plain | {"rope_theta": 8000.0}, "sliding_attention": plain}), dtype=b16),
-        Model("gemma3_inside", gpt2, gemma3 | dict(sliding_window_pattern=3, rope_theta=5000.0, rope_local_base_freq=300.0),
-              dtype=b16, v4=True, inside=("gemma3", "language_model.")),
-        Model("phi", gpt2, shape(32, 48, 4, 2, model_type="phi", hidden_act="gelu_new", layer_norm_eps=1e-4,
-              partial_rotary_factor=0.5, rope_theta=900.0), dtype=b16, v4=True),
+        Model("gemma3_inside", gpt2, gemma3 | usual | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}, dtype=b16, v4=True, inside=("gemma3", "language_model.")),
+        Model("phi", gpt2, shape(32, 128, 4, 4, model_type="phi", hidden_act="gelu_new", layer_norm_eps=1e-4,
+              partial_rotary_factor=0.5, rope_theta=10000.0), dtype=b16, v4=True),
         Model("phi3_v4", gpt2, shape(32, 48, 4, 2, model_type="phi3", pad_token_id=0, **window, rope_theta=900.0,
               rope_scaling=None), dtype=b16, v4=True),
         Model("phi3_long_v4", gpt2, shape(32, 48, 4, 2, model_type="phi3", **phi, rope_theta=900.0,
@@ -230,17 +231,17 @@ def more_models(gpt2, spm):
         *both("glm4", {"attention_bias": True, "pad_token_id": 0}, {"partial_rotary_factor": 0.5, "head_dim": 8},
               {"rope_parameters": plain | {"partial_rotary_factor": 0.6}, "head_dim": 10}),
         Model("glm", gpt2, shape(32, 48, 4, 2, model_type="glm", head_dim=8, attention_bias=True, pad_token_id=0,
-              partial_rotary_factor=0.5, rope_theta=900.0), dtype=b16, v4=True),
+              partial_rotary_factor=0.5, rope_theta=10000.0), dtype=b16, v4=True),
         Model("cohere", gpt2, shape(32, 48, 4, 2, model_type="cohere", layer_norm_eps=1e-4, use_qk_norm=True, pad_token_id=0,
               logit_scale=0.4, tie_word_embeddings=True, rope_theta=900.0), dtype=b16, v4=True),
         *both("cohere2", {"layer_norm_eps": 1e-4, "logit_scale": 0.4, "pad_token_id": 0, **window},
-              {"sliding_window_pattern": 2, "tie_word_embeddings": True, "head_dim": 10},
+              {"sliding_window_pattern": 4, "num_hidden_layers": 5, "tie_word_embeddings": True},
               {"layer_types": ["full_attention", "sliding_attention"], "attention_bias": True, "tie_word_embeddings": True}),
         Model("gpt2_v4", gpt2, {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128,
               "n_ctx": 128, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-4}, v4=True, dtype=b16),
         Model("gpt2_v5", gpt2, {"model_type": "gpt2", "n_embd": 40, "n_head": 2, "n_layer": 2, "n_positions": 128,
               "n_inner": 56, "activation_function": "gelu"}, dtype=b16),
-        Model("gpt_neox_v4", gpt2, shape(32, 48, 4, 4, rotary_pct=0.5, rotary_emb_base=900) | neox, v4=True, dtype=b16),
+        Model("gpt_neox_v4", gpt2, shape(32, 48, 4, 4, rotary_pct=0.5, rotary_emb_base=10000) | neox, v4=True, dtype=b16),
         Model("gpt_neox_v5", gpt2, shape(40, 48, 4, 4, use_parallel_residual=False, attention_bias=False,
               rope_parameters=plain | {"partial_rotary_factor": 0.25}) | neox | {"hidden_act": "gelu_new"}, dtype=b16),
     ]

@@ -81,6 +81,30 @@ async fn directories_of_all_architectures() {
 }
 
 #[tokio::test]
+async fn gguf_files_of_all_architectures() {
+    let entries = golden_path("gguf_architectures").read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+    let mut failed = Vec::new();
+    for file in entries.map(|name| name.into_string().unwrap()) {
+        let stem = file.strip_suffix(".gguf").unwrap();
+        // Other parts of a model that was split belong to the first.
+        let name = match stem.split_once("-0000") {
+            Some((name, "1-of-00004")) => name,
+            Some(_) => continue,
+            None => stem,
+        };
+        let check_one = async || {
+            let config = LoadConfig::new().kv_cache_type(KvCacheType::F32);
+            let model = golden_model_with(&format!("gguf_architectures/{file}"), config).await;
+            check(name, &*model, &read_json(&format!("{name}/expected.json"))["prompts"], 1e-4, 0.0).await;
+        };
+        if AssertUnwindSafe(check_one()).catch_unwind().await.is_err() {
+            failed.push(file);
+        }
+    }
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[tokio::test]
 async fn gguf_files() {
     let expected = read_json("gguf/expected.json");
     for (name, entry) in expected.as_object().unwrap() {
@@ -100,7 +124,9 @@ async fn keys_and_values_in_16_bits_keep_the_greedy_tokens() {
     let dense = |name: &String| !name.contains("moe") && !name.contains("mixtral");
     for name in directories().into_iter().filter(dense) {
         let model = golden_model_with(&name, in_16_bits()).await;
-        check(&name, &*model, &read_json(&format!("{name}/expected.json"))["prompts"], 3e-3, 0.02).await;
+        // Its seven layers add up what two or three round.
+        let tolerance = if name == "gemma3_inside" { 2e-2 } else { 3e-3 };
+        check(&name, &*model, &read_json(&format!("{name}/expected.json"))["prompts"], tolerance, 0.02).await;
     }
     let files = read_json("gguf/expected.json");
     for (name, entry) in files.as_object().unwrap() {

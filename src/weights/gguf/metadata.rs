@@ -27,7 +27,7 @@ enum Value {
 pub enum Array {
     Ints(Vec<i64>),
     Floats(Vec<f64>),
-    Bools,
+    Bools(Vec<bool>),
     Strings(Vec<String>),
 }
 
@@ -146,7 +146,7 @@ fn read_array(reader: &mut Reader<'_>) -> Result<Array, String> {
     let len = reader.usize()?;
     reader.check_count("array elements", len, min_bytes(kind)?)?;
     Ok(match kind {
-        value_type::BOOL => repeat(len, || read_bool(reader)).map(|_| Array::Bools)?,
+        value_type::BOOL => Array::Bools(repeat(len, || read_bool(reader))?),
         value_type::STRING => Array::Strings(repeat(len, || reader.string())?),
         value_type::F32 | value_type::F64 => Array::Floats(repeat(len, || read_float(reader, kind))?),
         kind => Array::Ints(repeat(len, || read_int(reader, kind))?),

@@ -1,0 +1,153 @@
+//! GGUF's metadata in terms of Hugging Face's configurations, so that an architecture is described once.
+
+use serde_json::{Map, Value, json};
+
+use super::{Array, GgufFile};
+use crate::{Result, weights::Config};
+
+/// The architectures that llama.cpp calls otherwise.
+const MODEL_TYPES: [(&str, &str); 8] = [
+    ("chatglm", "glm"),
+    ("command-r", "cohere"),
+    ("gemma3", "gemma3_text"),
+    ("gptneox", "gpt_neox"),
+    ("phi2", "phi"),
+    ("qwen2moe", "qwen2_moe"),
+    ("qwen3moe", "qwen3_moe"),
+    ("starcoder", "gpt_bigcode"),
+];
+
+/// What keys are called there: sizes, then other numbers, then the rest. Some have several names here.
+const SIZES: [(&str, &[&str]); 13] = [
+    ("embedding_length", &["hidden_size"]),
+    ("block_count", &["num_hidden_layers"]),
+    ("attention.head_count", &["num_attention_heads"]),
+    ("attention.head_count_kv", &["num_key_value_heads"]),
+    ("attention.key_length", &["head_dim"]),
+    ("attention.sliding_window", &["sliding_window"]),
+    ("feed_forward_length", &["intermediate_size"]),
+    ("context_length", &["max_position_embeddings"]),
+    ("rope.scaling.original_context_length", &["original_max_position_embeddings"]),
+    ("expert_count", &["num_local_experts", "num_experts"]),
+    ("expert_used_count", &["num_experts_per_tok"]),
+    ("expert_feed_forward_length", &["moe_intermediate_size"]),
+    ("expert_shared_feed_forward_length", &["shared_expert_intermediate_size"]),
+];
+const NUMBERS: [(&str, &[&str]); 10] = [
+    ("attention.layer_norm_rms_epsilon", &["rms_norm_eps"]),
+    // Where both are there, this one counts.
+    ("attention.layer_norm_epsilon", &["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"]),
+    ("attention.clamp_kqv", &["clip_qkv"]),
+    ("attention.scale", &["attention_multiplier"]),
+    ("attn_logit_softcapping", &["attn_logit_softcapping"]),
+    ("final_logit_softcapping", &["final_logit_softcapping"]),
+    ("embedding_scale", &["embedding_multiplier"]),
+    ("residual_scale", &["residual_multiplier"]),
+    ("logit_scale", &["logit_scale", "logits_scaling"]),
+    ("rope.freq_base_swa", &["rope_local_base_freq"]),
+];
+
+/// The metadata under the keys of `config.json`.
+pub fn config(file: &GgufFile) -> Result<Config> {
+    let metadata = &file.metadata;
+    let arch = metadata.opt_str("general.architecture")?.ok_or_else(|| metadata.missing("general.architecture"))?;
+    let model_type = MODEL_TYPES.iter().find(|(theirs, _)| *theirs == arch).map_or(arch, |(_, ours)| ours);
+    let mut values = Map::new();
+    let mut set =
+        |keys: &[&str], value: Value| keys.iter().for_each(|key| _ = values.insert((*key).into(), value.clone()));
+    set(&["model_type"], json!(model_type));
+    for (key, ours) in SIZES {
+        // Zeros stand for what is not there.
+        if let Some(n) = metadata.opt_usize(&format!("{arch}.{key}"))?.filter(|n| *n > 0) {
+            set(ours, json!(n));
+        }
+    }
+    for (key, ours) in NUMBERS {
+        if let Some(n) = metadata.opt_f64(&format!("{arch}.{key}"))? {
+            set(ours, json!(n));
+        }
+    }
+    let key = format!("{arch}.use_parallel_residual");
+    if let Some(parallel) = metadata.opt_bool(&key)? {
+        set(&["use_parallel_residual"], json!(parallel));
+    }
+    let key = format!("{arch}.attention.sliding_window_pattern");
+    if let Some(Array::Bools(slides)) = metadata.opt_array(&key).ok().flatten() {
+        let kinds = slides.iter().map(|slides| if *slides { "sliding_attention" } else { "full_attention" });
+        set(&["layer_types"], kinds.collect());
+    } else if let Some(period) = metadata.opt_usize(&key)? {
+        set(&["sliding_window_pattern"], json!(period));
+    }
+    set(&["vocab_size"], json!(vocab_size(file)?));
+    set(&["tie_word_embeddings"], json!(!file.contains("output.weight")));
+    let has_bias = |module: &str| json!(file.contains(&format!("blk.0.{module}.bias")));
+    let qkv = if file.contains("blk.0.attn_q.weight") { "attn_q" } else { "attn_qkv" };
+    set(&["attention_bias", "use_bias", "use_qkv_bias", "qkv_bias"], has_bias(qkv));
+    set(&["attention_out_bias"], has_bias("attn_output"));
+    set(&["mlp_bias"], has_bias("ffn_down"));
+    set(&["use_qk_norm", "qk_layernorm"], json!(file.contains("blk.0.attn_q_norm.weight")));
+    set(&["norm_topk_prob"], json!(arch == "qwen3moe"));
+    set(&["rope_parameters"], rope_parameters(file, arch)?);
+    let size = |key: &str| values.get(key).and_then(Value::as_u64).filter(|n| *n > 0);
+    if let (None, Some(hidden), Some(heads)) = (size("head_dim"), size("hidden_size"), size("num_attention_heads")) {
+        values.insert("head_dim".into(), json!(hidden / heads));
+    }
+    if let Some(scalar) = query_scalar(arch, &values) {
+        values.insert("query_pre_attn_scalar".into(), json!(scalar));
+    }
+    Ok(Config::new(&file.path, values))
+}
+
+/// What Gemma 2 and 3 divide scores by the root of; it is in no key. Of the 27B models it is not the head's size.
+fn query_scalar(arch: &str, values: &Map<String, Value>) -> Option<u64> {
+    let size = |key: &str| values.get(key)?.as_u64().filter(|n| *n > 0);
+    match (arch, size("num_hidden_layers")?) {
+        ("gemma2", 46) | ("gemma3", 62) => Some(size("hidden_size")? / size("num_attention_heads")?),
+        _ => size("head_dim"),
+    }
+}
+
+fn vocab_size(file: &GgufFile) -> Result<usize> {
+    Ok(file.get("token_embd.weight")?.shape[0])
+}
+
+fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
+    let metadata = &file.metadata;
+    let key = |name: &str| format!("{arch}.rope.{name}");
+    let mut rope = Map::new();
+    rope.insert("rope_theta".into(), json!(metadata.opt_f64(&key("freq_base"))?.unwrap_or(10_000.0)));
+    let kind = metadata.opt_str(&key("scaling.type"))?.unwrap_or("none");
+    if kind != "none" {
+        rope.insert("rope_type".into(), json!(kind));
+    }
+    // Files from before `scaling.type` have a linear scale only.
+    if let Some(factor) = metadata.opt_f64(&key("scale_linear"))?.filter(|_| kind == "none") {
+        rope.insert("rope_type".into(), json!("linear"));
+        rope.insert("factor".into(), json!(factor));
+    }
+    for (hf_key, gguf_key) in
+        [("factor", "scaling.factor"), ("beta_fast", "scaling.yarn_beta_fast"), ("beta_slow", "scaling.yarn_beta_slow")]
+    {
+        if let Some(number) = metadata.opt_f64(&key(gguf_key))? {
+            rope.insert(hf_key.into(), json!(number));
+        }
+    }
+    if let Some(dims) = metadata.opt_usize(&key("dimension_count"))? {
+        rope.insert("rotary_dim".into(), json!(dims));
+    }
+    if file.contains("rope_factors_long.weight") {
+        rope.insert("rope_type".into(), json!("longrope"));
+        for length in ["long", "short"] {
+            let factors = file.get(&format!("rope_factors_{length}.weight"))?.to_f32()?;
+            rope.insert(format!("{length}_factor"), json!(factors));
+        }
+        if let Some(factor) = metadata.opt_f64(&key("scaling.attn_factor"))? {
+            rope.insert("attention_factor".into(), json!(factor));
+        }
+    }
+    if file.contains("rope_freqs.weight") {
+        rope.insert("rope_type".into(), json!("factors"));
+        rope.insert("factors".into(), json!(file.get("rope_freqs.weight")?.to_f32()?));
+    }
+    Ok(Value::Object(rope))
+}
