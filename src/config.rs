@@ -44,9 +44,12 @@ pub struct LoadConfig {
     /// an explicit [`context_len`](Self::context_len) needs if that is more. Memory that no
     /// sequence has used yet is reserved but not resident.
     pub kv_cache_bytes: Option<usize>,
-    /// How keys and values are stored. `None`: in 16 bits ([`F16`](KvCacheType::F16)) beside quantised
-    /// weights, else with the precision of the computation, so that logits lose none.
+    /// How keys and values are stored. `None`: in 16 bits ([`F16`](KvCacheType::F16)) beside the quantised
+    /// weights of a GGUF file or of [`quantize`](Self::quantize), else with the precision of the computation, so that logits lose none.
     pub kv_cache_type: Option<KvCacheType>,
+    /// Quantises the matrices of a checkpoint that is not quantised yet, as they are loaded. `None`: they stay as
+    /// they are.
+    pub quantize: Option<Quantize>,
     /// Requests that may wait for their turn (512); beyond them is [`Error::Overloaded`].
     pub queue_limit: usize,
     /// Tokens of prompts that one forward pass computes at most (512). Beside running streams it computes
@@ -72,6 +75,7 @@ impl Default for LoadConfig {
             adapter_path: None,
             kv_cache_bytes: None,
             kv_cache_type: None,
+            quantize: None,
             queue_limit: 512,
             max_batched_tokens: 512,
             prefix_cache_tokens: None,
@@ -102,6 +106,8 @@ impl LoadConfig {
         kv_cache_bytes: usize => Some(kv_cache_bytes);
         /// Sets how keys and values are stored.
         kv_cache_type: KvCacheType => Some(kv_cache_type);
+        /// Quantises the weights as they are loaded.
+        quantize: Quantize => Some(quantize);
         /// Sets how many requests may wait.
         queue_limit: usize => queue_limit;
         /// Limits how many tokens of prompts one pass computes.
@@ -136,6 +142,19 @@ impl LoadConfig {
         }
         Ok(())
     }
+}
+
+/// To what weights are quantised as they are loaded.
+///
+/// Each 32 weights of a row that follow each other get a scale and an offset of 16 bits each, and the activations they
+/// are multiplied with are rounded to 8 bits, as with the weights of GGUF files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Quantize {
+    /// 8 bits: half the memory of 16-bit weights, and hardly a difference.
+    Int8,
+    /// 4 bits in the layers, 8 in the embedding and the output matrix: a third of the memory.
+    Int4,
 }
 
 /// How keys and values are stored.

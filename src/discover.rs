@@ -76,13 +76,12 @@ fn directory_model(dir: &Path, entries: &[PathBuf]) -> Option<DiscoveredModel> {
     if num_files == 0 {
         return None;
     }
-    let quantization = config.opt_object("quantization").ok().flatten();
-    let quant = |key| quantization.as_ref().and_then(|q| q.opt_usize(key).ok().flatten()).unwrap_or(0) as u32;
+    let (quant_bits, quant_group) = config.quantization();
     Some(DiscoveredModel {
         path: dir.to_owned(),
         model_type: config.opt_str("model_type").ok().flatten()?.to_owned(),
-        quant_bits: quant("bits"),
-        quant_group: quant("group_size"),
+        quant_bits,
+        quant_group,
         num_files,
         format: "safetensors".into(),
     })
@@ -97,7 +96,7 @@ fn gguf_model(path: &Path) -> Option<DiscoveredModel> {
         model_type,
         quant_bits,
         quant_group,
-        num_files: 1,
+        num_files: file.num_parts(),
         format: "gguf".into(),
     })
 }

@@ -10,7 +10,7 @@ use super::{
     spec::{DenseSpec, NormSpec},
 };
 use crate::{
-    Error, Result,
+    Error, Quantize, Result,
     kernels::rows::Pairs,
     weights::{Checkpoint, Matrix, StoredMatrix},
 };
@@ -26,11 +26,19 @@ pub struct Loader<'a> {
     pub device: &'a Device,
     /// The type of activations and of weights that are not quantised.
     pub dtype: DType,
+    /// Bits to quantise matrices to that are not quantised yet.
+    quantize: Option<Quantize>,
 }
 
 impl<'a> Loader<'a> {
-    pub fn new(checkpoint: &'a Checkpoint, layout: &'a Layout, device: &'a Device, dtype: DType) -> Self {
-        let mut this = Self { checkpoint, layout, prefix: ("", ""), layer: None, device, dtype };
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        layout: &'a Layout,
+        device: &'a Device,
+        dtype: DType,
+        quantize: Option<Quantize>,
+    ) -> Self {
+        let mut this = Self { checkpoint, layout, prefix: ("", ""), layer: None, device, dtype, quantize };
         let there = |prefix: &(&'a str, &'a str)| Self { prefix: *prefix, ..this }.contains(layout.names.embedding);
         if let Some(prefix) = layout.prefixes.iter().find(|prefix| there(prefix)) {
             this.prefix = *prefix;
@@ -65,7 +73,12 @@ impl<'a> Loader<'a> {
     }
 
     fn place(&self, matrix: StoredMatrix<'_>) -> Result<Matrix> {
-        Matrix::new(matrix, self.dtype, self.device)
+        match self.quantize {
+            // The embedding and the output matrix bear no fewer than 8.
+            Some(Quantize::Int4) if self.layer.is_some() => Matrix::quantized(matrix, 4, self.dtype, self.device),
+            Some(_) => Matrix::quantized(matrix, 8, self.dtype, self.device),
+            None => Matrix::new(matrix, self.dtype, self.device),
+        }
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
@@ -160,7 +173,7 @@ impl<'a> Loader<'a> {
     /// A linear map of an expert, out of the tensor that has those of all of them.
     pub fn expert(&self, module: &str, experts: usize, expert: usize, [rows, columns]: [usize; 2]) -> Result<Linear> {
         let all = self.checkpoint.matrix(&self.name(module, "weight"), &[experts, rows, columns])?;
-        Ok(Linear::new(self.place(all.slice(expert * rows..(expert + 1) * rows))?, None)?)
+        Ok(Linear::new(self.place(all.take(expert * rows..(expert + 1) * rows))?, None)?)
     }
 
     /// A norm of `len` numbers, of which `size` are normalised together. A `{}` in the name stands for one such piece.

@@ -29,7 +29,7 @@ use spec::HeadSpec;
 pub use spec::Spec;
 
 use crate::{
-    Error, Result,
+    Error, Quantize, Result,
     kernels::{Isa, rows::scale_and_cap},
     weights::Checkpoint,
 };
@@ -74,6 +74,8 @@ pub struct Placement {
     pub device: Device,
     /// The type of activations and of weights that are not quantised.
     pub dtype: DType,
+    /// Bits to quantise matrices to that are not quantised yet.
+    pub quantize: Option<Quantize>,
     /// Blocks of [`BLOCK_TOKENS`] tokens that the key/value cache holds.
     pub cache_blocks: usize,
     /// The type of keys and values in the cache.
@@ -82,8 +84,8 @@ pub struct Placement {
 
 impl Decoder {
     pub fn load(checkpoint: &Checkpoint, spec: Spec, placement: &Placement) -> Result<Self> {
-        let Placement { device, dtype, cache_blocks, cache_dtype } = placement;
-        let load = &Loader::new(checkpoint, &spec.layout, device, *dtype);
+        let Placement { device, dtype, quantize, cache_blocks, cache_dtype } = placement;
+        let load = &Loader::new(checkpoint, &spec.layout, device, *dtype, *quantize);
         let names = &spec.layout.names;
         let vocabulary = [spec.vocab_size, spec.hidden_size];
         let embedding = |name, shape| Ok::<_, Error>(Embedding::new(load.matrix(name, shape)?, *dtype));

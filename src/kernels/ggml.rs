@@ -3,6 +3,109 @@
 use candle_core::quantized::GgmlDType;
 use half::f16;
 
+/// The types of quantised tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(non_camel_case_types, reason = "ggml's names")]
+pub enum GgmlType {
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+}
+
+impl GgmlType {
+    /// By the number that GGUF gives it.
+    pub fn numbered(number: u32) -> Option<Self> {
+        Some(match number {
+            2 => Self::Q4_0,
+            3 => Self::Q4_1,
+            6 => Self::Q5_0,
+            7 => Self::Q5_1,
+            8 => Self::Q8_0,
+            10 => Self::Q2_K,
+            11 => Self::Q3_K,
+            12 => Self::Q4_K,
+            13 => Self::Q5_K,
+            14 => Self::Q6_K,
+            20 => Self::IQ4_NL,
+            23 => Self::IQ4_XS,
+            39 => Self::MXFP4,
+            _ => return None,
+        })
+    }
+
+    /// Weights that are stored together.
+    pub fn block_len(self) -> usize {
+        Format::of(self).stored
+    }
+
+    /// The bytes they take.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Self::MXFP4 => 17,
+            Self::Q4_0 | Self::IQ4_NL => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q2_K => 84,
+            Self::Q3_K => 110,
+            Self::IQ4_XS => 136,
+            Self::Q4_K => 144,
+            Self::Q5_K => 176,
+            Self::Q6_K => 210,
+        }
+    }
+
+    /// Bits of a weight, without scales.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Q2_K => 2,
+            Self::Q3_K => 3,
+            Self::Q4_0 | Self::Q4_1 | Self::Q4_K | Self::IQ4_NL | Self::IQ4_XS | Self::MXFP4 => 4,
+            Self::Q5_0 | Self::Q5_1 | Self::Q5_K => 5,
+            Self::Q6_K => 6,
+            Self::Q8_0 => 8,
+        }
+    }
+
+    /// Weights that share a scale.
+    pub fn group(self) -> usize {
+        Format::of(self).block
+    }
+
+    /// candle's name for it, if it knows it.
+    pub fn candle(self) -> Option<GgmlDType> {
+        Some(match self {
+            Self::Q4_0 => GgmlDType::Q4_0,
+            Self::Q4_1 => GgmlDType::Q4_1,
+            Self::Q5_0 => GgmlDType::Q5_0,
+            Self::Q5_1 => GgmlDType::Q5_1,
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q2_K => GgmlDType::Q2K,
+            Self::Q3_K => GgmlDType::Q3K,
+            Self::Q4_K => GgmlDType::Q4K,
+            Self::Q5_K => GgmlDType::Q5K,
+            Self::Q6_K => GgmlDType::Q6K,
+            Self::IQ4_NL | Self::IQ4_XS | Self::MXFP4 => return None,
+        })
+    }
+}
+
+/// What the codes of IQ4_NL and IQ4_XS stand for.
+const UNEVEN: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+/// What those of MXFP4 do: twice a number of [four bits](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf).
+const FLOATS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
 /// How a format stores weights: `weight = scale * (code - bias) + offset`.
 #[derive(Clone, Copy)]
 pub struct Format {
@@ -18,22 +121,22 @@ pub struct Format {
 }
 
 impl Format {
-    /// The format, if it is one these kernels are for.
-    pub fn of(dtype: GgmlDType) -> Option<Self> {
-        let (nibbles, bias, block, stored, offsets) = match dtype {
-            GgmlDType::Q4_0 => (true, 8, 32, 32, false),
-            GgmlDType::Q4_1 => (true, 0, 32, 32, true),
-            GgmlDType::Q5_0 => (false, 16, 32, 32, false),
-            GgmlDType::Q5_1 => (false, 0, 32, 32, true),
-            GgmlDType::Q8_0 => (false, 128, 32, 32, false),
-            GgmlDType::Q2K => (true, 0, 16, 256, true),
-            GgmlDType::Q3K => (true, 4, 16, 256, false),
-            GgmlDType::Q4K => (true, 0, 32, 256, true),
-            GgmlDType::Q5K => (false, 0, 32, 256, true),
-            GgmlDType::Q6K => (false, 32, 16, 256, false),
-            _ => return None,
+    pub fn of(kind: GgmlType) -> Self {
+        let (nibbles, bias, block, stored, offsets) = match kind {
+            GgmlType::Q4_0 => (true, 8, 32, 32, false),
+            GgmlType::Q4_1 => (true, 0, 32, 32, true),
+            GgmlType::Q5_0 => (false, 16, 32, 32, false),
+            GgmlType::Q5_1 => (false, 0, 32, 32, true),
+            GgmlType::Q8_0 => (false, 128, 32, 32, false),
+            GgmlType::Q2_K => (true, 0, 16, 256, true),
+            GgmlType::Q3_K => (true, 4, 16, 256, false),
+            GgmlType::Q4_K => (true, 0, 32, 256, true),
+            GgmlType::Q5_K => (false, 0, 32, 256, true),
+            GgmlType::Q6_K => (false, 32, 16, 256, false),
+            GgmlType::IQ4_NL | GgmlType::MXFP4 => (false, 128, 32, 32, false),
+            GgmlType::IQ4_XS => (false, 128, 32, 256, false),
         };
-        Some(Self { nibbles, bias, block, stored, offsets })
+        Self { nibbles, bias, block, stored, offsets }
     }
 }
 
@@ -48,44 +151,79 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Reads one of `dtype`, for which there is a [`Format`].
-    pub fn read(dtype: GgmlDType, bytes: &[u8]) -> Self {
+    /// Reads one of this type.
+    pub fn read(kind: GgmlType, bytes: &[u8]) -> Self {
         let mut this = Self { codes: [0; 256], scale: f16::ZERO, offset: f16::ZERO, scales: [0; 16], offsets: [0; 16] };
-        match dtype {
-            GgmlDType::Q4_0 => this.nibbles(&bytes[2..]),
-            GgmlDType::Q4_1 => this.nibbles(&bytes[4..]),
-            GgmlDType::Q5_0 => {
+        match kind {
+            GgmlType::Q4_0 => this.nibbles(&bytes[2..]),
+            GgmlType::Q4_1 => this.nibbles(&bytes[4..]),
+            GgmlType::Q5_0 => {
                 this.nibbles(&bytes[6..]);
                 this.fifth_bits(&bytes[2..6]);
             }
-            GgmlDType::Q5_1 => {
+            GgmlType::Q5_1 => {
                 this.nibbles(&bytes[8..]);
                 this.fifth_bits(&bytes[4..8]);
             }
-            GgmlDType::Q2K => this.q2k(bytes),
-            GgmlDType::Q3K => this.q3k(bytes),
-            GgmlDType::Q4K => {
+            GgmlType::Q8_0 => this.signed_bytes(&bytes[2..]),
+            GgmlType::Q2_K => this.q2k(bytes),
+            GgmlType::Q3_K => this.q3k(bytes),
+            GgmlType::Q4_K => {
                 this.nibble_rows(&bytes[16..]);
                 this.six_bit_scales(&bytes[4..16]);
             }
-            GgmlDType::Q5K => {
+            GgmlType::Q5_K => {
                 this.nibble_rows(&bytes[48..]);
                 this.bit_planes(&bytes[16..48], 4);
                 this.six_bit_scales(&bytes[4..16]);
             }
-            GgmlDType::Q6K => this.q6k(bytes),
-            _ => this.signed_bytes(&bytes[2..]),
+            GgmlType::Q6_K => this.q6k(bytes),
+            GgmlType::IQ4_NL => {
+                this.nibbles(&bytes[2..]);
+                this.look_up(&UNEVEN);
+            }
+            GgmlType::IQ4_XS => this.iq4_xs(bytes),
+            GgmlType::MXFP4 => {
+                this.nibbles(&bytes[1..]);
+                this.look_up(&FLOATS);
+            }
         }
         let half = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        (this.scale, this.offset) = match dtype {
-            GgmlDType::Q4_1 | GgmlDType::Q5_1 => (half(0), half(2)),
-            GgmlDType::Q4K | GgmlDType::Q5K => (half(0), -half(2)),
-            GgmlDType::Q2K => (half(80), -half(82)),
-            GgmlDType::Q3K => (half(108), f16::ZERO),
-            GgmlDType::Q6K => (half(208), f16::ZERO),
-            _ => (half(0), f16::ZERO),
+        (this.scale, this.offset) = match kind {
+            GgmlType::Q4_1 | GgmlType::Q5_1 => (half(0), half(2)),
+            GgmlType::Q4_K | GgmlType::Q5_K => (half(0), -half(2)),
+            GgmlType::Q2_K => (half(80), -half(82)),
+            GgmlType::Q3_K => (half(108), f16::ZERO),
+            GgmlType::Q6_K => (half(208), f16::ZERO),
+            // An exponent; what 16 bits cannot hold is far from any weight.
+            GgmlType::MXFP4 => (f16::from_f32((f32::from(bytes[0]) - 128.0).exp2().min(65504.0)), f16::ZERO),
+            GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4_NL | GgmlType::IQ4_XS => {
+                (half(0), f16::ZERO)
+            }
         };
         this
+    }
+
+    /// Replaces codes by what they stand for, which is -128 to 127.
+    fn look_up(&mut self, meanings: &[i8; 16]) {
+        for code in &mut self.codes {
+            *code = meanings[usize::from(*code & 15)] as u8 ^ 0x80;
+        }
+    }
+
+    /// Eight blocks of 32 codes, with six bits for each of their scales.
+    fn iq4_xs(&mut self, bytes: &[u8]) {
+        let high = u16::from_le_bytes([bytes[2], bytes[3]]);
+        for block in 0..8 {
+            let packed = &bytes[8 + 16 * block..][..16];
+            for (i, byte) in packed.iter().enumerate() {
+                self.codes[32 * block + i] = byte & 15;
+                self.codes[32 * block + 16 + i] = byte >> 4;
+            }
+            let low = bytes[4 + block / 2] >> (block % 2 * 4) & 15;
+            self.scales[block] = (low | ((high >> (2 * block) & 3) as u8) << 4) as i8 - 32;
+        }
+        self.look_up(&UNEVEN);
     }
 
     /// Low halves first, then the high ones.

@@ -15,9 +15,10 @@ macro_rules! compiled_for {
     };
 }
 
+pub mod affine;
 pub mod attention;
 pub mod dense;
-mod ggml;
+pub mod ggml;
 pub mod logits;
 mod math;
 pub mod panels;

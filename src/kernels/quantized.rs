@@ -4,13 +4,15 @@
 //! Weights are kept in panels of 16 rows, in the order in which kernels read them: the lanes of a
 //! vector are rows, so that nothing is ever summed across lanes.
 
-use candle_core::quantized::GgmlDType;
+use std::borrow::Cow;
+
 use half::f16;
 use rayon::prelude::*;
 
 use super::{
     Isa,
-    ggml::{Format, Stored},
+    affine::Affine,
+    ggml::{Format, GgmlType, Stored},
 };
 
 /// The rows of a panel.
@@ -33,6 +35,10 @@ pub struct QuantMatrix {
     codes: Vec<Line>,
     scales: Factors,
     offsets: Option<Factors>,
+    /// The column of the activations that belongs to each column here, if they are in another order.
+    order: Option<Vec<u32>>,
+    /// Whether activations keep 16 bits and not 8.
+    precise: bool,
 }
 
 /// A group of columns: 4 codes of each row of a panel. If codes are nibbles, the low ones are one
@@ -94,28 +100,77 @@ pub struct Tile<'a, const T: usize> {
 }
 
 impl QuantMatrix {
-    /// Takes over a matrix in one of ggml's formats, if it is one these kernels are for.
+    /// Takes over a matrix in one of ggml's formats.
     ///
     /// `bytes` are the rows as ggml stores them; each row is whole blocks.
-    pub fn from_ggml(dtype: GgmlDType, bytes: &[u8], rows: usize, columns: usize) -> Option<Self> {
-        let format = Format::of(dtype)?;
-        let panels = rows.div_ceil(ROWS);
-        let mut codes = vec![Line([0; ROWS * GROUP]); panels * format.lines(columns)];
-        let mut scales = Factors::new(format, panels * columns);
-        let mut offsets = Factors::new(format, panels * columns);
-        let row_bytes = columns / format.stored * dtype.type_size();
-        for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
-            let (panel, lane) = (row / ROWS, row % ROWS);
-            let lines = &mut codes[panel * format.lines(columns)..][..format.lines(columns)];
-            for (i, bytes) in bytes.chunks_exact(dtype.type_size()).enumerate() {
-                let stored = Stored::read(dtype, bytes);
-                format.put(lines, lane, i * format.stored, &stored.codes[..format.stored]);
-                let at = panel * (columns / format.stored) + i;
-                scales.put(at, lane, stored.scale, &stored.scales);
-                offsets.put(at, lane, stored.offset, &stored.offsets);
+    pub fn from_ggml(kind: GgmlType, bytes: &[u8], rows: usize, columns: usize) -> Self {
+        let mut this = Self::zeros(Format::of(kind), rows, columns);
+        let blocks = columns / this.format.stored;
+        for (row, bytes) in bytes.chunks_exact(blocks * kind.block_bytes()).enumerate() {
+            for (i, bytes) in bytes.chunks_exact(kind.block_bytes()).enumerate() {
+                let stored = Stored::read(kind, bytes);
+                this.put(row, i, &stored.codes, (stored.scale, &stored.scales), (stored.offset, &stored.offsets));
             }
         }
-        Some(Self { rows, columns, format, codes, scales, offsets: format.offsets.then_some(offsets) })
+        this
+    }
+
+    /// Takes over a matrix of another origin, if it can be cut into blocks. If `precise`, products keep 16 bits of
+    /// the activations: so compute those who made it.
+    pub fn from_affine(matrix: &Affine, precise: bool) -> Option<Self> {
+        let block = 32;
+        if !matrix.columns.is_multiple_of(block) || !matrix.group.is_multiple_of(block) {
+            return None;
+        }
+        // What shares a scale is kept together if that is a power of two.
+        let stored = if (matrix.group / block).is_power_of_two() { matrix.group } else { block };
+        let stored = stored.min(256);
+        let nibbles = matrix.bits <= 4;
+        // Around the middle offsets are small, and so lose little in 16 bits.
+        let bias = 1u8 << (matrix.bits - 1);
+        let format = Format { nibbles, bias, block, stored, offsets: true };
+        let mut this = Self::zeros(format, matrix.rows, matrix.columns);
+        (this.scales.multiples, this.order, this.precise) = (None, matrix.order.clone(), precise);
+        if let Some(offsets) = &mut this.offsets {
+            offsets.multiples = None;
+        }
+        for row in 0..matrix.rows {
+            for (i, codes) in matrix.codes(row).chunks_exact(stored).enumerate() {
+                let (scale, offset) = matrix.factors(row, i * stored / matrix.group);
+                let offset = scale.mul_add(f32::from(bias), offset);
+                this.put(row, i, codes, (f16::from_f32(scale), &[]), (f16::from_f32(offset), &[]));
+            }
+        }
+        Some(this)
+    }
+
+    /// A matrix without codes.
+    fn zeros(format: Format, rows: usize, columns: usize) -> Self {
+        let panels = rows.div_ceil(ROWS);
+        let factors = || Factors::new(format, panels * columns);
+        Self {
+            rows,
+            columns,
+            format,
+            codes: vec![Line([0; ROWS * GROUP]); panels * format.lines(columns)],
+            scales: factors(),
+            offsets: format.offsets.then(factors),
+            order: None,
+            precise: false,
+        }
+    }
+
+    /// Writes the weights that are stored together, `i` of them from the beginning of a row.
+    fn put(&mut self, row: usize, i: usize, codes: &[u8], scale: (f16, &[i8]), offset: (f16, &[i8])) {
+        let (format, panel, lane) = (self.format, row / ROWS, row % ROWS);
+        let len = format.lines(self.columns);
+        let lines = &mut self.codes[panel * len..][..len];
+        format.put(lines, lane, i * format.stored, &codes[..format.stored]);
+        let at = panel * (self.columns / format.stored) + i;
+        self.scales.put(at, lane, scale.0, scale.1);
+        if let Some(offsets) = &mut self.offsets {
+            offsets.put(at, lane, offset.0, offset.1);
+        }
     }
 
     /// The memory it takes.
@@ -137,7 +192,14 @@ impl QuantMatrix {
             let value = code as f32 * scales[block];
             offsets.as_ref().map_or(value, |offsets| value + offsets[block])
         };
-        (0..self.columns).map(value).collect()
+        match &self.order {
+            None => (0..self.columns).map(value).collect(),
+            Some(order) => {
+                let mut row = vec![0.0; self.columns];
+                order.iter().enumerate().for_each(|(column, to)| row[*to as usize] = value(column));
+                row
+            }
+        }
     }
 
     fn panel(&self, panel: usize) -> Panel<'_> {
@@ -153,6 +215,28 @@ impl QuantMatrix {
 
     /// `x Wᵀ`: from `[tokens, columns]` to `[tokens, rows]`.
     pub fn multiply(&self, x: &[f32], isa: Isa) -> Vec<f32> {
+        let x = match &self.order {
+            None => Cow::Borrowed(x),
+            Some(order) => {
+                let arranged = x.chunks(self.columns).flat_map(|x| order.iter().map(|column| x[*column as usize]));
+                Cow::Owned(arranged.collect())
+            }
+        };
+        if !self.precise {
+            return self.multiply_rounded(&x, isa);
+        }
+        // What rounding takes away is another row, and so is rounded far less.
+        let mut rows = x.to_vec();
+        rows.par_chunks_mut(self.columns).for_each(|x| compiled_for!(isa, keep_what_rounding_loses(x)));
+        let both = [&x, &rows[..]].concat();
+        let mut out = self.multiply_rounded(&both, isa);
+        let rest = out.split_off(out.len() / 2);
+        out.iter_mut().zip(rest).for_each(|(out, rest)| *out += rest);
+        out
+    }
+
+    /// As `multiply`, with activations in 8 bits.
+    fn multiply_rounded(&self, x: &[f32], isa: Isa) -> Vec<f32> {
         let x = QuantRows::quantize(x, self.columns, self.format, isa);
         let tokens = x.tokens();
         let threads = rayon::current_num_threads();
@@ -362,6 +446,17 @@ fn quantize_tile_by<const BLOCK: usize>(
     }
 }
 
+/// Subtracts what `quantize_block` makes of each block of 32.
+#[inline(always)]
+pub fn keep_what_rounding_loses(x: &mut [f32]) {
+    for x in x.as_chunks_mut::<32>().0 {
+        let (codes, BlockScale { scale, .. }) = quantize_block(x, 0);
+        for (x, code) in x.iter_mut().zip(codes) {
+            *x = f32::from(code).mul_add(-scale, *x);
+        }
+    }
+}
+
 /// Rounds to the nearest of 255 steps between ± the greatest.
 #[inline(always)]
 fn quantize_block<const BLOCK: usize>(x: &[f32; BLOCK], bias: u8) -> ([i8; BLOCK], BlockScale) {
@@ -436,17 +531,18 @@ mod tests {
 
     use super::*;
 
-    const FORMATS: [GgmlDType; 10] = [
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
+    /// Those that candle knows, too.
+    const FORMATS: [GgmlType; 10] = [
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q8_0,
+        GgmlType::Q2_K,
+        GgmlType::Q3_K,
+        GgmlType::Q4_K,
+        GgmlType::Q5_K,
+        GgmlType::Q6_K,
     ];
 
     fn random(mut state: u64) -> impl FnMut() -> u64 {
@@ -465,29 +561,30 @@ mod tests {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
     }
 
-    /// A matrix of random bits, but of sane scales, and its values by candle.
-    fn matrix(dtype: GgmlDType, rows: usize, columns: usize) -> (QuantMatrix, Vec<f32>) {
+    /// A matrix of random bits, but of sane scales, and its values by candle, if that knows the type.
+    fn matrix(dtype: GgmlType, rows: usize, columns: usize) -> (QuantMatrix, Vec<f32>) {
         let mut next = random(7);
         let mut bytes: Vec<u8> =
-            (0..rows * columns / dtype.block_size() * dtype.type_size()).map(|_| next() as u8).collect();
+            (0..rows * columns / dtype.block_len() * dtype.block_bytes()).map(|_| next() as u8).collect();
         let halves: &[usize] = match dtype {
-            GgmlDType::Q4_1 | GgmlDType::Q5_1 | GgmlDType::Q4K | GgmlDType::Q5K => &[0, 2],
-            GgmlDType::Q2K => &[80, 82],
-            GgmlDType::Q3K => &[108],
-            GgmlDType::Q6K => &[208],
+            GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4_K | GgmlType::Q5_K => &[0, 2],
+            GgmlType::Q2_K => &[80, 82],
+            GgmlType::Q3_K => &[108],
+            GgmlType::Q6_K => &[208],
             _ => &[0],
         };
-        for block in bytes.chunks_mut(dtype.type_size()) {
+        for block in bytes.chunks_mut(dtype.block_bytes()) {
             for at in halves {
                 let half = f16::from_f32(next() as f32 / (1 << 31) as f32 - 0.003);
                 block[*at..at + 2].copy_from_slice(&half.to_le_bytes());
             }
-            if dtype == GgmlDType::Q8_0 {
+            if dtype == GgmlType::Q8_0 {
                 block[2..18].fill(0x80);
             }
         }
-        let matrix = QuantMatrix::from_ggml(dtype, &bytes, rows, columns).unwrap();
-        let storage = QStorage::from_data(bytes.into(), &Device::Cpu, dtype).unwrap();
+        let matrix = QuantMatrix::from_ggml(dtype, &bytes, rows, columns);
+        let Some(kind) = dtype.candle() else { return (matrix, Vec::new()) };
+        let storage = QStorage::from_data(bytes.into(), &Device::Cpu, kind).unwrap();
         let stored = QTensor::new(storage, (rows, columns)).unwrap();
         (matrix, stored.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap())
     }
@@ -511,8 +608,8 @@ mod tests {
         let values = noise(rows * columns, 13);
         for dtype in FORMATS {
             let tensor = Tensor::from_slice(&values, (rows, columns), &Device::Cpu).unwrap();
-            let stored = QTensor::quantize(&tensor, dtype).unwrap();
-            let matrix = QuantMatrix::from_ggml(dtype, &stored.data().unwrap(), rows, columns).unwrap();
+            let stored = QTensor::quantize(&tensor, dtype.candle().unwrap()).unwrap();
+            let matrix = QuantMatrix::from_ggml(dtype, &stored.data().unwrap(), rows, columns);
             let ours: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
             assert!(ours.iter().zip(&values).all(|(ours, value)| (ours - value).abs() < 0.4), "{dtype:?}");
         }
@@ -535,9 +632,87 @@ mod tests {
         }
     }
 
+    /// A matrix of random codes in groups of 64, whose columns are in another order.
+    fn affine(bits: u32, rows: usize, columns: usize) -> Affine {
+        let mut next = random(u64::from(bits));
+        let mut numbers = |len: usize, width: f32| -> Vec<f32> {
+            (0..len)
+                .map(|_| (next() as f32 / (1 << 24) as f32 - 0.5) * width)
+                .map(|n| f16::from_f32(n).to_f32())
+                .collect()
+        };
+        let (scales, offsets) = (numbers(rows * columns / 64, 0.01), numbers(rows * columns / 64, 0.1));
+        let codes = (0..rows * columns).map(|_| (next() & ((1 << bits) - 1)) as u8).collect();
+        let order = (0..columns as u32).map(|column| (column * 37 + 5) % columns as u32).collect();
+        Affine { rows, columns, bits, group: 64, codes, scales, offsets, order: Some(order) }
+    }
+
+    #[test]
+    fn precise_products_are_exact_to_16_bits_on_every_path_in_every_batch() {
+        for bits in [2, 3, 4, 6, 8] {
+            let (rows, columns, tokens) = (37, 320, 6);
+            let affine = affine(bits, rows, columns);
+            let matrix = QuantMatrix::from_affine(&affine, true).unwrap();
+            let exact = affine.to_f32();
+            for row in 0..rows {
+                let weights = &exact[row * columns..][..columns];
+                assert!(matrix.row(row).iter().zip(weights).all(|(ours, w)| (ours - w).abs() < 3e-4));
+            }
+            let x = noise(tokens * columns, 9);
+            let ours = matrix.multiply(&x, Isa::detect());
+            for (token, x) in x.chunks(columns).enumerate() {
+                for row in 0..rows {
+                    let weights = matrix.row(row);
+                    let (got, expected) = (f64::from(ours[token * rows + row]), dot(&weights, x));
+                    let scale = (dot(&weights, &weights) * dot(x, x)).sqrt();
+                    assert!((got - expected).abs() < 3e-5 * scale, "{bits} bits: {got} for {expected} of {scale}");
+                }
+            }
+            let alone: Vec<f32> = x.chunks(columns).flat_map(|token| matrix.multiply(token, Isa::Scalar)).collect();
+            for isa in Isa::available() {
+                assert_eq!(matrix.multiply(&x, isa), alone, "{bits} bits, {isa:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_quantised_here_is_near_what_it_was() {
+        let (rows, columns) = (5, 96);
+        let weights = noise(rows * columns, 3);
+        for (bits, tolerance) in [(8, 0.005), (4, 0.075)] {
+            let matrix = QuantMatrix::from_affine(&Affine::quantized(&weights, rows, columns, bits), false).unwrap();
+            let ours: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
+            assert!(ours.iter().zip(&weights).all(|(ours, weight)| (ours - weight).abs() < tolerance), "{bits} bits");
+        }
+    }
+
+    #[test]
+    fn uneven_codes_and_floats_of_four_bits_are_looked_up() {
+        let one = f16::ONE.to_le_bytes();
+        let nibbles: Vec<u8> = (0..16).map(|i| i | (15 - i) << 4).collect();
+        let uneven =
+            [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
+        let both_ways = |values: [f32; 16]| [values.to_vec(), values.into_iter().rev().collect()].concat();
+        let row = |kind, bytes: &[u8], columns| QuantMatrix::from_ggml(kind, bytes, 1, columns).row(0);
+        assert_eq!(row(GgmlType::IQ4_NL, &[&one[..], &nibbles].concat(), 32), both_ways(uneven));
+        let floats = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+        assert_eq!(row(GgmlType::MXFP4, &[&[127], &nibbles[..]].concat(), 32), both_ways(floats));
+        let quarters: Vec<f32> = both_ways(floats).iter().map(|float| float / 4.0).collect();
+        assert_eq!(row(GgmlType::MXFP4, &[&[125], &nibbles[..]].concat(), 32), quarters);
+        // Scales of 6 bits, from 32 on above zero: the first block has 33, the second 48 and the last 31.
+        let mut bytes = [&one[..], &[0b10 | 0b11 << 2, 0b01 << 6], &[0x01, 0, 0, 0xf0]].concat();
+        (0..8).for_each(|_| bytes.extend(&nibbles));
+        let blocks = row(GgmlType::IQ4_XS, &bytes, 256);
+        let scaled = |scale: f32| both_ways(uneven).iter().map(|value| value * scale).collect::<Vec<_>>();
+        assert_eq!(blocks[..32], scaled(1.0));
+        assert_eq!(blocks[32..64], scaled(16.0));
+        assert_eq!(blocks[224..], scaled(-1.0));
+    }
+
     #[test]
     fn every_path_and_every_batch_gives_the_same_bits() {
-        for dtype in FORMATS {
+        let uneven = [GgmlType::IQ4_NL, GgmlType::IQ4_XS, GgmlType::MXFP4];
+        for dtype in FORMATS.into_iter().chain(uneven) {
             for (rows, tokens) in [(1, 1), (16, 2), (33, 3), (40, 8), (31, 15), (600, 33)] {
                 let columns = 256;
                 let (matrix, _) = matrix(dtype, rows, columns);
@@ -554,7 +729,7 @@ mod tests {
 
     #[test]
     fn zeros_give_zeros_and_not_numbers_are_not_lost() {
-        let (matrix, _) = matrix(GgmlDType::Q8_0, 5, 64);
+        let (matrix, _) = matrix(GgmlType::Q8_0, 5, 64);
         for isa in Isa::available() {
             assert_eq!(matrix.multiply(&[0.0; 64], isa), [0.0; 5]);
             for value in [f32::NAN, f32::INFINITY] {

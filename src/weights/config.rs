@@ -58,6 +58,20 @@ impl Config {
         this
     }
 
+    /// Bits per weight and weights per scale that the configuration of a Hugging Face directory names; zeros if the
+    /// weights are not quantised.
+    pub fn quantization(&self) -> (u32, u32) {
+        let object = |key: &str| self.opt_object(key).ok().flatten();
+        let Some(config) = object("quantization").or_else(|| object("quantization_config")) else { return (0, 0) };
+        let number = |keys: &[&str]| keys.iter().find_map(|key| config.opt_usize(key).ok().flatten()).map(|n| n as u32);
+        match config.opt_str("quant_method").ok().flatten() {
+            Some("fp8") => {
+                (8, config.ids("weight_block_size").ok().and_then(|block| block.last().copied()).unwrap_or(0))
+            }
+            _ => (number(&["bits", "w_bit"]).unwrap_or(0), number(&["group_size", "q_group_size"]).unwrap_or(0)),
+        }
+    }
+
     /// The value of a key; null counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| !value.is_null())

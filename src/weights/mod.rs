@@ -3,27 +3,28 @@
 mod config;
 pub mod gguf;
 mod mmap;
+mod packed;
 mod safetensors;
 
 use std::{
     borrow::Cow,
-    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use candle_core::{
     DType, Device, Tensor,
-    quantized::{GgmlDType, QStorage, QTensor},
+    quantized::{QStorage, QTensor},
 };
 
 pub use config::Config;
 use gguf::GgufFile;
+use packed::Module;
 use safetensors::SafetensorsDir;
 
 use crate::{
     Error, Result,
-    kernels::{dense::DenseMatrix, quantized::QuantMatrix},
+    kernels::{affine::Affine, dense::DenseMatrix, ggml::GgmlType, quantized::QuantMatrix},
 };
 
 /// A model's files: its configuration under Hugging Face's names, and its tensors.
@@ -54,10 +55,16 @@ pub enum Matrix {
 }
 
 impl Matrix {
-    /// Takes over a matrix: in its quantised form if it has one, on the CPU in the type it is stored in, else as
-    /// `dtype`.
+    /// Takes over a matrix: on the CPU as it is stored, else as `dtype` unless candle knows its quantised form.
     pub fn new(stored: StoredMatrix<'_>, dtype: DType, device: &Device) -> Result<Self> {
-        let StoredMatrix { rows, columns, encoding, bytes } = stored;
+        match stored {
+            StoredMatrix::Rows(rows) => Self::of_rows(rows, dtype, device),
+            StoredMatrix::Affine(affine) => Self::of_affine(&affine, dtype, device, true),
+        }
+    }
+
+    fn of_rows(stored: Rows<'_>, dtype: DType, device: &Device) -> Result<Self> {
+        let Rows { rows, columns, encoding, bytes } = stored;
         match encoding {
             Encoding::Dense(stored) => {
                 if device.is_cpu()
@@ -67,15 +74,41 @@ impl Matrix {
                 }
                 Ok(Self::Dense(to_tensor(&bytes, stored, &[rows, columns])?.to_dtype(dtype)?.to_device(device)?))
             }
-            Encoding::Ggml(stored) => {
-                if device.is_cpu()
-                    && let Some(packed) = QuantMatrix::from_ggml(stored, &bytes, rows, columns)
-                {
-                    return Ok(Self::Packed(Arc::new(packed)));
-                }
-                let storage = QStorage::from_data(bytes, device, stored)?;
-                Ok(Self::Quantized(Arc::new(QTensor::new(storage, (rows, columns))?)))
+            Encoding::Ggml(kind) if device.is_cpu() => {
+                Ok(Self::Packed(Arc::new(QuantMatrix::from_ggml(kind, &bytes, rows, columns))))
             }
+            Encoding::Ggml(kind) => match kind.candle() {
+                Some(kind) => {
+                    let storage = QStorage::from_data(bytes, device, kind)?;
+                    Ok(Self::Quantized(Arc::new(QTensor::new(storage, (rows, columns))?)))
+                }
+                None => {
+                    let matrix = QuantMatrix::from_ggml(kind, &bytes, rows, columns);
+                    let weights: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
+                    dense(weights, rows, columns, dtype, device)
+                }
+            },
+        }
+    }
+
+    /// If `precise`, products keep 16 bits of the activations.
+    fn of_affine(matrix: &Affine, dtype: DType, device: &Device, precise: bool) -> Result<Self> {
+        if device.is_cpu()
+            && let Some(packed) = QuantMatrix::from_affine(matrix, precise)
+        {
+            return Ok(Self::Packed(Arc::new(packed)));
+        }
+        dense(matrix.to_f32(), matrix.rows, matrix.columns, dtype, device)
+    }
+
+    /// Quantises to `bits` on the way, 4 or 8, if the matrix is not quantised yet and can be cut into blocks.
+    pub fn quantized(stored: StoredMatrix<'_>, bits: u32, dtype: DType, device: &Device) -> Result<Self> {
+        match stored {
+            StoredMatrix::Rows(rows) if matches!(rows.encoding, Encoding::Dense(_)) && rows.columns % 32 == 0 => {
+                let weights = to_f32(&rows.bytes, rows.encoding)?;
+                Self::of_affine(&Affine::quantized(&weights, rows.rows, rows.columns, bits), dtype, device, false)
+            }
+            stored => Self::new(stored, dtype, device),
         }
     }
 
@@ -104,51 +137,51 @@ pub struct StoredTensor<'a> {
 pub enum Encoding {
     Dense(DType),
     /// In blocks along the last dimension.
-    Ggml(GgmlDType),
+    Ggml(GgmlType),
 }
 
-/// A matrix as it is stored, row by row.
-pub struct StoredMatrix<'a> {
+/// A matrix as it is stored.
+pub enum StoredMatrix<'a> {
+    Rows(Rows<'a>),
+    Affine(Affine),
+}
+
+/// A matrix row by row.
+pub struct Rows<'a> {
     pub rows: usize,
     pub columns: usize,
     pub encoding: Encoding,
     pub bytes: Cow<'a, [u8]>,
 }
 
-impl StoredTensor<'_> {
-    /// All numbers in order, if they are not quantised.
-    pub fn to_f32(&self) -> Result<Vec<f32>> {
-        match self.encoding {
-            Encoding::Dense(dtype) => {
-                let tensor = to_tensor(self.bytes, dtype, self.shape)?;
-                Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
-            }
-            Encoding::Ggml(dtype) => {
-                Err(Error::model(self.path, format!("a tensor has type {dtype:?} where none that is quantised can be")))
-            }
+impl<'a> StoredMatrix<'a> {
+    /// These rows, in this order.
+    pub fn take(&self, rows: impl ExactSizeIterator<Item = usize> + Clone) -> StoredMatrix<'static> {
+        match self {
+            Self::Rows(matrix) => StoredMatrix::Rows(matrix.take(rows)),
+            Self::Affine(matrix) => StoredMatrix::Affine(matrix.take(rows)),
+        }
+    }
+
+    /// With rows for columns, if it is not quantised.
+    pub fn transposed(self) -> Option<StoredMatrix<'a>> {
+        match self {
+            Self::Rows(matrix) => matrix.transposed().map(StoredMatrix::Rows),
+            Self::Affine(_) => None,
         }
     }
 }
 
-impl<'a> StoredMatrix<'a> {
-    /// These rows, in this order.
-    pub fn take(&self, rows: impl ExactSizeIterator<Item = usize>) -> StoredMatrix<'static> {
+impl Rows<'_> {
+    fn take(&self, rows: impl ExactSizeIterator<Item = usize>) -> Rows<'static> {
         let row_len = self.bytes.len() / self.rows;
         let count = rows.len();
         let mut bytes = Vec::with_capacity(count * row_len);
         rows.for_each(|row| bytes.extend_from_slice(&self.bytes[row * row_len..][..row_len]));
-        StoredMatrix { rows: count, bytes: Cow::Owned(bytes), ..*self }
+        Rows { rows: count, bytes: Cow::Owned(bytes), ..*self }
     }
 
-    /// Rows that follow one another.
-    pub fn slice(&self, rows: Range<usize>) -> StoredMatrix<'_> {
-        let row_len = self.bytes.len() / self.rows;
-        let bytes = Cow::Borrowed(&self.bytes[rows.start * row_len..rows.end * row_len]);
-        StoredMatrix { rows: rows.len(), bytes, ..*self }
-    }
-
-    /// With rows for columns. Blocks along rows cannot be turned.
-    pub fn transposed(self) -> Option<StoredMatrix<'a>> {
+    fn transposed(&self) -> Option<Rows<'static>> {
         let Encoding::Dense(dtype) = self.encoding else { return None };
         let (rows, columns, size) = (self.columns, self.rows, dtype.size_in_bytes());
         let mut bytes = Vec::with_capacity(self.bytes.len());
@@ -156,12 +189,30 @@ impl<'a> StoredMatrix<'a> {
             (0..columns)
                 .for_each(|column| bytes.extend_from_slice(&self.bytes[(column * rows + row) * size..][..size]));
         }
-        Some(StoredMatrix { rows, columns, encoding: self.encoding, bytes: Cow::Owned(bytes) })
+        Some(Rows { rows, columns, encoding: self.encoding, bytes: Cow::Owned(bytes) })
     }
+}
+
+/// Numbers that are not quantised.
+fn to_f32(bytes: &[u8], encoding: Encoding) -> Result<Vec<f32>> {
+    let Encoding::Dense(dtype) = encoding else {
+        return Err(Error::internal("quantised weights are no plain numbers"));
+    };
+    let tensor = to_tensor(bytes, dtype, &[bytes.len() / dtype.size_in_bytes()])?;
+    Ok(tensor.to_dtype(DType::F32)?.to_vec1()?)
 }
 
 fn to_tensor(bytes: &[u8], dtype: DType, shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_raw_buffer(bytes, dtype, shape, &Device::Cpu)?)
+}
+
+fn dense(weights: Vec<f32>, rows: usize, columns: usize, dtype: DType, device: &Device) -> Result<Matrix> {
+    if device.is_cpu() {
+        let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+        let rows = Rows { rows, columns, encoding: Encoding::Dense(DType::F32), bytes: Cow::Owned(bytes) };
+        return Matrix::of_rows(rows, dtype, device);
+    }
+    Ok(Matrix::Dense(Tensor::from_vec(weights, (rows, columns), device)?.to_dtype(dtype)?))
 }
 
 impl Checkpoint {
@@ -181,13 +232,18 @@ impl Checkpoint {
     /// Bits per weight and weights per scale; zeros if the weights are not quantised.
     pub fn quantization(&self) -> (u32, u32) {
         match &self.store {
-            Store::Safetensors(_) => (0, 0),
+            Store::Safetensors(_) => self.config.quantization(),
             Store::Gguf(file) => file.quantization(),
         }
     }
 
-    /// Whether there is a tensor of this name.
+    /// Whether there is a weight of this name, in whichever form.
     pub fn contains(&self, name: &str) -> bool {
+        let packed = name.strip_suffix(".weight").map(|module| format!("{module}.qweight"));
+        self.has_tensor(name) || packed.is_some_and(|name| self.has_tensor(&name))
+    }
+
+    fn has_tensor(&self, name: &str) -> bool {
         match &self.store {
             Store::Safetensors(dir) => dir.contains(name),
             Store::Gguf(file) => file.contains(name),
@@ -204,15 +260,22 @@ impl Checkpoint {
 
     /// A tensor of `shape` as a matrix whose rows are along its last dimension.
     pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<StoredMatrix<'_>> {
+        let columns = shape.last().copied().unwrap_or(1);
+        let rows = shape.iter().product::<usize>() / columns;
+        if let Store::Safetensors(_) = self.store
+            && let Some(module) = name.strip_suffix(".weight")
+            && let Some(matrix) = Module::new(self, module, rows, columns).read()?
+        {
+            return Ok(matrix);
+        }
         let tensor = self.tensor(name)?;
         // Some converters leave out dimensions of 1.
         let significant = |shape: &[usize]| shape.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
         if significant(tensor.shape) != significant(shape) {
             return Err(shape_error(name, &tensor, shape));
         }
-        let columns = shape.last().copied().unwrap_or(1);
-        let rows = shape.iter().product::<usize>() / columns;
-        Ok(StoredMatrix { rows, columns, encoding: tensor.encoding, bytes: Cow::Borrowed(tensor.bytes) })
+        tensor.check_numbers(name)?;
+        Ok(StoredMatrix::Rows(Rows { rows, columns, encoding: tensor.encoding, bytes: Cow::Borrowed(tensor.bytes) }))
     }
 
     /// The numbers of a tensor of `len` elements.
@@ -221,11 +284,23 @@ impl Checkpoint {
         if tensor.shape.iter().product::<usize>() != len {
             return Err(shape_error(name, &tensor, &[len]));
         }
-        match tensor.encoding {
-            Encoding::Ggml(dtype) => {
-                Err(Error::model(tensor.path, format!("tensor {name} has type {dtype:?}; a vector must not")))
+        if let Encoding::Ggml(kind) = tensor.encoding {
+            return Err(Error::model(tensor.path, format!("tensor {name} has type {kind:?}; a vector must not")));
+        }
+        tensor.check_numbers(name)?;
+        to_f32(tensor.bytes, tensor.encoding)
+    }
+}
+
+impl StoredTensor<'_> {
+    /// Refuses what only quantised modules have.
+    fn check_numbers(&self, name: &str) -> Result<()> {
+        match self.encoding {
+            Encoding::Ggml(_) | Encoding::Dense(DType::F32 | DType::F16 | DType::BF16) => Ok(()),
+            Encoding::Dense(dtype) => {
+                let reason = format!("tensor {name} has dtype {dtype:?}; F32, F16 and BF16 are supported");
+                Err(Error::model(self.path, reason))
             }
-            Encoding::Dense(_) => tensor.to_f32(),
         }
     }
 }

@@ -68,6 +68,9 @@ impl SafetensorsDir {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
+            Dtype::U32 => DType::U32,
+            Dtype::I32 => DType::I32,
+            Dtype::F8_E4M3 => DType::F8E4M3,
             other => {
                 let reason = format!("tensor {name} has dtype {other:?}; F32, F16 and BF16 are supported");
                 return Err(Error::model(path, reason));

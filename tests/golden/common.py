@@ -212,9 +212,14 @@ def expected_prompts(model, tokenizer, texts, margin, distinct=8, cached=False):
 
 
 def expected_prompt(model, tokenizer, text, margin, cached=False):
-    ids = tokenizer(text)["input_ids"]
     cache = DynamicCache() if cached else None
-    first = last_logits(model, ids, cache)
+    return expected_prompt_of(lambda ids: last_logits(model, ids, cache), tokenizer, text, margin)
+
+
+def expected_prompt_of(logits_after, tokenizer, text, margin):
+    """As `expected_prompts`, of one text and anything that gives logits."""
+    ids = tokenizer(text)["input_ids"]
+    first = logits_after(ids)
     logits, sequence, greedy, margins = first, list(ids), [], []
     for _ in range(GREEDY_TOKENS):
         top = torch.topk(logits, 2)
@@ -223,7 +228,7 @@ def expected_prompt(model, tokenizer, text, margin, cached=False):
             return None
         greedy.append(int(top.indices[0]))
         sequence.append(greedy[-1])
-        logits = last_logits(model, sequence[-1:] if cached else sequence, cache)
+        logits = logits_after(sequence)
     return {
         "text": text,
         "ids": ids,
@@ -236,6 +241,7 @@ def expected_prompt(model, tokenizer, text, margin, cached=False):
 
 @torch.no_grad()
 def last_logits(model, ids, cache=None):
+    ids = ids if cache is None else ids[cache.get_seq_length() :]
     return model(torch.tensor([ids]), past_key_values=cache, use_cache=cache is not None).logits[0, -1]
 
 

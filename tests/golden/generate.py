@@ -17,7 +17,8 @@ An expectation has
   decode_cases   ids and their texts without special tokens
   chat           if the model has a template: messages, their render with a generation prompt, and its ids
 
-common.py, gguf_files.py and templates.py are parts of this script; smollm2.py is another.
+common.py, gguf_files.py, quantized.py and templates.py are parts of this script; smollm2.py and
+gguf_architectures.py are others.
 """
 
 import sys
@@ -36,6 +37,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import common
 import gguf_files
+import quantized
 import templates
 
 CONVERSATION = [
@@ -340,6 +342,7 @@ def main():
         shutil.rmtree(out / model.name, ignore_errors=True)
         (out / model.name).mkdir(parents=True)
         write_model(model, out / model.name)
+    quantized.write(out)
     gguf_files.write(out / "gguf")
     templates.write(out / "templates")
 

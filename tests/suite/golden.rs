@@ -69,7 +69,9 @@ async fn directories_of_all_architectures() {
     let check_one = async |name: &str| {
         let model = golden_model(name).await;
         let expected = read_json(&format!("{name}/expected.json"));
-        check(name, &*model, &expected["prompts"], 1e-4, 0.0).await;
+        // Scales of 32 bits are kept in 16, and the activations that meet them.
+        let quantized = ["mlx", "gptq", "awq", "fp8"].iter().any(|kind| name.starts_with(kind));
+        check(name, &*model, &expected["prompts"], if quantized { 1e-3 } else { 1e-4 }, 0.0).await;
     };
     let mut failed = Vec::new();
     for name in directories() {

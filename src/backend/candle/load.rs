@@ -3,7 +3,7 @@ use std::{path::Path, sync::Arc};
 use candle_core::{DType, Device};
 
 use crate::{
-    Error, KvCacheType, LoadConfig, ModelInfo, Result,
+    Error, KvCacheType, LoadConfig, ModelInfo, Quantize, Result,
     backend::{cache_plan::CachePlan, local::LocalModel},
     decoder::{self, Decoder, Placement, Spec},
     engine::{Engine, Options},
@@ -32,8 +32,8 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     let cache_dtype = cache_dtype(config, &checkpoint, dtype, &device);
     let block_bytes = Decoder::block_bytes(&spec, cache_dtype);
     let cache = CachePlan::new(config, spec.max_positions, block_bytes)?;
-    let placement = Placement { device, dtype, cache_blocks: cache.blocks, cache_dtype };
-    let (quant_bits, quant_group) = checkpoint.quantization();
+    let placement = Placement { device, dtype, quantize: config.quantize, cache_blocks: cache.blocks, cache_dtype };
+    let (quant_bits, quant_group) = quantization(config, &checkpoint);
     let info = ModelInfo {
         architecture: spec.architecture.to_owned(),
         vocab_size: spec.vocab_size,
@@ -76,13 +76,28 @@ fn on_device(config: &LoadConfig, spec: &Spec, device: Device) -> Result<Device>
     }
 }
 
+/// Bits per weight and weights per scale once the model is loaded.
+fn quantization(config: &LoadConfig, checkpoint: &Checkpoint) -> (u32, u32) {
+    match (checkpoint.quantization(), config.quantize) {
+        ((0, 0), Some(Quantize::Int8)) => (8, 32),
+        ((0, 0), Some(Quantize::Int4)) => (4, 32),
+        (stored, _) => stored,
+    }
+}
+
+/// Whether products round activations, so that the cache need not be more exact.
+fn rounds_activations(config: &LoadConfig, checkpoint: &Checkpoint) -> bool {
+    let quantized_file = matches!(checkpoint.store, Store::Gguf(_)) && checkpoint.quantization() != (0, 0);
+    config.quantize.is_some() || quantized_file
+}
+
 /// The type of keys and values.
 fn cache_dtype(config: &LoadConfig, checkpoint: &Checkpoint, dtype: DType, device: &Device) -> DType {
     match config.kv_cache_type {
         Some(KvCacheType::F32) => DType::F32,
         Some(KvCacheType::F16) => DType::F16,
         Some(KvCacheType::Bf16) => DType::BF16,
-        None if device.is_cpu() && checkpoint.quantization() != (0, 0) => DType::F16,
+        None if device.is_cpu() && rounds_activations(config, checkpoint) => DType::F16,
         None => dtype,
     }
 }

@@ -37,6 +37,7 @@ macro_rules! all {
             fn cap = crate::kernels::rows::cap, (x: &mut [f32], softcap: f32);
             fn quantize_tile = crate::kernels::quantized::quantize_tile,
                 (x: &[f32], columns: usize, format: Format, codes: &mut [[i8; GROUP]], scales: &mut [BlockScale]);
+            fn keep_what_rounding_loses = crate::kernels::quantized::keep_what_rounding_loses, (x: &mut [f32]);
             fn greatest_of = crate::kernels::logits::greatest_of, (logits: &[f32]) -> Option<f32>;
             fn weigh_chunk = crate::kernels::logits::weigh_chunk,
                 (logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32]) -> f32;

@@ -100,7 +100,10 @@ unsafe fn lanes_avx512(factors: &PanelFactors<'_>, block: usize) -> __m512 {
     // SAFETY: what is read of a block is inside the slices.
     unsafe {
         match factors.multiples {
-            None => _mm512_cvtph_ps(_mm256_loadu_si256(factors.halves.as_ptr().add(block).cast())),
+            None => {
+                let halves = factors.halves.as_ptr().add(block >> factors.shared);
+                _mm512_cvtph_ps(_mm256_loadu_si256(halves.cast()))
+            }
             Some(multiples) => {
                 let halves = factors.halves.as_ptr().add(block >> factors.shared);
                 let halves = _mm512_cvtph_ps(_mm256_loadu_si256(halves.cast()));

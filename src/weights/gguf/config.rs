@@ -138,7 +138,7 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
     if file.contains("rope_factors_long.weight") {
         rope.insert("rope_type".into(), json!("longrope"));
         for length in ["long", "short"] {
-            let factors = file.get(&format!("rope_factors_{length}.weight"))?.to_f32()?;
+            let factors = file.numbers(&format!("rope_factors_{length}.weight"))?;
             rope.insert(format!("{length}_factor"), json!(factors));
         }
         if let Some(factor) = metadata.opt_f64(&key("scaling.attn_factor"))? {
@@ -147,7 +147,7 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
     }
     if file.contains("rope_freqs.weight") {
         rope.insert("rope_type".into(), json!("factors"));
-        rope.insert("factors".into(), json!(file.get("rope_freqs.weight")?.to_f32()?));
+        rope.insert("factors".into(), json!(file.numbers("rope_freqs.weight")?));
     }
     Ok(Value::Object(rope))
 }

@@ -11,15 +11,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{DType, quantized::GgmlDType};
+use candle_core::DType;
 use memmap2::Mmap;
 
 pub use config::config;
 pub use metadata::{Array, Metadata};
 use reader::Reader;
 
-use super::{Encoding, StoredTensor, mmap};
-use crate::{Error, Result};
+use super::{Encoding, StoredTensor, mmap, to_f32};
+use crate::{Error, Result, kernels::ggml::GgmlType};
 
 /// A memory-mapped GGUF file, or the several that a model was split into.
 pub struct GgufFile {
@@ -77,34 +77,66 @@ impl GgufFile {
         let entry = entry.ok_or_else(|| Error::model(&self.path, format!("tensor {name} is missing")))?;
         let Part { path, map } = &self.parts[entry.part];
         let bad = |reason: String| Error::model(path, reason);
-        let dtype = ggml_dtype(entry.ggml_type)
+        let encoding = encoding(entry.ggml_type)
             .ok_or_else(|| bad(format!("tensor {name} has type {}, which is not supported", entry.ggml_type)))?;
-        let (row, block) = (entry.shape.last().copied().unwrap_or(1), dtype.block_size());
+        let (block, block_bytes) = match encoding {
+            Encoding::Dense(dtype) => (1, dtype.size_in_bytes()),
+            Encoding::Ggml(kind) => (kind.block_len(), kind.block_bytes()),
+        };
+        let row = entry.shape.last().copied().unwrap_or(1);
         if row % block != 0 {
             return Err(bad(format!("tensor {name}: rows of {row} do not divide into blocks of {block}")));
         }
-        let len = elements(&entry.shape).map(|n| n / block).and_then(|blocks| blocks.checked_mul(dtype.type_size()));
+        let len = elements(&entry.shape).map(|n| n / block).and_then(|blocks| blocks.checked_mul(block_bytes));
         let end = len.and_then(|len| entry.start.checked_add(len)).filter(|end| *end <= map.len());
         let end = end.ok_or_else(|| bad(format!("tensor {name} {:?} ends beyond the file", entry.shape)))?;
-        let encoding = match dtype {
-            GgmlDType::F32 => Encoding::Dense(DType::F32),
-            GgmlDType::F16 => Encoding::Dense(DType::F16),
-            GgmlDType::BF16 => Encoding::Dense(DType::BF16),
-            dtype => Encoding::Ggml(dtype),
-        };
         Ok(StoredTensor { path, encoding, shape: &entry.shape, bytes: &map[entry.start..end] })
     }
 
-    /// Bits per weight and weights per block of the type most of the weights have; zeros if that
-    /// is not a quantised one.
+    /// The numbers of a tensor that is not quantised.
+    pub fn numbers(&self, name: &str) -> Result<Vec<f32>> {
+        let tensor = self.get(name)?;
+        match tensor.encoding {
+            Encoding::Dense(_) => to_f32(tensor.bytes, tensor.encoding),
+            Encoding::Ggml(_) => Err(Error::model(tensor.path, format!("tensor {name} is quantised"))),
+        }
+    }
+
+    /// Bits per weight and weights per scale: those of the kind of quantisation the file says it has, else of the
+    /// type most of the weights have; zeros if that is not a quantised one.
     pub fn quantization(&self) -> (u32, u32) {
         let mut elements_by_type = BTreeMap::<u32, usize>::new();
         for entry in self.tensors.values() {
             *elements_by_type.entry(entry.ggml_type).or_default() += elements(&entry.shape).unwrap_or(0);
         }
-        let most = elements_by_type.into_iter().max_by_key(|(_, elements)| *elements);
-        most.and_then(|(ggml_type, _)| bits_and_group(ggml_type)).unwrap_or((0, 0))
+        let most = || elements_by_type.iter().max_by_key(|(_, elements)| **elements).map(|(ggml_type, _)| *ggml_type);
+        let named = self.metadata.opt_u32("general.file_type").ok().flatten().and_then(type_of_file);
+        let kind = named.or_else(most).and_then(GgmlType::numbered);
+        kind.map_or((0, 0), |kind| (kind.bits(), kind.group() as u32))
     }
+}
+
+/// The type that gives a kind of file its name.
+fn type_of_file(file_type: u32) -> Option<u32> {
+    Some(match file_type {
+        0 => 0,
+        1 => 1,
+        2 => 2,
+        3 => 3,
+        7 => 8,
+        8 => 6,
+        9 => 7,
+        10 | 21 => 10,
+        11..=13 => 11,
+        14 | 15 => 12,
+        16 | 17 => 13,
+        18 => 14,
+        25 => 20,
+        30 => 23,
+        32 => 30,
+        38 => 39,
+        _ => return None,
+    })
 }
 
 fn read_part(path: &Path, part: usize) -> Result<(Part, Metadata, BTreeMap<String, Entry>)> {
@@ -172,35 +204,11 @@ fn elements(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim))
 }
 
-fn ggml_dtype(ggml_type: u32) -> Option<GgmlDType> {
-    Some(match ggml_type {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
-}
-
-fn bits_and_group(ggml_type: u32) -> Option<(u32, u32)> {
-    Some(match ggml_type {
-        2 | 3 => (4, 32),
-        6 | 7 => (5, 32),
-        8 => (8, 32),
-        10 => (2, 16),
-        11 => (3, 16),
-        12 => (4, 32),
-        13 => (5, 32),
-        14 => (6, 16),
-        _ => return None,
-    })
+fn encoding(ggml_type: u32) -> Option<Encoding> {
+    match ggml_type {
+        0 => Some(Encoding::Dense(DType::F32)),
+        1 => Some(Encoding::Dense(DType::F16)),
+        30 => Some(Encoding::Dense(DType::BF16)),
+        number => GgmlType::numbered(number).map(Encoding::Ggml),
+    }
 }

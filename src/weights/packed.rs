@@ -1,0 +1,274 @@
+//! Quantised matrices of Hugging Face directories: what MLX, GPTQ, AWQ and FP8 checkpoints hold in place of a
+//! weight.
+
+use candle_core::DType;
+use half::f16;
+
+use super::{Checkpoint, Encoding, Rows, StoredMatrix, StoredTensor};
+use crate::{Error, Result, kernels::affine::Affine};
+
+/// The order of the codes in AWQ's words.
+const AWQ_ORDER: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// A module whose weight, `[rows, columns]`, may be quantised.
+pub struct Module<'a> {
+    checkpoint: &'a Checkpoint,
+    name: &'a str,
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a> Module<'a> {
+    pub fn new(checkpoint: &'a Checkpoint, name: &'a str, rows: usize, columns: usize) -> Self {
+        Self { checkpoint, name, rows, columns }
+    }
+
+    /// The weight, if it is stored in one of these forms.
+    pub fn read(&self) -> Result<Option<StoredMatrix<'static>>> {
+        if self.contains("qweight") {
+            let config = self.checkpoint.config.opt_object("quantization_config")?;
+            return match config.as_ref().map(|config| config.opt_str("quant_method")).transpose()?.flatten() {
+                Some("gptq") => self.gptq().map(|matrix| Some(StoredMatrix::Affine(matrix))),
+                Some("awq") => self.awq().map(|matrix| Some(StoredMatrix::Affine(matrix))),
+                method => {
+                    Err(self.bad(&format!("has a qweight and the quant_method {method:?}; gptq and awq are known")))
+                }
+            };
+        }
+        if !self.contains("weight") {
+            return Ok(None);
+        }
+        match self.tensor("weight")?.encoding {
+            Encoding::Dense(DType::U32) => self.mlx().map(|matrix| Some(StoredMatrix::Affine(matrix))),
+            Encoding::Dense(DType::F8E4M3) => self.fp8().map(|rows| Some(StoredMatrix::Rows(rows))),
+            _ => Ok(None),
+        }
+    }
+
+    fn parameter(&self, parameter: &str) -> String {
+        format!("{}.{parameter}", self.name)
+    }
+
+    fn contains(&self, parameter: &str) -> bool {
+        self.checkpoint.has_tensor(&self.parameter(parameter))
+    }
+
+    fn tensor(&self, parameter: &str) -> Result<StoredTensor<'a>> {
+        self.checkpoint.tensor(&self.parameter(parameter))
+    }
+
+    fn bad(&self, reason: &str) -> Error {
+        Error::model(&self.checkpoint.path, format!("{} {reason}", self.name))
+    }
+
+    fn bad_shape(&self, parameter: &str, tensor: &StoredTensor<'_>) -> Error {
+        let reason = format!(
+            "{}.{parameter} has the shape {:?} for a weight of [{}, {}]",
+            self.name, tensor.shape, self.rows, self.columns
+        );
+        Error::model(tensor.path, reason)
+    }
+
+    /// Words of 32 bits, as many as these.
+    fn words(&self, parameter: &str, rows: usize, columns: usize) -> Result<Vec<u32>> {
+        let tensor = self.tensor(parameter)?;
+        let whole = matches!(tensor.encoding, Encoding::Dense(DType::U32 | DType::I32));
+        if !whole || tensor.bytes.len() != rows * columns * 4 {
+            return Err(self.bad_shape(parameter, &tensor));
+        }
+        Ok(tensor.bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
+    }
+
+    /// Numbers, as many as these.
+    fn numbers(&self, parameter: &str, len: usize) -> Result<Vec<f32>> {
+        self.checkpoint.vector(&self.parameter(parameter), len)
+    }
+
+    /// MLX: codes of a row in a stream of bits, the lowest first, with a scale and a bias for each group. How many
+    /// bits and how large a group is the shapes say: it may differ between modules.
+    fn mlx(&self) -> Result<Affine> {
+        let (weight, scales) = (self.tensor("weight")?, self.tensor("scales")?);
+        let (Some(words), Some(groups)) = (weight.shape.last(), scales.shape.last()) else {
+            return Err(self.bad_shape("weight", &weight));
+        };
+        let (bits, group) = (words * 32 / self.columns, self.columns / (*groups).max(1));
+        let fits = words * 32 == bits * self.columns && group * groups == self.columns;
+        if !fits || !matches!(bits, 2..=6 | 8) {
+            return Err(self.bad_shape("weight", &weight));
+        }
+        if !self.contains("biases") {
+            return Err(self.bad("has scales and no biases: of MLX's modes only affine is supported"));
+        }
+        let words = self.words("weight", self.rows, *words)?;
+        let codes = words.chunks_exact(self.columns * bits / 32).flat_map(|row| unpacked(row, bits)).collect();
+        Ok(Affine {
+            rows: self.rows,
+            columns: self.columns,
+            bits: bits as u32,
+            group,
+            codes,
+            scales: self.numbers("scales", self.rows * groups)?,
+            offsets: self.numbers("biases", self.rows * groups)?,
+            order: None,
+        })
+    }
+
+    /// The bits of a code, and the columns that share a scale.
+    fn bits_and_group(&self) -> Result<(usize, usize)> {
+        let config = self.checkpoint.config.opt_object("quantization_config")?;
+        let config = config.ok_or_else(|| self.bad("is quantised, and there is no quantization_config"))?;
+        let bits_key = if config.get("bits").is_some() { "bits" } else { "w_bit" };
+        let bits = config.size(bits_key)?;
+        if !matches!(bits, 2 | 4 | 8) {
+            return Err(config.bad(bits_key, "2, 4 and 8 bits are supported"));
+        }
+        // -1 is all columns.
+        let group_key = if config.get("group_size").is_some() { "group_size" } else { "q_group_size" };
+        let group = match config.opt_f64(group_key)? {
+            Some(size) if size < 0.0 => self.columns,
+            _ => config.size(group_key)?,
+        };
+        if !self.columns.is_multiple_of(group) || !self.columns.is_multiple_of(32 / bits) {
+            return Err(config.bad(group_key, &format!("does not divide {} columns", self.columns)));
+        }
+        Ok((bits, group))
+    }
+
+    /// Scales and offsets by rows from `[groups, rows]` of scales and zero points, to each of which `plus` is added.
+    fn factors(&self, groups: usize, zeros: impl Fn(usize, usize) -> u32, plus: f32) -> Result<(Vec<f32>, Vec<f32>)> {
+        let stored = self.numbers("scales", groups * self.rows)?;
+        let of = |row: usize, group: usize| stored[group * self.rows + row];
+        let cells = || (0..self.rows).flat_map(move |row| (0..groups).map(move |group| (row, group)));
+        let scales = cells().map(|(row, group)| of(row, group)).collect();
+        let offset = |(row, group)| -of(row, group) * (zeros(row, group) as f32 + plus);
+        Ok((scales, cells().map(offset).collect()))
+    }
+
+    /// [GPTQ](https://arxiv.org/abs/2210.17323): words hold codes of neighbouring columns, and zero points of
+    /// neighbouring rows. `g_idx` says which group a column belongs to.
+    fn gptq(&self) -> Result<Affine> {
+        let (bits, group) = self.bits_and_group()?;
+        let (rows, columns, per_word) = (self.rows, self.columns, 32 / bits);
+        let (groups, mask) = (columns / group, (1u32 << bits) - 1);
+        if !rows.is_multiple_of(per_word) {
+            return Err(self.bad(&format!("has {rows} rows; {per_word} are packed together")));
+        }
+        let words = self.words("qweight", columns / per_word, rows)?;
+        let zero_words = self.words("qzeros", groups, rows / per_word)?;
+        let code =
+            |row: usize, column: usize| words[column / per_word * rows + row] >> (column % per_word * bits) & mask;
+        let zero = |row: usize, group: usize| {
+            zero_words[group * (rows / per_word) + row / per_word] >> (row % per_word * bits) & mask
+        };
+        let config = self.checkpoint.config.opt_object("quantization_config")?;
+        let format = config.as_ref().map(|config| config.opt_str("checkpoint_format")).transpose()?.flatten();
+        // The first format stores zero points less one.
+        let plus = if format == Some("gptq_v2") { 0.0 } else { 1.0 };
+        let (scales, offsets) = self.factors(groups, zero, plus)?;
+        let order = self.gptq_order(group)?;
+        let arranged: Vec<usize> = match &order {
+            Some(order) => order.iter().map(|column| *column as usize).collect(),
+            None => (0..columns).collect(),
+        };
+        let codes = (0..rows).flat_map(|row| arranged.iter().map(move |column| (row, *column)));
+        let codes = codes.map(|(row, column)| code(row, column) as u8).collect();
+        Ok(Affine { rows, columns, bits: bits as u32, group, codes, scales, offsets, order })
+    }
+
+    /// The columns group by group, if `g_idx` has them in another order.
+    fn gptq_order(&self, group: usize) -> Result<Option<Vec<u32>>> {
+        if !self.contains("g_idx") {
+            return Ok(None);
+        }
+        let groups = self.words("g_idx", 1, self.columns)?;
+        if groups.iter().enumerate().all(|(column, of)| *of as usize == column / group) {
+            return Ok(None);
+        }
+        let mut order: Vec<u32> = (0..self.columns as u32).collect();
+        order.sort_by_key(|column| groups[*column as usize]);
+        let even = order.iter().enumerate().all(|(at, column)| groups[*column as usize] as usize == at / group);
+        if even { Ok(Some(order)) } else { Err(self.bad(&format!("has a g_idx with groups that are not of {group}"))) }
+    }
+
+    /// [AWQ](https://arxiv.org/abs/2306.00978): words hold codes, and zero points, of neighbouring rows.
+    fn awq(&self) -> Result<Affine> {
+        let (bits, group) = self.bits_and_group()?;
+        let (rows, columns) = (self.rows, self.columns);
+        if bits != 4 || !rows.is_multiple_of(8) {
+            return Err(self.bad(&format!("has {rows} rows of {bits} bits; AWQ packs 8 rows of 4")));
+        }
+        let groups = columns / group;
+        let words = self.words("qweight", columns, rows / 8)?;
+        let zero_words = self.words("qzeros", groups, rows / 8)?;
+        let code = |words: &[u32], line: usize, row: usize| {
+            words[line * (rows / 8) + row / 8] >> (4 * AWQ_ORDER[row % 8]) & 15
+        };
+        let (scales, offsets) = self.factors(groups, |row, group| code(&zero_words, group, row), 0.0)?;
+        let cells = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+        let codes = cells.map(|(row, column)| code(&words, column, row) as u8).collect();
+        Ok(Affine { rows, columns, bits: 4, group, codes, scales, offsets, order: None })
+    }
+
+    /// Floats of 8 bits with a scale for all, for each row, or for each block. They become floats of 16 bits, which
+    /// hold them to 11 bits where the stored ones have 4.
+    fn fp8(&self) -> Result<Rows<'static>> {
+        let (rows, columns) = (self.rows, self.columns);
+        let weight = self.tensor("weight")?;
+        if weight.bytes.len() != rows * columns {
+            return Err(self.bad_shape("weight", &weight));
+        }
+        let key = ["weight_scale_inv", "weight_scale"].into_iter().find(|key| self.contains(key));
+        let key = key.ok_or_else(|| self.bad("has floats of 8 bits and no weight_scale or weight_scale_inv"))?;
+        let tensor = self.tensor(key)?;
+        let (high, wide) = match *tensor.shape {
+            [] | [1] | [1, 1] => (rows, columns),
+            [n] | [n, 1] if n == rows => (1, columns),
+            [down, across] => {
+                let (high, wide) = self.fp8_block()?;
+                if (down, across) != (rows.div_ceil(high), columns.div_ceil(wide)) {
+                    return Err(self.bad_shape(key, &tensor));
+                }
+                (high, wide)
+            }
+            _ => return Err(self.bad_shape(key, &tensor)),
+        };
+        let across = columns.div_ceil(wide);
+        let scales = self.numbers(key, rows.div_ceil(high) * across)?;
+        let mut bytes = Vec::with_capacity(2 * weight.bytes.len());
+        for (at, byte) in weight.bytes.iter().enumerate() {
+            let (row, column) = (at / columns, at % columns);
+            let scaled = e4m3(*byte) * scales[row / high * across + column / wide];
+            bytes.extend(f16::from_f32(scaled).to_le_bytes());
+        }
+        Ok(Rows { rows, columns, encoding: Encoding::Dense(DType::F16), bytes: bytes.into() })
+    }
+
+    fn fp8_block(&self) -> Result<(usize, usize)> {
+        let config = self.checkpoint.config.opt_object("quantization_config")?;
+        let block = config.as_ref().map(|config| config.ids("weight_block_size")).transpose()?.unwrap_or_default();
+        match *block {
+            [high, wide] if high > 0 && wide > 0 => Ok((high as usize, wide as usize)),
+            _ => Ok((128, 128)),
+        }
+    }
+}
+
+/// The codes of a row, `bits` each, the lowest bits of the first word first.
+fn unpacked(words: &[u32], bits: usize) -> impl Iterator<Item = u8> {
+    let mask = (1u64 << bits) - 1;
+    (0..words.len() * 32 / bits).map(move |i| {
+        let (word, shift) = (i * bits / 32, i * bits % 32);
+        let next = words.get(word + 1).copied().unwrap_or(0);
+        let both = u64::from(words[word]) | u64::from(next) << 32;
+        (both >> shift & mask) as u8
+    })
+}
+
+/// A float of a sign, four bits of an exponent and three of a fraction.
+fn e4m3(byte: u8) -> f32 {
+    if byte & 0x7f == 0x7f {
+        return f32::NAN;
+    }
+    // As the same bits of a 16-bit float, whose exponents begin 8 lower.
+    f16::from_bits(u16::from(byte & 0x80) << 8 | u16::from(byte & 0x7f) << 7).to_f32() * 256.0
+}
