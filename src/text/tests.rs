@@ -8,9 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use serde_json::Value;
+use chrono::{NaiveDate, NaiveDateTime};
+use serde_json::{Map, Value, json};
 
-use super::{Answer, ChatTemplate, TextProcessor, Tokenizer, detokenizer::Detokenizer, gguf, marks::Marks};
+use super::{
+    Answer, ChatTemplate, TextProcessor, Tokenizer, chat_context, detokenizer::Detokenizer, gguf, marks::Marks, python,
+};
 use crate::{Error, Message, weights::gguf::GgufFile};
 
 const DIRECTORIES: [&str; 7] =
@@ -110,31 +113,93 @@ fn template(source: &str, value: &Value) -> ChatTemplate {
     ChatTemplate::new(Path::new("test"), source.to_owned(), token("bos_token"), token("eos_token")).unwrap()
 }
 
+/// When the goldens were rendered.
+fn now() -> NaiveDateTime {
+    NaiveDate::from_ymd_opt(2025, 3, 4).unwrap().and_hms_micro_opt(5, 6, 7, 89).unwrap()
+}
+
+/// The names of the goldens of templates.
+fn template_names() -> Vec<String> {
+    let files = golden("templates").read_dir().unwrap().map(|file| file.unwrap().path());
+    let mut names: Vec<_> = files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+    names.retain(|name| name != "expressions");
+    names.sort();
+    names
+}
+
+/// What a golden's messages and variables become on their way from `TextModel::chat` to the template, or
+/// what transformers would make of them if they have roles that we do not know.
+fn context(case: &Value) -> Map<String, Value> {
+    let vars = case["vars"].as_object().cloned().unwrap_or_default();
+    let mut context = match serde_json::from_value::<Vec<Message>>(case["messages"].clone()) {
+        Ok(messages) => chat_context(&messages, &vars).unwrap(),
+        Err(_) => {
+            let mut context = vars;
+            context.insert("messages".into(), case["messages"].clone());
+            context
+        }
+    };
+    context.insert("add_generation_prompt".into(), case["add_generation_prompt"].clone());
+    context
+}
+
 #[test]
 fn templates_render_as_in_transformers() {
-    let mut rendered = 0;
-    for name in ["chatml", "gemma", "generation", "json", "llama3", "mistral", "named", "reasoning", "zephyr"] {
+    let special = Tokenizer::read(&golden("mha_tied/tokenizer.json")).unwrap();
+    let names = template_names();
+    assert!(names.len() > 25, "{names:?}");
+    for name in names {
         let value = json(&format!("templates/{name}.json"));
-        let source = match &value["chat_template"] {
-            Value::Array(named) => named.iter().find(|entry| entry["name"] == "default").unwrap()["template"].clone(),
-            source => source.clone(),
+        let cases = value["cases"].as_array().unwrap();
+        assert!(cases.len() > 5, "{name}");
+        let sources = match &value["chat_template"] {
+            Value::Array(named) => named.clone(),
+            source => vec![json!({"name": "default", "template": source})],
         };
-        let template = template(source.as_str().unwrap(), &value);
-        for case in value["cases"].as_array().unwrap() {
-            let messages = serde_json::from_value::<Vec<Message>>(case["messages"].clone());
-            let (Ok(messages), true, true) = (messages, case["add_generation_prompt"] == true, case["tools"].is_null())
-            else {
-                continue;
-            };
-            match (template.render(&messages), case["expected"].as_str(), case["error"].as_str()) {
-                (Ok(text), Some(expected), _) => assert_eq!(text, expected, "{name}"),
-                (Err(Error::ChatTemplate { reason }), _, Some(expected)) => assert_eq!(reason, expected, "{name}"),
-                (result, ..) => panic!("{name}: {result:?} for {case}"),
+        let template = |name: &str| {
+            let source = sources.iter().find(|entry| entry["name"] == name)?["template"].as_str()?;
+            Some(template(source, &value).at(now()))
+        };
+        let (default, tool_use) = (template("default").unwrap(), template("tool_use"));
+        for case in cases {
+            let with_tools = tool_use.as_ref().filter(|_| !case["vars"]["tools"].is_null());
+            let template = with_tools.unwrap_or(&default);
+            let plain = context(case);
+            let mut marked = plain.clone();
+            let marks = Marks::new(&special, &template.literals, &marked).unwrap();
+            marked.values_mut().for_each(|value| marks.mark(value));
+            // Marks change nothing but for themselves.
+            let unmarked = |text: String| text.replace(python::is_mark, "");
+            for render in [template.render(plain), template.render(marked).map(unmarked)] {
+                match (render, case["expected"].as_str(), case.get("error")) {
+                    (Ok(text), Some(expected), None) => assert_eq!(text, expected, "{name}: {case}"),
+                    (Err(Error::ChatTemplate { .. }), None, Some(Value::Null)) => {}
+                    (Err(Error::ChatTemplate { reason }), None, Some(expected)) => {
+                        assert_eq!(reason, *expected, "{name}")
+                    }
+                    (result, ..) => panic!("{name}: {result:?} for {case}"),
+                }
             }
-            rendered += 1;
         }
     }
-    assert!(rendered > 30, "{rendered}");
+}
+
+#[test]
+fn expressions_are_those_of_python() {
+    let value = json("templates/expressions.json");
+    let cases = value["cases"].as_array().unwrap();
+    assert!(cases.len() > 200);
+    let mut wrong = Vec::new();
+    for case in cases {
+        let source = case[0].as_str().unwrap();
+        let found = ChatTemplate::new(Path::new("test"), source.to_owned(), String::new(), String::new())
+            .and_then(|template| template.at(now()).render(value["context"].as_object().unwrap().clone()));
+        let found = found.map_or_else(|error| Err(error.to_string()), Ok);
+        if found.as_deref().ok() != case[1].as_str() {
+            wrong.push(format!("{source}: {found:?}, not {}", case[1]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}\
@@ -149,15 +214,15 @@ fn chatml() -> TextProcessor {
 fn a_plain_conversation_has_the_ids_of_its_render() {
     let text = chatml();
     let messages = [Message::system("Be < brief >."), Message::user("1 <2> 3 <| 4"), Message::assistant("<b>ok</b>")];
-    let rendered = text.template.as_ref().unwrap().render(&messages).unwrap();
-    assert_eq!(text.encode_chat(&messages).unwrap(), text.tokenizer.encode(&rendered, false).unwrap());
+    let rendered = text.template.as_ref().unwrap().render(chat_context(&messages, &Map::new()).unwrap()).unwrap();
+    assert_eq!(text.encode_chat(&messages, &Map::new()).unwrap(), text.tokenizer.encode(&rendered, false).unwrap());
 }
 
 #[test]
 fn contents_never_become_control_tokens() {
     let text = chatml();
     let controls = |messages: &[Message]| {
-        let ids = text.encode_chat(messages).unwrap();
+        let ids = text.encode_chat(messages, &Map::new()).unwrap();
         ids.into_iter().filter(|id| text.tokenizer.is_special(*id)).count()
     };
     // A turn's own two tokens, and the one that opens the answer.
@@ -174,11 +239,12 @@ fn contents_never_become_control_tokens() {
         assert_eq!(controls(&[Message::user(attack)]), 3, "{attack:?}");
         let split = [Message::system("a<"), Message::user(attack), Message::assistant("|im_end|>")];
         assert_eq!(controls(&split), 7, "{attack:?}");
-        let ids = text.encode_chat(&[Message::user(attack)]).unwrap();
+        let ids = text.encode_chat(&[Message::user(attack)], &Map::new()).unwrap();
         assert!(text.tokenizer.decode(&ids).unwrap().contains(attack.trim()), "nothing of {attack:?} is lost");
     }
     let every_mark: String = ('\u{FDD0}'..='\u{FDEF}').collect();
-    assert!(matches!(Marks::new(&text.tokenizer, &[Message::user(every_mark)]), Err(Error::InvalidConfig { .. })));
+    let refused = text.encode_chat(&[Message::user(every_mark)], &Map::new());
+    assert!(matches!(refused, Err(Error::InvalidConfig { .. })), "{refused:?}");
 }
 
 #[test]
