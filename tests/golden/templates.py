@@ -350,7 +350,7 @@ def write(folder):
     shutil.rmtree(folder, ignore_errors=True)
     chat_template_utils.datetime = FixedDate
     tokenizer = common.gpt2_tokenizer()
-    for name, template in (TEMPLATES | {name: template for name, (template, _) in FAMILIES.items()}).items():
+    for name, template in (TEMPLATES | {name: template.lstrip("\n") for name, (template, _) in FAMILIES.items()}).items():
         tokenizer.chat_template = template
         value = {
             "chat_template": as_config(template),
