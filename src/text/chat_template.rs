@@ -20,7 +20,20 @@ pub struct ChatTemplate {
     pub literals: Vec<String>,
 }
 
+/// A template, and perhaps another one for conversations with tools.
+pub struct TemplateSource {
+    pub default: String,
+    pub tool_use: Option<String>,
+}
+
+impl From<String> for TemplateSource {
+    fn from(default: String) -> Self {
+        Self { default, tool_use: None }
+    }
+}
+
 const NAME: &str = "chat_template";
+const TOOL_USE: &str = "chat_template tool_use";
 /// Steps a template may take.
 const FUEL: u64 = 20_000_000;
 /// Bytes a template may be long, and may write.
@@ -29,16 +42,20 @@ const MAX_BYTES: usize = 16 << 20;
 impl ChatTemplate {
     /// Parses a template. `path` is where it came from, `bos_token` and `eos_token` are the texts
     /// it may use.
-    pub fn new(path: &Path, source: String, bos_token: String, eos_token: String) -> Result<Self> {
-        if source.len() > MAX_BYTES {
-            return Err(Error::model(path, format!("chat_template has {} bytes", source.len())));
+    pub fn new(path: &Path, source: impl Into<TemplateSource>, bos_token: String, eos_token: String) -> Result<Self> {
+        let TemplateSource { default, tool_use } = source.into();
+        let (mut environment, mut literals) = (environment(), Vec::new());
+        for (name, source) in [(NAME, Some(default)), (TOOL_USE, tool_use)] {
+            let Some(source) = source else { continue };
+            if source.len() > MAX_BYTES {
+                return Err(Error::model(path, format!("chat_template has {} bytes", source.len())));
+            }
+            let source = source.replace("\r\n", "\n").replace('\r', "\n");
+            literals.extend(literals_of(&source));
+            environment
+                .add_template_owned(name, without_generation_tags(&source))
+                .map_err(|error| Error::model_because(path, "chat_template is not a valid template", error))?;
         }
-        let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        let literals = literals(&source);
-        let mut environment = environment();
-        environment
-            .add_template_owned(NAME, without_generation_tags(&source))
-            .map_err(|error| Error::model_because(path, "chat_template is not a valid template", error))?;
         Ok(Self { environment, bos_token, eos_token, literals })
     }
 
@@ -47,7 +64,11 @@ impl ChatTemplate {
         let failed = |error: minijinja::Error| Error::ChatTemplate {
             reason: error.detail().map_or_else(|| error.to_string(), str::to_owned),
         };
-        let template = self.environment.get_template(NAME).map_err(failed)?;
+        let with_tools = context.get("tools").is_some_and(|tools| !tools.is_null());
+        let template = match self.environment.get_template(TOOL_USE) {
+            Ok(template) if with_tools => template,
+            _ => self.environment.get_template(NAME).map_err(failed)?,
+        };
         context.insert("bos_token".into(), self.bos_token.as_str().into());
         context.insert("eos_token".into(), self.eos_token.as_str().into());
         for name in ["tools", "documents"] {
@@ -85,6 +106,9 @@ fn environment() -> Environment<'static> {
         .add_filter("title", |value: Value| Ok::<_, minijinja::Error>(python::title_words(&python::to_str(&value)?)));
     environment.add_filter("replace", replace);
     environment.add_filter("int", |args: Rest<Value>| python::int(&args));
+    environment.add_filter("float", |args: Rest<Value>| python::float(&args));
+    environment.add_filter("first", |value: Value| value.try_iter().map(|mut items| items.next().unwrap_or_default()));
+    environment.add_filter("sum", sum);
     environment.add_filter("indent", |args: Rest<Value>| python::indent(&args));
     environment.add_filter("items", items);
     environment.add_filter("trim", trim);
@@ -137,6 +161,15 @@ fn join(args: Rest<Value>) -> Result<String, minijinja::Error> {
     Ok(parts.join(&separator))
 }
 
+fn sum(state: &State<'_, '_>, args: Rest<Value>) -> Result<Value, minijinja::Error> {
+    let [items, attribute] = python::named(&args, ["iterable", "attribute"])?;
+    let mut items = items.unwrap_or_default();
+    if let Some(attribute) = attribute {
+        items = items.try_iter()?.map(|item| item.get_item(&attribute)).collect::<Result<Value, _>>()?;
+    }
+    minijinja::filters::sum(state, items)
+}
+
 fn length(value: Value) -> Result<usize, minijinja::Error> {
     if let Some(text) = value.as_str() {
         return Ok(text.chars().filter(|c| !python::is_mark(*c)).count());
@@ -149,7 +182,7 @@ fn length(value: Value) -> Result<usize, minijinja::Error> {
 }
 
 /// The strings that stand in a template's code.
-fn literals(source: &str) -> Vec<String> {
+fn literals_of(source: &str) -> Vec<String> {
     static CODE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"(?s)\{[{%].*?[}%]\}").ok());
     static LITERAL: LazyLock<Option<Regex>> =
         LazyLock::new(|| Regex::new(r#"(?s)'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)""#).ok());

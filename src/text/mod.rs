@@ -11,7 +11,7 @@ mod tests;
 mod tokenizer;
 
 pub use answer::Answer;
-pub use chat_template::ChatTemplate;
+pub use chat_template::{ChatTemplate, TemplateSource};
 pub use tokenizer::Tokenizer;
 
 use serde_json::{Map, Value};

@@ -1,4 +1,8 @@
 //! What templates take from Python: how values are written, and the methods of strings, lists and dicts.
+//!
+//! minijinja differs from Jinja in little that no template is known to need: `~` writes the strings
+//! in lists and dicts with double quotes, tuples are lists, a `for` over `none` has no turns, `loop.last` is not known for a string, and the
+//! `if` of a `for` is asked before its first turn.
 
 use std::fmt::Write as _;
 
@@ -50,7 +54,7 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
-        ValueKind::Number if !value.is_integer() => out.push_str(&float(f64::try_from(value.clone())?)),
+        ValueKind::Number if !value.is_integer() => out.push_str(&float_repr(f64::try_from(value.clone())?)),
         ValueKind::Seq | ValueKind::Iterable => {
             out.push('[');
             for (i, item) in value.try_iter()?.enumerate() {
@@ -97,7 +101,7 @@ fn write_quoted(out: &mut String, text: &str) {
 }
 
 /// `repr` of a float: the fewest digits, with an exponent below 1e-4 and from 1e16 on.
-fn float(number: f64) -> String {
+fn float_repr(number: f64) -> String {
     if !number.is_finite() {
         return number.to_string().to_lowercase();
     }
@@ -191,7 +195,7 @@ impl Json {
             number if number.is_nan() => "NaN".into(),
             f64::INFINITY => "Infinity".into(),
             f64::NEG_INFINITY => "-Infinity".into(),
-            number => float(number),
+            number => float_repr(number),
         })
     }
 
@@ -343,12 +347,12 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
         }
         "removeprefix" => s.strip_prefix(text(args.first())?).unwrap_or(s).into(),
         "removesuffix" => s.strip_suffix(text(args.first())?).unwrap_or(s).into(),
-        "find" | "rfind" | "index" => {
+        "find" | "rfind" | "index" | "rindex" => {
             let [part] = named(args, ["sub"])?;
             let part = text(part.as_ref())?;
-            match if name == "rfind" { s.rfind(part) } else { s.find(part) } {
+            match if name.starts_with('r') { s.rfind(part) } else { s.find(part) } {
                 Some(at) => s[..at].chars().count().into(),
-                None if name == "index" => return Err(failed("substring not found")),
+                None if name.ends_with("index") => return Err(failed("substring not found")),
                 None => (-1).into(),
             }
         }
@@ -515,6 +519,18 @@ pub fn int(args: &[Value]) -> Result<Value, Error> {
         None => f64::try_from(value).ok().map(|number| number as i64),
     };
     Ok(found.map_or_else(|| default.unwrap_or(Value::from(0)), Value::from))
+}
+
+/// Jinja's `float`: the default, 0, for what is no number.
+pub fn float(args: &[Value]) -> Result<Value, Error> {
+    let [value, default] = named(args, ["value", "default"])?;
+    let value = value.unwrap_or_default();
+    let found = match value.as_str() {
+        Some(text) => text.trim_matches(is_space).parse().ok(),
+        None if value.kind() == ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
+        None => f64::try_from(value).ok(),
+    };
+    Ok(found.map_or_else(|| default.unwrap_or(Value::from(0.0)), Value::from))
 }
 
 /// `str.capitalize`

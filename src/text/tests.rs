@@ -12,7 +12,8 @@ use chrono::{NaiveDate, NaiveDateTime};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Answer, ChatTemplate, TextProcessor, Tokenizer, chat_context, detokenizer::Detokenizer, gguf, marks::Marks, python,
+    Answer, ChatTemplate, TemplateSource, TextProcessor, Tokenizer, chat_context, detokenizer::Detokenizer, gguf,
+    marks::Marks, python,
 };
 use crate::{Error, Message, weights::gguf::GgufFile};
 
@@ -108,9 +109,9 @@ fn smollm2_ids_are_those_of_llama_cpp() {
     }
 }
 
-fn template(source: &str, value: &Value) -> ChatTemplate {
+fn template(source: impl Into<TemplateSource>, value: &Value) -> ChatTemplate {
     let token = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
-    ChatTemplate::new(Path::new("test"), source.to_owned(), token("bos_token"), token("eos_token")).unwrap()
+    ChatTemplate::new(Path::new("test"), source, token("bos_token"), token("eos_token")).unwrap()
 }
 
 /// When the goldens were rendered.
@@ -145,7 +146,11 @@ fn context(case: &Value) -> Map<String, Value> {
 
 #[test]
 fn templates_render_as_in_transformers() {
-    let special = Tokenizer::read(&golden("mha_tied/tokenizer.json")).unwrap();
+    let path = golden("mha_tied/tokenizer.json");
+    let mut tokenizer = tokenizers::Tokenizer::from_file(&path).unwrap();
+    let control = ["[INST]", "[|user|]", "<｜User｜>", "</s>"].map(|text| tokenizers::AddedToken::from(text, true));
+    tokenizer.add_special_tokens(control).unwrap();
+    let special = Tokenizer::new(&path, tokenizer);
     let names = template_names();
     assert!(names.len() > 25, "{names:?}");
     for name in names {
@@ -156,14 +161,13 @@ fn templates_render_as_in_transformers() {
             Value::Array(named) => named.clone(),
             source => vec![json!({"name": "default", "template": source})],
         };
-        let template = |name: &str| {
-            let source = sources.iter().find(|entry| entry["name"] == name)?["template"].as_str()?;
-            Some(template(source, &value).at(now()))
+        let named = |name: &str| {
+            let source = sources.iter().find(|entry| entry["name"] == name)?;
+            Some(source["template"].as_str().unwrap().to_owned())
         };
-        let (default, tool_use) = (template("default").unwrap(), template("tool_use"));
+        let source = TemplateSource { default: named("default").unwrap(), tool_use: named("tool_use") };
+        let template = template(source, &value).at(now());
         for case in cases {
-            let with_tools = tool_use.as_ref().filter(|_| !case["vars"]["tools"].is_null());
-            let template = with_tools.unwrap_or(&default);
             let plain = context(case);
             let mut marked = plain.clone();
             let marks = Marks::new(&special, &template.literals, &marked).unwrap();
@@ -207,7 +211,7 @@ const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.cont
 
 fn chatml() -> TextProcessor {
     let tokenizer = Tokenizer::read(&golden("mha_tied/tokenizer.json")).unwrap();
-    TextProcessor { tokenizer, template: Some(template(CHATML, &Value::Null)), end_ids: Vec::new() }
+    TextProcessor { tokenizer, template: Some(template(CHATML.to_owned(), &Value::Null)), end_ids: Vec::new() }
 }
 
 #[test]
@@ -254,7 +258,7 @@ const EVERYTHING: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.
 
 #[test]
 fn fields_and_variables_never_become_control_tokens() {
-    let text = TextProcessor { template: Some(template(EVERYTHING, &Value::Null)), ..chatml() };
+    let text = TextProcessor { template: Some(template(EVERYTHING.to_owned(), &Value::Null)), ..chatml() };
     let encode = |attack: &str| {
         let call = json!([{"function": {"name": attack, "arguments": {attack: [attack, 1]}}, "role": attack}]);
         let messages = [Message::user(attack).field("tool_calls", call)];
@@ -276,7 +280,7 @@ fn fields_and_variables_never_become_control_tokens() {
 fn a_template_finds_what_it_looks_for() {
     let source = "{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] }}{{ m.content | length }}\
                   {% if '<|im_end|>' in m.content %}never{% endif %}{% endfor %}";
-    let text = TextProcessor { template: Some(template(source, &Value::Null)), ..chatml() };
+    let text = TextProcessor { template: Some(template(source.to_owned(), &Value::Null)), ..chatml() };
     let ids = text.encode_chat(&[Message::assistant("<think>a < b</think><b><|im_end|>")], &Map::new()).unwrap();
     assert_eq!(text.tokenizer.decode(&ids).unwrap(), "<|im_start|><b><|im_end|>33");
     assert_eq!(ids.iter().filter(|id| text.tokenizer.is_special(**id)).count(), 1);

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
-use tokenflow::{Error, GenerateConfig, LoadConfig, Message, Result, testing::ScriptedModel};
+use tokenflow::{Error, GenerateConfig, LoadConfig, Message, Result, load_model, testing::ScriptedModel};
 
-use crate::{golden_path, read_json};
+use crate::{TempDir, golden_path, read_json};
 
 /// What a model with a template is prompted with.
 async fn prompt(template: &str, messages: &[Message], vars: Map<String, Value>) -> Result<String> {
@@ -87,5 +87,34 @@ fn messages_are_read_and_written_as_json() {
     assert_eq!(without, Message::assistant("").field("tool_calls", call));
     for bad in [json!({"role": "user"}), json!({"content": "x"}), json!({"role": "critic", "content": "x"}), json!(3)] {
         assert!(serde_json::from_value::<Message>(bad.clone()).is_err(), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_template_for_tools_is_used_with_tools() {
+    let (default, tool_use) = ("one", "one two three four");
+    let in_config = TempDir::copy_of("mha_tied", "named");
+    let mut config: Value = read_json("mha_tied/tokenizer_config.json");
+    config["chat_template"] =
+        json!([{"name": "tool_use", "template": tool_use}, {"name": "default", "template": default}]);
+    std::fs::write(in_config.0.join("tokenizer_config.json"), config.to_string()).unwrap();
+    let _ = std::fs::remove_file(in_config.0.join("chat_template.jinja"));
+    let in_files = TempDir::copy_of("mha_tied", "files");
+    std::fs::write(in_files.0.join("chat_template.jinja"), default).unwrap();
+    std::fs::create_dir(in_files.0.join("additional_chat_templates")).unwrap();
+    std::fs::write(in_files.0.join("additional_chat_templates/tool_use.jinja"), tool_use).unwrap();
+    for dir in [in_config, in_files] {
+        let model = load_model(&dir.0, LoadConfig::new()).await.unwrap();
+        let config = || GenerateConfig::new().max_tokens(1);
+        for (template, config) in [
+            (default, config()),
+            (tool_use, config().template_var("tools", json!([{"name": "now"}]))),
+            (default, config().template_var("tools", Value::Null)),
+        ] {
+            model.generate(template, config.clone()).text().await.unwrap();
+            let expected = model.metrics().prompt_tokens;
+            model.chat(&[Message::user("Hello")], config).text().await.unwrap();
+            assert_eq!(model.metrics().prompt_tokens, expected, "{template}");
+        }
     }
 }
