@@ -1,8 +1,8 @@
 //! What templates take from Python: how values are written, and the methods of strings, lists and dicts.
 //!
-//! minijinja differs from Jinja in little that no template is known to need: `~` writes the strings
-//! in lists and dicts with double quotes, tuples are lists, a `for` over `none` has no turns, `loop.last` is not known for a string, and the
-//! `if` of a `for` is asked before its first turn.
+//! Where minijinja itself differs from Jinja, it stays so: `~` writes the strings in lists and dicts with double
+//! quotes, tuples are lists, a `for` over `none` has no turns, `loop.last` is not known for the characters of a
+//! string, and the `if` of a `for` is asked before its first turn.
 
 use std::fmt::Write as _;
 
