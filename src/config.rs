@@ -4,6 +4,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Error, Result};
@@ -221,6 +222,23 @@ pub struct GenerateConfig {
     /// Prompts share cached beginnings only with requests of the same salt, so that no tenant can tell
     /// from the time to the first token what another one has asked.
     pub cache_salt: Option<String>,
+    /// What [`chat`](crate::TextModel::chat) gives the model's chat template beside the messages: `tools`,
+    /// `documents`, `enable_thinking`, `date_string` or whatever else the template reads. Nothing in them
+    /// becomes a control token.
+    ///
+    /// ```
+    /// use serde_json::json;
+    /// use tokenflow::GenerateConfig;
+    ///
+    /// let tool = json!({"type": "function", "function": {
+    ///     "name": "weather",
+    ///     "description": "The weather in a city.",
+    ///     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    /// }});
+    /// let config = GenerateConfig::new().template_var("tools", vec![tool]).template_var("enable_thinking", false);
+    /// assert_eq!(config.template_vars["tools"][0]["function"]["name"], "weather");
+    /// ```
+    pub template_vars: Map<String, Value>,
 }
 
 /// When a request is given up.
@@ -288,6 +306,7 @@ impl Default for GenerateConfig {
             deadline: None,
             priority: 0,
             cache_salt: None,
+            template_vars: Map::new(),
         }
     }
 }
@@ -335,6 +354,15 @@ impl GenerateConfig {
         priority: i32 => priority;
         /// Keeps cached prompts apart from those of other salts.
         cache_salt: impl Into<String> => Some(cache_salt.into());
+        /// Sets all variables of the chat template.
+        template_vars: Map<String, Value> => template_vars;
+    }
+
+    /// Sets one variable of the chat template.
+    #[must_use]
+    pub fn template_var(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.template_vars.insert(name.into(), value.into());
+        self
     }
 
     /// Refuses values that have no meaning.
@@ -364,12 +392,34 @@ impl GenerateConfig {
         if let Some(n) = self.logprobs.filter(|&n| n > MAX_LOGPROBS) {
             return Err(Error::config("logprobs", format!("{n} is more than {MAX_LOGPROBS}")));
         }
+        if let Some(name) = TEMPLATE_NAMES.into_iter().find(|name| self.template_vars.contains_key(*name)) {
+            return Err(Error::config("template_vars", format!("{name:?} is set by the model and the conversation")));
+        }
+        if self.template_vars.values().any(|value| nests_deeper(value, MAX_NESTING)) {
+            return Err(Error::config("template_vars", format!("lists are nested more than {MAX_NESTING} deep")));
+        }
         Ok(())
     }
 }
 
 /// The most alternatives [`GenerateConfig::logprobs`] may ask for.
 const MAX_LOGPROBS: usize = 128;
+
+/// Template variables that are not the caller's.
+const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_token", "eos_token"];
+
+/// How deep lists and objects may be nested in what a chat template is given.
+pub(crate) const MAX_NESTING: usize = 64;
+
+/// Whether lists and objects are nested in a value more than `limit` deep.
+pub(crate) fn nests_deeper(value: &Value, limit: usize) -> bool {
+    match value {
+        Value::Array(_) | Value::Object(_) if limit == 0 => true,
+        Value::Array(items) => items.iter().any(|item| nests_deeper(item, limit - 1)),
+        Value::Object(fields) => fields.values().any(|field| nests_deeper(field, limit - 1)),
+        _ => false,
+    }
+}
 
 fn within(field: &'static str, value: f32, max: f32) -> Result<()> {
     if (0.0..=max).contains(&value) {
@@ -402,6 +452,11 @@ mod tests {
             (config().max_tokens(0), "max_tokens"),
             (config().stop(vec![String::new()]), "stop"),
             (config().logprobs(100_000), "logprobs"),
+            (config().template_var("messages", Value::Null), "template_vars"),
+            (config().template_var("add_generation_prompt", false), "template_vars"),
+            (config().template_var("bos_token", "<s>"), "template_vars"),
+            (config().template_var("eos_token", "</s>"), "template_vars"),
+            (config().template_var("tools", nested(MAX_NESTING + 1)), "template_vars"),
         ] {
             match bad.validate() {
                 Err(Error::InvalidConfig { field, .. }) => assert_eq!(field, name),
@@ -409,5 +464,10 @@ mod tests {
             }
         }
         config().temperature(0.7).top_p(1.0).min_p(0.0).repeat_penalty(1.0).validate().unwrap();
+        config().template_var("tools", nested(MAX_NESTING)).template_var("messages_", true).validate().unwrap();
+    }
+
+    fn nested(depth: usize) -> Value {
+        (0..depth).fold(Value::Null, |inner, _| Value::Array(vec![inner]))
     }
 }

@@ -1,4 +1,5 @@
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Who says a [`Message`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -29,20 +30,75 @@ impl Role {
 
 /// One turn of a conversation, for [`TextModel::chat`](crate::TextModel::chat).
 ///
-/// The content is plain text: nothing in it becomes a control token of the model.
+/// Its content and fields are plain text: nothing in them becomes a control token of the model.
+/// In JSON a message is one object, as OpenAI's API writes it.
+///
+/// ```
+/// use serde_json::json;
+/// use tokenflow::Message;
+///
+/// let call = json!([{"type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}}]);
+/// let turns = [
+///     Message::user("What is the weather in Köln?"),
+///     Message::assistant("").field("tool_calls", call),
+///     Message::tool("Sunny, 21 °C").field("name", "weather"),
+/// ];
+/// let json = serde_json::to_value(&turns[2]).unwrap();
+/// assert_eq!(json, json!({"role": "tool", "content": "Sunny, 21 °C", "name": "weather"}));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Map<String, Value>", try_from = "Map<String, Value>")]
 #[non_exhaustive]
 pub struct Message {
     /// Who says it.
     pub role: Role,
     /// What is said.
     pub content: String,
+    /// What else the chat template may read: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` …
+    /// A field `content` takes the place of the text: a list of parts, or `null` for none at all.
+    pub fields: Map<String, Value>,
+}
+
+impl From<Message> for Map<String, Value> {
+    fn from(message: Message) -> Self {
+        let mut map = Map::new();
+        map.insert("role".into(), message.role.as_str().into());
+        map.insert("content".into(), message.content.into());
+        map.extend(message.fields.into_iter().filter(|(name, _)| name != "role"));
+        map
+    }
+}
+
+impl TryFrom<Map<String, Value>> for Message {
+    type Error = serde_json::Error;
+
+    fn try_from(mut map: Map<String, Value>) -> Result<Self, Self::Error> {
+        let missing = serde::de::Error::missing_field;
+        let role = Role::deserialize(map.shift_remove("role").ok_or_else(|| missing("role"))?)?;
+        let content = match map.shift_remove("content") {
+            Some(Value::String(text)) => text,
+            Some(other) => {
+                map.insert("content".into(), other);
+                String::new()
+            }
+            None if map.contains_key("tool_calls") => String::new(),
+            None => return Err(missing("content")),
+        };
+        Ok(Self { role, content, fields: map })
+    }
 }
 
 impl Message {
     /// A message of `role`.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into() }
+        Self { role, content: content.into(), fields: Map::new() }
+    }
+
+    /// Adds a field that the chat template may read.
+    #[must_use]
+    pub fn field(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.fields.insert(name.into(), value.into());
+        self
     }
 
     /// Instructions for the whole conversation.

@@ -24,7 +24,8 @@ pub trait TextModel: Send + Sync {
 
     /// Answers a conversation, written down by the model's chat template.
     ///
-    /// As [`generate`](Self::generate), but no content of a message can become a control token.
+    /// As [`generate`](Self::generate), but nothing in a message can become a control token. Tools, documents
+    /// and what else the template reads are [`GenerateConfig::template_vars`].
     fn chat(&self, messages: &[Message], config: GenerateConfig) -> TokenStream;
 
     /// Predicts one token after each prompt: prefill only, the logits of the last position only.

@@ -72,7 +72,7 @@ impl Front {
 
     fn encode(&self, request: &Request) -> Result<Vec<u32>> {
         let PromptLimits { context_len: limit, vocab_size } = self.limits;
-        let tokens = self.text.encode(&request.prompt)?;
+        let tokens = self.text.encode(&request.prompt, &request.config.template_vars)?;
         if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
             return Err(Error::config(
                 "prompt",

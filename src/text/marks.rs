@@ -1,35 +1,62 @@
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+
+use serde_json::{Map, Value};
 
 use super::Tokenizer;
-use crate::{Error, Message, Result};
+use crate::{Error, Result, Role};
 
-/// Keeps text of users apart from the template's own text.
+const ROLES: [Role; 4] = [Role::System, Role::User, Role::Assistant, Role::Tool];
+
+/// Keeps texts of users apart from the template's own text.
 ///
-/// A mark, a character that occurs in no message, is put behind each character of a message with
+/// A mark, a character that occurs in no text, is put behind each character of a text with
 /// which a control token could begin. It goes through the template with the text; in the rendered
 /// prompt it tells which control tokens the template wrote and which a user did.
 pub struct Marks {
     mark: char,
     first_chars: HashSet<char>,
-    /// Tokens that a template may look for in an answer, such as `</think>`; they get no mark.
-    plain: Vec<String>,
+    /// What a template may look for in a text, such as `</think>`, gets no mark: added tokens that are
+    /// no control tokens, and strings in its code.
+    plain: BTreeSet<String>,
 }
 
 impl Marks {
-    pub fn new(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Self> {
+    pub fn new(tokenizer: &Tokenizer, literals: &[String], context: &Map<String, Value>) -> Result<Self> {
         // Characters that Unicode reserves for a program's own use and that no text may contain.
-        let unused = |mark: &char| !messages.iter().any(|message| message.content.contains(*mark));
+        let unused = |mark: &char| !context.values().any(|value| contains(value, *mark));
         let mark = ('\u{FDD0}'..='\u{FDEF}').find(unused);
+        let special = &tokenizer.special_texts;
+        let first_chars: HashSet<char> = special.iter().filter_map(|text| text.chars().next()).collect();
+        let mut plain = tokenizer.plain_added_texts.clone();
+        for literal in literals {
+            let ends = literal.match_indices(|c| first_chars.contains(&c)).map(|(at, _)| &literal[at..]);
+            let harmless = |end: &&str| !special.iter().any(|token| token.starts_with(end) || end.starts_with(token));
+            plain.extend(ends.filter(harmless).map(str::to_owned));
+        }
         Ok(Self {
             mark: mark.ok_or_else(|| Error::config("messages", "they contain all of U+FDD0 to U+FDEF"))?,
-            first_chars: tokenizer.special_texts.iter().filter_map(|text| text.chars().next()).collect(),
-            plain: tokenizer.plain_added_texts.iter().cloned().collect(),
+            first_chars,
+            plain,
         })
     }
 
-    /// The messages with marks.
-    pub fn mark(&self, messages: &[Message]) -> Vec<Message> {
-        messages.iter().map(|message| Message::new(message.role, self.mark_text(&message.content))).collect()
+    /// Puts marks into all texts of a value. The names of fields are left as they are if they are words
+    /// that a template may know, as are roles.
+    pub fn mark(&self, value: &mut Value) {
+        match value {
+            Value::String(text) => *text = self.mark_text(text),
+            Value::Array(items) => items.iter_mut().for_each(|item| self.mark(item)),
+            Value::Object(fields) => {
+                for (name, mut field) in std::mem::take(fields) {
+                    if name != "role" || !ROLES.iter().any(|role| field == role.as_str()) {
+                        self.mark(&mut field);
+                    }
+                    let is_word = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+                    fields.insert(if is_word { name } else { self.mark_text(&name) }, field);
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
     }
 
     fn mark_text(&self, text: &str) -> String {
@@ -82,5 +109,14 @@ impl Marks {
             }
         }
         (text, marked)
+    }
+}
+
+fn contains(value: &Value, mark: char) -> bool {
+    match value {
+        Value::String(text) => text.contains(mark),
+        Value::Array(items) => items.iter().any(|item| contains(item, mark)),
+        Value::Object(fields) => fields.iter().any(|(name, field)| name.contains(mark) || contains(field, mark)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }

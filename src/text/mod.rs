@@ -5,15 +5,21 @@ mod chat_template;
 mod detokenizer;
 pub mod gguf;
 mod marks;
+mod python;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
 
 pub use answer::Answer;
-pub use chat_template::ChatTemplate;
+pub use chat_template::{ChatTemplate, TemplateSource};
 pub use tokenizer::Tokenizer;
 
-use crate::{Error, Message, Result};
+use serde_json::{Map, Value};
+
+use crate::{
+    Error, Message, Result,
+    config::{MAX_NESTING, nests_deeper},
+};
 
 /// What a request wants to have continued.
 #[derive(Debug)]
@@ -33,11 +39,11 @@ pub struct TextProcessor {
 }
 
 impl TextProcessor {
-    /// The token ids of a prompt.
-    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+    /// The token ids of a prompt. `vars` are for the chat template.
+    pub fn encode(&self, prompt: &Prompt, vars: &Map<String, Value>) -> Result<Vec<u32>> {
         let ids = match prompt {
             Prompt::Text(text) => self.tokenizer.encode(text, true)?,
-            Prompt::Chat(messages) => self.encode_chat(messages)?,
+            Prompt::Chat(messages) => self.encode_chat(messages, vars)?,
         };
         if ids.is_empty() {
             return Err(Error::config("prompt", "it has no tokens"));
@@ -45,13 +51,41 @@ impl TextProcessor {
         Ok(ids)
     }
 
-    fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
+    fn encode_chat(&self, messages: &[Message], vars: &Map<String, Value>) -> Result<Vec<u32>> {
         let template = self.template.as_ref().ok_or(Error::NoChatTemplate)?;
-        if messages.is_empty() {
-            return Err(Error::config("messages", "there are none"));
-        }
-        let marks = marks::Marks::new(&self.tokenizer, messages)?;
-        let rendered = template.render(&marks.mark(messages))?;
+        let mut context = chat_context(messages, vars)?;
+        let marks = marks::Marks::new(&self.tokenizer, &template.literals, &context)?;
+        context.values_mut().for_each(|value| marks.mark(value));
+        let rendered = template.render(context)?;
         marks.encode(&self.tokenizer, &rendered)
     }
+}
+
+/// What a chat template is given.
+fn chat_context(messages: &[Message], vars: &Map<String, Value>) -> Result<Map<String, Value>> {
+    if messages.is_empty() {
+        return Err(Error::config("messages", "there are none"));
+    }
+    let messages: Vec<Value> = messages.iter().map(|message| normalized(message.clone().into()).into()).collect();
+    if messages.iter().any(|message| nests_deeper(message, MAX_NESTING)) {
+        return Err(Error::config("messages", format!("a field is nested more than {MAX_NESTING} deep")));
+    }
+    let mut context = vars.clone();
+    context.insert("messages".into(), messages.into());
+    context.insert("add_generation_prompt".into(), true.into());
+    Ok(context)
+}
+
+/// What transformers makes of a message: no field is null, and reasoning has all the names that templates
+/// know it by.
+fn normalized(mut message: Map<String, Value>) -> Map<String, Value> {
+    message.retain(|_, value| !value.is_null());
+    let names = ["reasoning_content", "thinking", "reasoning"];
+    let found = names.iter().find_map(|name| message.get(*name).cloned());
+    let Some(reasoning) = found else { return message };
+    message.insert("reasoning_content".into(), reasoning.clone());
+    if !message.contains_key("thinking") {
+        message.shift_insert(0, "thinking".into(), reasoning);
+    }
+    message
 }

@@ -17,7 +17,7 @@ An expectation has
   decode_cases   ids and their texts without special tokens
   chat           if the model has a template: messages, their render with a generation prompt, and its ids
 
-common.py, gguf_files.py, quantized.py and templates.py are parts of this script; smollm2.py and
+common.py, gguf_files.py, quantized.py, templates.py and families.py are parts of this script; smollm2.py and
 gguf_architectures.py are others.
 """
 

@@ -13,6 +13,7 @@ mod models;
 mod scripted;
 mod serving;
 mod smollm2;
+mod templates;
 
 use std::path::PathBuf;
 

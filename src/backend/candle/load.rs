@@ -1,4 +1,7 @@
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::{DType, Device};
 
@@ -7,8 +10,8 @@ use crate::{
     backend::{cache_plan::CachePlan, local::LocalModel},
     decoder::{self, Decoder, Placement, Spec},
     engine::{Engine, Options},
-    text::{ChatTemplate, TextProcessor, Tokenizer, gguf},
-    weights::{Checkpoint, Config, Store},
+    text::{ChatTemplate, TemplateSource, TextProcessor, Tokenizer, gguf},
+    weights::{Checkpoint, Config, Store, gguf::Metadata},
 };
 
 /// Loads the model at `path` and starts its engine.
@@ -114,14 +117,14 @@ fn text(checkpoint: &Checkpoint, config: &LoadConfig) -> Result<TextProcessor> {
                 bos_token: token("tokenizer.ggml.bos_token_id")?,
                 eos_token: token("tokenizer.ggml.eos_token_id")?,
                 end_ids: gguf::end_ids(&file.metadata, &tokenizer)?,
-                template: file.metadata.opt_str("tokenizer.chat_template")?.map(str::to_owned),
+                template: gguf_template(&file.metadata)?,
                 tokenizer,
             }
         }
         Store::Safetensors(_) => directory_text(checkpoint)?,
     };
-    if config.chat_template.is_some() {
-        found.template.clone_from(&config.chat_template);
+    if let Some(source) = &config.chat_template {
+        found.template = Some(source.clone().into());
     }
     let template = match found.template {
         Some(source) => Some(ChatTemplate::new(&checkpoint.path, source, found.bos_token, found.eos_token)?),
@@ -133,7 +136,7 @@ fn text(checkpoint: &Checkpoint, config: &LoadConfig) -> Result<TextProcessor> {
 /// What a model's files say about text.
 struct TextParts {
     tokenizer: Tokenizer,
-    template: Option<String>,
+    template: Option<TemplateSource>,
     bos_token: String,
     eos_token: String,
     end_ids: Vec<u32>,
@@ -172,12 +175,17 @@ fn special_token(config: Option<&Config>, key: &str) -> Result<String> {
     }
 }
 
+fn gguf_template(metadata: &Metadata) -> Result<Option<TemplateSource>> {
+    let Some(default) = metadata.opt_str("tokenizer.chat_template")? else { return Ok(None) };
+    let tool_use = metadata.opt_str("tokenizer.chat_template.tool_use")?.map(str::to_owned);
+    Ok(Some(TemplateSource { default: default.to_owned(), tool_use }))
+}
+
 /// The chat template: a file of its own, or in the tokenizer's configuration.
-fn directory_template(dir: &Path, config: Option<&Config>) -> Result<Option<String>> {
-    let file = dir.join("chat_template.jinja");
-    if file.exists() {
-        let source = std::fs::read_to_string(&file);
-        return source.map(Some).map_err(|error| Error::model_because(file, "cannot be read", error));
+fn directory_template(dir: &Path, config: Option<&Config>) -> Result<Option<TemplateSource>> {
+    if let Some(default) = template_file(dir.join("chat_template.jinja"))? {
+        let tool_use = template_file(dir.join("additional_chat_templates/tool_use.jinja"))?;
+        return Ok(Some(TemplateSource { default, tool_use }));
     }
     if let Some(config) = Config::read_if_there(&dir.join("chat_template.json"))? {
         return named_template(&config);
@@ -185,14 +193,25 @@ fn directory_template(dir: &Path, config: Option<&Config>) -> Result<Option<Stri
     config.map_or(Ok(None), named_template)
 }
 
-/// A template, or of several by name the one called "default".
-fn named_template(config: &Config) -> Result<Option<String>> {
+fn template_file(path: PathBuf) -> Result<Option<String>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let source = std::fs::read_to_string(&path);
+    source.map(Some).map_err(|error| Error::model_because(path, "cannot be read", error))
+}
+
+/// A template, or of several by name the ones called "default" and "tool_use".
+fn named_template(config: &Config) -> Result<Option<TemplateSource>> {
     let Some(value) = config.get("chat_template") else { return Ok(None) };
     if let Some(source) = value.as_str() {
-        return Ok(Some(source.to_owned()));
+        return Ok(Some(source.to_owned().into()));
     }
-    let is_default = |entry: &&serde_json::Value| entry.get("name").is_some_and(|name| name == "default");
-    let default = value.as_array().and_then(|entries| entries.iter().find(is_default));
-    let source = default.and_then(|entry| entry.get("template")?.as_str());
-    source.map(|source| Some(source.to_owned())).ok_or_else(|| config.bad("chat_template", "has no default template"))
+    let entries = value.as_array().map_or(&[][..], Vec::as_slice);
+    let named = |name: &str| {
+        let entry = entries.iter().find(|entry| entry.get("name").is_some_and(|found| found == name));
+        entry.and_then(|entry| entry.get("template")?.as_str()).map(str::to_owned)
+    };
+    let default = named("default").ok_or_else(|| config.bad("chat_template", "has no default template"))?;
+    Ok(Some(TemplateSource { default, tool_use: named("tool_use") }))
 }

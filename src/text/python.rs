@@ -1,0 +1,576 @@
+//! What templates take from Python: how values are written, and the methods of strings, lists and dicts.
+//!
+//! Where minijinja itself differs from Jinja, it stays so: `~` writes the strings in lists and dicts with double
+//! quotes, tuples are lists, a `for` over `none` has no turns, `loop.last` is not known for the characters of a
+//! string, and the `if` of a `for` is asked before its first turn.
+
+use std::fmt::Write as _;
+
+use minijinja::{
+    Error, ErrorKind, State, Value,
+    value::{Kwargs, ValueKind, from_args},
+};
+use minijinja_contrib::pycompat;
+
+/// How deep values may be nested to be written.
+const MAX_DEPTH: usize = 100;
+/// The most spaces that may stand before a line.
+const MAX_INDENT: usize = 256;
+/// The longest text that padding may give.
+const MAX_WIDTH: usize = 1 << 20;
+
+fn failed(reason: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason.into())
+}
+
+/// Characters that no text may contain. [`Marks`](super::marks::Marks) puts some into the text of users;
+/// here they count for nothing.
+pub fn is_mark(c: char) -> bool {
+    ('\u{FDD0}'..='\u{FDEF}').contains(&c)
+}
+
+/// `str.isspace`
+pub fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1C'..='\x1F').contains(&c)
+}
+
+/// `str(value)`
+pub fn to_str(value: &Value) -> Result<String, Error> {
+    match value.kind() {
+        ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
+        ValueKind::Undefined => Ok(String::new()),
+        _ => {
+            let mut out = String::new();
+            write_repr(&mut out, value, 0)?;
+            Ok(out)
+        }
+    }
+}
+
+fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        return Err(failed("a value is nested too deep to be written"));
+    }
+    match value.kind() {
+        ValueKind::Undefined => out.push_str("Undefined"),
+        ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
+        ValueKind::Number if !value.is_integer() => out.push_str(&float_repr(f64::try_from(value.clone())?)),
+        ValueKind::Seq | ValueKind::Iterable => {
+            out.push('[');
+            for (i, item) in value.try_iter()?.enumerate() {
+                out.push_str(if i == 0 { "" } else { ", " });
+                write_repr(out, &item, depth + 1)?;
+            }
+            out.push(']');
+        }
+        ValueKind::Map => {
+            out.push('{');
+            for (i, key) in value.try_iter()?.enumerate() {
+                out.push_str(if i == 0 { "" } else { ", " });
+                write_repr(out, &key, depth + 1)?;
+                out.push_str(": ");
+                write_repr(out, &value.get_item(&key)?, depth + 1)?;
+            }
+            out.push('}');
+        }
+        _ => out.push_str(&value.to_string()),
+    }
+    Ok(())
+}
+
+/// `repr` of a string.
+fn write_quoted(out: &mut String, text: &str) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    // Rust leaves the same characters as they are, combining ones behind another.
+    let printable = |c: char| is_mark(c) || c == '"' || c == '\'' || format!("a{c}").escape_debug().count() == 2;
+    out.push(quote);
+    for c in text.chars() {
+        let _ = match c {
+            '\n' => write!(out, "\\n"),
+            '\r' => write!(out, "\\r"),
+            '\t' => write!(out, "\\t"),
+            '\\' => write!(out, "\\\\"),
+            _ if c == quote => write!(out, "\\{c}"),
+            _ if printable(c) => write!(out, "{c}"),
+            ..='\u{FF}' => write!(out, "\\x{:02x}", u32::from(c)),
+            ..='\u{FFFF}' => write!(out, "\\u{:04x}", u32::from(c)),
+            _ => write!(out, "\\U{:08x}", u32::from(c)),
+        };
+    }
+    out.push(quote);
+}
+
+/// `repr` of a float: the fewest digits, with an exponent below 1e-4 and from 1e16 on.
+fn float_repr(number: f64) -> String {
+    if !number.is_finite() {
+        return number.to_string().to_lowercase();
+    }
+    let scientific = format!("{number:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or_default();
+    if number == 0.0 || (-4..16).contains(&exponent) {
+        return format!("{number:?}");
+    }
+    format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+}
+
+/// Options of `json.dumps`.
+#[derive(Default)]
+struct Json {
+    ensure_ascii: bool,
+    indent: Option<String>,
+    item_separator: String,
+    key_separator: String,
+    sort_keys: bool,
+}
+
+/// `json.dumps` with transformers' defaults: minijinja's own filter escapes for HTML.
+pub fn to_json(args: &[Value]) -> Result<String, Error> {
+    let [value, ensure_ascii, indent, separators, sort_keys] =
+        named(args, ["x", "ensure_ascii", "indent", "separators", "sort_keys"])?;
+    let indent = indent.filter(|indent| !indent.is_none()).map(|indent| match indent.as_str() {
+        Some(indent) => indent.to_owned(),
+        None => spaces(&indent),
+    });
+    let (item, key) = match separators.filter(|separators| !separators.is_none()) {
+        Some(separators) => (to_str(&separators.get_item_by_index(0)?)?, to_str(&separators.get_item_by_index(1)?)?),
+        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+    };
+    let is_true = |value: Option<Value>| value.is_some_and(|value| value.is_true());
+    let json = Json {
+        ensure_ascii: is_true(ensure_ascii),
+        indent,
+        item_separator: item,
+        key_separator: key,
+        sort_keys: is_true(sort_keys),
+    };
+    let mut out = String::new();
+    json.write(&mut out, &value.unwrap_or_default(), 0)?;
+    Ok(out)
+}
+
+impl Json {
+    fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > MAX_DEPTH {
+            return Err(failed("a value is nested too deep to be written"));
+        }
+        match value.kind() {
+            ValueKind::None => out.push_str("null"),
+            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.push_str(&Self::number(value)?),
+            ValueKind::String => self.write_string(out, value.as_str().unwrap_or_default())?,
+            ValueKind::Seq | ValueKind::Iterable => {
+                out.push('[');
+                let items: Vec<Value> = value.try_iter()?.collect();
+                for (i, item) in items.iter().enumerate() {
+                    self.separate(out, i, depth + 1);
+                    self.write(out, item, depth + 1)?;
+                }
+                self.close(out, ']', items.is_empty(), depth);
+            }
+            ValueKind::Map => {
+                out.push('{');
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sort_keys {
+                    keys.sort();
+                }
+                for (i, key) in keys.iter().enumerate() {
+                    self.separate(out, i, depth + 1);
+                    self.write_string(out, &Self::key(key)?)?;
+                    out.push_str(&self.key_separator);
+                    self.write(out, &value.get_item(key)?, depth + 1)?;
+                }
+                self.close(out, '}', keys.is_empty(), depth);
+            }
+            kind => return Err(failed(format!("{kind} is not JSON serializable"))),
+        }
+        Ok(())
+    }
+
+    fn number(value: &Value) -> Result<String, Error> {
+        if value.is_integer() {
+            return Ok(value.to_string());
+        }
+        Ok(match f64::try_from(value.clone())? {
+            number if number.is_nan() => "NaN".into(),
+            f64::INFINITY => "Infinity".into(),
+            f64::NEG_INFINITY => "-Infinity".into(),
+            number => float_repr(number),
+        })
+    }
+
+    fn key(key: &Value) -> Result<String, Error> {
+        match key.kind() {
+            ValueKind::String => to_str(key),
+            ValueKind::None => Ok("null".into()),
+            ValueKind::Bool => Ok(if key.is_true() { "true" } else { "false" }.into()),
+            ValueKind::Number => Self::number(key),
+            kind => Err(failed(format!("keys must be str, int, float, bool or None, not {kind}"))),
+        }
+    }
+
+    fn write_string(&self, out: &mut String, text: &str) -> Result<(), Error> {
+        let quoted = serde_json::to_string(text).map_err(|error| failed(error.to_string()))?;
+        if !self.ensure_ascii {
+            out.push_str(&quoted);
+            return Ok(());
+        }
+        for c in quoted.chars() {
+            if (' '..='~').contains(&c) || is_mark(c) {
+                out.push(c);
+                continue;
+            }
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        }
+        Ok(())
+    }
+
+    /// What stands before an item.
+    fn separate(&self, out: &mut String, index: usize, depth: usize) {
+        if index > 0 {
+            out.push_str(&self.item_separator);
+        }
+        self.new_line(out, depth);
+    }
+
+    fn close(&self, out: &mut String, bracket: char, is_empty: bool, depth: usize) {
+        if !is_empty {
+            self.new_line(out, depth);
+        }
+        out.push(bracket);
+    }
+
+    fn new_line(&self, out: &mut String, depth: usize) {
+        if let Some(indent) = &self.indent {
+            out.push('\n');
+            (0..depth).for_each(|_| out.push_str(indent));
+        }
+    }
+}
+
+/// The arguments of a function by name, whether they were given by position or by name.
+pub fn named<const N: usize>(args: &[Value], names: [&str; N]) -> Result<[Option<Value>; N], Error> {
+    let (positional, keywords): (&[Value], Kwargs) = from_args(args)?;
+    if positional.len() > N {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let mut found = [const { None }; N];
+    for (i, name) in names.into_iter().enumerate() {
+        found[i] = match positional.get(i) {
+            Some(value) => Some(value.clone()),
+            None => keywords.get::<Option<Value>>(name)?,
+        };
+    }
+    keywords.assert_all_used()?;
+    Ok(found)
+}
+
+fn text(value: Option<&Value>) -> Result<&str, Error> {
+    value.and_then(Value::as_str).ok_or_else(|| failed("a string is needed"))
+}
+
+/// Calls a method of a Python object.
+pub fn call_method(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let found = match (value.kind(), value.as_str()) {
+        (_, Some(text)) => string_method(text, name, args)?,
+        (ValueKind::Map, _) => map_method(value, name, args)?,
+        (ValueKind::Seq | ValueKind::Iterable, _) => list_method(value, name, args)?,
+        _ => None,
+    };
+    match found {
+        Some(result) => Ok(result),
+        None => pycompat::unknown_method_callback(state, value, name, args),
+    }
+}
+
+fn map_method(map: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    let keys = || map.try_iter();
+    Ok(Some(match name {
+        "copy" => keys()?.map(|key| Ok((key.clone(), map.get_item(&key)?))).collect::<Result<Value, Error>>()?,
+        "items" => keys()?
+            .map(|key| Ok(Value::from(vec![key.clone(), map.get_item(&key)?])))
+            .collect::<Result<Value, Error>>()?,
+        "keys" => keys()?.collect(),
+        "values" => keys()?.map(|key| map.get_item(&key)).collect::<Result<Value, Error>>()?,
+        "get" => {
+            let [key, default] = named(args, ["key", "default"])?;
+            let value = map.get_item(&key.unwrap_or_default())?;
+            if value.is_undefined() { default.unwrap_or(Value::from(())) } else { value }
+        }
+        _ => return Ok(None),
+    }))
+}
+
+fn list_method(list: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    Ok(Some(match name {
+        "copy" => list.try_iter()?.collect(),
+        "count" => {
+            let [item] = named(args, ["item"])?;
+            list.try_iter()?.filter(|other| Some(other) == item.as_ref()).count().into()
+        }
+        "index" => {
+            let [item] = named(args, ["item"])?;
+            let at = list.try_iter()?.position(|other| Some(&other) == item.as_ref());
+            at.ok_or_else(|| failed("the value is not in the list"))?.into()
+        }
+        _ => return Ok(None),
+    }))
+}
+
+fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    let is_all = |test: fn(char) -> bool| !s.is_empty() && s.chars().all(test);
+    Ok(Some(match name {
+        "strip" | "lstrip" | "rstrip" => {
+            let [chars] = named(args, ["chars"])?;
+            strip(s, name, chars.as_ref())?.into()
+        }
+        "split" | "rsplit" => {
+            let [separator, limit] = named(args, ["sep", "maxsplit"])?;
+            split(s, name == "rsplit", separator.as_ref(), limit.as_ref())?
+        }
+        "splitlines" => {
+            let [keep_ends] = named(args, ["keepends"])?;
+            lines(s, keep_ends.is_some_and(|keep| keep.is_true())).into_iter().collect()
+        }
+        "partition" | "rpartition" => {
+            let [separator] = named(args, ["sep"])?;
+            let separator = text(separator.as_ref())?;
+            let parts = if name == "partition" { s.split_once(separator) } else { s.rsplit_once(separator) };
+            let parts = match (parts, name) {
+                (Some((before, after)), _) => [before, separator, after],
+                (None, "partition") => [s, "", ""],
+                (None, _) => ["", "", s],
+            };
+            parts.into_iter().collect()
+        }
+        "removeprefix" => s.strip_prefix(text(args.first())?).unwrap_or(s).into(),
+        "removesuffix" => s.strip_suffix(text(args.first())?).unwrap_or(s).into(),
+        "find" | "rfind" | "index" | "rindex" => {
+            let [part] = named(args, ["sub"])?;
+            let part = text(part.as_ref())?;
+            match if name.starts_with('r') { s.rfind(part) } else { s.find(part) } {
+                Some(at) => s[..at].chars().count().into(),
+                None if name.ends_with("index") => return Err(failed("substring not found")),
+                None => (-1).into(),
+            }
+        }
+        "title" => title(s).into(),
+        "capitalize" => capitalize(s).into(),
+        "swapcase" => {
+            let swap =
+                |c: char| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
+            s.chars().map(swap).collect::<String>().into()
+        }
+        "casefold" => s.to_lowercase().into(),
+        "zfill" | "ljust" | "rjust" | "center" => pad(s, name, args)?.into(),
+        "join" => {
+            let [parts] = named(args, ["iterable"])?;
+            let parts: Vec<Value> = parts.unwrap_or_default().try_iter()?.collect();
+            let parts = parts.iter().map(|part| text(Some(part))).collect::<Result<Vec<_>, _>>()?;
+            parts.join(s).into()
+        }
+        "isspace" => is_all(is_space).into(),
+        "isalpha" => is_all(char::is_alphabetic).into(),
+        "isalnum" => is_all(char::is_alphanumeric).into(),
+        "isdigit" | "isnumeric" | "isdecimal" => is_all(char::is_numeric).into(),
+        "isupper" => (s.chars().any(char::is_uppercase) && !s.chars().any(char::is_lowercase)).into(),
+        "islower" => (s.chars().any(char::is_lowercase) && !s.chars().any(char::is_uppercase)).into(),
+        _ => return Ok(None),
+    }))
+}
+
+/// `strip`, or what of it is done on the left or right.
+pub fn strip<'a>(s: &'a str, name: &str, chars: Option<&Value>) -> Result<&'a str, Error> {
+    let chars = match chars.filter(|chars| !chars.is_none()) {
+        Some(chars) => Some(text(Some(chars))?),
+        None => None,
+    };
+    let goes = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+    let s = if name == "rstrip" { s } else { s.trim_start_matches(goes) };
+    Ok(if name == "lstrip" { s } else { s.trim_end_matches(goes) })
+}
+
+fn split(s: &str, from_right: bool, separator: Option<&Value>, limit: Option<&Value>) -> Result<Value, Error> {
+    let limit = limit.and_then(Value::as_i64).and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    let pieces = limit.saturating_add(1);
+    let Some(separator) = separator.filter(|separator| !separator.is_none()) else {
+        return Ok(split_words(s, from_right, limit).into_iter().collect());
+    };
+    let separator = text(Some(separator))?;
+    if separator.is_empty() {
+        return Err(failed("empty separator"));
+    }
+    let mut parts: Vec<&str> =
+        if from_right { s.rsplitn(pieces, separator).collect() } else { s.splitn(pieces, separator).collect() };
+    if from_right {
+        parts.reverse();
+    }
+    Ok(parts.into_iter().collect())
+}
+
+/// Splits at space. With a limit, what is left over keeps the space in it and at its far end.
+fn split_words(s: &str, from_right: bool, limit: usize) -> Vec<&str> {
+    let (mut words, mut rest) = (Vec::new(), s);
+    loop {
+        rest = if from_right { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
+        if rest.is_empty() {
+            break;
+        }
+        let cut = if words.len() == limit {
+            None
+        } else if from_right {
+            rest.char_indices().rev().find(|(_, c)| is_space(*c)).map(|(at, c)| at + c.len_utf8())
+        } else {
+            rest.find(is_space)
+        };
+        let Some(at) = cut else {
+            words.push(rest);
+            break;
+        };
+        let (left, right) = rest.split_at(at);
+        words.push(if from_right { right } else { left });
+        rest = if from_right { left } else { right };
+    }
+    if from_right {
+        words.reverse();
+    }
+    words
+}
+
+/// `str.splitlines`
+fn lines(s: &str, keep_ends: bool) -> Vec<&str> {
+    let is_end = |c: char| matches!(c, '\n'..='\r' | '\x1C'..='\x1E' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let (mut lines, mut rest) = (Vec::new(), s);
+    while !rest.is_empty() {
+        let Some(at) = rest.find(is_end) else {
+            lines.push(rest);
+            break;
+        };
+        let end = if rest[at..].starts_with("\r\n") { 2 } else { rest[at..].chars().next().map_or(1, char::len_utf8) };
+        lines.push(&rest[..if keep_ends { at + end } else { at }]);
+        rest = &rest[at + end..];
+    }
+    lines
+}
+
+/// `str.title`: the first letter of each run of letters is upper case.
+fn title(s: &str) -> String {
+    let (mut out, mut in_word) = (String::with_capacity(s.len()), false);
+    for c in s.chars() {
+        if in_word {
+            out.extend(c.to_lowercase())
+        } else {
+            out.extend(c.to_uppercase())
+        }
+        in_word = c.is_alphabetic();
+    }
+    out
+}
+
+/// Jinja's `title`: the first letter of each word is upper case.
+pub fn title_words(s: &str) -> String {
+    let (mut out, mut in_word) = (String::with_capacity(s.len()), false);
+    for c in s.chars() {
+        if in_word {
+            out.extend(c.to_lowercase())
+        } else {
+            out.extend(c.to_uppercase())
+        }
+        in_word = !is_space(c) && !"-({[<".contains(c);
+    }
+    out
+}
+
+/// Jinja's `indent`
+pub fn indent(args: &[Value]) -> Result<String, Error> {
+    let [text, width, first, blank] = named(args, ["s", "width", "first", "blank"])?;
+    let indent = match width {
+        Some(width) => width.as_str().map_or_else(|| spaces(&width), str::to_owned),
+        None => " ".repeat(4),
+    };
+    let is_true = |value: Option<Value>| value.is_some_and(|value| value.is_true());
+    let (first, blank) = (is_true(first), is_true(blank));
+    let text = to_str(&text.unwrap_or_default())? + "\n";
+    let mut out = String::new();
+    for (i, line) in lines(&text, false).into_iter().enumerate() {
+        out.push_str(if i == 0 { "" } else { "\n" });
+        let indented = if i == 0 { first } else { blank || !line.is_empty() };
+        out.push_str(if indented { &indent } else { "" });
+        out.push_str(line);
+    }
+    Ok(out)
+}
+
+fn spaces(count: &Value) -> String {
+    " ".repeat(count.as_usize().unwrap_or_default().min(MAX_INDENT))
+}
+
+/// Jinja's `int`: the default, 0, for what is no number.
+pub fn int(args: &[Value]) -> Result<Value, Error> {
+    let [value, default, base] = named(args, ["value", "default", "base"])?;
+    let value = value.unwrap_or_default();
+    let base = base.and_then(|base| u32::try_from(base).ok()).filter(|base| (2..=36).contains(base)).unwrap_or(10);
+    let found = match value.as_str().map(|text| text.trim_matches(is_space).replace('_', "")) {
+        Some(text) => i64::from_str_radix(&text, base).ok().or_else(|| Some(text.parse::<f64>().ok()? as i64)),
+        None if value.is_integer() => return Ok(value),
+        None if value.kind() == ValueKind::Bool => Some(value.is_true().into()),
+        None => f64::try_from(value).ok().map(|number| number as i64),
+    };
+    Ok(found.map_or_else(|| default.unwrap_or(Value::from(0)), Value::from))
+}
+
+/// Jinja's `float`: the default, 0, for what is no number.
+pub fn float(args: &[Value]) -> Result<Value, Error> {
+    let [value, default] = named(args, ["value", "default"])?;
+    let value = value.unwrap_or_default();
+    let found = match value.as_str() {
+        Some(text) => text.trim_matches(is_space).parse().ok(),
+        None if value.kind() == ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
+        None => f64::try_from(value).ok(),
+    };
+    Ok(found.map_or_else(|| default.unwrap_or(Value::from(0.0)), Value::from))
+}
+
+/// `str.capitalize`
+pub fn capitalize(s: &str) -> String {
+    let mut chars = s.chars();
+    let first = chars.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
+    first + &chars.as_str().to_lowercase()
+}
+
+fn pad(s: &str, name: &str, args: &[Value]) -> Result<String, Error> {
+    let [width, fill] = named(args, ["width", "fillchar"])?;
+    let width = width.and_then(|width| width.as_usize()).unwrap_or_default().min(MAX_WIDTH);
+    let fill = fill.as_ref().and_then(Value::as_str).unwrap_or(if name == "zfill" { "0" } else { " " });
+    let len = s.chars().count();
+    let missing = width.saturating_sub(len);
+    let left = match name {
+        "ljust" => 0,
+        "center" => missing / 2 + (missing & width & 1),
+        _ => missing,
+    };
+    let (sign, digits) = match s.strip_prefix(['+', '-']) {
+        Some(digits) if name == "zfill" => s.split_at(s.len() - digits.len()),
+        _ => ("", s),
+    };
+    Ok([sign, &fill.repeat(left), digits, &fill.repeat(missing - left)].concat())
+}
+
+/// `datetime.strftime` of a time without a zone, in the format of chrono.
+pub fn date_format(format: &str) -> String {
+    let (mut out, mut chars) = (String::new(), format.chars());
+    while let Some(c) = chars.next() {
+        match (c, c == '%') {
+            (_, false) => out.push(c),
+            _ => match chars.next() {
+                Some('f') => out.push_str("%6f"),
+                Some('z' | 'Z') => {}
+                Some(other) => out.extend(['%', other]),
+                None => out.push_str("%%"),
+            },
+        }
+    }
+    out
+}
