@@ -42,25 +42,82 @@ const END_TOKENS: [&str; 9] = [
     "</s>",
 ];
 
-/// How text is cut into words before merging, by `tokenizer.ggml.pre`.
+/// How text is cut into words before merging.
+#[derive(Clone, Copy)]
 struct Words {
     /// Regular expressions applied one after the other, before GPT-2's own if `gpt2` is set.
     patterns: &'static [&'static str],
     gpt2: bool,
     nfc: bool,
-    /// Whether a word that is a token is taken whole, and whether texts begin with a BOS token.
-    llama3: bool,
+    /// Whether a word that is a token is taken whole.
+    whole: bool,
+    /// Whether texts begin with a BOS token, where no key says so.
+    bos: bool,
 }
+
+const GPT2: Words = Words { patterns: &[], gpt2: true, nfc: false, whole: false, bos: false };
+const DIGITS: Words = Words { patterns: &[r"\p{N}"], ..GPT2 };
+const SPLIT: Words = Words { gpt2: false, ..GPT2 };
 
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const SEED_CODER: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BAILINGMOE: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
+const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
+
+impl Words {
+    /// That of a `tokenizer.ggml.pre`.
+    fn of(kind: &str) -> Option<Self> {
+        Some(match kind {
+            "default" | "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jais" | "exaone4" | "trillion" | "gigachat"
+            | "a.x-4.0" | "mellum" | "granite-docling" => GPT2,
+            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" | "mellum2" => {
+                DIGITS
+            }
+            "llama-bpe" | "llama-v3" | "llama3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2" => {
+                Self { patterns: &[LLAMA3], whole: true, bos: true, ..SPLIT }
+            }
+            "smaug-bpe" | "dbrx" | "chatglm-bpe" => Self { patterns: &[LLAMA3], ..SPLIT },
+            "glm4" | "glm5" => Self { patterns: &[LLAMA3], whole: true, ..SPLIT },
+            "qwen2" | "deepseek-r1-qwen" | "megrez" | "kormo" => Self { patterns: &[QWEN2], nfc: true, ..SPLIT },
+            "stablelm2" | "hunyuan" | "solar-open" | "grok-2" => Self { patterns: &[QWEN2], ..SPLIT },
+            "qwen35" => Self { patterns: &[QWEN35], nfc: true, ..SPLIT },
+            "gpt-4o" | "llama4" | "kanana2" | "minimax-m2" => Self { patterns: &[GPT4O], ..SPLIT },
+            "tekken" => Self { patterns: &[TEKKEN], whole: true, ..SPLIT },
+            "seed-coder" => Self { patterns: &[SEED_CODER], ..SPLIT },
+            "bailingmoe" | "bailingmoe2" | "llada-moe" => Self { patterns: &[BAILINGMOE], ..SPLIT },
+            "deepseek-coder" => {
+                let patterns = &["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"];
+                Self { patterns, ..SPLIT }
+            }
+            "deepseek-v3" | "hunyuan-dense" | "joyai-llm" => {
+                Self { patterns: &[r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3], ..SPLIT }
+            }
+            "bloom" | "poro-chat" | "gpt3-finnish" => Self { patterns: &[BLOOM], ..SPLIT },
+            "viking" => Self { patterns: &[BLOOM, r"\p{N}"], ..SPLIT },
+            _ => return None,
+        })
+    }
+}
 
 /// Builds the tokenizer.
 pub fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
     let key = "tokenizer.ggml.model";
     let (mut inner, adds_bos) = match metadata.opt_str(key)?.ok_or_else(|| metadata.missing(key))? {
-        "gpt2" => byte_level(path, metadata)?,
+        "gpt2" => {
+            let key = "tokenizer.ggml.pre";
+            let kind = metadata.opt_str(key)?.unwrap_or("default");
+            let words = Words::of(kind)
+                .ok_or_else(|| metadata.bad(key, &format!("{kind:?} is not a pre-tokenizer of this version")))?;
+            (byte_level(path, metadata, words)?, words.bos)
+        }
         "llama" => sentence_piece(path, metadata)?,
         other => return Err(metadata.bad(key, &format!("{other:?} is not a tokenizer of this version: gpt2, llama"))),
     };
@@ -83,14 +140,13 @@ pub fn end_ids(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-fn byte_level(path: &Path, metadata: &Metadata) -> Result<(tokenizers::Tokenizer, bool)> {
+fn byte_level(path: &Path, metadata: &Metadata, words: Words) -> Result<tokenizers::Tokenizer> {
     let merges = metadata.strings("tokenizer.ggml.merges")?.iter().map(|merge| {
         let pair = merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()));
         pair.ok_or_else(|| metadata.bad("tokenizer.ggml.merges", &format!("{merge:?} is not a pair")))
     });
     let merges = merges.collect::<Result<Merges>>()?;
-    let words = words(metadata)?;
-    let bpe = BPE::builder().vocab_and_merges(vocab(metadata)?, merges).ignore_merges(words.llama3);
+    let bpe = BPE::builder().vocab_and_merges(vocab(metadata)?, merges).ignore_merges(words.whole);
     let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(|error| bad_vocabulary(path, error))?);
     if words.nfc {
         inner.with_normalizer(Some(NFC)).map_err(|error| bad_vocabulary(path, error))?;
@@ -104,20 +160,7 @@ fn byte_level(path: &Path, metadata: &Metadata) -> Result<(tokenizers::Tokenizer
     steps.push(ByteLevel::new(false, false, words.gpt2).into());
     inner.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
     inner.with_decoder(Some(ByteLevel::new(false, false, false)));
-    Ok((inner, words.llama3))
-}
-
-fn words(metadata: &Metadata) -> Result<Words> {
-    let key = "tokenizer.ggml.pre";
-    let gpt2 = Words { patterns: &[], gpt2: true, nfc: false, llama3: false };
-    Ok(match metadata.opt_str(key)?.unwrap_or("default") {
-        "default" | "gpt-2" | "gpt2" => gpt2,
-        "smollm" | "starcoder" | "refact" | "command-r" => Words { patterns: &[r"\p{N}"], ..gpt2 },
-        "llama-bpe" | "llama-v3" | "llama3" => Words { patterns: &[LLAMA3], gpt2: false, nfc: false, llama3: true },
-        "smaug-bpe" => Words { patterns: &[LLAMA3], gpt2: false, nfc: false, llama3: false },
-        "qwen2" | "deepseek-r1-qwen" => Words { patterns: &[QWEN2], gpt2: false, nfc: true, llama3: false },
-        other => return Err(metadata.bad(key, &format!("{other:?} is not a pre-tokenizer of this version"))),
-    })
+    Ok(inner)
 }
 
 /// A SentencePiece model: two neighbours merge in the order of the score of what they make.
@@ -225,4 +268,31 @@ fn surroundings(path: &Path, metadata: &Metadata, adds_bos: bool) -> Result<Opti
 
 fn bad_vocabulary(path: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::model_because(path, "tokenizer.ggml.tokens: has a bad vocabulary", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::gguf::GgufFile;
+
+    #[test]
+    fn words_are_cut_as_llama_cpp_cuts_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf_words");
+        let path = folder.join("vocabulary.gguf");
+        let metadata = GgufFile::open(&path).unwrap().metadata;
+        let expected = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+        let expected: serde_json::Value = serde_json::from_str(&expected).unwrap();
+        let texts: Vec<&str> =
+            expected["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+        for (kind, ids) in expected["ids"].as_object().unwrap() {
+            let words = Words::of(kind).unwrap_or_else(|| panic!("{kind}"));
+            let tokenizer = byte_level(&path, &metadata, words).unwrap();
+            for (text, ids) in texts.iter().zip(ids.as_array().unwrap()) {
+                let ours = tokenizer.encode(*text, false).unwrap();
+                let Some(ids) = ids.as_array() else { continue };
+                let ids: Vec<u32> = ids.iter().map(|id| id.as_u64().unwrap() as u32).collect();
+                assert_eq!(ours.get_ids(), ids, "{kind}: {text:?}");
+            }
+        }
+    }
 }
