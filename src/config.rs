@@ -1,6 +1,8 @@
 use std::{
     collections::HashMap,
+    fmt,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -51,6 +53,8 @@ pub struct LoadConfig {
     /// Quantises the matrices of a checkpoint that is not quantised yet, as they are loaded. `None`: they stay as
     /// they are.
     pub quantize: Option<Quantize>,
+    /// Is told how far the model is loaded.
+    pub progress: Option<ProgressFn>,
     /// Requests that may wait for their turn (512); beyond them is [`Error::Overloaded`].
     pub queue_limit: usize,
     /// Tokens of prompts that one forward pass computes at most (512). Beside running streams it computes
@@ -77,6 +81,7 @@ impl Default for LoadConfig {
             kv_cache_bytes: None,
             kv_cache_type: None,
             quantize: None,
+            progress: None,
             queue_limit: 512,
             max_batched_tokens: 512,
             prefix_cache_tokens: None,
@@ -121,6 +126,18 @@ impl LoadConfig {
         chat_template: impl Into<String> => Some(chat_template.into());
     }
 
+    /// Calls `progress` as the model is loaded, on the thread that loads it: whenever a layer is there.
+    ///
+    /// ```
+    /// use tokenflow::LoadConfig;
+    /// let config = LoadConfig::new().progress(|progress| eprintln!("{} of {}", progress.layers, progress.total_layers));
+    /// ```
+    #[must_use]
+    pub fn progress(mut self, progress: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
+        self.progress = Some(ProgressFn(Arc::new(progress)));
+        self
+    }
+
     /// Refuses values that no model could honour.
     pub(crate) fn validate(&self) -> Result<()> {
         let positive = [
@@ -142,6 +159,32 @@ impl LoadConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// How far a model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LoadProgress {
+    /// Layers that are loaded.
+    pub layers: usize,
+    /// Layers the model has.
+    pub total_layers: usize,
+}
+
+/// What [`LoadConfig::progress`] calls.
+#[derive(Clone)]
+pub struct ProgressFn(Arc<dyn Fn(LoadProgress) + Send + Sync>);
+
+impl ProgressFn {
+    pub(crate) fn call(&self, layers: usize, total_layers: usize) {
+        (self.0)(LoadProgress { layers, total_layers });
+    }
+}
+
+impl fmt::Debug for ProgressFn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProgressFn")
     }
 }
 

@@ -21,7 +21,8 @@ pub struct DiscoveredModel {
 }
 
 /// Looks for models in `base_dir` itself and in the directories right below it, in the order of
-/// their paths.
+/// their paths; in a cache of the Hugging Face Hub (`~/.cache/huggingface/hub`) also in the snapshots it keeps.
+/// A GGUF model in several files is one, at the first of them.
 ///
 /// Skips what it cannot read or parse, and follows no link out of `base_dir`. The files are opened
 /// as the iterator gets to them; weights are not read.
@@ -36,7 +37,12 @@ pub fn discover(base_dir: impl AsRef<Path>) -> impl Iterator<Item = DiscoveredMo
     let inside = |base: &Path| {
         let below = entries(base, base).into_iter().filter(|path| path.is_dir());
         let mut places = vec![base.to_owned()];
-        places.extend(below);
+        for dir in below {
+            let cached = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"));
+            let snapshots = if cached { entries(base, &dir.join("snapshots")) } else { Vec::new() };
+            places.push(dir);
+            places.extend(snapshots.into_iter().filter(|path| path.is_dir()));
+        }
         places
     };
     let places = base.iter().flat_map(|base| inside(base).into_iter().map(|dir| (base.clone(), dir)));

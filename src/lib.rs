@@ -59,7 +59,7 @@ pub mod testing;
 mod text;
 mod weights;
 
-pub use config::{Deadline, GenerateConfig, KvCacheType, LoadConfig, Quantize};
+pub use config::{Deadline, GenerateConfig, KvCacheType, LoadConfig, LoadProgress, ProgressFn, Quantize};
 pub use discover::{DiscoveredModel, discover};
 pub use error::{Cause, Error, Result};
 pub use message::{Message, Role};

@@ -69,7 +69,9 @@ impl<'a> Loader<'a> {
 
     /// A matrix that is stored as one of `shape`.
     pub fn matrix(&self, module: &str, shape: [usize; 2]) -> Result<Matrix> {
-        self.place(self.checkpoint.matrix(&self.name(module, "weight"), &shape)?)
+        let matrix = self.place(self.checkpoint.matrix(&self.name(module, "weight"), &shape)?);
+        self.release(module);
+        matrix
     }
 
     fn place(&self, matrix: StoredMatrix<'_>) -> Result<Matrix> {
@@ -79,6 +81,11 @@ impl<'a> Loader<'a> {
             Some(_) => Matrix::quantized(matrix, 8, self.dtype, self.device),
             None => Matrix::new(matrix, self.dtype, self.device),
         }
+    }
+
+    /// What was read is not needed any more.
+    fn release(&self, module: &str) {
+        self.checkpoint.release(&self.name(module, "weight"));
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
@@ -101,6 +108,7 @@ impl<'a> Loader<'a> {
 
     pub fn linear(&self, module: &str, shape: [usize; 2], bias: bool) -> Result<Linear> {
         let weight = self.place(self.weight(module, shape)?)?;
+        self.release(module);
         let bias = match bias {
             true => Some(self.vector(self.bias(module, shape[0])?)?),
             false => None,
@@ -117,7 +125,9 @@ impl<'a> Loader<'a> {
             let bias = biases.as_ref().map(|biases| self.vector(rows.iter().map(|row| biases[*row]).collect()));
             Ok(Linear::new(weight, bias.transpose()?)?)
         };
-        parts.iter().map(part).collect()
+        let linears = parts.iter().map(part).collect();
+        self.release(module);
+        linears
     }
 
     /// The projections to queries, keys and values.
@@ -173,7 +183,9 @@ impl<'a> Loader<'a> {
     /// A linear map of an expert, out of the tensor that has those of all of them.
     pub fn expert(&self, module: &str, experts: usize, expert: usize, [rows, columns]: [usize; 2]) -> Result<Linear> {
         let all = self.checkpoint.matrix(&self.name(module, "weight"), &[experts, rows, columns])?;
-        Ok(Linear::new(self.place(all.take(expert * rows..(expert + 1) * rows))?, None)?)
+        let weight = self.place(all.take(expert * rows..(expert + 1) * rows))?;
+        self.release(module);
+        Ok(Linear::new(weight, None)?)
     }
 
     /// A norm of `len` numbers, of which `size` are normalised together. A `{}` in the name stands for one such piece.

@@ -83,7 +83,13 @@ pub struct Placement {
 }
 
 impl Decoder {
-    pub fn load(checkpoint: &Checkpoint, spec: Spec, placement: &Placement) -> Result<Self> {
+    /// Loads the weights, and calls `progress` with the layers that are loaded and their number.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        spec: Spec,
+        placement: &Placement,
+        progress: impl Fn(usize, usize),
+    ) -> Result<Self> {
         let Placement { device, dtype, quantize, cache_blocks, cache_dtype } = placement;
         let load = &Loader::new(checkpoint, &spec.layout, device, *dtype, *quantize);
         let names = &spec.layout.names;
@@ -95,12 +101,18 @@ impl Decoder {
             true => tokens.as_head()?,
             false => load.linear(names.head, vocabulary, spec.head.bias)?,
         };
+        let layer = |index: usize| {
+            let layer = Layer::load(load, &spec, index)?;
+            tracing::debug!(layer = index, of = spec.num_layers(), "loaded a layer");
+            progress(index + 1, spec.num_layers());
+            Ok(layer)
+        };
         let positions = [spec.max_positions, spec.hidden_size];
         let network = Network {
             embedding: tokens,
             positions: spec.learned_positions.then(|| embedding(names.positions, positions)).transpose()?,
             embedding_norm: spec.embedding_norm.then(|| norm(names.embedding_norm)).transpose()?,
-            layers: (0..spec.num_layers()).map(|layer| Layer::load(load, &spec, layer)).collect::<Result<_>>()?,
+            layers: (0..spec.num_layers()).map(layer).collect::<Result<_>>()?,
             norm: norm(names.norm)?,
             head,
             ropes: spec.ropes.iter().map(|rope| Rope::new(rope, device)).collect(),

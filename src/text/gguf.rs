@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rayon::prelude::*;
 use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
     decoders::{byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip},
@@ -173,21 +174,18 @@ fn sentence_piece(path: &Path, metadata: &Metadata) -> Result<(tokenizers::Token
         _ => return Err(metadata.bad(key, &format!("is not an array of {} numbers", tokens.len()))),
     };
     let types = types(metadata)?;
-    let mut merges = Vec::new();
-    for (id, token) in tokens.iter().enumerate() {
+    // A vocabulary of a quarter of a million tokens has twice as many ways to make one of two.
+    let made_of = |(id, token): (usize, &String)| {
         let kind = types.get(id).copied().unwrap_or(1);
-        if matches!(kind, token_type::UNKNOWN | token_type::CONTROL | token_type::BYTE) {
-            continue;
-        }
-        for (at, _) in token.char_indices().skip(1) {
-            let (left, right) = token.split_at(at);
-            if let (Some(l), Some(r)) = (vocab.get(left), vocab.get(right)) {
-                merges.push((scores[id], (*l, *r), (left.to_owned(), right.to_owned())));
-            }
-        }
-    }
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let merges: Merges = merges.into_iter().map(|(_, _, pair)| pair).collect();
+        let whole = matches!(kind, token_type::UNKNOWN | token_type::CONTROL | token_type::BYTE);
+        let splits = token.char_indices().skip(1).map(|(at, _)| token.split_at(at)).filter(|_| !whole);
+        let known = splits.filter_map(|(left, right)| Some((*vocab.get(left)?, *vocab.get(right)?)));
+        known.map(|pair| (scores[id], pair)).collect::<Vec<_>>()
+    };
+    let mut merges: Vec<(f64, (u32, u32))> = tokens.par_iter().enumerate().flat_map_iter(made_of).collect();
+    merges.par_sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let text = |id: u32| tokens[id as usize].clone();
+    let merges: Merges = merges.into_iter().map(|(_, (left, right))| (text(left), text(right))).collect();
     let unknown = metadata.opt_usize("tokenizer.ggml.unknown_token_id")?.and_then(|id| tokens.get(id));
     let mut bpe = BPE::builder().vocab_and_merges(vocab, merges).byte_fallback(true).fuse_unk(true);
     if let Some(unknown) = unknown {

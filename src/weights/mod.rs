@@ -250,6 +250,14 @@ impl Checkpoint {
         }
     }
 
+    /// Gives back what memory of a tensor the system holds, once all of it has been read.
+    pub fn release(&self, name: &str) {
+        match &self.store {
+            Store::Safetensors(dir) => dir.release(name),
+            Store::Gguf(file) => file.release(name),
+        }
+    }
+
     /// A tensor, whatever its shape.
     pub fn tensor(&self, name: &str) -> Result<StoredTensor<'_>> {
         match &self.store {

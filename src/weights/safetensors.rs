@@ -58,6 +58,14 @@ impl SafetensorsDir {
         self.tensors.contains_key(name)
     }
 
+    /// Gives the memory of a tensor back.
+    pub fn release(&self, name: &str) {
+        if let Some(entry) = self.tensors.get(name) {
+            let map = &self.files[entry.file].1;
+            mmap::release(map, &map[entry.start..entry.end]);
+        }
+    }
+
     /// The tensor of this name, or an error naming the file it is not in.
     pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
         let Some(entry) = self.tensors.get(name) else {

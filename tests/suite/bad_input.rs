@@ -224,3 +224,53 @@ async fn templates_that_fail_or_never_end() {
     let error = load_model(golden_path("mha_tied"), broken).await.err();
     assert!(matches!(error, Some(Error::InvalidModel { .. })), "{error:?}");
 }
+
+#[tokio::test]
+async fn damaged_quantised_directories() {
+    let rewritten = |golden: &str, name: &str, from: &str, to: &str| {
+        let dir = TempDir::copy_of(golden, name);
+        let path = dir.0.join("model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header = std::str::from_utf8(&bytes[8..8 + len]).unwrap();
+        assert!(header.contains(from), "{header}");
+        let header = header.replacen(from, to, 1);
+        let rest = &bytes[8 + len..];
+        fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), rest].concat()).unwrap();
+        dir
+    };
+    let dir = rewritten("mlx", "mlx-scales", "q_proj.scales", "q_proj.scalez");
+    invalid(&dir.0, &["model.layers.0.self_attn.q_proj.scales", "missing"]).await;
+    let dir = rewritten("mlx", "mlx-biases", "q_proj.biases", "q_proj.biasez");
+    invalid(&dir.0, &["model.layers.0.self_attn.q_proj", "affine"]).await;
+    let dir = rewritten("gptq", "gptq-zeros", "q_proj.qzeros", "q_proj.qzeroz");
+    invalid(&dir.0, &["model.layers.0.self_attn.q_proj.qzeros", "missing"]).await;
+    let dir = rewritten("fp8", "fp8-scale", "q_proj.weight_scale_inv", "q_proj.weight_scale_xyz");
+    invalid(&dir.0, &["model.layers.0.self_attn.q_proj", "weight_scale_inv"]).await;
+    for (golden, key, value) in [
+        ("gptq", "bits", serde_json::json!(3)),
+        ("gptq", "group_size", serde_json::json!(0)),
+        ("gptq", "group_size", serde_json::json!(48)),
+        ("awq", "quant_method", serde_json::json!("magic")),
+    ] {
+        let dir = TempDir::copy_of(golden, "quantization");
+        let config = crate::read_json(&format!("{golden}/config.json"));
+        let mut quantization = config["quantization_config"].clone();
+        quantization[key] = value.clone();
+        set(&dir, "quantization_config", quantization);
+        invalid(&dir.0, &[&value.to_string()]).await;
+    }
+}
+
+#[tokio::test]
+async fn parts_of_a_gguf_model_that_are_not_there_or_not_the_first() {
+    let dir = TempDir::new("parts");
+    let part = |number: u32| format!("granite_v5-0000{number}-of-00004.gguf");
+    for number in [1, 2, 4] {
+        fs::copy(golden_path(&format!("gguf_architectures/{}", part(number))), dir.0.join(part(number))).unwrap();
+    }
+    invalid(&dir.0.join(part(1)), &[&part(3)]).await;
+    invalid(&dir.0.join(part(2)), &["split.no = 1"]).await;
+    fs::rename(dir.0.join(part(1)), dir.0.join("renamed.gguf")).unwrap();
+    invalid(&dir.0.join("renamed.gguf"), &["split.count = 4", "-00001-of-00004.gguf"]).await;
+}

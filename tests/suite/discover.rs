@@ -47,3 +47,27 @@ fn links_out_of_the_folder_are_not_followed() {
     std::os::unix::fs::symlink(golden_path("gguf/tiny-f32.gguf"), base.0.join("link.gguf")).unwrap();
     assert_eq!(discover(&base.0).count(), 0);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_cache_of_the_hub_models_in_parts_and_quantised_ones() {
+    let base = TempDir::new("discover-hub");
+    let model = base.0.join("models--org--name");
+    let snapshot = model.join("snapshots/0123abcd");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(model.join("blobs")).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(golden_path(&format!("mlx/{file}")), model.join("blobs").join(file)).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/{file}"), snapshot.join(file)).unwrap();
+    }
+    for part in 1..=4 {
+        let name = format!("granite_v5-0000{part}-of-00004.gguf");
+        fs::copy(golden_path(&format!("gguf_architectures/{name}")), base.0.join(name)).unwrap();
+    }
+    let found: Vec<_> = discover(&base.0).collect();
+    let [parts, cached] = &found[..] else { panic!("{found:?}") };
+    assert!(cached.path.ends_with("models--org--name/snapshots/0123abcd"));
+    assert_eq!((cached.quant_bits, cached.quant_group, cached.num_files), (4, 64, 1));
+    assert!(parts.path.ends_with("granite_v5-00001-of-00004.gguf"));
+    assert_eq!((parts.model_type.as_str(), parts.num_files), ("granite", 4));
+}

@@ -1,10 +1,16 @@
 //! Logits and greedy tokens against transformers.
 
-use std::panic::AssertUnwindSafe;
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use futures::{FutureExt, StreamExt};
 use serde_json::Value;
-use tokenflow::{GenerateConfig, KvCacheType, LoadConfig, TextModel};
+use tokenflow::{GenerateConfig, KvCacheType, LoadConfig, Quantize, TextModel};
 
 use crate::{golden_model, golden_model_with, golden_path, read_json};
 
@@ -116,6 +122,39 @@ async fn gguf_files() {
         // arithmetic by up to 0.021 on these files; the others are exact.
         let tolerance = if name.contains("-q") { 3e-2 } else { 1e-4 };
         check(name, &*model, &entry["prompts"], tolerance, 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn directories_that_are_quantised_say_so() {
+    for (name, bits, group) in [("mlx", 4, 64), ("gptq_order", 4, 64), ("awq", 4, 64), ("fp8", 8, 64), ("qwen3", 0, 0)]
+    {
+        let info = golden_model(name).await.info();
+        assert_eq!((info.quant_bits, info.quant_group), (bits, group), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn weights_are_quantised_as_they_are_loaded() {
+    let expected = read_json("granite_v4/expected.json");
+    let plain = golden_model("granite_v4").await;
+    for (quantize, bits, tolerance) in [(Quantize::Int8, 8, 3e-2), (Quantize::Int4, 4, 0.25)] {
+        let layers = Arc::new(AtomicUsize::new(0));
+        let seen = layers.clone();
+        let config = LoadConfig::new().quantize(quantize).progress(move |progress| {
+            assert_eq!(progress.layers, seen.fetch_add(1, Ordering::Relaxed) + 1);
+            assert_eq!(progress.total_layers, 2);
+        });
+        let model = golden_model_with("granite_v4", config).await;
+        assert_eq!(layers.load(Ordering::Relaxed), 2);
+        assert_eq!((model.info().quant_bits, model.info().quant_group), (bits, 32));
+        assert!(model.stats().weight_bytes < plain.stats().weight_bytes * 7 / 10);
+        for prompt in expected["prompts"].as_array().unwrap() {
+            let config = GenerateConfig::new().return_logits(true);
+            let ours = model.classify(&[prompt["text"].as_str().unwrap()], config).await.unwrap().remove(0);
+            let difference = difference(&ours.logits.unwrap(), &floats(&prompt["logits"]));
+            assert!((1e-5..tolerance).contains(&difference), "{quantize:?}: logits differ by {difference}");
+        }
     }
 }
 

@@ -46,7 +46,12 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         quant_group,
         context_len: cache.context_len,
     };
-    let decoder = Decoder::load(&checkpoint, spec, &placement)?;
+    let progress = |layers, total| {
+        if let Some(progress) = &config.progress {
+            progress.call(layers, total);
+        }
+    };
+    let decoder = Decoder::load(&checkpoint, spec, &placement, progress)?;
     let options = Options {
         name: info.architecture.clone(),
         context_len: cache.context_len,

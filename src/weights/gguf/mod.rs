@@ -93,6 +93,13 @@ impl GgufFile {
         Ok(StoredTensor { path, encoding, shape: &entry.shape, bytes: &map[entry.start..end] })
     }
 
+    /// Gives the memory of a tensor back.
+    pub fn release(&self, name: &str) {
+        if let (Some(entry), Ok(tensor)) = (self.tensors.get(name), self.get(name)) {
+            mmap::release(&self.parts[entry.part].map, tensor.bytes);
+        }
+    }
+
     /// The numbers of a tensor that is not quantised.
     pub fn numbers(&self, name: &str) -> Result<Vec<f32>> {
         let tensor = self.get(name)?;
