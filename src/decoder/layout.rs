@@ -32,9 +32,13 @@ impl Layout {
     /// That of an architecture's GGUF files: llama.cpp's converter gives them names of its own and undoes what the
     /// others describe, but puts rows of queries and keys that are turned together next to each other in some.
     pub fn gguf(architecture: &str) -> Self {
-        let turned = matches!(architecture, "llama" | "mixtral" | "smollm3" | "granite" | "olmo");
+        let turned = matches!(architecture, "llama" | "mixtral" | "smollm3" | "granite" | "olmo" | "arcee");
         let pairs = if turned { Pairs::Neighbours } else { Pairs::Halves };
-        Self { names: Names::GGUF, pairs, ..Self::LLAMA }
+        let mut names = Names::GGUF;
+        if architecture == "seed_oss" {
+            names.mlp_norm = names.attention_out_norm;
+        }
+        Self { names, pairs, ..Self::LLAMA }
     }
 }
 

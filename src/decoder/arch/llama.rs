@@ -1,4 +1,7 @@
-//! Llama 1 to 3.x and the many models of its shape (SmolLM2, Yi, TinyLlama, DeepSeek distillations).
+//! Llama 1 to 3.x, the many models of its shape (SmolLM2, Yi, TinyLlama, DeepSeek distillations), and those that differ
+//! in a detail.
+
+use serde_json::json;
 
 use super::{base, mistral};
 use crate::{Result, decoder::Spec, weights::Config};
@@ -9,4 +12,31 @@ pub fn llama(config: &Config) -> Result<Spec> {
         0 => base::spec(config, "llama"),
         _ => mistral::mixtral(config),
     }
+}
+
+/// Arcee's AFM: no gate, and another activation.
+pub fn arcee(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"hidden_act": "relu2"}));
+    Ok(base::spec(config, "arcee")?.dense(|mlp| mlp.gated = false))
+}
+
+/// Ernie 4.5, but for its mixtures of experts: neighbours are turned together.
+pub fn ernie4_5(config: &Config) -> Result<Spec> {
+    let bias = config.bool_or("use_bias", false)?;
+    let config = &config.or(json!({
+        "head_dim": 128, "tie_word_embeddings": true, "attention_bias": bias, "mlp_bias": bias,
+    }));
+    Ok(base::spec(config, "ernie4_5")?.neighbours())
+}
+
+/// Helium: as Ernie.
+pub fn helium(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"head_dim": 128, "attention_out_bias": false}));
+    Ok(base::spec(config, "helium")?.neighbours())
+}
+
+/// Seed-OSS: with biases.
+pub fn seed_oss(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"head_dim": 128, "attention_bias": true, "attention_out_bias": false}));
+    base::spec(config, "seed_oss")
 }

@@ -28,9 +28,12 @@ use crate::{
 type ReadSpec = fn(&Config) -> Result<Spec>;
 
 /// The `model_type` of each architecture and what reads it.
-const ARCHITECTURES: [(&str, ReadSpec); 26] = [
+const ARCHITECTURES: [(&str, ReadSpec); 32] = [
+    ("arcee", llama::arcee),
     ("cohere", cohere::cohere),
     ("cohere2", cohere::cohere2),
+    ("ernie4_5", llama::ernie4_5),
+    ("exaone4", olmo::exaone4),
     ("gemma", gemma::gemma),
     ("gemma2", gemma::gemma2),
     ("gemma3", gemma::gemma3),
@@ -40,18 +43,21 @@ const ARCHITECTURES: [(&str, ReadSpec); 26] = [
     ("gpt2", gpt2::gpt2),
     ("gpt_neox", gpt_neox::gpt_neox),
     ("granite", granite::granite),
+    ("helium", llama::helium),
     ("llama", llama::llama),
     ("mistral", mistral::mistral),
     ("mixtral", mistral::mixtral),
     ("olmo", olmo::olmo),
     ("olmo2", olmo::olmo2),
     ("olmo3", olmo::olmo3),
+    ("olmoe", olmo::olmoe),
     ("phi", phi::phi),
     ("phi3", phi::phi3),
     ("qwen2", qwen::qwen2),
     ("qwen2_moe", qwen::qwen2_moe),
     ("qwen3", qwen::qwen3),
     ("qwen3_moe", qwen::qwen3_moe),
+    ("seed_oss", llama::seed_oss),
     ("smollm3", smollm3::smollm3),
     ("stablelm", stablelm::stablelm),
     ("starcoder2", starcoder2::starcoder2),

@@ -1,13 +1,13 @@
-//! OLMo 1 to 3.
+//! OLMo 1 to 3, OLMoE, and EXAONE 4, which is of OLMo 2's shape.
 
 use serde_json::json;
 
-use super::{base, rope};
+use super::{base, experts, rope};
 use crate::{
     Result,
     decoder::{
         Spec,
-        spec::{NormOver, NormSpec, Order, QkNorm},
+        spec::{MlpSpec, NormOver, NormSpec, Order, QkNorm},
     },
     weights::Config,
 };
@@ -36,6 +36,38 @@ pub fn olmo3(config: &Config) -> Result<Spec> {
     spec.ropes.push(rope::local(&theta, spec.max_positions, spec.attention.head_dim)?);
     for layer in &mut spec.layers {
         layer.rope = Some(usize::from(layer.window.is_some()));
+    }
+    Ok(spec)
+}
+
+/// OLMoE: experts, and norms before.
+pub fn olmoe(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"num_experts_per_tok": 8, "num_experts": 64}));
+    if config.get("clip_qkv").is_some() {
+        return Err(config.bad("clip_qkv", "clipping is not supported"));
+    }
+    let mut spec = base::spec(config, "olmoe")?;
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm });
+    let normalise = config.bool_or("norm_topk_prob", false)?;
+    let experts = MlpSpec::Experts(experts::spec(config, "intermediate_size", normalise)?);
+    spec.layers.iter_mut().for_each(|layer| layer.mlp = experts.clone());
+    Ok(spec)
+}
+
+/// EXAONE 4: norms after, those of queries and keys over heads. Where there are windows, layers without know no
+/// positions.
+pub fn exaone4(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"sliding_window": 4096}));
+    let mut spec = post_norm(config, "exaone4")?;
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm });
+    if config.get("sliding_window").is_none() {
+        return Ok(spec);
+    }
+    // It may also be a text such as "LLLG", which is the usual pattern.
+    let period = config.get("sliding_window_pattern").and_then(|period| period.as_u64()).unwrap_or(4).max(1) as usize;
+    let mut spec = spec.slide(config, |layer| (layer + 1) % period != 0)?;
+    for layer in &mut spec.layers {
+        layer.rope = layer.window.map(|_| 0);
     }
     Ok(spec)
 }
