@@ -8,6 +8,7 @@ mod marks;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod words;
 
 pub use answer::Answer;
 pub use chat_template::ChatTemplate;
