@@ -43,11 +43,17 @@ const END_TOKENS: [&str; 9] = [
 /// Builds the tokenizer.
 pub fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
     let key = "tokenizer.ggml.model";
-    let vocabulary = Vocabulary::read(metadata)?;
+    let mut vocabulary = Vocabulary::read(metadata)?;
     let (mut inner, around) = match metadata.opt_str(key)?.ok_or_else(|| metadata.missing(key))? {
-        "gpt2" => byte_level(path, metadata, &vocabulary)?,
-        "llama" => sentence_piece(path, metadata, &vocabulary, merges_by_score(metadata, &vocabulary)?)?,
-        "gemma4" => sentence_piece(path, metadata, &vocabulary, merges(metadata, &vocabulary)?)?,
+        "gpt2" => byte_level(path, metadata, &mut vocabulary)?,
+        "llama" => {
+            let merges = merges_by_score(metadata, &vocabulary)?;
+            sentence_piece(path, metadata, &mut vocabulary, merges)?
+        }
+        "gemma4" => {
+            let merges = merges(metadata, &vocabulary)?;
+            sentence_piece(path, metadata, &mut vocabulary, merges)?
+        }
         other => {
             let why = format!("{other:?} is not a tokenizer of this version: gpt2, llama, gemma4");
             return Err(metadata.bad(key, &why));
@@ -128,14 +134,15 @@ struct Around {
 fn byte_level(
     path: &Path,
     metadata: &Metadata,
-    vocabulary: &Vocabulary<'_>,
+    vocabulary: &mut Vocabulary<'_>,
 ) -> Result<(tokenizers::Tokenizer, Around)> {
     let key = "tokenizer.ggml.pre";
     let kind = metadata.opt_str(key)?.unwrap_or("default");
     let words = Words::of(kind)
         .ok_or_else(|| metadata.bad(key, &format!("{kind:?} is not a pre-tokenizer of this version")))?;
     let bpe = BPE::builder().ignore_merges(words.whole);
-    let mut inner = build(metadata, bpe, vocabulary, merges(metadata, vocabulary)?)?;
+    let merges = merges(metadata, vocabulary)?;
+    let mut inner = build(metadata, bpe, vocabulary, merges)?;
     if words.nfc {
         inner.with_normalizer(Some(NFC)).map_err(|error| bad_vocabulary(path, error))?;
     }
@@ -144,13 +151,14 @@ fn byte_level(
     Ok((inner, Around { adds_bos: words.adds_bos, ..Around::default() }))
 }
 
+/// The tokenizer takes the vocabulary's ids, so that large ones need not be copied.
 fn build(
     metadata: &Metadata,
     bpe: BpeBuilder,
-    vocabulary: &Vocabulary<'_>,
+    vocabulary: &mut Vocabulary<'_>,
     merges: Merges,
 ) -> Result<tokenizers::Tokenizer> {
-    let bpe = bpe.vocab_and_merges(vocabulary.ids.clone(), merges).build();
+    let bpe = bpe.vocab_and_merges(std::mem::take(&mut vocabulary.ids), merges).build();
     Ok(tokenizers::Tokenizer::new(bpe.map_err(|error| metadata.bad("tokenizer.ggml.merges", &error.to_string()))?))
 }
 
@@ -199,7 +207,7 @@ fn merges_by_score(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<M
 fn sentence_piece(
     path: &Path,
     metadata: &Metadata,
-    vocabulary: &Vocabulary<'_>,
+    vocabulary: &mut Vocabulary<'_>,
     merges: Merges,
 ) -> Result<(tokenizers::Tokenizer, Around)> {
     let spm = metadata.opt_str("tokenizer.ggml.model")? == Some("llama");

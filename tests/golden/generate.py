@@ -17,7 +17,7 @@ An expectation has
   decode_cases   ids and their texts without special tokens
   chat           if the model has a template: messages, their render with a generation prompt, and its ids
 
-common.py, gguf_files.py and templates.py are parts of this script; smollm2.py is another.
+common.py, gguf_files.py, gguf_tokenizers.py and templates.py are parts of this script; smollm2.py is another.
 """
 
 import sys
@@ -35,6 +35,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import common
 import gguf_files
+import gguf_tokenizers
 import templates
 
 CONVERSATION = [
@@ -233,6 +234,7 @@ def main():
         (out / model.name).mkdir(parents=True)
         write_model(model, out / model.name)
     gguf_files.write(out / "gguf")
+    gguf_tokenizers.write(out)
     templates.write(out / "templates")
 
 
