@@ -4,19 +4,15 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper,
     decoders::{byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip},
-    models::bpe::{BPE, Merges, Vocab},
+    models::bpe::{BPE, BpeBuilder, Merges, Vocab},
     normalizers::{NFC, Prepend, Replace, Sequence as Normalizers},
-    pre_tokenizers::{
-        byte_level::ByteLevel,
-        sequence::Sequence as PreTokenizers,
-        split::{Split, SplitPattern},
-    },
+    pre_tokenizers::byte_level::ByteLevel,
     processors::{sequence::Sequence as Processors, template::TemplateProcessing},
 };
 
-use super::Tokenizer;
+use super::{Tokenizer, words::Words};
 use crate::{
     Error, Result,
     weights::gguf::{Array, Metadata},
@@ -24,6 +20,7 @@ use crate::{
 
 /// What `tokenizer.ggml.token_type` says of a token.
 mod token_type {
+    pub const NORMAL: i64 = 1;
     pub const UNKNOWN: i64 = 2;
     pub const CONTROL: i64 = 3;
     pub const USER_DEFINED: i64 = 4;
@@ -43,89 +40,29 @@ const END_TOKENS: [&str; 9] = [
     "</s>",
 ];
 
-/// How text is cut into words before merging.
-#[derive(Clone, Copy)]
-struct Words {
-    /// Regular expressions applied one after the other, before GPT-2's own if `gpt2` is set.
-    patterns: &'static [&'static str],
-    gpt2: bool,
-    nfc: bool,
-    /// Whether a word that is a token is taken whole.
-    whole: bool,
-    /// Whether texts begin with a BOS token, where no key says so.
-    bos: bool,
-}
-
-const GPT2: Words = Words { patterns: &[], gpt2: true, nfc: false, whole: false, bos: false };
-const DIGITS: Words = Words { patterns: &[r"\p{N}"], ..GPT2 };
-const SPLIT: Words = Words { gpt2: false, ..GPT2 };
-
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const SEED_CODER: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
-const BAILINGMOE: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
-const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
-const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
-
-impl Words {
-    /// That of a `tokenizer.ggml.pre`.
-    fn of(kind: &str) -> Option<Self> {
-        Some(match kind {
-            "default" | "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jais" | "exaone4" | "trillion" | "gigachat"
-            | "a.x-4.0" | "mellum" | "granite-docling" => GPT2,
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" | "mellum2" => {
-                DIGITS
-            }
-            "llama-bpe" | "llama-v3" | "llama3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2" => {
-                Self { patterns: &[LLAMA3], whole: true, bos: true, ..SPLIT }
-            }
-            "smaug-bpe" | "dbrx" | "chatglm-bpe" => Self { patterns: &[LLAMA3], ..SPLIT },
-            "glm4" | "glm5" => Self { patterns: &[LLAMA3], whole: true, ..SPLIT },
-            "qwen2" | "deepseek-r1-qwen" | "megrez" | "kormo" => Self { patterns: &[QWEN2], nfc: true, ..SPLIT },
-            "stablelm2" | "hunyuan" | "solar-open" | "grok-2" => Self { patterns: &[QWEN2], ..SPLIT },
-            "qwen35" => Self { patterns: &[QWEN35], nfc: true, ..SPLIT },
-            "gpt-4o" | "llama4" | "kanana2" | "minimax-m2" => Self { patterns: &[GPT4O], ..SPLIT },
-            "tekken" => Self { patterns: &[TEKKEN], whole: true, ..SPLIT },
-            "seed-coder" => Self { patterns: &[SEED_CODER], ..SPLIT },
-            "bailingmoe" | "bailingmoe2" | "llada-moe" => Self { patterns: &[BAILINGMOE], ..SPLIT },
-            "deepseek-coder" => {
-                let patterns = &["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"];
-                Self { patterns, ..SPLIT }
-            }
-            "deepseek-v3" | "hunyuan-dense" | "joyai-llm" => {
-                Self { patterns: &[r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3], ..SPLIT }
-            }
-            "bloom" | "poro-chat" | "gpt3-finnish" => Self { patterns: &[BLOOM], ..SPLIT },
-            "viking" => Self { patterns: &[BLOOM, r"\p{N}"], ..SPLIT },
-            _ => return None,
-        })
-    }
-}
-
 /// Builds the tokenizer.
 pub fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
     let key = "tokenizer.ggml.model";
-    let (mut inner, adds_bos) = match metadata.opt_str(key)?.ok_or_else(|| metadata.missing(key))? {
-        "gpt2" => {
-            let key = "tokenizer.ggml.pre";
-            let kind = metadata.opt_str(key)?.unwrap_or("default");
-            let words = Words::of(kind)
-                .ok_or_else(|| metadata.bad(key, &format!("{kind:?} is not a pre-tokenizer of this version")))?;
-            (byte_level(path, metadata, words)?, words.bos)
+    let mut vocabulary = Vocabulary::read(metadata)?;
+    let (mut inner, around) = match metadata.opt_str(key)?.ok_or_else(|| metadata.missing(key))? {
+        "gpt2" => byte_level(path, metadata, &mut vocabulary)?,
+        "llama" => {
+            let merges = merges_by_score(metadata, &vocabulary)?;
+            sentence_piece(path, metadata, &mut vocabulary, merges)?
         }
-        "llama" => sentence_piece(path, metadata)?,
-        other => return Err(metadata.bad(key, &format!("{other:?} is not a tokenizer of this version: gpt2, llama"))),
+        "gemma4" => {
+            let merges = merges(metadata, &vocabulary)?;
+            sentence_piece(path, metadata, &mut vocabulary, merges)?
+        }
+        other => {
+            let why = format!("{other:?} is not a tokenizer of this version: gpt2, llama, gemma4");
+            return Err(metadata.bad(key, &why));
+        }
     };
-    if let Some(processor) = surroundings(path, metadata, adds_bos)? {
+    if let Some(processor) = surroundings(path, metadata, &vocabulary, around)? {
         inner.with_post_processor(Some(processor));
     }
-    add_tokens(metadata, &mut inner).map_err(|error| Error::model_because(path, "has a bad vocabulary", error))?;
+    add_tokens(metadata, &vocabulary, &mut inner).map_err(|error| bad_vocabulary(path, error))?;
     Ok(Tokenizer::new(path, inner))
 }
 
@@ -133,7 +70,11 @@ pub fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
 pub fn end_ids(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
-        ids.extend(metadata.opt_u32(key)?);
+        let id = metadata.opt_u32(key)?;
+        if let Some(id) = id.filter(|id| tokenizer.token_of(*id).is_none()) {
+            return Err(metadata.bad(key, &format!("{id} is not in the vocabulary")));
+        }
+        ids.extend(id);
     }
     ids.extend(END_TOKENS.iter().filter_map(|token| tokenizer.id_of(token)).filter(|id| tokenizer.is_special(*id)));
     ids.sort_unstable();
@@ -141,58 +82,143 @@ pub fn end_ids(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-fn byte_level(path: &Path, metadata: &Metadata, words: Words) -> Result<tokenizers::Tokenizer> {
-    let merges = metadata.strings("tokenizer.ggml.merges")?.iter().map(|merge| {
-        let pair = merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()));
-        pair.ok_or_else(|| metadata.bad("tokenizer.ggml.merges", &format!("{merge:?} is not a pair")))
-    });
-    let merges = merges.collect::<Result<Merges>>()?;
-    let bpe = BPE::builder().vocab_and_merges(vocab(metadata)?, merges).ignore_merges(words.whole);
-    let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(|error| bad_vocabulary(path, error))?);
+/// The tokens, all different, and their types.
+struct Vocabulary<'a> {
+    tokens: &'a [String],
+    ids: Vocab,
+    types: &'a [i64],
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(metadata: &'a Metadata) -> Result<Self> {
+        let key = "tokenizer.ggml.tokens";
+        let tokens = metadata.strings(key)?;
+        let mut ids = Vocab::with_capacity(tokens.len());
+        for (token, id) in tokens.iter().zip(0..) {
+            if let Some(first) = ids.insert(token.clone(), id) {
+                return Err(metadata.bad(key, &format!("{token:?} is there twice, as {first} and {id}")));
+            }
+        }
+        let key = "tokenizer.ggml.token_type";
+        let types: &[i64] = match metadata.opt_array(key)? {
+            None => &[],
+            Some(Array::Ints(types)) if types.len() == tokens.len() => types,
+            Some(_) => return Err(metadata.bad(key, &format!("is not an array of {} whole numbers", tokens.len()))),
+        };
+        Ok(Self { tokens, ids, types })
+    }
+
+    fn kind(&self, id: usize) -> i64 {
+        self.types.get(id).copied().unwrap_or(token_type::NORMAL)
+    }
+
+    /// The token whose id a key has, or the default id where there is none.
+    fn token(&self, metadata: &Metadata, key: &str, default: Option<u32>) -> Result<Option<(String, u32)>> {
+        let Some(id) = metadata.opt_u32(key)?.or(default) else { return Ok(None) };
+        let token = self.tokens.get(id as usize).ok_or_else(|| {
+            let why = format!("{id} is not in the vocabulary of {} tokens", self.tokens.len());
+            metadata.bad(key, &why)
+        })?;
+        Ok(Some((token.clone(), id)))
+    }
+}
+
+/// What a kind of tokenizer puts around every text unless the file says otherwise.
+#[derive(Default)]
+struct Around {
+    adds_bos: bool,
+    bos: Option<u32>,
+    eos: Option<u32>,
+}
+
+fn byte_level(
+    path: &Path,
+    metadata: &Metadata,
+    vocabulary: &mut Vocabulary<'_>,
+) -> Result<(tokenizers::Tokenizer, Around)> {
+    let key = "tokenizer.ggml.pre";
+    let kind = metadata.opt_str(key)?.unwrap_or("default");
+    let words = Words::of(kind)
+        .ok_or_else(|| metadata.bad(key, &format!("{kind:?} is not a pre-tokenizer of this version")))?;
+    let bpe = BPE::builder().ignore_merges(words.whole);
+    let merges = merges(metadata, vocabulary)?;
+    let mut inner = build(metadata, bpe, vocabulary, merges)?;
     if words.nfc {
         inner.with_normalizer(Some(NFC)).map_err(|error| bad_vocabulary(path, error))?;
     }
-    let mut steps = Vec::<PreTokenizerWrapper>::new();
-    for pattern in words.patterns {
-        let pattern = SplitPattern::Regex((*pattern).to_owned());
-        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
-        steps.push(split.map_err(|error| bad_vocabulary(path, error))?.into());
-    }
-    steps.push(ByteLevel::new(false, false, words.gpt2).into());
-    inner.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
+    inner.with_pre_tokenizer(Some(words.pre_tokenizer().map_err(|error| bad_vocabulary(path, error))?));
     inner.with_decoder(Some(ByteLevel::new(false, false, false)));
-    Ok(inner)
+    Ok((inner, Around { adds_bos: words.adds_bos, ..Around::default() }))
 }
 
-/// A SentencePiece model: two neighbours merge in the order of the score of what they make.
-fn sentence_piece(path: &Path, metadata: &Metadata) -> Result<(tokenizers::Tokenizer, bool)> {
-    let tokens = metadata.strings("tokenizer.ggml.tokens")?;
-    let vocab = vocab(metadata)?;
+/// The tokenizer takes the vocabulary's ids, so that large ones need not be copied.
+fn build(
+    metadata: &Metadata,
+    bpe: BpeBuilder,
+    vocabulary: &mut Vocabulary<'_>,
+    merges: Merges,
+) -> Result<tokenizers::Tokenizer> {
+    let bpe = bpe.vocab_and_merges(std::mem::take(&mut vocabulary.ids), merges).build();
+    Ok(tokenizers::Tokenizer::new(bpe.map_err(|error| metadata.bad("tokenizer.ggml.merges", &error.to_string()))?))
+}
+
+/// The merges that the file lists.
+fn merges(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Merges> {
+    let key = "tokenizer.ggml.merges";
+    let longest = vocabulary.tokens.iter().map(String::len).max().unwrap_or(0);
+    let merges = metadata.strings(key)?.iter().map(|merge| match merge.split_once(' ') {
+        // The builder checks all but this, for which it panics.
+        Some((left, right)) if left.len() + right.len() <= longest => Ok((left.to_owned(), right.to_owned())),
+        Some(_) => Err(metadata.bad(key, &format!("what {merge:?} makes is not in the vocabulary"))),
+        None => Err(metadata.bad(key, &format!("{merge:?} is not a pair"))),
+    });
+    merges.collect()
+}
+
+/// SentencePiece's merges: any two neighbours that make a token, in the order of its score.
+fn merges_by_score(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Merges> {
     let key = "tokenizer.ggml.scores";
+    let Vocabulary { tokens, ids, .. } = vocabulary;
     let scores = match metadata.opt_array(key)? {
         Some(Array::Floats(scores)) if scores.len() == tokens.len() => scores,
         _ => return Err(metadata.bad(key, &format!("is not an array of {} numbers", tokens.len()))),
     };
-    let types = types(metadata)?;
-    // A vocabulary of a quarter of a million tokens has twice as many ways to make one of two.
-    let made_of = |(id, token): (usize, &String)| {
-        let kind = types.get(id).copied().unwrap_or(1);
-        let whole = matches!(kind, token_type::UNKNOWN | token_type::CONTROL | token_type::BYTE);
-        let splits = token.char_indices().skip(1).map(|(at, _)| token.split_at(at)).filter(|_| !whole);
-        let known = splits.filter_map(|(left, right)| Some((*vocab.get(left)?, *vocab.get(right)?)));
-        known.map(|pair| (scores[id], pair)).collect::<Vec<_>>()
+    let pairs = |(id, token): (usize, &'_ String)| {
+        let mut pairs = Vec::new();
+        if !matches!(vocabulary.kind(id), token_type::UNKNOWN | token_type::CONTROL | token_type::BYTE) {
+            for (at, _) in token.char_indices().skip(1) {
+                let (left, right) = token.split_at(at);
+                if let Some(left) = ids.get(left)
+                    && let Some(right) = ids.get(right)
+                {
+                    pairs.push((scores[id], *left, *right));
+                }
+            }
+        }
+        pairs
     };
-    let mut merges: Vec<(f64, (u32, u32))> = tokens.par_iter().enumerate().flat_map_iter(made_of).collect();
-    merges.par_sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let text = |id: u32| tokens[id as usize].clone();
-    let merges: Merges = merges.into_iter().map(|(_, (left, right))| (text(left), text(right))).collect();
-    let unknown = metadata.opt_usize("tokenizer.ggml.unknown_token_id")?.and_then(|id| tokens.get(id));
-    let mut bpe = BPE::builder().vocab_and_merges(vocab, merges).byte_fallback(true).fuse_unk(true);
-    if let Some(unknown) = unknown {
-        bpe = bpe.unk_token(unknown.clone());
+    let mut merges: Vec<_> = tokens.par_iter().enumerate().flat_map_iter(pairs).collect();
+    merges.par_sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+    let token = |id: u32| tokens[id as usize].clone();
+    Ok(merges.into_par_iter().map(|(_, left, right)| (token(left), token(right))).collect())
+}
+
+/// A SentencePiece model: BPE of characters, where spaces are "▁" and what is in no token becomes bytes.
+fn sentence_piece(
+    path: &Path,
+    metadata: &Metadata,
+    vocabulary: &mut Vocabulary<'_>,
+    merges: Merges,
+) -> Result<(tokenizers::Tokenizer, Around)> {
+    let spm = metadata.opt_str("tokenizer.ggml.model")? == Some("llama");
+    // The ids that Llama's files leave out.
+    let default = |id| spm.then_some(id);
+    let mut bpe = BPE::builder().byte_fallback(true).fuse_unk(true);
+    if let Some((unknown, _)) = vocabulary.token(metadata, "tokenizer.ggml.unknown_token_id", default(0))? {
+        bpe = bpe.unk_token(unknown);
     }
-    let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(|error| bad_vocabulary(path, error))?);
-    let prefix = metadata.opt_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let mut inner = build(metadata, bpe, vocabulary, merges)?;
+    let prefix = metadata.opt_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(spm);
     let replace = |from: &str, to: &str| Replace::new(from, to).map_err(|error| bad_vocabulary(path, error));
     let mut normalizers = Vec::<NormalizerWrapper>::new();
     let mut decoders: Vec<DecoderWrapper> =
@@ -204,31 +230,26 @@ fn sentence_piece(path: &Path, metadata: &Metadata) -> Result<(tokenizers::Token
     normalizers.push(replace(" ", "▁")?.into());
     inner.with_normalizer(Some(Normalizers::new(normalizers))).map_err(|error| bad_vocabulary(path, error))?;
     inner.with_decoder(Some(Decoders::new(decoders)));
-    Ok((inner, true))
-}
-
-fn vocab(metadata: &Metadata) -> Result<Vocab> {
-    let tokens = metadata.strings("tokenizer.ggml.tokens")?;
-    Ok(tokens.iter().zip(0..).map(|(token, id)| (token.clone(), id)).collect())
-}
-
-fn types(metadata: &Metadata) -> Result<&[i64]> {
-    let key = "tokenizer.ggml.token_type";
-    match metadata.opt_array(key)? {
-        None => Ok(&[]),
-        Some(Array::Ints(types)) => Ok(types),
-        Some(_) => Err(metadata.bad(key, "is not an array of whole numbers")),
-    }
+    Ok((inner, Around { adds_bos: true, bos: default(1), eos: default(2) }))
 }
 
 /// Control tokens are special; those the model's makers added as text are not.
-fn add_tokens(metadata: &Metadata, inner: &mut tokenizers::Tokenizer) -> tokenizers::Result<()> {
-    let tokens = metadata.strings("tokenizer.ggml.tokens")?;
+fn add_tokens(
+    metadata: &Metadata,
+    vocabulary: &Vocabulary<'_>,
+    inner: &mut tokenizers::Tokenizer,
+) -> tokenizers::Result<()> {
+    // Phi-3's tokens take the space after them along, of which its files say nothing.
+    let phi3 = metadata.opt_str("general.architecture")? == Some("phi3")
+        && metadata.opt_str("tokenizer.ggml.model")? == Some("llama");
+    let strips = |token: &str| phi3 && !["<unk>", "<s>", "<|endoftext|>"].contains(&token);
     let (mut special, mut plain) = (Vec::new(), Vec::new());
-    for (token, kind) in tokens.iter().zip(types(metadata)?) {
-        match *kind {
-            token_type::CONTROL | token_type::UNKNOWN => special.push(AddedToken::from(token.clone(), true)),
-            token_type::USER_DEFINED => plain.push(AddedToken::from(token.clone(), false).normalized(false)),
+    for (id, token) in vocabulary.tokens.iter().enumerate() {
+        let added = |special| AddedToken::from(token.clone(), special).normalized(false).rstrip(strips(token));
+        match vocabulary.kind(id) {
+            token_type::CONTROL | token_type::UNKNOWN => special.push(added(true)),
+            token_type::USER_DEFINED => plain.push(added(false)),
+            _ if phi3 && token == "</s>" => plain.push(added(false)),
             _ => {}
         }
     }
@@ -238,18 +259,20 @@ fn add_tokens(metadata: &Metadata, inner: &mut tokenizers::Tokenizer) -> tokeniz
 }
 
 /// What the tokenizer puts around every text.
-fn surroundings(path: &Path, metadata: &Metadata, adds_bos: bool) -> Result<Option<PostProcessorWrapper>> {
-    let tokens = metadata.strings("tokenizer.ggml.tokens")?;
-    let token = |adds: bool, key: &str| -> Result<Option<(String, u32)>> {
-        let Some(id) = metadata.opt_u32(key)?.filter(|_| adds) else { return Ok(None) };
-        let token =
-            tokens.get(id as usize).ok_or_else(|| metadata.bad(key, &format!("{id} is not in the vocabulary")))?;
-        Ok(Some((token.clone(), id)))
+fn surroundings(
+    path: &Path,
+    metadata: &Metadata,
+    vocabulary: &Vocabulary<'_>,
+    around: Around,
+) -> Result<Option<PostProcessorWrapper>> {
+    let token = |adds: bool, key: &str, default| {
+        let token = vocabulary.token(metadata, key, default)?;
+        Ok::<_, Error>(token.filter(|_| adds))
     };
-    let adds_bos = metadata.opt_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos);
+    let adds_bos = metadata.opt_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(around.adds_bos);
     let adds_eos = metadata.opt_bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
-    let bos = token(adds_bos, "tokenizer.ggml.bos_token_id")?;
-    let eos = token(adds_eos, "tokenizer.ggml.eos_token_id")?;
+    let bos = token(adds_bos, "tokenizer.ggml.bos_token_id", around.bos)?;
+    let eos = token(adds_eos, "tokenizer.ggml.eos_token_id", around.eos)?;
     if bos.is_none() && eos.is_none() {
         return Ok(None);
     }

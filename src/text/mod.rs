@@ -9,6 +9,7 @@ mod python;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod words;
 
 pub use answer::Answer;
 pub use chat_template::{ChatTemplate, TemplateSource};

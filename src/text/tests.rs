@@ -11,11 +11,11 @@ use std::{
 use chrono::{NaiveDate, NaiveDateTime};
 use serde_json::{Map, Value, json};
 
-use super::{
-    Answer, ChatTemplate, TemplateSource, TextProcessor, Tokenizer, chat_context, detokenizer::Detokenizer, gguf,
-    marks::Marks, python,
+use super::{Answer, ChatTemplate, TextProcessor, Tokenizer, detokenizer::Detokenizer, gguf, marks::Marks};
+use crate::{
+    Error, Message,
+    weights::gguf::{GgufFile, Metadata},
 };
-use crate::{Error, Message, weights::gguf::GgufFile};
 
 const DIRECTORIES: [&str; 7] =
     ["mha_tied", "gqa_llama3", "bias_linear", "mqa_yarn", "mqa_yarn_v4", "yarn_mscale", "spm_gqa"];
@@ -309,4 +309,97 @@ fn stop_strings_are_found_across_tokens_and_held_back_until_decided() {
     assert_eq!(run("one two thre", &["three"]), ("one two thre".into(), false));
     assert_eq!(run("日本🚀語", &["🚀"]), ("日本".into(), true));
     assert_eq!(run("stop", &["stop"]), (String::new(), true));
+}
+
+/// The tokenizer of a GGUF file with this metadata, and with others instead or on top.
+fn tokenizer_of(metadata: &Value, with: &[(&str, Value)]) -> crate::Result<Tokenizer> {
+    let mut metadata = metadata.clone();
+    for (key, value) in with {
+        metadata[key] = value.clone();
+    }
+    gguf::tokenizer(Path::new("model.gguf"), &Metadata::of_json(Path::new("model.gguf"), &metadata))
+}
+
+#[test]
+fn ids_of_every_kind_of_gguf_are_those_of_its_tokenizer_json() {
+    let golden = json("gguf/tokenizers.json");
+    let of = &golden["byte_level"];
+    for group in of["groups"].as_array().unwrap() {
+        for kind in group["kinds"].as_array().unwrap() {
+            let tokenizer = tokenizer_of(&of["metadata"], &[("tokenizer.ggml.pre", kind.clone())]).unwrap();
+            for (i, text) in golden["texts"].as_array().unwrap().iter().enumerate() {
+                let expected = ids(&of["ids"][i][group["ids"][i].as_u64().unwrap() as usize]);
+                assert_eq!(tokenizer.encode(text.as_str().unwrap(), true).unwrap(), expected, "{kind}: {text}");
+            }
+        }
+    }
+    for (name, of) in golden["spm"].as_object().unwrap() {
+        let tokenizer = tokenizer_of(&of["metadata"], &[]).unwrap();
+        for (text, expected) in golden["spm_texts"].as_array().unwrap().iter().zip(of["ids"].as_array().unwrap()) {
+            assert_eq!(tokenizer.encode(text.as_str().unwrap(), true).unwrap(), ids(expected), "{name}: {text}");
+        }
+    }
+}
+
+#[test]
+fn files_say_what_is_put_around_texts() {
+    let golden = json("gguf/tokenizers.json");
+    let metadata = &golden["byte_level"]["metadata"];
+    let special = |key: &str| metadata[key].as_u64().unwrap() as u32;
+    let (bos, eos) = (special("tokenizer.ggml.bos_token_id"), special("tokenizer.ggml.eos_token_id"));
+    let around = |pre: &str, with: &[(&str, bool)]| {
+        let mut pairs = vec![("tokenizer.ggml.pre", Value::from(pre))];
+        pairs.extend(with.iter().map(|(key, adds)| (*key, Value::from(*adds))));
+        tokenizer_of(metadata, &pairs).unwrap().encode("", true).unwrap()
+    };
+    let (add_bos, add_eos) = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token");
+    assert_eq!(around("qwen2", &[]), Vec::<u32>::new());
+    assert_eq!(around("qwen2", &[(add_bos, true)]), [bos]);
+    assert_eq!(around("tekken", &[(add_eos, true)]), [bos, eos]);
+    assert_eq!(around("llama-bpe", &[(add_bos, false), (add_eos, true)]), [eos]);
+    // Llama's own files leave out the ids.
+    let mut spm = golden["spm"]["llama"]["metadata"].clone();
+    spm.as_object_mut().unwrap().retain(|key, _| !key.ends_with("_id"));
+    assert_eq!(tokenizer_of(&spm, &[(add_eos, true.into())]).unwrap().encode("", true).unwrap(), [1, 2]);
+}
+
+#[test]
+fn bad_tokenizers_are_refused_with_key_and_value() {
+    let golden = json("gguf/tokenizers.json");
+    let (bpe, spm) = (&golden["byte_level"]["metadata"], &golden["spm"]["llama"]["metadata"]);
+    let long = format!("a {}", "b".repeat(100));
+    for (metadata, key, value, why) in [
+        (bpe, "model", "bert".into(), "\"bert\" is not a tokenizer of this version: gpt2, llama, gemma4"),
+        (bpe, "model", Value::from(1), "is not text"),
+        (bpe, "pre", "no-such".into(), "\"no-such\" is not a pre-tokenizer of this version"),
+        (bpe, "tokens", vec!["a", "b", "a"].into(), "\"a\" is there twice, as 0 and 2"),
+        (bpe, "token_type", vec![1, 1].into(), "is not an array of 1103 whole numbers"),
+        (bpe, "merges", vec!["ab"].into(), "\"ab\" is not a pair"),
+        (bpe, "merges", vec!["a \u{4e00}"].into(), "Token `\u{4e00}` out of vocabulary"),
+        (bpe, "merges", vec![long.as_str()].into(), "makes is not in the vocabulary"),
+        (bpe, "merges", 1.into(), "is not an array"),
+        (bpe, "bos_token_id", 5000.into(), "5000 is not in the vocabulary of 1103 tokens"),
+        (bpe, "add_bos_token", "yes".into(), "is not true or false"),
+        (spm, "scores", vec![0.5].into(), "is not an array of 669 numbers"),
+        (spm, "unknown_token_id", 669.into(), "669 is not in the vocabulary of 669 tokens"),
+        (spm, "eos_token_id", Value::from(-1), "-1 is not a size"),
+        (spm, "model", "gemma4".into(), "tokenizer.ggml.merges: is missing"),
+    ] {
+        let key = format!("tokenizer.ggml.{key}");
+        let error = tokenizer_of(metadata, &[(&key, value)]).err().unwrap().to_string();
+        assert!(error.contains("model.gguf") && error.contains(why), "{error}");
+        assert!(error.contains(&key) || why.contains("tokenizer.ggml"), "{error}");
+    }
+}
+
+#[test]
+fn end_ids_are_in_the_vocabulary() {
+    let metadata = json("gguf/tokenizers.json")["byte_level"]["metadata"].clone();
+    let tokenizer = tokenizer_of(&metadata, &[]).unwrap();
+    let end_ids = |metadata: &Value| gguf::end_ids(&Metadata::of_json(Path::new("model.gguf"), metadata), &tokenizer);
+    assert_eq!(end_ids(&metadata).unwrap(), [tokenizer.id_of("<|im_end|>").unwrap()]);
+    let mut metadata = metadata.clone();
+    metadata["tokenizer.ggml.eot_token_id"] = 5000.into();
+    let error = end_ids(&metadata).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.ggml.eot_token_id: 5000 is not in the vocabulary"), "{error}");
 }

@@ -17,8 +17,7 @@ An expectation has
   decode_cases   ids and their texts without special tokens
   chat           if the model has a template: messages, their render with a generation prompt, and its ids
 
-common.py, gguf_files.py, quantized.py, templates.py and families.py are parts of this script; smollm2.py and
-gguf_architectures.py are others.
+common.py, gguf_files.py, gguf_tokenizers.py and templates.py are parts of this script; smollm2.py is another.
 """
 
 import sys
@@ -37,7 +36,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import common
 import gguf_files
-import quantized
+import gguf_tokenizers
 import templates
 
 CONVERSATION = [
@@ -354,6 +353,7 @@ def main():
         write_model(model, out / model.name)
     quantized.write(out)
     gguf_files.write(out / "gguf")
+    gguf_tokenizers.write(out)
     templates.write(out / "templates")
 
 

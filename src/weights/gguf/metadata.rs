@@ -131,6 +131,25 @@ impl Metadata {
     }
 }
 
+#[cfg(test)]
+impl Metadata {
+    /// The metadata that a JSON object says; empty arrays are texts.
+    pub fn of_json(path: &Path, object: &serde_json::Value) -> Self {
+        let value = |value: &serde_json::Value| match value {
+            serde_json::Value::Bool(b) => Value::Bool(*b),
+            serde_json::Value::Number(n) => n.as_i64().map_or_else(|| Value::Float(n.as_f64().unwrap()), Value::Int),
+            serde_json::Value::String(text) => Value::String(text.clone()),
+            array => Value::Array(match array.get(0) {
+                Some(n) if n.is_i64() => Array::Ints(serde_json::from_value(array.clone()).unwrap()),
+                Some(n) if n.is_f64() => Array::Floats(serde_json::from_value(array.clone()).unwrap()),
+                _ => Array::Strings(serde_json::from_value(array.clone()).unwrap()),
+            }),
+        };
+        let values = object.as_object().unwrap().iter().map(|(key, of)| (key.clone(), value(of)));
+        Self { path: path.to_owned(), values: values.collect() }
+    }
+}
+
 fn read_value(reader: &mut Reader<'_>, kind: u32) -> Result<Value, String> {
     Ok(match kind {
         value_type::BOOL => Value::Bool(read_bool(reader)?),
