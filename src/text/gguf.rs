@@ -290,30 +290,3 @@ fn surroundings(
 fn bad_vocabulary(path: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::model_because(path, "tokenizer.ggml.tokens: has a bad vocabulary", error)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::weights::gguf::GgufFile;
-
-    #[test]
-    fn words_are_cut_as_llama_cpp_cuts_them() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf_words");
-        let path = folder.join("vocabulary.gguf");
-        let metadata = GgufFile::open(&path).unwrap().metadata;
-        let expected = std::fs::read_to_string(folder.join("expected.json")).unwrap();
-        let expected: serde_json::Value = serde_json::from_str(&expected).unwrap();
-        let texts: Vec<&str> =
-            expected["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
-        for (kind, ids) in expected["ids"].as_object().unwrap() {
-            let words = Words::of(kind).unwrap_or_else(|| panic!("{kind}"));
-            let tokenizer = byte_level(&path, &metadata, words).unwrap();
-            for (text, ids) in texts.iter().zip(ids.as_array().unwrap()) {
-                let ours = tokenizer.encode(*text, false).unwrap();
-                let Some(ids) = ids.as_array() else { continue };
-                let ids: Vec<u32> = ids.iter().map(|id| id.as_u64().unwrap() as u32).collect();
-                assert_eq!(ours.get_ids(), ids, "{kind}: {text:?}");
-            }
-        }
-    }
-}

@@ -11,7 +11,10 @@ use std::{
 use chrono::{NaiveDate, NaiveDateTime};
 use serde_json::{Map, Value, json};
 
-use super::{Answer, ChatTemplate, TextProcessor, Tokenizer, detokenizer::Detokenizer, gguf, marks::Marks};
+use super::{
+    Answer, ChatTemplate, TemplateSource, TextProcessor, Tokenizer, chat_context, detokenizer::Detokenizer, gguf,
+    marks::Marks, python,
+};
 use crate::{
     Error, Message,
     weights::gguf::{GgufFile, Metadata},

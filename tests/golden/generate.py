@@ -17,7 +17,8 @@ An expectation has
   decode_cases   ids and their texts without special tokens
   chat           if the model has a template: messages, their render with a generation prompt, and its ids
 
-common.py, gguf_files.py, gguf_tokenizers.py and templates.py are parts of this script; smollm2.py is another.
+common.py, gguf_files.py, gguf_tokenizers.py, quantized.py, templates.py and families.py are parts of this script;
+smollm2.py and gguf_architectures.py are others.
 """
 
 import sys
@@ -37,6 +38,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import common
 import gguf_files
 import gguf_tokenizers
+import quantized
 import templates
 
 CONVERSATION = [
