@@ -199,8 +199,8 @@ pub enum RopeScaling {
     Linear {
         factor: f64,
     },
-    /// The base grows with a sequence that is longer than `original_positions`
-    /// ("NTK-aware", [as first described](https://www.reddit.com/r/LocalLLaMA/comments/14lz7j5/)).
+    /// The base grows with a sequence that is longer than `original_positions` ("dynamic NTK", the
+    /// [YaRN](https://arxiv.org/abs/2309.00071) paper's section 3.3).
     Dynamic {
         factor: f64,
         original_positions: usize,
