@@ -1,5 +1,3 @@
-use std::ops::Range;
-
 use candle_core::{DType, Device, Tensor};
 
 use super::{
@@ -116,8 +114,15 @@ impl<'a> Loader<'a> {
         Ok(Linear::new(weight, bias)?)
     }
 
-    /// Linear maps that are rows of one matrix of `shape`.
-    fn parts(&self, module: &str, shape: [usize; 2], bias: bool, parts: &[Vec<usize>]) -> Result<Vec<Linear>> {
+    /// Linear maps that are rows of one matrix of `shape`. Which rows is only asked once there is such a matrix: sizes
+    /// that no tensor has been held against yet may be absurd.
+    fn parts(
+        &self,
+        module: &str,
+        shape: [usize; 2],
+        bias: bool,
+        parts: impl FnOnce() -> Vec<Vec<usize>>,
+    ) -> Result<Vec<Linear>> {
         let weight = self.weight(module, shape)?;
         let biases = if bias { Some(self.bias(module, shape[0])?) } else { None };
         let part = |rows: &Vec<usize>| {
@@ -125,7 +130,7 @@ impl<'a> Loader<'a> {
             let bias = biases.as_ref().map(|biases| self.vector(rows.iter().map(|row| biases[*row]).collect()));
             Ok(Linear::new(weight, bias.transpose()?)?)
         };
-        let linears = parts.iter().map(part).collect();
+        let linears = parts().iter().map(part).collect();
         self.release(module);
         linears
     }
@@ -135,27 +140,29 @@ impl<'a> Loader<'a> {
         let names = &self.layout.names;
         let attention = &spec.attention;
         let (head_dim, bias) = (attention.head_dim, attention.qkv_bias);
-        let widths =
-            [attention.num_heads, attention.num_kv_heads, attention.num_kv_heads].map(|heads| heads * head_dim);
+        let heads = [attention.num_heads, attention.num_kv_heads, attention.num_kv_heads];
+        let widths = heads.map(|heads| heads.saturating_mul(head_dim));
+        if self.layout.pairs == Pairs::Neighbours && !head_dim.is_multiple_of(2) {
+            let reason = format!("heads of {head_dim} have no two halves");
+            return Err(Error::model(&self.checkpoint.path, reason));
+        }
         let linears = if self.contains(names.query) {
-            let turned = widths.map(|width| in_halves(0..width, head_dim, self.layout.pairs));
-            let modules =
-                [(names.query, true), (names.key, true), (names.value, false)].into_iter().zip(widths).zip(turned);
-            let load = |(((module, turns), width), rows): (((&str, bool), usize), Vec<usize>)| {
+            let load = |((module, turns), width): ((&str, bool), usize)| {
                 let shape = [width, spec.hidden_size];
                 if turns && self.layout.pairs == Pairs::Neighbours {
-                    return Ok(self.parts(module, shape, bias, &[rows])?.remove(0));
+                    return Ok(self.parts(module, shape, bias, || vec![in_halves(width, head_dim)])?.remove(0));
                 }
                 self.linear(module, shape, bias)
             };
-            modules.map(load).collect::<Result<Vec<_>>>()?
+            let modules = [(names.query, true), (names.key, true), (names.value, false)];
+            modules.into_iter().zip(widths).map(load).collect::<Result<Vec<_>>>()?
         } else {
-            let rows = if self.layout.qkv_by_head {
-                rows_by_head(attention.num_heads, head_dim)
-            } else {
-                rows_by_kind(widths)
+            let all = widths.into_iter().fold(0, usize::saturating_add);
+            let rows = || match self.layout.qkv_by_head {
+                true => rows_by_head(attention.num_heads, head_dim),
+                false => rows_by_kind(widths),
             };
-            self.parts(names.qkv, [widths.iter().sum(), spec.hidden_size], bias, &rows)?
+            self.parts(names.qkv, [all, spec.hidden_size], bias, rows)?
         };
         linears.try_into().map_err(|_| Error::internal("queries, keys and values are three"))
     }
@@ -170,8 +177,8 @@ impl<'a> Loader<'a> {
         let DenseSpec { intermediate_size: inner, gated, bias, .. } = *spec;
         let down = self.linear(names.down, [hidden_size, inner], bias)?;
         if gated && !self.contains(names.gate) {
-            let parts = [(0..inner).collect(), (inner..2 * inner).collect()];
-            let mut parts = self.parts(names.gate_up, [2 * inner, hidden_size], bias, &parts)?.into_iter();
+            let rows = || vec![(0..inner).collect(), (inner..2 * inner).collect()];
+            let mut parts = self.parts(names.gate_up, [2 * inner, hidden_size], bias, rows)?.into_iter();
             if let (Some(gate), Some(up)) = (parts.next(), parts.next()) {
                 return Ok((Some(gate), up, down));
             }
@@ -209,17 +216,15 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// The stored rows of heads, in the order that has the two halves of what is turned one after the other.
-fn in_halves(rows: Range<usize>, head_dim: usize, stored: Pairs) -> Vec<usize> {
+/// The stored rows of heads whose pairs are neighbours, in the order that has the halves of what is turned one after
+/// the other.
+fn in_halves(rows: usize, head_dim: usize) -> Vec<usize> {
     let row = |row: usize| {
         let (head, within) = (row / head_dim, row % head_dim);
         let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
         head * head_dim + 2 * pair + half
     };
-    match stored {
-        Pairs::Halves => rows.collect(),
-        Pairs::Neighbours => rows.map(row).collect(),
-    }
+    (0..rows).map(row).collect()
 }
 
 /// The rows of queries, keys and values that follow each other.

@@ -92,6 +92,21 @@ async fn configs_that_make_no_sense() {
         let error = load_error(&dir.0).await;
         assert!(matches!(error, Error::InvalidModel { .. }), "{key} = {value}: {error:?}");
     }
+    // Sizes that no file could have, in models whose matrices are cut into parts.
+    for (golden, key) in [
+        ("phi3_v4", "num_attention_heads"),
+        ("phi3_v4", "intermediate_size"),
+        ("gpt_neox_v4", "num_attention_heads"),
+        ("gpt2_v4", "n_head"),
+        ("mixtral_v4", "num_local_experts"),
+        ("gemma3_v4", "head_dim"),
+        ("olmo", "hidden_size"),
+    ] {
+        let dir = TempDir::copy_of(golden, "absurd");
+        set(&dir, key, 4_000_000_000u32.into());
+        let error = load_error(&dir.0).await;
+        assert!(matches!(error, Error::InvalidModel { .. }), "{golden}: {key}: {error:?}");
+    }
     for kinds in [serde_json::json!(["full_attention"]), serde_json::json!(["full_attention", "psychic", "psychic"])] {
         let dir = TempDir::copy_of("gemma2_v4", "layers");
         set(&dir, "layer_types", kinds);
