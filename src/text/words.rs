@@ -1,8 +1,9 @@
 //! How byte-level tokenizers cut text into words before merging, by the `tokenizer.ggml.pre` of a GGUF file.
 //!
-//! The steps are those of the models' own `tokenizer.json`. llama.cpp, which gave the kinds their names, says most of
-//! them otherwise for its own regular expressions, and normalises nothing: it differs for composed characters
-//! where `nfc` is set, for "ſ" after an apostrophe, and for Falcon's numbers, which never join the space before them.
+//! The steps are those of the models' own `tokenizer.json`. llama.cpp, which gave the kinds their names, says many of
+//! them otherwise for its own regular expressions and normalises nothing. It differs for decomposed characters where
+//! `nfc` is set, for combining marks in the words of Tekken and GPT-4o, for numbers of Falcon, which never join the
+//! space before them, and for rare spaces and letters such as U+2028 and "ſ".
 
 use tokenizers::{
     PreTokenizerWrapper, Result, SplitDelimiterBehavior,
