@@ -110,7 +110,8 @@ KINDS = [
         cut(WORD + r"|\p{N}{1,3}" + TAIL) + [BYTES],
         {"whole": True, "bos": True},
     ),
-    ("smaug-bpe dbrx chatglm-bpe glm4", cut(WORD + r"|\p{N}{1,3}" + TAIL) + [BYTES], {}),
+    ("chatglm-bpe glm4", cut(WORD + r"|\p{N}{1,3}" + TAIL) + [BYTES], {"whole": True}),
+    ("smaug-bpe dbrx", cut(WORD + r"|\p{N}{1,3}" + TAIL) + [BYTES], {}),
     ("qwen2 deepseek-r1-qwen megrez kormo f2llmv2", cut(WORD + r"|\p{N}" + TAIL) + [BYTES], {"nfc": True}),
     (
         "qwen35",
