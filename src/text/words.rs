@@ -1,8 +1,9 @@
 //! How byte-level tokenizers cut text into words before merging, by the `tokenizer.ggml.pre` of a GGUF file.
 //!
-//! The steps are those of the models' own `tokenizer.json`. llama.cpp, which gave the kinds their names, says most of
-//! them otherwise for its own regular expressions, and normalises nothing: it differs for composed characters
-//! where `nfc` is set, for "ſ" after an apostrophe, and for Falcon's numbers, which never join the space before them.
+//! The steps are those of the models' own `tokenizer.json`. llama.cpp, which gave the kinds their names, says many of
+//! them otherwise for its own regular expressions and normalises nothing. It differs for decomposed characters where
+//! `nfc` is set, for combining marks in the words of Tekken and GPT-4o, for numbers of Falcon, which never join the
+//! space before them, and for rare spaces and letters such as U+2028 and "ſ".
 
 use tokenizers::{
     PreTokenizerWrapper, Result, SplitDelimiterBehavior,
@@ -87,7 +88,7 @@ impl Words {
             "falcon" => of(&[PunctuationRuns, Gpt2, Numbers, Cut("[0-9][0-9][0-9]")]),
             "llama-bpe" | "llama-v3" | "llama3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2"
             | "jina-v5-nano" => Self { adds_bos: true, ..whole(&[Cut(LLAMA3), Bytes]) },
-            "smaug-bpe" | "dbrx" | "glm4" | "chatglm-bpe" => of(&[Cut(LLAMA3), Bytes]),
+            "smaug-bpe" | "dbrx" => of(&[Cut(LLAMA3), Bytes]),
             "qwen2" | "deepseek-r1-qwen" | "megrez" | "kormo" | "f2llmv2" => composed(&[Cut(QWEN2), Bytes]),
             "qwen35" => composed(&[Cut(QWEN35), Bytes]),
             "stablelm2" | "hunyuan" | "solar-open" | "grok-2" => of(&[Cut(QWEN2), Bytes]),
@@ -110,7 +111,8 @@ impl Words {
             "spark2_5" => of(&[Cut(r"\p{N}{1,3}"), Cut(CJK), Cut(SPARK), EachDigit, Bytes]),
             "youtu" => whole(&[Cut(YOUTU_CJK), Cut(YOUTU), Bytes]),
             "tekken" => Self { adds_bos: true, ..whole(&[Cut(TEKKEN), Bytes]) },
-            // Made from tiktoken's files, which take words whole.
+            // Made for tiktoken, which takes words whole.
+            "glm4" | "chatglm-bpe" => whole(&[Cut(LLAMA3), Bytes]),
             "gpt-4o" | "llama4" => whole(&[Cut(GPT4O), Bytes]),
             "kimi-k2" => whole(&[Cut(KIMI_K2), Bytes]),
             "kanana2" | "talkie" | "minimax-m2" => of(&[Cut(GPT4O), Bytes]),

@@ -91,9 +91,14 @@ def cut(*patterns):
 
 # Kinds with the same tokenizer, its pre-tokenizers, and what else is not as usual.
 KINDS = [
-    ("gpt-2 phi-2 default jina-es jina-v2-de gigachat a.x-4.0 mellum exaone4 trillion granite-docling", [GPT2], {}),
+    (
+        "default gpt-2 gpt2 phi-2 gigachat a.x-4.0 mellum exaone4 jais trillion granite-docling jina-es jina-de "
+        "jina-v2-es jina-v2-de modern-bert",
+        [GPT2],
+        {},
+    ),
     ("mpt olmo", [GPT2], {"nfc": True}),
-    ("starcoder smollm refact codeshell exaone minerva-7b", [DIGITS, GPT2], {}),
+    ("starcoder smollm refact codeshell exaone minerva-7b mellum2", [DIGITS, GPT2], {}),
     ("command-r", [DIGITS, GPT2], {"nfc": True}),
     (
         "falcon",
@@ -101,11 +106,13 @@ KINDS = [
         {},
     ),
     (
-        "llama-bpe llama3 llama-v3 falcon3 pixtral lfm2", cut(WORD + r"|\p{N}{1,3}" + TAIL) + [BYTES],
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+        cut(WORD + r"|\p{N}{1,3}" + TAIL) + [BYTES],
         {"whole": True, "bos": True},
     ),
-    ("smaug-bpe dbrx chatglm-bpe glm4", cut(WORD + r"|\p{N}{1,3}" + TAIL) + [BYTES], {}),
-    ("qwen2 deepseek-r1-qwen megrez", cut(WORD + r"|\p{N}" + TAIL) + [BYTES], {"nfc": True}),
+    ("chatglm-bpe glm4", cut(WORD + r"|\p{N}{1,3}" + TAIL) + [BYTES], {"whole": True}),
+    ("smaug-bpe dbrx", cut(WORD + r"|\p{N}{1,3}" + TAIL) + [BYTES], {}),
+    ("qwen2 deepseek-r1-qwen megrez kormo f2llmv2", cut(WORD + r"|\p{N}" + TAIL) + [BYTES], {"nfc": True}),
     (
         "qwen35",
         cut(
@@ -114,19 +121,21 @@ KINDS = [
         ) + [BYTES],
         {"nfc": True},
     ),
-    ("stablelm2 hunyuan", cut(WORD + r"|\p{N}" + TAIL) + [BYTES], {}),
+    ("stablelm2 hunyuan solar-open grok-2", cut(WORD + r"|\p{N}" + TAIL) + [BYTES], {}),
+    ("ufakzeka", cut(FIRST + r"\p{L}+|\p{N}" + TAIL) + [BYTES], {}),
     (
         "deepseek-llm",
         cut("[\r\n]", rf"\s?[{CASED}]+", "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"\s+$", OLD_CJK) + [DIGITS, BYTES], {},
     ),
     ("deepseek-coder", cut("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", OLD_CJK) + [DIGITS, BYTES], {}),
-    ("deepseek-v3 hunyuan-dense", cut(r"\p{N}{1,3}", CJK, PUNCTUATED) + [BYTES], {}),
+    ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", cut(r"\p{N}{1,3}", CJK, PUNCTUATED) + [BYTES], {}),
     ("tekken", cut(CAMEL % ("", "") + r"|\p{N}" + SLASH_TAIL) + [BYTES], {"whole": True, "bos": True}),
     ("gpt-4o llama4", cut(GPT4O) + [BYTES], {"whole": True}),
+    ("kanana2 talkie minimax-m2", cut(GPT4O) + [BYTES], {}),
     ("kimi-k2", cut(KIMI) + [BYTES], {"whole": True}),
-    ("tiny_aya", cut(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O) + [BYTES], {}),
+    ("tiny_aya cohere2moe", cut(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O) + [BYTES], {}),
     (
-        "bailingmoe",
+        "bailingmoe bailingmoe2 llada-moe",
         cut(
             r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]"
             r"|\s+(?!\S)|\s+"
