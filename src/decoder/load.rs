@@ -44,6 +44,11 @@ impl<'a> Loader<'a> {
         this
     }
 
+    /// Keeps what it loads as it is stored.
+    pub fn as_stored(&self) -> Self {
+        Self { quantize: None, ..*self }
+    }
+
     /// For the modules of a layer.
     pub fn layer(&self, layer: usize) -> Self {
         Self { layer: Some(layer), ..*self }
@@ -178,10 +183,10 @@ impl<'a> Loader<'a> {
         let down = self.linear(names.down, [hidden_size, inner], bias)?;
         if gated && !self.contains(names.gate) {
             let rows = || vec![(0..inner).collect(), (inner..2 * inner).collect()];
-            let mut parts = self.parts(names.gate_up, [2 * inner, hidden_size], bias, rows)?.into_iter();
-            if let (Some(gate), Some(up)) = (parts.next(), parts.next()) {
-                return Ok((Some(gate), up, down));
-            }
+            let parts = self.parts(names.gate_up, [2 * inner, hidden_size], bias, rows)?;
+            let parts: Result<[Linear; 2], _> = parts.try_into();
+            let [gate, up] = parts.map_err(|_| Error::internal("gate and up are two"))?;
+            return Ok((Some(gate), up, down));
         }
         let gate = if gated { Some(self.linear(names.gate, [inner, hidden_size], bias)?) } else { None };
         Ok((gate, self.linear(names.up, [inner, hidden_size], bias)?, down))

@@ -140,7 +140,8 @@ impl Experts {
             None => None,
         };
         Ok(Self {
-            router: load.linear(names.router, [spec.num_experts, hidden_size], false)?,
+            // It is small, and a rounded choice would be another one.
+            router: load.as_stored().linear(names.router, [spec.num_experts, hidden_size], false)?,
             experts: (0..spec.num_experts).map(expert).collect::<crate::Result<_>>()?,
             per_token: spec.per_token,
             normalise: spec.normalise,

@@ -269,7 +269,8 @@ impl Checkpoint {
     /// A tensor of `shape` as a matrix whose rows are along its last dimension.
     pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<StoredMatrix<'_>> {
         let columns = shape.last().copied().unwrap_or(1);
-        let rows = shape.iter().product::<usize>() / columns;
+        // What no tensor has been held against yet may be absurd.
+        let rows = shape[..shape.len().saturating_sub(1)].iter().fold(1, |rows: usize, n| rows.saturating_mul(*n));
         if let Store::Safetensors(_) = self.store
             && let Some(module) = name.strip_suffix(".weight")
             && let Some(matrix) = Module::new(self, module, rows, columns).read()?

@@ -73,7 +73,8 @@ impl<'a> Module<'a> {
     fn words(&self, parameter: &str, rows: usize, columns: usize) -> Result<Vec<u32>> {
         let tensor = self.tensor(parameter)?;
         let whole = matches!(tensor.encoding, Encoding::Dense(DType::U32 | DType::I32));
-        if !whole || tensor.bytes.len() != rows * columns * 4 {
+        let len = rows.checked_mul(columns).and_then(|words| words.checked_mul(4));
+        if !whole || len != Some(tensor.bytes.len()) {
             return Err(self.bad_shape(parameter, &tensor));
         }
         Ok(tensor.bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
@@ -107,8 +108,8 @@ impl<'a> Module<'a> {
             bits: bits as u32,
             group,
             codes,
-            scales: self.numbers("scales", self.rows * groups)?,
-            offsets: self.numbers("biases", self.rows * groups)?,
+            scales: self.numbers("scales", self.rows.saturating_mul(*groups))?,
+            offsets: self.numbers("biases", self.rows.saturating_mul(*groups))?,
             order: None,
         })
     }
@@ -214,7 +215,7 @@ impl<'a> Module<'a> {
     fn fp8(&self) -> Result<Rows<'static>> {
         let (rows, columns) = (self.rows, self.columns);
         let weight = self.tensor("weight")?;
-        if weight.bytes.len() != rows * columns {
+        if rows.checked_mul(columns) != Some(weight.bytes.len()) {
             return Err(self.bad_shape("weight", &weight));
         }
         let key = ["weight_scale_inv", "weight_scale"].into_iter().find(|key| self.contains(key));

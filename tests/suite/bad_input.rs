@@ -101,6 +101,11 @@ async fn configs_that_make_no_sense() {
         ("mixtral_v4", "num_local_experts"),
         ("gemma3_v4", "head_dim"),
         ("olmo", "hidden_size"),
+        ("mlx", "num_attention_heads"),
+        ("gptq", "intermediate_size"),
+        ("awq", "num_attention_heads"),
+        ("fp8", "head_dim"),
+        ("mlx_moe", "moe_intermediate_size"),
     ] {
         let dir = TempDir::copy_of(golden, "absurd");
         set(&dir, key, 4_000_000_000u32.into());
