@@ -457,20 +457,16 @@ fn lines(s: &str, keep_ends: bool) -> Vec<&str> {
 
 /// `str.title`: the first letter of each run of letters is upper case.
 fn title(s: &str) -> String {
-    let (mut out, mut in_word) = (String::with_capacity(s.len()), false);
-    for c in s.chars() {
-        if in_word {
-            out.extend(c.to_lowercase())
-        } else {
-            out.extend(c.to_uppercase())
-        }
-        in_word = c.is_alphabetic();
-    }
-    out
+    capitalised(s, char::is_alphabetic)
 }
 
 /// Jinja's `title`: the first letter of each word is upper case.
 pub fn title_words(s: &str) -> String {
+    capitalised(s, |c| !is_space(c) && !"-({[<".contains(c))
+}
+
+/// All in lower case but what does not come after a character that is `inside` a word.
+fn capitalised(s: &str, inside: impl Fn(char) -> bool) -> String {
     let (mut out, mut in_word) = (String::with_capacity(s.len()), false);
     for c in s.chars() {
         if in_word {
@@ -478,7 +474,7 @@ pub fn title_words(s: &str) -> String {
         } else {
             out.extend(c.to_uppercase())
         }
-        in_word = !is_space(c) && !"-({[<".contains(c);
+        in_word = inside(c);
     }
     out
 }

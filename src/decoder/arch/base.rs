@@ -6,7 +6,9 @@ use crate::{
     decoder::{
         Spec,
         layout::Layout,
-        spec::{AttentionSpec, DenseSpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, Order, RopeScaling},
+        spec::{
+            AttentionSpec, DenseSpec, ExpertsSpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, Order, RopeScaling, RopeSpec,
+        },
     },
     kernels::rows::{Activation, Pairs},
     weights::Config,
@@ -15,8 +17,8 @@ use crate::{
 /// More than any model has, and few enough to describe each.
 const MAX_LAYERS: usize = 4096;
 
-/// A llama with the sizes, biases, activation and rope that the configuration names, all under the keys that Llama's has.
-/// Where it names no `head_dim`, heads share the hidden size.
+/// A llama with the sizes, biases, activation and rope that the configuration names, all under the keys that
+/// Llama's has. Where it names no `head_dim`, heads share the hidden size.
 pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
     let hidden_size = config.size("hidden_size")?;
     let num_heads = config.size("num_attention_heads")?;
@@ -125,6 +127,26 @@ impl Spec {
                 change(dense);
             }
         }
+        self
+    }
+
+    /// Puts experts into all layers.
+    pub(super) fn experts(mut self, experts: ExpertsSpec) -> Self {
+        let experts = MlpSpec::Experts(experts);
+        self.layers.iter_mut().for_each(|layer| layer.mlp = experts.clone());
+        self
+    }
+
+    /// Encodes positions in layers with windows only.
+    pub(super) fn rope_in_windows(mut self) -> Self {
+        self.layers.iter_mut().for_each(|layer| layer.rope = layer.window.map(|_| 0));
+        self
+    }
+
+    /// Encodes positions in layers with windows in another way.
+    pub(super) fn local_rope(mut self, local: RopeSpec) -> Self {
+        self.ropes.push(local);
+        self.layers.iter_mut().for_each(|layer| layer.rope = Some(usize::from(layer.window.is_some())));
         self
     }
 

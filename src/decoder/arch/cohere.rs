@@ -32,8 +32,5 @@ pub fn cohere2(config: &Config) -> Result<Spec> {
     let period = config.opt_usize("sliding_window_pattern")?.unwrap_or(4).max(1);
     let mut spec = cohere(config)?.slide(config, |layer| (layer + 1) % period != 0)?;
     spec.architecture = "cohere2";
-    for layer in &mut spec.layers {
-        layer.rope = layer.window.map(|_| 0);
-    }
-    Ok(spec)
+    Ok(spec.rope_in_windows())
 }

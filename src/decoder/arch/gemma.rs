@@ -46,12 +46,8 @@ pub fn gemma3(config: &Config) -> Result<Spec> {
     spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm });
     spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model.")];
     let period = config.opt_usize("sliding_window_pattern")?.unwrap_or(6).max(1);
-    let mut spec = spec.slide(config, |layer| (layer + 1) % period != 0)?;
-    spec.ropes.push(rope::local(config, spec.max_positions, spec.attention.head_dim)?);
-    for layer in &mut spec.layers {
-        layer.rope = Some(usize::from(layer.window.is_some()));
-    }
-    Ok(spec)
+    let local = rope::local(config, spec.max_positions, spec.attention.head_dim)?;
+    Ok(spec.slide(config, |layer| (layer + 1) % period != 0)?.local_rope(local))
 }
 
 /// What Gemma 2 and 3 have in common.

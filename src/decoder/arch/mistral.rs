@@ -8,7 +8,6 @@ use crate::{
     decoder::{
         Spec,
         layout::{MlpNames, Names},
-        spec::MlpSpec,
     },
     weights::Config,
 };
@@ -20,9 +19,8 @@ pub fn mistral(config: &Config) -> Result<Spec> {
 
 pub fn mixtral(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"rope_theta": 1e6, "num_experts_per_tok": 2}));
-    let mut spec = base::spec(config, "mixtral")?.slide(config, |_| true)?;
-    let experts = MlpSpec::Experts(experts::spec(config, "intermediate_size", true)?);
-    spec.layers.iter_mut().for_each(|layer| layer.mlp = experts.clone());
+    let experts = experts::spec(config, "intermediate_size", true)?;
+    let mut spec = base::spec(config, "mixtral")?.slide(config, |_| true)?.experts(experts);
     spec.layout.names = Names {
         router: "block_sparse_moe.gate",
         expert: MlpNames {

@@ -7,15 +7,13 @@ use crate::{
     Result,
     decoder::{
         Spec,
-        spec::{MlpSpec, NormOver, NormSpec, Order, QkNorm},
+        spec::{NormOver, NormSpec, Order, QkNorm},
     },
     weights::Config,
 };
 
 pub fn olmo(config: &Config) -> Result<Spec> {
-    if config.get("clip_qkv").is_some() {
-        return Err(config.bad("clip_qkv", "clipping is not supported"));
-    }
+    refuse_clipping(config)?;
     let mut spec = base::spec(&config.or(json!({"rms_norm_eps": 1e-5})), "olmo")?;
     spec.norm = NormSpec { centred: true, weight: false, bias: false, eps: 1e-5 };
     Ok(spec)
@@ -31,27 +29,20 @@ pub fn olmo2(config: &Config) -> Result<Spec> {
 
 pub fn olmo3(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"sliding_window": 4096, "rope_theta": 5e5}));
-    let mut spec = post_norm(config, "olmo3")?.slide(config, |layer| (layer + 1) % 4 != 0)?;
+    let spec = post_norm(config, "olmo3")?.slide(config, |layer| (layer + 1) % 4 != 0)?;
     let theta = config.or(json!({"rope_local_base_freq": spec.ropes[0].theta}));
-    spec.ropes.push(rope::local(&theta, spec.max_positions, spec.attention.head_dim)?);
-    for layer in &mut spec.layers {
-        layer.rope = Some(usize::from(layer.window.is_some()));
-    }
-    Ok(spec)
+    let local = rope::local(&theta, spec.max_positions, spec.attention.head_dim)?;
+    Ok(spec.local_rope(local))
 }
 
 /// OLMoE: experts, and norms before.
 pub fn olmoe(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"num_experts_per_tok": 8, "num_experts": 64}));
-    if config.get("clip_qkv").is_some() {
-        return Err(config.bad("clip_qkv", "clipping is not supported"));
-    }
+    refuse_clipping(config)?;
     let mut spec = base::spec(config, "olmoe")?;
     spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm });
     let normalise = config.bool_or("norm_topk_prob", false)?;
-    let experts = MlpSpec::Experts(experts::spec(config, "intermediate_size", normalise)?);
-    spec.layers.iter_mut().for_each(|layer| layer.mlp = experts.clone());
-    Ok(spec)
+    Ok(spec.experts(experts::spec(config, "intermediate_size", normalise)?))
 }
 
 /// EXAONE 4: norms after, those of queries and keys over heads. Where there are windows, layers without know no
@@ -65,11 +56,7 @@ pub fn exaone4(config: &Config) -> Result<Spec> {
     }
     // It may also be a text such as "LLLG", which is the usual pattern.
     let period = config.get("sliding_window_pattern").and_then(|period| period.as_u64()).unwrap_or(4).max(1) as usize;
-    let mut spec = spec.slide(config, |layer| (layer + 1) % period != 0)?;
-    for layer in &mut spec.layers {
-        layer.rope = layer.window.map(|_| 0);
-    }
-    Ok(spec)
+    Ok(spec.slide(config, |layer| (layer + 1) % period != 0)?.rope_in_windows())
 }
 
 fn post_norm(config: &Config, architecture: &'static str) -> Result<Spec> {
@@ -77,4 +64,12 @@ fn post_norm(config: &Config, architecture: &'static str) -> Result<Spec> {
     spec.order = Order::POST_NORM;
     spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm });
     Ok(spec)
+}
+
+/// No published model of today's clips, and the decoder cannot.
+fn refuse_clipping(config: &Config) -> Result<()> {
+    match config.get("clip_qkv") {
+        Some(_) => Err(config.bad("clip_qkv", "clipping is not supported")),
+        None => Ok(()),
+    }
 }

@@ -7,7 +7,7 @@ use crate::{
     Result,
     decoder::{
         Spec,
-        spec::{DenseSpec, MlpSpec, NormOver, QkNorm, SharedSpec},
+        spec::{DenseSpec, ExpertsSpec, MlpSpec, NormOver, QkNorm, SharedSpec},
     },
     weights::Config,
 };
@@ -57,7 +57,7 @@ fn windows(spec: Spec, config: &Config, slides: impl Fn(usize, usize) -> bool) -
 fn with_experts(mut spec: Spec, config: &Config, shared: Option<SharedSpec>) -> Result<Spec> {
     let normalise = config.bool_or("norm_topk_prob", false)?;
     let experts = experts::spec(config, "moe_intermediate_size", normalise)?;
-    let experts = MlpSpec::Experts(crate::decoder::spec::ExpertsSpec { shared, ..experts });
+    let experts = MlpSpec::Experts(ExpertsSpec { shared, ..experts });
     let step = config.opt_usize("decoder_sparse_step")?.unwrap_or(1).max(1);
     let dense = config.ids("mlp_only_layers")?;
     for (index, layer) in spec.layers.iter_mut().enumerate() {

@@ -6,7 +6,7 @@ use super::{Array, GgufFile};
 use crate::{Result, weights::Config};
 
 /// The architectures that llama.cpp calls otherwise.
-const MODEL_TYPES: [(&str, &str); 8] = [
+const MODEL_TYPES: [(&str, &str); 7] = [
     ("chatglm", "glm"),
     ("command-r", "cohere"),
     ("gemma3", "gemma3_text"),
@@ -14,7 +14,6 @@ const MODEL_TYPES: [(&str, &str); 8] = [
     ("phi2", "phi"),
     ("qwen2moe", "qwen2_moe"),
     ("qwen3moe", "qwen3_moe"),
-    ("starcoder", "gpt_bigcode"),
 ];
 
 /// What keys are called there: sizes, then other numbers, then the rest. Some have several names here.

@@ -18,7 +18,7 @@ pub use config::config;
 pub use metadata::{Array, Metadata};
 use reader::Reader;
 
-use super::{Encoding, StoredTensor, mmap, to_f32};
+use super::{Encoding, StoredTensor, mmap};
 use crate::{Error, Result, kernels::ggml::GgmlType};
 
 /// A memory-mapped GGUF file, or the several that a model was split into.
@@ -102,11 +102,7 @@ impl GgufFile {
 
     /// The numbers of a tensor that is not quantised.
     pub fn numbers(&self, name: &str) -> Result<Vec<f32>> {
-        let tensor = self.get(name)?;
-        match tensor.encoding {
-            Encoding::Dense(_) => to_f32(tensor.bytes, tensor.encoding),
-            Encoding::Ggml(_) => Err(Error::model(tensor.path, format!("tensor {name} is quantised"))),
-        }
+        self.get(name)?.numbers(name)
     }
 
     /// Bits per weight and weights per scale: those of the kind of quantisation the file says it has, else of the
