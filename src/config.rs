@@ -48,7 +48,8 @@ pub struct LoadConfig {
     /// sequence has used yet is reserved but not resident.
     pub kv_cache_bytes: Option<usize>,
     /// How keys and values are stored. `None`: in 16 bits ([`F16`](KvCacheType::F16)) beside the quantised
-    /// weights of a GGUF file or of [`quantize`](Self::quantize), else with the precision of the computation, so that logits lose none.
+    /// weights of a GGUF file or of [`quantize`](Self::quantize), else with the precision of the computation, so that
+    /// logits lose none.
     pub kv_cache_type: Option<KvCacheType>,
     /// Quantises the matrices of a checkpoint that is not quantised yet, as they are loaded. `None`: they stay as
     /// they are.
@@ -130,7 +131,7 @@ impl LoadConfig {
     ///
     /// ```
     /// use tokenflow::LoadConfig;
-    /// let config = LoadConfig::new().progress(|progress| eprintln!("{} of {}", progress.layers, progress.total_layers));
+    /// let config = LoadConfig::new().progress(|at| eprintln!("{} of {}", at.layers, at.total_layers));
     /// ```
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {

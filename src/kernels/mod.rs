@@ -15,6 +15,7 @@ macro_rules! compiled_for {
     };
 }
 
+mod activations;
 pub mod affine;
 pub mod attention;
 pub mod dense;

@@ -1,8 +1,8 @@
 //! Plain code that compilers vectorise, compiled for each instruction set.
 
 use crate::kernels::{
+    activations::{BlockScale, GROUP},
     ggml::Format,
-    quantized::{BlockScale, GROUP},
     rows::{Activation, Norm, Pairs},
 };
 
@@ -35,9 +35,9 @@ macro_rules! all {
                 (x: &mut [f32], up: Option<&[f32]>, activation: Activation);
             fn add_row = crate::kernels::rows::add_row, (x: &mut [f32], y: &[f32], scale: f32);
             fn cap = crate::kernels::rows::cap, (x: &mut [f32], softcap: f32);
-            fn quantize_tile = crate::kernels::quantized::quantize_tile,
+            fn quantize_tile = crate::kernels::activations::quantize_tile,
                 (x: &[f32], columns: usize, format: Format, codes: &mut [[i8; GROUP]], scales: &mut [BlockScale]);
-            fn keep_what_rounding_loses = crate::kernels::quantized::keep_what_rounding_loses, (x: &mut [f32]);
+            fn keep_what_rounding_loses = crate::kernels::activations::keep_what_rounding_loses, (x: &mut [f32]);
             fn greatest_of = crate::kernels::logits::greatest_of, (logits: &[f32]) -> Option<f32>;
             fn weigh_chunk = crate::kernels::logits::weigh_chunk,
                 (logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32]) -> f32;

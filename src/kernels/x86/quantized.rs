@@ -1,6 +1,9 @@
 use std::arch::x86_64::*;
 
-use crate::kernels::quantized::{GROUP, Panel, PanelFactors, ROWS, Tile};
+use crate::kernels::{
+    activations::{GROUP, Tile},
+    quantized::{Panel, PanelFactors, ROWS},
+};
 
 /// How far ahead of the codes in use others are asked for: hardware does not look beyond a page.
 const AHEAD: usize = 160;
