@@ -119,8 +119,8 @@ impl Embedding {
     }
 
     /// The output head that shares this matrix.
-    pub fn as_head(&self) -> Result<Linear> {
-        Linear::new(self.matrix.clone(), None)
+    pub fn as_head(&self, bias: Option<Tensor>) -> Result<Linear> {
+        Linear::new(self.matrix.clone(), bias)
     }
 
     pub fn bytes(&self) -> usize {

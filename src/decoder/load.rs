@@ -105,18 +105,19 @@ impl<'a> Loader<'a> {
         stored.transposed().ok_or_else(|| Error::model(&self.checkpoint.path, format!("tensor {name} is quantised")))
     }
 
-    fn bias(&self, module: &str, rows: usize) -> Result<Vec<f32>> {
+    fn biases(&self, module: &str, rows: usize) -> Result<Vec<f32>> {
         self.checkpoint.vector(&self.name(module, "bias"), rows)
+    }
+
+    /// The bias of a linear map, if it `has` one.
+    pub fn bias(&self, module: &str, rows: usize, has: bool) -> Result<Option<Tensor>> {
+        has.then(|| self.vector(self.biases(module, rows)?)).transpose()
     }
 
     pub fn linear(&self, module: &str, shape: [usize; 2], bias: bool) -> Result<Linear> {
         let weight = self.place(self.weight(module, shape)?)?;
         self.release(module);
-        let bias = match bias {
-            true => Some(self.vector(self.bias(module, shape[0])?)?),
-            false => None,
-        };
-        Ok(Linear::new(weight, bias)?)
+        Ok(Linear::new(weight, self.bias(module, shape[0], bias)?)?)
     }
 
     /// Linear maps that are rows of one matrix of `shape`. Which rows is only asked once there is such a matrix: sizes
@@ -129,7 +130,7 @@ impl<'a> Loader<'a> {
         parts: impl FnOnce() -> Vec<Vec<usize>>,
     ) -> Result<Vec<Linear>> {
         let weight = self.weight(module, shape)?;
-        let biases = if bias { Some(self.bias(module, shape[0])?) } else { None };
+        let biases = bias.then(|| self.biases(module, shape[0])).transpose()?;
         let part = |rows: &Vec<usize>| {
             let weight = self.place(weight.take(rows.iter().copied()))?;
             let bias = biases.as_ref().map(|biases| self.vector(rows.iter().map(|row| biases[*row]).collect()));

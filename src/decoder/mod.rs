@@ -98,7 +98,7 @@ impl Decoder {
         let norm = |name| load.norm(name, spec.norm, spec.hidden_size, spec.hidden_size);
         let tokens = embedding(names.embedding, vocabulary)?;
         let head = match spec.head.tied {
-            true => tokens.as_head()?,
+            true => tokens.as_head(load.bias(names.head, spec.vocab_size, spec.head.bias)?)?,
             false => load.linear(names.head, vocabulary, spec.head.bias)?,
         };
         let layer = |index: usize| {

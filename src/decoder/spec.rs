@@ -44,7 +44,7 @@ impl Spec {
     /// How a layer holds queries against keys.
     pub fn scoring(&self, layer: &LayerSpec) -> Scoring {
         let AttentionSpec { scale, softcap, .. } = self.attention;
-        Scoring { scale: scale as f32, softcap, window: layer.window }
+        Scoring { scale: (scale * layer.scale) as f32, softcap, window: layer.window }
     }
 }
 
@@ -102,6 +102,8 @@ pub struct LayerSpec {
     pub window: Option<usize>,
     /// Which of [`Spec::ropes`] turns queries and keys, if any.
     pub rope: Option<usize>,
+    /// Multiplies [`AttentionSpec::scale`].
+    pub scale: f64,
     pub mlp: MlpSpec,
 }
 

@@ -260,16 +260,18 @@ def more_models(gpt2, spm):
     ]
 
 
-def write_model(model, folder):
+def write_model(model, folder, tries=None, distinct=8):
     """Writes the directory with the first seed whose greedy tokens are clear, and its expectations."""
     write_tokenizer(model, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    for seed in itertools.count():
+    for seed in itertools.count() if tries is None else range(tries):
         write_weights(model, folder, seed)
         loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-        prompts = common.expected_prompts(loaded.eval(), tokenizer, model.texts, margin=2e-3, cached=model.cached)
+        prompts = common.expected_prompts(loaded.eval(), tokenizer, model.texts, margin=2e-3, distinct=distinct, cached=model.cached)
         if prompts:
             break
+    else:
+        raise RuntimeError(f"no clear continuations within {tries} seeds")
     if model.inside:
         write_inside(*model.inside, folder)
     expected = {

@@ -8,7 +8,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use tokenflow::{GenerateConfig, LoadConfig, TextModel, Token};
 use tokio::runtime::Runtime;
 
-use crate::golden_model_with;
+use crate::{directories, golden_model_with};
 
 /// Tokens a sequence may hold; little, so that caches are tight.
 const CONTEXT: usize = 96;
@@ -110,43 +110,20 @@ fn answers_stay_the_same(name: &str, cases: u32) {
 }
 
 #[test]
-fn grouped_queries_in_32_bits() {
-    answers_stay_the_same("gqa_llama3", 40);
-}
-
-#[test]
-fn one_kv_head_and_weights_of_16_bits() {
-    answers_stay_the_same("mqa_yarn", 40);
-}
-
-#[test]
-fn quantised_weights() {
+fn quantised_files() {
     answers_stay_the_same("gguf/tiny-q4_0.gguf", 40);
     answers_stay_the_same("gguf/tiny-q8_0.gguf", 40);
 }
 
 #[test]
-fn norms_windows_caps_and_two_kinds_of_positions() {
-    for name in ["qwen3", "smollm3", "gemma2_v4", "gemma3_v4", "cohere2_v5", "stablelm_v5", "glm4_v4"] {
-        answers_stay_the_same(name, 10);
+fn usual_models() {
+    // 32 and 16 bits, one key/value head, experts, positions that depend on the length.
+    for name in ["gqa_llama3", "mqa_yarn", "mixtral_v4", "phi3_long_v4", "dynamic"] {
+        answers_stay_the_same(name, 30);
     }
 }
 
 #[test]
-fn learned_positions_and_fused_matrices() {
-    for name in ["gpt2_v4", "gpt_neox_v4", "phi3_v4"] {
-        answers_stay_the_same(name, 10);
-    }
-}
-
-#[test]
-fn experts() {
-    answers_stay_the_same("mixtral_v4", 20);
-    answers_stay_the_same("qwen2_moe_v5", 20);
-}
-
-#[test]
-fn positions_that_depend_on_the_length() {
-    answers_stay_the_same("phi3_long_v4", 20);
-    answers_stay_the_same("dynamic", 20);
+fn all_architectures() {
+    directories().iter().for_each(|name| answers_stay_the_same(name, 6));
 }

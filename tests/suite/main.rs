@@ -24,6 +24,18 @@ fn golden_path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
+/// All models in Hugging Face directories: those of all architectures, in both styles of configuration. The variable
+/// names another folder of them, written by `golden/sweep.py`.
+fn directories() -> Vec<String> {
+    let folder = std::env::var_os("TOKENFLOW_GOLDEN").map_or_else(|| golden_path(""), PathBuf::from);
+    let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let models = entries.filter(|path| path.join("config.json").exists());
+    let mut names: Vec<_> = models.map(|path| path.to_str().unwrap().to_owned()).collect();
+    names.sort();
+    assert!(!names.is_empty());
+    names
+}
+
 async fn golden_model(name: &str) -> Box<dyn TextModel> {
     golden_model_with(name, LoadConfig::new()).await
 }

@@ -62,7 +62,7 @@ pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
             qk_norm: None,
         },
         ropes: vec![rope],
-        layers: vec![LayerSpec { window: None, rope: Some(0), mlp }; num_layers],
+        layers: vec![LayerSpec { window: None, rope: Some(0), scale: 1.0, mlp }; num_layers],
         order: Order::PRE_NORM,
         residual_scale: 1.0,
         head: HeadSpec { tied: config.bool_or("tie_word_embeddings", false)?, bias: false, scale: 1.0, softcap: None },

@@ -10,6 +10,7 @@ use crate::{
         layout::Names,
         spec::{NormOver, Order, QkNorm},
     },
+    kernels::rows::Activation,
     weights::Config,
 };
 
@@ -18,7 +19,12 @@ pub fn gemma(config: &Config) -> Result<Spec> {
         "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": true, "rms_norm_eps": 1e-6,
         "max_position_embeddings": 8192,
     }));
-    let mut spec = base::spec(config, "gemma")?;
+    let mut spec = base::spec(config, "gemma")?.dense(|mlp| {
+        // The first configurations said "gelu" for it.
+        if mlp.activation == Activation::Gelu {
+            mlp.activation = Activation::GeluTanh;
+        }
+    });
     spec.embedding_scale = (spec.hidden_size as f64).sqrt();
     spec.layout.norm_less_one = true;
     Ok(spec)
@@ -52,6 +58,7 @@ pub fn gemma3(config: &Config) -> Result<Spec> {
 
 /// What Gemma 2 and 3 have in common.
 fn sandwich(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"hidden_activation": "gelu_pytorch_tanh"}));
     let mut spec = gemma(&config.renamed(&[("hidden_activation", "hidden_act")]))?;
     spec.order = Order::SANDWICH;
     spec.attention.scale = config.positive("query_pre_attn_scalar")?.sqrt().recip();

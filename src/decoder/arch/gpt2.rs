@@ -26,15 +26,16 @@ pub fn gpt2(config: &Config) -> Result<Spec> {
         "intermediate_size": 4 * config.size("hidden_size")?, "tie_word_embeddings": true,
         "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "attention_bias": true, "mlp_bias": true,
     }));
-    for (key, usual) in [("scale_attn_weights", true), ("scale_attn_by_inverse_layer_idx", false)] {
-        if config.bool_or(key, usual)? != usual {
-            return Err(config.bad(key, "not supported"));
-        }
-    }
     let mut spec = base::spec(config, "gpt2")?.centred(true).dense(|mlp| mlp.gated = false);
     spec.learned_positions = true;
     spec.ropes.clear();
     spec.layers.iter_mut().for_each(|layer| layer.rope = None);
+    if !config.bool_or("scale_attn_weights", true)? {
+        spec.attention.scale = 1.0;
+    }
+    if config.bool_or("scale_attn_by_inverse_layer_idx", false)? {
+        spec.layers.iter_mut().zip(1u16..).for_each(|(layer, number)| layer.scale = f64::from(number).recip());
+    }
     spec.layout = Layout {
         names: Names {
             embedding: "transformer.wte",

@@ -22,10 +22,8 @@ pub fn arcee(config: &Config) -> Result<Spec> {
 
 /// Ernie 4.5, but for its mixtures of experts: neighbours are turned together.
 pub fn ernie4_5(config: &Config) -> Result<Spec> {
-    let bias = config.bool_or("use_bias", false)?;
-    let config = &config.or(json!({
-        "head_dim": 128, "tie_word_embeddings": true, "attention_bias": bias, "mlp_bias": bias,
-    }));
+    let config = &config.or(json!({"head_dim": 128, "tie_word_embeddings": true, "use_bias": false}));
+    let config = &config.renamed(&[("use_bias", "attention_bias"), ("use_bias", "mlp_bias")]);
     Ok(base::spec(config, "ernie4_5")?.neighbours())
 }
 

@@ -26,10 +26,13 @@ pub fn spec(config: &Config, kind: &str, max_positions: usize, head_dim: usize) 
     };
     let theta = first(&["rope_theta", "rotary_emb_base"])?.unwrap_or(10_000.0);
     let factor = first(&["partial_rotary_factor", "rotary_pct"])?.unwrap_or(1.0);
-    let dims = first(&["rotary_dim"])?.unwrap_or(head_dim as f64 * factor) as usize;
-    if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
-        return Err(config.bad("head_dim", &format!("{dims} of {head_dim} numbers have no rotary pairs")));
+    let named = first(&["rotary_dim"])?.unwrap_or(head_dim as f64 * factor) as usize;
+    // Of an odd number one more is turned, by the frequencies of the odd number.
+    let dims = named.next_multiple_of(2);
+    if dims == 0 || dims > head_dim {
+        return Err(config.bad("head_dim", &format!("{named} of {head_dim} numbers have no rotary pairs")));
     }
+    let theta = theta.powf(dims as f64 / named as f64);
     let scaling =
         parameters.map_or(Ok(RopeScaling::None), |rope| read_scaling(config, &rope, max_positions, dims / 2))?;
     Ok(RopeSpec { theta, dims, pairs: Pairs::Halves, scaling })
