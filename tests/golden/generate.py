@@ -63,7 +63,7 @@ class Model:
     texts: list = field(default_factory=lambda: common.PROMPTS)
     # Whether greedy tokens are computed with a cache, where that makes a difference.
     cached: bool = False
-    # What the names of tensors are to begin with, in a multimodal model of this `model_type`.
+    # The `model_type` of a multimodal model, what names of tensors begin with, and what they are to begin with there.
     inside: tuple | None = None
 
 
@@ -209,7 +209,7 @@ def more_models(gpt2, spm):
               rope_scaling={"rope_type": "linear", "factor": 4.0}), dtype=b16, v4=True),
         Model("gemma3_v5", gpt2, gemma3 | dict(layer_types=["sliding_attention", "full_attention", "sliding_attention"],
               rope_parameters={"full_attention": plain | {"rope_theta": 8000.0}, "sliding_attention": plain}), dtype=b16),
-        Model("gemma3_inside", gpt2, gemma3 | usual | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}, dtype=b16, v4=True, inside=("gemma3", "language_model.")),
+        Model("gemma3_inside", gpt2, gemma3 | usual | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}, dtype=b16, v4=True, inside=("gemma3", "", "language_model.")),
         Model("phi", gpt2, shape(32, 128, 4, 4, model_type="phi", hidden_act="gelu_new", layer_norm_eps=1e-4,
               partial_rotary_factor=0.5, rope_theta=10000.0), dtype=b16, v4=True),
         Model("phi3_v4", gpt2, shape(32, 48, 4, 2, model_type="phi3", pad_token_id=0, **window, rope_theta=900.0,
@@ -257,6 +257,41 @@ def more_models(gpt2, spm):
         Model("gpt_neox_v4", gpt2, shape(32, 48, 4, 4, rotary_pct=0.5, rotary_emb_base=10000) | neox, v4=True, dtype=b16),
         Model("gpt_neox_v5", gpt2, shape(40, 48, 4, 4, use_parallel_residual=False, attention_bias=False,
               rope_parameters=plain | {"partial_rotary_factor": 0.25}) | neox | {"hidden_act": "gelu_new"}, dtype=b16),
+        *other_styles(gpt2, spm),
+    ]
+
+
+def other_styles(gpt2, spm):
+    """Those above with one style of configuration, in the other."""
+    v4, v5 = {"rope_theta": 700.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
+    inside = {"query_pre_attn_scalar": 10, "num_hidden_layers": 3, "sliding_window": 7, "head_dim": 10,
+              "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
+              "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+              "rope_parameters": {"full_attention": {"rope_type": "linear", "rope_theta": 9000.0, "factor": 2.0},
+                                  "sliding_attention": {"rope_type": "default", "rope_theta": 70.0}}}
+    partial = {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 0.75}}
+    windows = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
+
+    def small(kind, style, tokenizer=gpt2, inside=None, **keys):
+        name = {"gemma3_text": "gemma3_inside", "gemma": "gemma_spm"}.get(kind, kind) + "_" + style
+        config = shape(24, 24, 2, 1, model_type=kind, **keys)
+        return Model(name, tokenizer, config, dtype=torch.bfloat16, v4=style == "v4", inside=inside)
+
+    return [
+        small("arcee", "v4", hidden_act="relu2", mlp_bias=True, **v4),
+        small("cohere", "v5", layer_norm_eps=1e-4, use_qk_norm=False, pad_token_id=0, tie_word_embeddings=True, **v5),
+        small("ernie4_5", "v5", head_dim=14, use_bias=False, **v5),
+        small("exaone4", "v5", **windows, **v5),
+        small("gemma", "v5", spm, head_dim=10, hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True, **v5),
+        small("glm", "v5", head_dim=16, attention_bias=False, pad_token_id=0, **partial),
+        small("helium", "v4", head_dim=12, mlp_bias=True, tie_word_embeddings=True, **v4),
+        small("olmo", "v5", pad_token_id=0, attention_bias=True, tie_word_embeddings=True, **v5),
+        small("olmo3", "v4", pad_token_id=0, **windows, rope_theta=5e5),
+        small("olmoe", "v4", pad_token_id=0, num_experts=4, num_experts_per_tok=3, norm_topk_prob=True, **v4),
+        small("phi", "v5", hidden_act="gelu", qk_layernorm=True, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 0.5}),
+        small("seed_oss", "v5", head_dim=14, attention_bias=False, attention_out_bias=True, mlp_bias=True, **v5),
+        small("gemma3_text", "v5", inside=("gemma3", "model.", "model.language_model."), **inside),
     ]
 
 
@@ -306,10 +341,10 @@ def write_weights(model, folder, seed):
         common.write_json(folder / "generation_config.json", generation | version, indent=2)
 
 
-def write_inside(model_type, prefix, folder):
+def write_inside(model_type, prefix, outer_prefix, folder):
     """Makes a model the text part of a multimodal one, which has other tensors, too."""
     path = folder / "model.safetensors"
-    tensors = {prefix + name: tensor for name, tensor in load_file(path).items()}
+    tensors = {outer_prefix + name.removeprefix(prefix): tensor for name, tensor in load_file(path).items()}
     save_file(tensors | {"multi_modal_projector.weight": torch.zeros(2, 2)}, path, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     outer = {key: config.pop(key) for key in ("eos_token_id", "bos_token_id")}

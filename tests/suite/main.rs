@@ -20,17 +20,17 @@ use std::path::PathBuf;
 use tokenflow::{LoadConfig, TextModel, load_model};
 
 /// A file or directory of `tests/golden`.
+/// The variable names another folder of models, written by `golden/sweep.py`, for the tests of all [`directories`].
 fn golden_path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    let committed = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    std::env::var_os("TOKENFLOW_GOLDEN").map_or_else(committed, PathBuf::from).join(name)
 }
 
-/// All models in Hugging Face directories: those of all architectures, in both styles of configuration. The variable
-/// names another folder of them, written by `golden/sweep.py`.
+/// All models in Hugging Face directories: those of all architectures, in both styles of configuration.
 fn directories() -> Vec<String> {
-    let folder = std::env::var_os("TOKENFLOW_GOLDEN").map_or_else(|| golden_path(""), PathBuf::from);
-    let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let entries = golden_path("").read_dir().unwrap().map(|entry| entry.unwrap().path());
     let models = entries.filter(|path| path.join("config.json").exists());
-    let mut names: Vec<_> = models.map(|path| path.to_str().unwrap().to_owned()).collect();
+    let mut names: Vec<_> = models.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
     names.sort();
     assert!(!names.is_empty());
     names
