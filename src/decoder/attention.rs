@@ -1,12 +1,11 @@
 use candle_core::{D, Result, Tensor};
 
 use super::{
-    Batch, Span, Spec,
+    Batch, Pass, Span, Spec,
     kv_cache::{BLOCK_TOKENS, LayerCache},
     linear::{Linear, map},
     load::Loader,
     norm::Norm,
-    rope::Rotation,
     spec::{LayerSpec, NormOver},
 };
 use crate::kernels::{
@@ -70,17 +69,17 @@ impl Attention {
     }
 
     /// Stores the keys and values of `x`, `[rows, hidden]`, and gives what attends to them and those before.
-    pub fn forward(&self, x: &Tensor, batch: &Batch, ropes: &[Rotation], cache: &mut LayerCache) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: &mut LayerCache) -> Result<Tensor> {
         let (mut queries, mut keys) = (self.query.forward(x)?, self.key.forward(x)?);
         if let Some([query_norm, key_norm]) = &self.norms {
             (queries, keys) = (query_norm.forward(&queries)?, key_norm.forward(&keys)?);
         }
-        if let Some(rope) = self.rope.map(|rope| &ropes[rope]) {
+        if let Some(rope) = self.rope.map(|rope| &pass.rotations[rope]) {
             let head_dim = self.heads.head_dim;
             (queries, keys) = (rope.apply(&queries, head_dim)?, rope.apply(&keys, head_dim)?);
         }
-        cache.store(batch, &keys, &self.value.forward(x)?)?;
-        self.out.forward(&self.attend(batch, &queries, cache)?)
+        cache.store(pass.batch, &keys, &self.value.forward(x)?)?;
+        self.out.forward(&self.attend(pass.batch, &queries, cache)?)
     }
 
     /// Attends from `queries`, `[rows, num_heads * head_dim]`, to the cached keys and values of each

@@ -1,9 +1,6 @@
 use candle_core::{Result, Tensor};
 
-use super::{
-    Batch, Spec, attention::Attention, kv_cache::LayerCache, linear::add, load::Loader, mlp::Mlp, norm::Norm,
-    rope::Rotation,
-};
+use super::{Pass, Spec, attention::Attention, kv_cache::LayerCache, linear::add, load::Loader, mlp::Mlp, norm::Norm};
 
 /// A transformer layer: attention and a feed-forward network, which add to the residual stream.
 pub struct Layer {
@@ -42,9 +39,9 @@ impl Layer {
     }
 
     /// Maps the residual stream, `[rows, hidden]`, to the next layer's.
-    pub fn forward(&self, x: &Tensor, batch: &Batch, ropes: &[Rotation], cache: &mut LayerCache) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: &mut LayerCache) -> Result<Tensor> {
         let attention_in = normed(self.attention_norm.as_ref(), x)?;
-        let attention = self.attention.forward(&attention_in, batch, ropes, cache)?;
+        let attention = self.attention.forward(&attention_in, pass, cache)?;
         let attention = normed(self.attention_out_norm.as_ref(), &attention)?;
         let sum = add(x, &attention, self.scale)?;
         let mlp_in = match (&self.mlp_norm, self.parallel) {

@@ -11,6 +11,7 @@ mod linear;
 mod load;
 mod mlp;
 mod norm;
+mod pass;
 mod rope;
 mod spec;
 
@@ -24,6 +25,7 @@ use layer::Layer;
 use linear::{Embedding, Linear};
 use load::Loader;
 use norm::Norm;
+use pass::Pass;
 use rope::Rope;
 use spec::HeadSpec;
 pub use spec::Spec;
@@ -141,8 +143,8 @@ impl Network {
     /// Stores the keys and values of a batch and gives what its last layer does, `[rows, hidden]`.
     fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Tensor> {
         let tokens = Tensor::new(batch.tokens.as_slice(), &self.device)?;
-        let ropes =
-            self.ropes.iter().map(|rope| rope.at(batch, self.dtype)).collect::<candle_core::Result<Vec<_>>>()?;
+        let rotations = self.ropes.iter().map(|rope| rope.at(batch, self.dtype));
+        let pass = &Pass { batch, rotations: rotations.collect::<candle_core::Result<_>>()? };
         let mut x = self.embedding.forward(&tokens)?;
         if self.spec.embedding_scale != 1.0 {
             x = (x * self.spec.embedding_scale)?;
@@ -154,7 +156,7 @@ impl Network {
             x = norm.forward(&x)?;
         }
         for (layer, cache) in self.layers.iter().zip(cache.layers()) {
-            x = layer.forward(&x, batch, &ropes, cache)?;
+            x = layer.forward(&x, pass, cache)?;
         }
         Ok(x)
     }
