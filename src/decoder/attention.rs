@@ -1,16 +1,20 @@
+use std::sync::Arc;
+
 use candle_core::{D, Result, Tensor};
 
 use super::{
     Batch, Pass, Span, Spec,
     kv_cache::{BLOCK_TOKENS, LayerCache},
-    linear::{Linear, map},
+    linear::Linear,
     load::Loader,
     norm::Norm,
+    op::{ternary, with_f32},
     spec::{LayerSpec, NormOver},
 };
 use crate::kernels::{
     Isa,
     attention::{Heads, PagedCache, Scoring, Sequence, attend},
+    attention_gradient::{self, Sequences},
 };
 
 /// The attention of a layer with its projections.
@@ -68,8 +72,9 @@ impl Attention {
         [&self.query, &self.key, &self.value, &self.out].iter().map(|linear| linear.bytes()).sum()
     }
 
-    /// Stores the keys and values of `x`, `[rows, hidden]`, and gives what attends to them and those before.
-    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: &mut LayerCache) -> Result<Tensor> {
+    /// Stores the keys and values of `x`, `[rows, hidden]`, and gives what attends to them and those before. Without a
+    /// cache sequences are whole, and the result is differentiable.
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut LayerCache>) -> Result<Tensor> {
         let (mut queries, mut keys) = (self.query.forward(x)?, self.key.forward(x)?);
         if let Some([query_norm, key_norm]) = &self.norms {
             (queries, keys) = (query_norm.forward(&queries)?, key_norm.forward(&keys)?);
@@ -78,8 +83,15 @@ impl Attention {
             let head_dim = self.heads.head_dim;
             (queries, keys) = (rope.apply(&queries, head_dim)?, rope.apply(&keys, head_dim)?);
         }
-        cache.store(pass.batch, &keys, &self.value.forward(x)?)?;
-        self.out.forward(&self.attend(pass.batch, &queries, cache)?)
+        let values = self.value.forward(x)?;
+        let attended = match cache {
+            Some(cache) => {
+                cache.store(pass.batch, &keys, &values)?;
+                self.attend(pass.batch, &queries, cache)?
+            }
+            None => self.within(pass.batch, &queries, &keys, &values)?,
+        };
+        self.out.forward(&attended)
     }
 
     /// Attends from `queries`, `[rows, num_heads * head_dim]`, to the cached keys and values of each
@@ -99,11 +111,28 @@ impl Attention {
         let sequences: Vec<Sequence<'_>> = spans
             .map(|span| Sequence { rows: span.len, context_len: span.context_len, blocks: &span.blocks })
             .collect();
-        map([queries], |[queries]| {
+        let out = with_f32(queries, |queries| {
             let mut out = vec![0f32; queries.len()];
             attend(&sequences, queries, cache, self.scoring, self.isa, &mut out);
             out
-        })
+        })?;
+        Tensor::from_vec(out, queries.shape(), queries.device())
+    }
+
+    /// As `attend`, of whole sequences, and differentiable.
+    fn within(&self, batch: &Batch, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+        let (heads, scoring, isa) = (self.heads, self.scoring, self.isa);
+        let lens: Arc<[usize]> = batch.spans.iter().map(|span| span.len).collect();
+        let back = lens.clone();
+        ternary(
+            [queries, keys, values],
+            queries.dim(1)?,
+            move |numbers| Ok(attention_gradient::forward(Sequences { lens: &lens, heads, scoring }, numbers, isa)),
+            move |numbers, out, gradient| {
+                let sequences = Sequences { lens: &back, heads, scoring };
+                Ok(attention_gradient::backward(sequences, numbers, out, gradient, isa))
+            },
+        )
     }
 
     /// One sequence at a time in tensor operations, for devices without a kernel of our own.

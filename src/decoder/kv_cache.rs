@@ -1,6 +1,6 @@
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Batch, Spec, linear::with_f32};
+use super::{Batch, Spec, op::with_f32};
 use crate::{
     Error,
     kernels::{

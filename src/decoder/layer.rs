@@ -39,7 +39,7 @@ impl Layer {
     }
 
     /// Maps the residual stream, `[rows, hidden]`, to the next layer's.
-    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: &mut LayerCache) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut LayerCache>) -> Result<Tensor> {
         let attention_in = normed(self.attention_norm.as_ref(), x)?;
         let attention = self.attention.forward(&attention_in, pass, cache)?;
         let attention = normed(self.attention_out_norm.as_ref(), &attention)?;

@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Layout, Module, Result, Storage, Tensor, quantized::QMatMul};
+use candle_core::{DType, Device, Module, Result, Tensor, quantized::QMatMul};
 
+use super::op::{binary, unary, with_f32};
 use crate::{
-    kernels::{Isa, dense::DenseMatrix, quantized::QuantMatrix, rows},
+    kernels::{Isa, dense::DenseMatrix, quantized::QuantMatrix, rows, transposed},
     weights::Matrix,
 };
 
@@ -44,8 +45,16 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Dense(weight) => x.matmul(weight)?,
-            Weight::Panels(matrix) => rows_of(with_f32(x, |x| matrix.multiply(x, self.isa))?, matrix.rows)?,
-            Weight::Packed(matrix) => rows_of(with_f32(x, |x| matrix.multiply(x, self.isa))?, matrix.rows)?,
+            Weight::Panels(matrix) => {
+                let (isa, matrix, back) = (self.isa, matrix.clone(), matrix.clone());
+                let forward = move |x: &[f32]| Ok(matrix.multiply(x, isa));
+                unary(x, back.rows, forward, move |_, _, gradient| Ok(transposed::multiply(gradient, &*back, isa)))?
+            }
+            Weight::Packed(matrix) => {
+                let (isa, matrix, back) = (self.isa, matrix.clone(), matrix.clone());
+                let forward = move |x: &[f32]| Ok(matrix.multiply(x, isa));
+                unary(x, back.rows, forward, move |_, _, gradient| Ok(back.multiply_transposed(gradient, isa)))?
+            }
             // Quantised products take and give f32.
             Weight::Quantized(weight) => weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
         };
@@ -76,35 +85,22 @@ fn looked_up(tokens: &Tensor, row: impl Fn(usize) -> Vec<f32>, len: usize) -> Re
     rows_of(tokens.to_vec1::<u32>()?.into_iter().flat_map(|id| row(id as usize)).collect(), len)
 }
 
-/// Gives the numbers of a contiguous tensor on the CPU.
-pub fn with_f32<R>(x: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let (storage, layout) = x.storage_and_layout();
-    Ok(read(numbers(&storage, layout)?))
-}
-
-/// Computes a tensor of the shape of the first one from the numbers of contiguous tensors on the CPU.
-pub fn map<const N: usize>(tensors: [&Tensor; N], compute: impl FnOnce([&[f32]; N]) -> Vec<f32>) -> Result<Tensor> {
-    let held = tensors.map(Tensor::storage_and_layout);
-    let mut slices: [&[f32]; N] = [&[]; N];
-    for (slice, (storage, layout)) in slices.iter_mut().zip(&held) {
-        *slice = numbers(storage, layout)?;
-    }
-    Tensor::from_vec(compute(slices), tensors[0].shape(), &Device::Cpu)
-}
-
 /// `x + scale * y`.
 pub fn add(x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x + (y * f64::from(scale))?;
     }
-    map([x, y], |[x, y]| rows::add(x, y, scale, Isa::detect()))
-}
-
-fn numbers<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(storage), Some((start, end))) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        _ => candle_core::bail!("the tensor is not contiguous, or not on the CPU"),
-    }
+    let isa = Isa::detect();
+    let by = move |gradient: &[f32]| match scale {
+        1.0 => gradient.to_vec(),
+        _ => gradient.iter().map(|number| number * scale).collect(),
+    };
+    binary(
+        [x, y],
+        x.dim(1)?,
+        move |[x, y]| Ok(rows::add(x, y, scale, isa)),
+        move |_, gradient| Ok([gradient.to_vec(), by(gradient)]),
+    )
 }
 
 /// Looks up token vectors.

@@ -2,12 +2,13 @@ use candle_core::{Result, Tensor};
 
 use super::{
     layout::MlpNames,
-    linear::{Linear, map},
+    linear::Linear,
     load::Loader,
+    op::{binary, unary},
     spec::{DenseSpec, ExpertsSpec, MlpSpec},
 };
 use crate::kernels::{
-    Isa,
+    Isa, gradients,
     rows::{Activation, activate},
 };
 
@@ -75,9 +76,23 @@ impl Dense {
     fn activate(&self, x: &Tensor, up: Option<&Tensor>) -> Result<Tensor> {
         let (activation, isa) = (self.activation, self.isa);
         if x.device().is_cpu() {
+            let columns = x.dim(1)?;
             return match up {
-                Some(up) => map([x, up], |[x, up]| activate(x, Some(up), activation, isa)),
-                None => map([x], |[x]| activate(x, None, activation, isa)),
+                Some(up) => binary(
+                    [x, up],
+                    columns,
+                    move |[x, up]| Ok(activate(x, Some(up), activation, isa)),
+                    move |[x, up], gradient| {
+                        let (by_x, by_up) = gradients::activate(x, Some(up), gradient, activation, isa);
+                        Ok([by_x, by_up.unwrap_or_default()])
+                    },
+                ),
+                None => unary(
+                    x,
+                    columns,
+                    move |x| Ok(activate(x, None, activation, isa)),
+                    move |x, _, gradient| Ok(gradients::activate(x, None, gradient, activation, isa).0),
+                ),
             };
         }
         let activated = match activation {

@@ -11,6 +11,7 @@ mod linear;
 mod load;
 mod mlp;
 mod norm;
+mod op;
 mod pass;
 mod rope;
 mod spec;
@@ -156,7 +157,7 @@ impl Network {
             x = norm.forward(&x)?;
         }
         for (layer, cache) in self.layers.iter().zip(cache.layers()) {
-            x = layer.forward(&x, pass, cache)?;
+            x = layer.forward(&x, pass, Some(cache))?;
         }
         Ok(x)
     }

@@ -1,12 +1,16 @@
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{linear::map, spec::NormSpec};
+use super::{
+    op::{unary, with_f32},
+    spec::NormSpec,
+};
 use crate::kernels::{
-    Isa,
+    Isa, gradients,
     rows::{self, normalise},
 };
 
 /// Normalises pieces of vectors.
+#[derive(Clone)]
 pub struct Norm {
     weight: Tensor,
     bias: Option<Tensor>,
@@ -28,15 +32,23 @@ impl Norm {
         if !x.device().is_cpu() {
             return self.in_tensors(x);
         }
-        match &self.bias {
-            Some(bias) => map([x, &self.weight, bias], |[x, weight, bias]| self.in_rows(x, weight, Some(bias))),
-            None => map([x, &self.weight], |[x, weight]| self.in_rows(x, weight, None)),
-        }
+        let (this, back) = (self.clone(), self.clone());
+        let forward = move |x: &[f32]| this.with_numbers(|norm| normalise(x, norm, this.isa));
+        unary(x, x.dim(1)?, forward, move |x, _, gradient| {
+            back.with_numbers(|norm| gradients::normalise(x, gradient, norm, back.isa))
+        })
     }
 
-    fn in_rows(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-        let Self { size, centred, eps, isa, .. } = *self;
-        normalise(x, rows::Norm { weight, bias, size, centred, eps: eps as f32 }, isa)
+    /// Gives what the CPU's own kernels take.
+    fn with_numbers<R>(&self, compute: impl FnOnce(rows::Norm<'_>) -> R) -> Result<R> {
+        with_f32(&self.weight, |weight| match &self.bias {
+            Some(bias) => with_f32(bias, |bias| compute(self.of_numbers(weight, Some(bias)))),
+            None => Ok(compute(self.of_numbers(weight, None))),
+        })?
+    }
+
+    fn of_numbers<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>) -> rows::Norm<'a> {
+        rows::Norm { weight, bias, size: self.size, centred: self.centred, eps: self.eps as f32 }
     }
 
     fn in_tensors(&self, x: &Tensor) -> Result<Tensor> {

@@ -5,7 +5,7 @@ use candle_nn::rotary_emb::{rope_i, rope_thd};
 
 use super::{
     Batch,
-    linear::map,
+    op::{unary, with_f32},
     spec::{RopeScaling, RopeSpec},
 };
 use crate::kernels::{
@@ -25,6 +25,7 @@ pub struct Rope {
 }
 
 /// The cosines and sines of a batch's positions, `[rows, dims / 2]` each.
+#[derive(Clone)]
 pub struct Rotation {
     cos: Tensor,
     sin: Tensor,
@@ -90,8 +91,20 @@ impl Rotation {
     pub fn apply(&self, x: &Tensor, head_dim: usize) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         if x.device().is_cpu() {
-            let turn = |[x, cos, sin]: [&[f32]; 3]| rotate(x, width, head_dim, (cos, sin), self.pairs, self.isa);
-            return map([x, &self.cos, &self.sin], turn);
+            let turn = |back: bool| {
+                let Self { cos, sin, pairs, isa } = self.clone();
+                move |x: &[f32]| {
+                    let turn = |cos: &[f32], sin: &[f32]| rotate(x, width, head_dim, (cos, sin), pairs, isa);
+                    with_f32(&cos, |cos| {
+                        with_f32(&sin, |sin| match back {
+                            false => turn(cos, sin),
+                            true => turn(cos, &sin.iter().map(|sin| -sin).collect::<Vec<_>>()),
+                        })
+                    })?
+                }
+            };
+            let back = turn(true);
+            return unary(x, width, turn(false), move |_, _, gradient| back(gradient));
         }
         let dims = 2 * self.cos.dim(1)?;
         let heads = x.reshape((1, rows, width / head_dim, head_dim))?;

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::{
     Isa,
     panels::{Element, ElementType, Elements, LANES, Product, with_elements},
+    transposed::{Unpack, from_strips},
 };
 
 /// Panels that a thread takes at a time.
@@ -74,13 +75,36 @@ impl DenseMatrix {
             by_strip.truncate(self.rows);
             return by_strip;
         }
-        let mut out = vec![0f32; tokens * self.rows];
-        out.par_chunks_mut(self.rows).enumerate().for_each(|(token, out)| {
-            for (strip, out) in out.chunks_mut(STRIP_ROWS).enumerate() {
-                out.copy_from_slice(&by_strip[(strip * tokens + token) * STRIP_ROWS..][..out.len()]);
+        from_strips(&by_strip, tokens, self.rows, STRIP_ROWS)
+    }
+}
+
+impl Unpack for DenseMatrix {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]]) {
+        fn unpack<T: Element>(
+            matrix: &DenseMatrix,
+            elements: &[T],
+            first: usize,
+            panel: usize,
+            out: &mut [[f32; LANES]],
+        ) {
+            let columns = panel * LANES..matrix.columns.min((panel + 1) * LANES);
+            for (row, out) in (first..).zip(out) {
+                let lanes = &elements[row / LANES * LANES * matrix.columns..][..LANES * matrix.columns];
+                for (column, out) in columns.clone().zip(out) {
+                    *out = lanes[column * LANES + row % LANES].to_f32();
+                }
             }
-        });
-        out
+        }
+        with_elements!(&self.elements, elements => unpack(self, elements, first, panel, out));
     }
 }
 
@@ -103,6 +127,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
+    use crate::kernels::transposed;
 
     fn noise(len: usize, seed: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
@@ -148,6 +173,29 @@ mod tests {
         let matrix = &matrices(21, 10)[0];
         for (row, expected) in expected.chunks(10).enumerate() {
             assert_eq!(matrix.row(row), expected);
+        }
+    }
+
+    #[test]
+    fn transposed_products_are_the_formula_and_give_the_same_bits() {
+        for (rows, columns) in [(1, 1), (3, 6), (37, 16), (300, 65), (576, 100)] {
+            for matrix in matrices(rows, columns) {
+                let x = noise(50 * rows, 2);
+                let scalar = transposed::multiply(&x, &matrix, Isa::Scalar);
+                for (x, y) in x.chunks(rows).zip(scalar.chunks(columns)) {
+                    let mut exact = vec![0f64; columns];
+                    for (row, x) in x.iter().enumerate() {
+                        let products = matrix.row(row).into_iter().map(|weight| f64::from(weight) * f64::from(*x));
+                        exact.iter_mut().zip(products).for_each(|(sum, product)| *sum += product);
+                    }
+                    for (y, exact) in y.iter().zip(exact) {
+                        assert!((f64::from(*y) - exact).abs() < 1e-6 * rows as f64, "{y} {exact}");
+                    }
+                }
+                for isa in Isa::available() {
+                    assert_eq!(transposed::multiply(&x, &matrix, isa), scalar, "{isa:?}");
+                }
+            }
         }
     }
 

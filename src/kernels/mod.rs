@@ -18,13 +18,16 @@ macro_rules! compiled_for {
 mod activations;
 pub mod affine;
 pub mod attention;
+pub mod attention_gradient;
 pub mod dense;
 pub mod ggml;
+pub mod gradients;
 pub mod logits;
 mod math;
 pub mod panels;
 pub mod quantized;
 pub mod rows;
+pub mod transposed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

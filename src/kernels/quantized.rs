@@ -14,6 +14,8 @@ use super::{
     activations::{GROUP, QuantRows, TILE, Tile, WORK, keep_what_rounding_loses},
     affine::Affine,
     ggml::{Format, GgmlType, Stored},
+    panels::LANES,
+    transposed::{self, Unpack},
 };
 
 /// The rows of a panel.
@@ -171,6 +173,17 @@ impl QuantMatrix {
         }
     }
 
+    /// `x W`: from `[tokens, rows]` to `[tokens, columns]`, with activations as they are.
+    pub fn multiply_transposed(&self, x: &[f32], isa: Isa) -> Vec<f32> {
+        let y = transposed::multiply(x, self, isa);
+        let Some(order) = &self.order else { return y };
+        let mut arranged = vec![0f32; y.len()];
+        for (to, y) in arranged.chunks_mut(self.columns).zip(y.chunks(self.columns)) {
+            order.iter().zip(y).for_each(|(column, y)| to[*column as usize] = *y);
+        }
+        arranged
+    }
+
     fn panel(&self, panel: usize) -> Panel<'_> {
         let lines = self.format.lines(self.columns);
         let blocks = self.columns / self.format.block;
@@ -265,6 +278,33 @@ impl QuantMatrix {
             match out.first_chunk_mut::<ROWS>() {
                 Some(out) => *out = *products,
                 None => out.copy_from_slice(&products[..out.len()]),
+            }
+        }
+    }
+}
+
+/// In the order in which columns are held.
+impl Unpack for QuantMatrix {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]]) {
+        // A block is as long as a panel, or longer.
+        let block = panel * LANES / self.format.block;
+        for (rows, out) in (first..).step_by(ROWS).zip(out.chunks_mut(ROWS)) {
+            let held = self.panel(rows / ROWS);
+            let scales = held.scales.lanes(block);
+            let offsets = held.offsets.map_or([0.0; ROWS], |offsets| offsets.lanes(block));
+            for (lane, out) in out.iter_mut().enumerate() {
+                for (column, out) in (panel * LANES..).zip(out) {
+                    let code = i32::from(self.format.get(held.codes, lane, column)) - i32::from(held.bias);
+                    *out = (code as f32).mul_add(scales[lane], offsets[lane]);
+                }
             }
         }
     }

@@ -45,19 +45,37 @@ pub fn normalise(x: &[f32], norm: Norm<'_>, isa: Isa) -> Vec<f32> {
 
 #[inline(always)]
 pub fn normalise_piece(x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
-    let len = x.len() as f32;
-    let mean = if norm.centred { sum(x, |x, sum| x + sum) / len } else { 0.0 };
-    let variance = match norm.centred {
-        true => sum(x, |x, sum| (x - mean).mul_add(x - mean, sum)) / len,
-        false => sum(x, |x, sum| x.mul_add(x, sum)) / len,
-    };
-    let scale = 1.0 / (variance + norm.eps).sqrt();
+    let (mean, scale) = statistics(x, norm);
     for ((out, x), weight) in out.iter_mut().zip(x).zip(norm.weight) {
         *out = (x - mean) * scale * weight;
     }
     if let Some(bias) = norm.bias {
         out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
     }
+}
+
+/// What is taken away from a piece, and what it is then multiplied by.
+#[inline(always)]
+pub(super) fn statistics(x: &[f32], norm: Norm<'_>) -> (f32, f32) {
+    let len = x.len() as f32;
+    let mean = if norm.centred { sum(x, |x, sum| x + sum) / len } else { 0.0 };
+    let variance = match norm.centred {
+        true => sum(x, |x, sum| (x - mean).mul_add(x - mean, sum)) / len,
+        false => sum(x, |x, sum| x.mul_add(x, sum)) / len,
+    };
+    (mean, 1.0 / (variance + norm.eps).sqrt())
+}
+
+/// As `sum`, of pairs.
+#[inline(always)]
+pub(super) fn sum_of(x: &[f32], y: &[f32], add: impl Fn(f32, f32, f32) -> f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    for (x, y) in x.chunks(LANES).zip(y.chunks(LANES)) {
+        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+            *sum = add(*x, *y, *sum);
+        }
+    }
+    sums.into_iter().sum()
 }
 
 /// Sums in as many lanes as every path has.
@@ -187,7 +205,7 @@ pub fn cap(x: &mut [f32], softcap: f32) {
 }
 
 /// Calls `compute` for each row of `out`.
-fn for_rows(out: &mut [f32], row_len: usize, compute: impl Fn(usize, &mut [f32]) + Sync) {
+pub(super) fn for_rows(out: &mut [f32], row_len: usize, compute: impl Fn(usize, &mut [f32]) + Sync) {
     if out.len() < PARALLEL_LEN {
         out.chunks_mut(row_len).enumerate().for_each(|(row, out)| compute(row, out));
         return;

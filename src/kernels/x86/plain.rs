@@ -33,6 +33,10 @@ macro_rules! all {
                 (heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], by: Pairs);
             fn activate_row = crate::kernels::rows::activate_row,
                 (x: &mut [f32], up: Option<&[f32]>, activation: Activation);
+            fn normalise_gradient = crate::kernels::gradients::normalise_gradient,
+                (x: &[f32], norm: Norm<'_>, out: &mut [f32]);
+            fn activate_gradient = crate::kernels::gradients::activate_gradient,
+                (x: &[f32], up: Option<&[f32]>, activation: Activation, out: &mut [f32]);
             fn add_row = crate::kernels::rows::add_row, (x: &mut [f32], y: &[f32], scale: f32);
             fn cap = crate::kernels::rows::cap, (x: &mut [f32], softcap: f32);
             fn quantize_tile = crate::kernels::activations::quantize_tile,

@@ -1,0 +1,256 @@
+//! Attention within whole sequences, as training needs it, and its gradients. Scores are computed anew on the way
+//! back ([FlashAttention](https://arxiv.org/abs/2205.14135), algorithm 4), a few queries at a time.
+
+use rayon::prelude::*;
+
+use super::{
+    Isa,
+    attention::{BLOCK_TOKENS, Heads, PagedCache, Scoring, Sequence, attend},
+    math::{exp, tanh},
+    panels::{ElementType, LANES, Product},
+};
+
+/// Queries whose scores are there at once.
+const TILE_QUERIES: usize = 48;
+
+/// Sequences of these lengths, whose rows are one after another.
+#[derive(Clone, Copy)]
+pub struct Sequences<'a> {
+    pub lens: &'a [usize],
+    pub heads: Heads,
+    pub scoring: Scoring,
+}
+
+/// What rows take from the rows of their sequence up to their own, `[rows, num_heads * head_dim]`, by queries of that
+/// shape, and keys and values, `[rows, num_kv_heads * head_dim]`.
+pub fn forward(sequences: Sequences<'_>, [queries, keys, values]: [&[f32]; 3], isa: Isa) -> Vec<f32> {
+    let Sequences { lens, heads, scoring } = sequences;
+    let mut out = vec![0f32; queries.len()];
+    let blocks: usize = lens.iter().map(|len| len.div_ceil(BLOCK_TOKENS)).sum();
+    let ids: Vec<u32> = (0..blocks as u32).collect();
+    let mut cache = PagedCache::new(heads, blocks, ElementType::F32).expect("as much memory as the keys take");
+    let (mut in_blocks, mut slots, mut first) = (Vec::new(), Vec::new(), 0);
+    for len in lens {
+        let blocks = len.div_ceil(BLOCK_TOKENS);
+        in_blocks.push(Sequence { rows: *len, context_len: *len, blocks: &ids[first..first + blocks] });
+        slots.extend(first * BLOCK_TOKENS..first * BLOCK_TOKENS + len);
+        first += blocks;
+    }
+    cache.store(slots.into_iter(), keys, values);
+    attend(&in_blocks, queries, &cache, scoring, isa, &mut out);
+    out
+}
+
+/// The gradients by queries, keys and values, from the result of `forward` and its gradient.
+pub fn backward(
+    sequences: Sequences<'_>,
+    numbers @ [queries, keys, values]: [&[f32]; 3],
+    out: &[f32],
+    gradient: &[f32],
+    isa: Isa,
+) -> [Vec<f32>; 3] {
+    let Sequences { lens, heads, scoring } = sequences;
+    let starts = lens.iter().scan(0, |next, len| Some((std::mem::replace(next, *next + len), *len)));
+    let tasks: Vec<_> = starts.flat_map(|span| (0..heads.num_heads).map(move |head| (span, head))).collect();
+    let gradients: Vec<_> = tasks
+        .par_iter()
+        .map(|((start, len), head)| {
+            let kv_head = head / (heads.num_heads / heads.num_kv_heads);
+            let piece = |all: &[f32], head, count| Rows::of_head(all, *start, *len, head, count, heads.head_dim);
+            Head {
+                scoring,
+                queries: piece(queries, *head, heads.num_heads),
+                keys: piece(keys, kv_head, heads.num_kv_heads),
+                values: piece(values, kv_head, heads.num_kv_heads),
+                out: piece(out, *head, heads.num_heads),
+                gradient: piece(gradient, *head, heads.num_heads),
+                isa,
+            }
+            .backward()
+        })
+        .collect();
+    let mut sums = numbers.map(|x| vec![0f32; x.len()]);
+    for (((start, _), head), gradients) in tasks.iter().zip(gradients) {
+        let kv_head = head / (heads.num_heads / heads.num_kv_heads);
+        let places = [(*head, heads.num_heads), (kv_head, heads.num_kv_heads), (kv_head, heads.num_kv_heads)];
+        for ((sums, rows), (head, count)) in sums.iter_mut().zip(gradients).zip(places) {
+            rows.add_to_head(sums, *start, head, count, heads.head_dim);
+        }
+    }
+    sums
+}
+
+/// The rows of one head, each filled up with zeros to whole panels.
+struct Rows {
+    len: usize,
+    width: usize,
+    numbers: Vec<f32>,
+}
+
+impl Rows {
+    fn zeros(len: usize, width: usize) -> Self {
+        Self { len, width, numbers: vec![0f32; len * width] }
+    }
+
+    fn of_head(all: &[f32], start: usize, len: usize, head: usize, heads: usize, head_dim: usize) -> Self {
+        let mut this = Self::zeros(len, head_dim.next_multiple_of(LANES));
+        let stored = all[start * heads * head_dim..].chunks_exact(heads * head_dim);
+        for (to, from) in this.numbers.chunks_mut(this.width).zip(stored) {
+            to[..head_dim].copy_from_slice(&from[head * head_dim..][..head_dim]);
+        }
+        this
+    }
+
+    fn add_to_head(&self, all: &mut [f32], start: usize, head: usize, heads: usize, head_dim: usize) {
+        let stored = all[start * heads * head_dim..].chunks_exact_mut(heads * head_dim);
+        for (from, to) in self.numbers.chunks(self.width).zip(stored) {
+            to[head * head_dim..][..head_dim].iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        }
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.numbers[row * self.width..][..self.width]
+    }
+
+    /// With a column for each row, as many as fill whole panels.
+    fn transposed(&self) -> Self {
+        let mut this = Self::zeros(self.width, self.len.next_multiple_of(LANES));
+        for (row, numbers) in self.numbers.chunks(self.width).enumerate() {
+            numbers.iter().enumerate().for_each(|(column, number)| this.numbers[column * this.width + row] = *number);
+        }
+        this
+    }
+
+    /// The product with the first rows of `right`, as many as there are `steps`, added to `sums` from its row `to` on.
+    fn times(&self, right: &Self, steps: usize, sums: &mut Self, to: usize, isa: Isa) {
+        let panels: Vec<&[f32]> = (0..sums.width / LANES).map(|panel| &right.numbers[panel * LANES..]).collect();
+        let product = Product {
+            factors: &self.numbers,
+            factor_stride: self.width,
+            rows: self.len,
+            steps,
+            panels: &panels,
+            panel_stride: right.width,
+        };
+        let width = sums.width;
+        product.add_to(&mut sums.numbers[to * width..], width, isa);
+    }
+}
+
+/// One query head with its key/value head in one sequence.
+struct Head {
+    scoring: Scoring,
+    queries: Rows,
+    keys: Rows,
+    values: Rows,
+    out: Rows,
+    gradient: Rows,
+    isa: Isa,
+}
+
+impl Head {
+    fn backward(&self) -> [Rows; 3] {
+        let (len, width) = (self.queries.len, self.queries.width);
+        let [mut by_queries, mut by_keys, mut by_values] = [(); 3].map(|()| Rows::zeros(len, width));
+        let (keys, values) = (self.keys.transposed(), self.values.transposed());
+        for first in (0..len).step_by(TILE_QUERIES) {
+            let rows = TILE_QUERIES.min(len - first);
+            let seen = first + rows;
+            let tile = |of: &Rows| Rows { len: rows, width, numbers: of.numbers[first * width..seen * width].to_vec() };
+            let (queries, gradient) = (tile(&self.queries), tile(&self.gradient));
+            let columns = seen.next_multiple_of(LANES);
+            let mut weights = Rows::zeros(rows, columns);
+            queries.times(&keys, width, &mut weights, 0, self.isa);
+            // Of the values each row takes the products with its gradient.
+            let mut slopes = Rows::zeros(rows, columns);
+            gradient.times(&values, width, &mut slopes, 0, self.isa);
+            for row in 0..rows {
+                let at = row * columns..(row + 1) * columns;
+                let taken: f32 = self.out.row(first + row).iter().zip(gradient.row(row)).map(|(a, b)| a * b).sum();
+                self.row(first + row, &mut weights.numbers[at.clone()], &mut slopes.numbers[at], taken);
+            }
+            slopes.times(&self.keys, seen, &mut by_queries, first, self.isa);
+            let back = |of: &Rows| Rows { len: seen, ..of.transposed() };
+            back(&slopes).times(&queries, rows, &mut by_keys, 0, self.isa);
+            back(&weights).times(&gradient, rows, &mut by_values, 0, self.isa);
+        }
+        [by_queries, by_keys, by_values]
+    }
+
+    /// Makes products of a row with all keys its weights, and those of its gradient with all values the gradient by
+    /// those products, where `taken` is the sum of all weights times these.
+    fn row(&self, row: usize, weights: &mut [f32], slopes: &mut [f32], taken: f32) {
+        let Scoring { scale, softcap, window } = self.scoring;
+        let seen = (row + 1).saturating_sub(window.unwrap_or(usize::MAX))..row + 1;
+        for unseen in [0..seen.start, seen.end..weights.len()] {
+            weights[unseen.clone()].fill(0.0);
+            slopes[unseen].fill(0.0);
+        }
+        let (weights, slopes) = (&mut weights[seen.clone()], &mut slopes[seen]);
+        weights.iter_mut().for_each(|score| *score *= scale);
+        let mut bends = vec![1f32; if softcap.is_some() { weights.len() } else { 0 }];
+        if let Some(cap) = softcap {
+            for (score, bend) in weights.iter_mut().zip(&mut bends) {
+                let bent = tanh(*score / cap);
+                (*score, *bend) = (cap * bent, 1.0 - bent * bent);
+            }
+        }
+        let greatest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        weights.iter_mut().for_each(|score| *score = exp(*score - greatest));
+        let sum: f32 = weights.iter().sum();
+        for (weight, slope) in weights.iter_mut().zip(&mut *slopes) {
+            *weight /= sum;
+            *slope = *weight * (*slope - taken) * scale;
+        }
+        slopes.iter_mut().zip(&bends).for_each(|(slope, bend)| *slope *= bend);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
+    }
+
+    /// Each gradient is what the result's weighted sum changes by.
+    #[test]
+    fn gradients_are_the_slopes_of_the_result() {
+        let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6 };
+        let lens = [5, 1, 53];
+        let rows: usize = lens.iter().sum();
+        for (softcap, window) in [(None, None), (Some(1.5), None), (None, Some(3)), (Some(2.0), Some(20))] {
+            let scoring = Scoring { scale: 0.7, softcap, window };
+            let numbers = [noise(rows * 24, 1), noise(rows * 12, 2), noise(rows * 12, 3)];
+            let weights = noise(rows * 24, 4);
+            for isa in Isa::available() {
+                let of = |numbers: &[Vec<f32>; 3]| {
+                    let numbers = numbers.each_ref().map(Vec::as_slice);
+                    forward(Sequences { lens: &lens, heads, scoring }, numbers, isa)
+                };
+                let sequences = Sequences { lens: &lens, heads, scoring };
+                let gradients =
+                    backward(sequences, numbers.each_ref().map(Vec::as_slice), &of(&numbers), &weights, isa);
+                let loss = |numbers: &[Vec<f32>; 3]| -> f64 {
+                    of(numbers).iter().zip(&weights).map(|(y, weight)| f64::from(*y) * f64::from(*weight)).sum()
+                };
+                for (which, gradient) in gradients.iter().enumerate() {
+                    for i in (0..gradient.len()).step_by(11) {
+                        let moved = |by: f32| {
+                            let mut moved = numbers.clone();
+                            moved[which][i] += by;
+                            loss(&moved)
+                        };
+                        let difference = (moved(0.02) - moved(-0.02)) / 0.04;
+                        assert!(
+                            (difference - f64::from(gradient[i])).abs() < 2e-3,
+                            "{which} {i}: {difference} {}",
+                            gradient[i]
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
