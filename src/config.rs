@@ -41,7 +41,7 @@ pub struct LoadConfig {
     pub gpu_layers: Option<usize>,
     /// Sequences decoded together; `None`: as many as the key/value cache holds.
     pub parallel_slots: Option<usize>,
-    /// A PEFT adapter directory, applied at load.
+    /// An adapter directory of PEFT or MLX-LM, for all requests that name no [`adapter`](GenerateConfig::adapter).
     pub adapter_path: Option<PathBuf>,
     /// Bytes the keys and values of all sequences may take. `None`: 1 GiB, or what one sequence of
     /// an explicit [`context_len`](Self::context_len) needs if that is more. Memory that no
@@ -107,7 +107,7 @@ impl LoadConfig {
         gpu_layers: usize => Some(gpu_layers);
         /// Limits how many sequences are decoded together.
         parallel_slots: usize => Some(parallel_slots);
-        /// Applies a PEFT adapter.
+        /// Applies an adapter to all requests that name none.
         adapter_path: impl Into<PathBuf> => Some(adapter_path.into());
         /// Limits the memory of the key/value cache.
         kv_cache_bytes: usize => Some(kv_cache_bytes);
@@ -266,6 +266,9 @@ pub struct GenerateConfig {
     /// Prompts share cached beginnings only with requests of the same salt, so that no tenant can tell
     /// from the time to the first token what another one has asked.
     pub cache_salt: Option<String>,
+    /// The adapter that changes the model for this request, by the name that it was
+    /// [loaded](crate::TextModel::load_adapter) under.
+    pub adapter: Option<String>,
     /// What [`chat`](crate::TextModel::chat) gives the model's chat template beside the messages: `tools`,
     /// `documents`, `enable_thinking`, `date_string` or whatever else the template reads. Nothing in them
     /// becomes a control token.
@@ -350,6 +353,7 @@ impl Default for GenerateConfig {
             deadline: None,
             priority: 0,
             cache_salt: None,
+            adapter: None,
             template_vars: Map::new(),
         }
     }
@@ -398,6 +402,8 @@ impl GenerateConfig {
         priority: i32 => priority;
         /// Keeps cached prompts apart from those of other salts.
         cache_salt: impl Into<String> => Some(cache_salt.into());
+        /// Chooses an adapter.
+        adapter: impl Into<String> => Some(adapter.into());
         /// Sets all variables of the chat template.
         template_vars: Map<String, Value> => template_vars;
     }

@@ -43,6 +43,7 @@
 #![warn(missing_docs)]
 
 pub mod backend;
+mod blocking;
 mod config;
 mod decoder;
 mod discover;
@@ -51,6 +52,7 @@ mod error;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod kernels;
+mod merge;
 mod message;
 mod model;
 mod stream;
@@ -62,9 +64,11 @@ mod weights;
 pub use config::{Deadline, GenerateConfig, KvCacheType, LoadConfig, LoadProgress, ProgressFn, Quantize};
 pub use discover::{DiscoveredModel, discover};
 pub use error::{Cause, Error, Result};
+pub use merge::merge_adapter;
 pub use message::{Message, Role};
 pub use model::{
     AttentionInspector, BatchResult, ClassifyResult, GenerateMetrics, ModelInfo, ModelStats, TextModel, TrainableModel,
     load_model, load_trainable,
 };
 pub use stream::{FinishReason, Token, TokenLogprobs, TokenSender, TokenStream};
+pub use weights::{AdapterFile, LoraTensors};

@@ -67,6 +67,47 @@ pub trait TextModel: Send + Sync {
         ModelStats::default()
     }
 
+    /// Loads an adapter, for requests whose [`GenerateConfig::adapter`] has its name: a directory of PEFT (LoRA, also
+    /// rank-stabilised, and DoRA) or of MLX-LM. Requests with different adapters, and with none, share passes.
+    ///
+    /// One of the same name is replaced; requests that use it end with it. The files are read on a thread of their own.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] names the file and the field or tensor at fault, [`Error::InvalidConfig`] says that the
+    /// model takes no adapters.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the adapter is not loaded.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # async fn run(model: Box<dyn tokenflow::TextModel>) -> tokenflow::Result<()> {
+    /// use tokenflow::GenerateConfig;
+    ///
+    /// model.load_adapter("legal", "adapters/legal".as_ref()).await?;
+    /// let config = GenerateConfig::new().adapter("legal");
+    /// println!("{}", model.generate("The tenant shall", config).text().await?);
+    /// model.unload_adapter("legal").await?;
+    /// # Ok(()) }
+    /// ```
+    async fn load_adapter(&self, name: &str, path: &Path) -> Result<()> {
+        let _ = (name, path);
+        Err(Error::config("adapter", "this model takes none"))
+    }
+
+    /// Forgets an adapter. Requests that use it end with it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if none has this name.
+    async fn unload_adapter(&self, name: &str) -> Result<()> {
+        Err(Error::config("adapter", format!("{name:?} is not loaded: this model takes none")))
+    }
+
+    /// The names of the adapters that are loaded, sorted.
+    fn adapters(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Ends all running requests with [`Error::Closed`] and waits until the model's memory is
     /// free. Idempotent; later calls of the other methods answer [`Error::Closed`].
     ///

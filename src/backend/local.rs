@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use async_trait::async_trait;
 use futures::{
@@ -7,8 +7,8 @@ use futures::{
 };
 
 use crate::{
-    BatchResult, ClassifyResult, Error, GenerateConfig, GenerateMetrics, Message, ModelInfo, ModelStats, Result,
-    TextModel, TokenStream, engine::Engine, text::Prompt,
+    AdapterFile, BatchResult, ClassifyResult, Error, GenerateConfig, GenerateMetrics, Message, ModelInfo, ModelStats,
+    Result, TextModel, TokenStream, blocking, engine::Engine, text::Prompt,
 };
 
 /// A model that runs in this process.
@@ -32,6 +32,7 @@ impl LocalModel {
     /// Refuses what this model cannot honour.
     fn check(&self, config: &GenerateConfig, classify: bool) -> Result<()> {
         config.validate()?;
+        self.engine.adapters.get(config.adapter.as_deref())?;
         if config.return_logits && !classify {
             return Err(Error::config("return_logits", "only classify returns logits"));
         }
@@ -141,6 +142,25 @@ impl TextModel for LocalModel {
 
     fn stats(&self) -> ModelStats {
         self.engine.stats()
+    }
+
+    async fn load_adapter(&self, name: &str, path: &Path) -> Result<()> {
+        self.engine.check_open()?;
+        let (sites, path) = (self.engine.adapters.sites()?, path.to_owned());
+        let adapter = blocking::run("load an adapter", move || sites.resolve(&AdapterFile::read(path)?)).await?;
+        // Closing may have come in between; what it forgets is not to come back.
+        self.engine.check_open()?;
+        self.engine.adapters.add(name, adapter);
+        Ok(())
+    }
+
+    async fn unload_adapter(&self, name: &str) -> Result<()> {
+        self.engine.check_open()?;
+        self.engine.adapters.remove(name)
+    }
+
+    fn adapters(&self) -> Vec<String> {
+        self.engine.adapters.names()
     }
 
     async fn close(&self) -> Result<()> {

@@ -75,7 +75,7 @@ impl Attention {
     /// Stores the keys and values of `x`, `[rows, hidden]`, and gives what attends to them and those before. Without a
     /// cache sequences are whole, and the result is differentiable.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        let (mut queries, mut keys) = (self.query.forward(x)?, self.key.forward(x)?);
+        let (mut queries, mut keys) = (self.query.adapted(x, &pass.adapted)?, self.key.adapted(x, &pass.adapted)?);
         if let Some([query_norm, key_norm]) = &self.norms {
             (queries, keys) = (query_norm.forward(&queries)?, key_norm.forward(&keys)?);
         }
@@ -83,7 +83,7 @@ impl Attention {
             let head_dim = self.heads.head_dim;
             (queries, keys) = (rope.apply(&queries, head_dim)?, rope.apply(&keys, head_dim)?);
         }
-        let values = self.value.forward(x)?;
+        let values = self.value.adapted(x, &pass.adapted)?;
         let attended = match cache {
             Some(cache) => {
                 cache.store(pass.batch, &keys, &values)?;
@@ -91,7 +91,7 @@ impl Attention {
             }
             None => self.within(pass.batch, &queries, &keys, &values)?,
         };
-        self.out.forward(&attended)
+        self.out.adapted(&attended, &pass.adapted)
     }
 
     /// Attends from `queries`, `[rows, num_heads * head_dim]`, to the cached keys and values of each

@@ -1,3 +1,7 @@
+use std::sync::Arc;
+
+use super::Adapter;
+
 /// The tokens of one forward pass: pieces of many sequences side by side, without padding.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
@@ -24,6 +28,8 @@ pub struct Span {
     pub regime: usize,
     /// The cache blocks that hold the sequence, in order.
     pub blocks: Vec<u32>,
+    /// What changes the model for it.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 impl Span {

@@ -49,7 +49,7 @@ impl Layer {
             (None, true) => attention_in,
             (norm, false) => normed(norm.as_ref(), &sum)?,
         };
-        let mlp = normed(self.mlp_out_norm.as_ref(), &self.mlp.forward(&mlp_in)?)?;
+        let mlp = normed(self.mlp_out_norm.as_ref(), &self.mlp.forward(&mlp_in, &pass.adapted)?)?;
         add(&sum, &mlp, self.scale)
     }
 }

@@ -86,6 +86,21 @@ pub struct MlpNames<'a> {
 }
 
 impl Names {
+    /// What another layout calls the module of linear maps that this one calls `module`: of several, or of one.
+    pub fn translate(&self, module: &str, several: bool, other: &Self) -> Option<&'static str> {
+        let at = self.linears(several).iter().position(|name| *name == module)?;
+        Some(other.linears(several)[at])
+    }
+
+    fn linears(&self, several: bool) -> Vec<&'static str> {
+        let networks = [&self.mlp, &self.shared];
+        if several {
+            return networks.iter().map(|network| network.gate_up).chain([self.qkv]).collect();
+        }
+        let of_networks = networks.iter().flat_map(|network| [network.gate, network.up, network.down]);
+        of_networks.chain([self.head, self.query, self.key, self.value, self.out, self.shared_gate]).collect()
+    }
+
     pub const LLAMA: Self = Self {
         embedding: "model.embed_tokens",
         positions: "",

@@ -2,7 +2,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Module, Result, Tensor, quantized::QMatMul};
 
-use super::op::{binary, unary, with_f32};
+use super::{
+    lora::AdaptedRows,
+    op::{binary, unary, with_f32},
+};
 use crate::{
     kernels::{Isa, dense::DenseMatrix, quantized::QuantMatrix, rows, transposed},
     weights::Matrix,
@@ -14,6 +17,8 @@ pub struct Linear {
     bias: Option<Tensor>,
     bytes: usize,
     isa: Isa,
+    /// Its index among the model's [`Sites`](super::lora::Sites), if adapters may change it.
+    site: Option<usize>,
 }
 
 enum Weight {
@@ -33,7 +38,13 @@ impl Linear {
             Matrix::Packed(matrix) => Weight::Packed(matrix),
             Matrix::Quantized(tensor) => Weight::Quantized(QMatMul::from_arc(tensor)?),
         };
-        Ok(Self { weight, bias, bytes, isa: Isa::detect() })
+        Ok(Self { weight, bias, bytes, isa: Isa::detect(), site: None })
+    }
+
+    /// As the site of this index.
+    #[must_use]
+    pub fn at(self, site: Option<usize>) -> Self {
+        Self { site, ..self }
     }
 
     /// The memory the weight takes.
@@ -71,6 +82,26 @@ impl Linear {
             Weight::Packed(matrix) if self.bias.is_none() => with_f32(x, |x| matrix.multiply(x, self.isa)),
             _ => self.forward(x)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
         }
+    }
+}
+
+impl Linear {
+    /// As `forward`, with what adapters change in some rows.
+    pub fn adapted(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Tensor> {
+        let y = self.forward(x)?;
+        match self.site {
+            Some(site) if !rows.is_empty() => rows.apply(site, x, &y),
+            _ => Ok(y),
+        }
+    }
+
+    /// As `forward_to_vec`, with what adapters change in some rows.
+    pub fn adapted_to_vec(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Vec<f32>> {
+        let mut y = self.forward_to_vec(x)?;
+        if let Some(site) = self.site.filter(|_| !rows.is_empty()) {
+            rows.apply_to(site, x, &mut y)?;
+        }
+        Ok(y)
     }
 }
 
@@ -114,9 +145,8 @@ impl Embedding {
         Self { matrix, dtype }
     }
 
-    /// The output head that shares this matrix.
-    pub fn as_head(&self, bias: Option<Tensor>) -> Result<Linear> {
-        Linear::new(self.matrix.clone(), bias)
+    pub fn matrix(&self) -> &Matrix {
+        &self.matrix
     }
 
     pub fn bytes(&self) -> usize {

@@ -4,6 +4,7 @@ use super::{
     Spec,
     layout::{Layout, MlpNames},
     linear::Linear,
+    lora::{Site, Surveyor},
     norm::Norm,
     spec::{DenseSpec, NormSpec},
 };
@@ -17,6 +18,10 @@ use crate::{
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     pub layout: &'a Layout,
+    /// That of the Hugging Face model, after which adapters call modules.
+    hub_layout: &'a Layout,
+    /// Where linear maps are noted that adapters may change.
+    surveyor: Option<&'a Surveyor>,
     /// What names begin with, and what they begin with in this checkpoint.
     prefix: (&'a str, &'a str),
     /// The layer that modules are in, if any.
@@ -31,12 +36,16 @@ pub struct Loader<'a> {
 impl<'a> Loader<'a> {
     pub fn new(
         checkpoint: &'a Checkpoint,
-        layout: &'a Layout,
+        spec: &'a Spec,
+        surveyor: &'a Surveyor,
         device: &'a Device,
         dtype: DType,
         quantize: Option<Quantize>,
     ) -> Self {
-        let mut this = Self { checkpoint, layout, prefix: ("", ""), layer: None, device, dtype, quantize };
+        let layout = &spec.layout;
+        let hub_layout = spec.hub_layout.as_ref().unwrap_or(layout);
+        let (prefix, surveyor) = (("", ""), Some(surveyor));
+        let mut this = Self { checkpoint, layout, hub_layout, surveyor, prefix, layer: None, device, dtype, quantize };
         let there = |prefix: &(&'a str, &'a str)| Self { prefix: *prefix, ..this }.contains(layout.names.embedding);
         if let Some(prefix) = layout.prefixes.iter().find(|prefix| there(prefix)) {
             this.prefix = *prefix;
@@ -44,9 +53,9 @@ impl<'a> Loader<'a> {
         this
     }
 
-    /// Keeps what it loads as it is stored.
+    /// Keeps what it loads as it is stored, adapters or not.
     pub fn as_stored(&self) -> Self {
-        Self { quantize: None, ..*self }
+        Self { quantize: None, surveyor: None, ..*self }
     }
 
     /// For the modules of a layer.
@@ -117,26 +126,70 @@ impl<'a> Loader<'a> {
     pub fn linear(&self, module: &str, shape: [usize; 2], bias: bool) -> Result<Linear> {
         let weight = self.place(self.weight(module, shape)?)?;
         self.release(module);
-        Ok(Linear::new(weight, self.bias(module, shape[0], bias)?)?)
+        self.survey(self.hub_name(module, false), weight, self.bias(module, shape[0], bias)?, None)
     }
 
-    /// Linear maps that are rows of one matrix of `shape`. Which rows is only asked once there is such a matrix: sizes
-    /// that no tensor has been held against yet may be absurd.
+    /// The head that has the embedding's matrix.
+    pub fn head(&self, matrix: Matrix, rows: usize, bias: bool) -> Result<Linear> {
+        let module = self.layout.names.head;
+        self.survey(self.hub_name(module, false), matrix, self.bias(module, rows, bias)?, None)
+    }
+
+    /// A linear map that is noted as a site of its module in the Hugging Face model: `part` says which rows of how many it
+    /// makes, if not all in order.
+    fn survey(
+        &self,
+        module: Option<String>,
+        weight: Matrix,
+        bias: Option<Tensor>,
+        part: Option<(Vec<usize>, usize)>,
+    ) -> Result<Linear> {
+        let site = match (self.surveyor, module) {
+            (Some(surveyor), Some(module)) => {
+                let (rows, module_outputs) = match part {
+                    Some((rows, of)) => (Some(rows), of),
+                    None => (None, weight.shape()?[0]),
+                };
+                let site = Site { module, rows, module_outputs, weight: weight.clone(), bias: bias.clone() };
+                Some(surveyor.add(site))
+            }
+            _ => None,
+        };
+        Ok(Linear::new(weight, bias)?.at(site))
+    }
+
+    /// What the Hugging Face model calls a module of several linear maps, or of one.
+    fn hub_name(&self, module: &str, several: bool) -> Option<String> {
+        let (ours, theirs) = (&self.layout.names, &self.hub_layout.names);
+        let module = match std::ptr::eq(ours, theirs) {
+            true => module,
+            false => ours.translate(module, several, theirs)?,
+        };
+        Some(match self.layer {
+            Some(layer) => format!("{}.{layer}.{module}", theirs.layers),
+            None => module.to_owned(),
+        })
+    }
+
+    /// Linear maps that are rows of one matrix of `shape`; which, a layout says. It is only asked once there is such a
+    /// matrix: sizes that no tensor has been held against yet may be absurd.
     fn parts(
         &self,
         module: &str,
         shape: [usize; 2],
         bias: bool,
-        parts: impl FnOnce() -> Vec<Vec<usize>>,
+        parts: impl Fn(&Layout) -> Vec<Vec<usize>>,
     ) -> Result<Vec<Linear>> {
         let weight = self.weight(module, shape)?;
         let biases = bias.then(|| self.biases(module, shape[0])).transpose()?;
-        let part = |rows: &Vec<usize>| {
+        let (stored, in_hub) = (parts(self.layout), parts(self.hub_layout));
+        let hub_name = self.hub_name(module, stored.len() > 1);
+        let part = |(rows, in_hub): (&Vec<usize>, Vec<usize>)| {
             let weight = self.place(weight.take(rows.iter().copied()))?;
             let bias = biases.as_ref().map(|biases| self.vector(rows.iter().map(|row| biases[*row]).collect()));
-            Ok(Linear::new(weight, bias.transpose()?)?)
+            self.survey(hub_name.clone(), weight, bias.transpose()?, Some((in_hub, shape[0])))
         };
-        let linears = parts().iter().map(part).collect();
+        let linears = stored.iter().zip(in_hub).map(part).collect();
         self.release(module);
         linears
     }
@@ -156,7 +209,11 @@ impl<'a> Loader<'a> {
             let load = |((module, turns), width): ((&str, bool), usize)| {
                 let shape = [width, spec.hidden_size];
                 if turns && self.layout.pairs == Pairs::Neighbours {
-                    return Ok(self.parts(module, shape, bias, || vec![in_halves(width, head_dim)])?.remove(0));
+                    let rows = |layout: &Layout| match layout.pairs {
+                        Pairs::Neighbours => vec![in_halves(width, head_dim)],
+                        Pairs::Halves => vec![(0..width).collect()],
+                    };
+                    return Ok(self.parts(module, shape, bias, rows)?.remove(0));
                 }
                 self.linear(module, shape, bias)
             };
@@ -164,7 +221,7 @@ impl<'a> Loader<'a> {
             modules.into_iter().zip(widths).map(load).collect::<Result<Vec<_>>>()?
         } else {
             let all = widths.into_iter().fold(0, usize::saturating_add);
-            let rows = || match self.layout.qkv_by_head {
+            let rows = |layout: &Layout| match layout.qkv_by_head {
                 true => rows_by_head(attention.num_heads, head_dim),
                 false => rows_by_kind(widths),
             };
@@ -183,7 +240,7 @@ impl<'a> Loader<'a> {
         let DenseSpec { intermediate_size: inner, gated, bias, .. } = *spec;
         let down = self.linear(names.down, [hidden_size, inner], bias)?;
         if gated && !self.contains(names.gate) {
-            let rows = || vec![(0..inner).collect(), (inner..2 * inner).collect()];
+            let rows = |_: &Layout| vec![(0..inner).collect(), (inner..2 * inner).collect()];
             let parts = self.parts(names.gate_up, [2 * inner, hidden_size], bias, rows)?;
             let parts: Result<[Linear; 2], _> = parts.try_into();
             let [gate, up] = parts.map_err(|_| Error::internal("gate and up are two"))?;

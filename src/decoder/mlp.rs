@@ -4,6 +4,7 @@ use super::{
     layout::MlpNames,
     linear::Linear,
     load::Loader,
+    lora::AdaptedRows,
     op::{binary, unary},
     spec::{DenseSpec, ExpertsSpec, MlpSpec},
 };
@@ -38,10 +39,10 @@ impl Mlp {
     }
 
     /// Maps `[rows, hidden]` to as much.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, adapted: &AdaptedRows<'_>) -> Result<Tensor> {
         match self {
-            Self::Dense(dense) => dense.forward(x),
-            Self::Experts(experts) => experts.forward(x),
+            Self::Dense(dense) => dense.forward(x, adapted),
+            Self::Experts(experts) => experts.forward(x, adapted),
         }
     }
 }
@@ -64,13 +65,13 @@ impl Dense {
         self.gate.as_ref().map_or(0, Linear::bytes) + self.up.bytes() + self.down.bytes()
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let up = self.up.forward(x)?;
+    fn forward(&self, x: &Tensor, adapted: &AdaptedRows<'_>) -> Result<Tensor> {
+        let up = self.up.adapted(x, adapted)?;
         let inner = match &self.gate {
-            Some(gate) => self.activate(&gate.forward(x)?, Some(&up))?,
+            Some(gate) => self.activate(&gate.adapted(x, adapted)?, Some(&up))?,
             None => self.activate(&up, None)?,
         };
-        self.down.forward(&inner)
+        self.down.adapted(&inner, adapted)
     }
 
     fn activate(&self, x: &Tensor, up: Option<&Tensor>) -> Result<Tensor> {
@@ -169,7 +170,7 @@ impl Experts {
         self.router.bytes() + shared + self.experts.iter().map(Dense::bytes).sum::<usize>()
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, adapted: &AdaptedRows<'_>) -> Result<Tensor> {
         // Experts add to a row in their order, whichever other rows there are.
         let mut sum = x.zeros_like()?;
         for (expert, chosen) in self.experts.iter().zip(self.route(x)?) {
@@ -177,16 +178,17 @@ impl Experts {
                 continue;
             }
             let (rows, weights): (Vec<u32>, Vec<f32>) = chosen.into_iter().unzip();
+            let adapted = adapted.select(&rows);
             let rows = Tensor::new(rows, x.device())?;
             let weights = Tensor::new(weights, x.device())?.to_dtype(x.dtype())?.unsqueeze(1)?;
-            let y = expert.forward(&x.index_select(&rows, 0)?)?;
+            let y = expert.forward(&x.index_select(&rows, 0)?, &adapted)?;
             sum = sum.index_add(&rows, &y.broadcast_mul(&weights)?, 0)?;
         }
         match &self.shared {
             Some(Shared { network, gate }) => {
-                let mut y = network.forward(x)?;
+                let mut y = network.forward(x, adapted)?;
                 if let Some(gate) = gate {
-                    y = y.broadcast_mul(&candle_nn::ops::sigmoid(&gate.forward(x)?)?)?;
+                    y = y.broadcast_mul(&candle_nn::ops::sigmoid(&gate.adapted(x, adapted)?)?)?;
                 }
                 sum + y
             }

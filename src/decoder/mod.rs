@@ -9,12 +9,15 @@ mod layer;
 mod layout;
 mod linear;
 mod load;
+mod lora;
 mod mlp;
 mod norm;
 mod op;
 mod pass;
 mod rope;
 mod spec;
+
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -25,6 +28,8 @@ use kv_cache::KvCache;
 use layer::Layer;
 use linear::{Embedding, Linear};
 use load::Loader;
+use lora::{AdaptedRows, Surveyor};
+pub use lora::{Adapter, Sites};
 use norm::Norm;
 use pass::Pass;
 use rope::Rope;
@@ -49,12 +54,18 @@ pub trait Forward: Send {
         let _ = (prompt_len, len);
         0
     }
+
+    /// The linear maps that adapters may change, if that is possible.
+    fn sites(&self) -> Option<Arc<Sites>> {
+        None
+    }
 }
 
 /// A decoder-only transformer with its weights and its key/value cache.
 pub struct Decoder {
     network: Network,
     cache: KvCache,
+    sites: Arc<Sites>,
 }
 
 /// The weights and what is computed with them.
@@ -94,14 +105,15 @@ impl Decoder {
         progress: impl Fn(usize, usize),
     ) -> Result<Self> {
         let Placement { device, dtype, quantize, cache_blocks, cache_dtype } = placement;
-        let load = &Loader::new(checkpoint, &spec.layout, device, *dtype, *quantize);
+        let surveyor = Surveyor::default();
+        let load = &Loader::new(checkpoint, &spec, &surveyor, device, *dtype, *quantize);
         let names = &spec.layout.names;
         let vocabulary = [spec.vocab_size, spec.hidden_size];
         let embedding = |name, shape| Ok::<_, Error>(Embedding::new(load.matrix(name, shape)?, *dtype));
         let norm = |name| load.norm(name, spec.norm, spec.hidden_size, spec.hidden_size);
         let tokens = embedding(names.embedding, vocabulary)?;
         let head = match spec.head.tied {
-            true => tokens.as_head(load.bias(names.head, spec.vocab_size, spec.head.bias)?)?,
+            true => load.head(tokens.matrix().clone(), spec.vocab_size, spec.head.bias)?,
             false => load.linear(names.head, vocabulary, spec.head.bias)?,
         };
         let layer = |index: usize| {
@@ -124,7 +136,8 @@ impl Decoder {
             spec: spec.clone(),
         };
         let cache = KvCache::new(&spec, *cache_blocks, *cache_dtype, device)?;
-        Ok(Self { network, cache })
+        let sites = Arc::new(surveyor.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout)));
+        Ok(Self { network, cache, sites })
     }
 
     /// The memory one block of the cache takes.
@@ -145,7 +158,8 @@ impl Network {
     fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Tensor> {
         let tokens = Tensor::new(batch.tokens.as_slice(), &self.device)?;
         let rotations = self.ropes.iter().map(|rope| rope.at(batch, self.dtype));
-        let pass = &Pass { batch, rotations: rotations.collect::<candle_core::Result<_>>()? };
+        let rotations = rotations.collect::<candle_core::Result<_>>()?;
+        let pass = &Pass { batch, rotations, adapted: AdaptedRows::of(batch) };
         let mut x = self.embedding.forward(&tokens)?;
         if self.spec.embedding_scale != 1.0 {
             x = (x * self.spec.embedding_scale)?;
@@ -162,11 +176,12 @@ impl Network {
         Ok(x)
     }
 
-    /// The logits of some of the rows, `[rows, vocab_size]`.
-    fn logits(&self, hidden: &Tensor, rows: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let rows = Tensor::new(rows, &self.device)?;
+    /// The logits of the rows that are sampled, `[rows, vocab_size]`.
+    fn logits(&self, hidden: &Tensor, batch: &Batch) -> candle_core::Result<Vec<f32>> {
+        let adapted = AdaptedRows::of(batch).select(&batch.sampled);
+        let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
         let x = self.norm.forward(&hidden.index_select(&rows, 0)?)?;
-        let mut logits = self.head.forward_to_vec(&x)?;
+        let mut logits = self.head.adapted_to_vec(&x, &adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
         if scale != 1.0 || softcap.is_some() {
             scale_and_cap(&mut logits, scale, softcap, Isa::detect());
@@ -177,7 +192,7 @@ impl Network {
 
 impl Forward for Decoder {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        let Self { network, cache } = self;
+        let Self { network, cache, .. } = self;
         let vocab_size = network.spec.vocab_size;
         if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
             return Err(Error::internal(format!("token {token} is not in a vocabulary of {vocab_size}")));
@@ -186,10 +201,15 @@ impl Forward for Decoder {
         if batch.sampled.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(network.logits(&hidden, &batch.sampled)?)
+        Ok(network.logits(&hidden, batch)?)
     }
 
     fn regime(&self, prompt_len: usize, len: usize) -> usize {
         self.network.ropes.iter().map(|rope| rope.regime(prompt_len, len)).max().unwrap_or(0)
+    }
+
+    fn sites(&self) -> Option<Arc<Sites>> {
+        // What they change is computed by the CPU's kernels.
+        self.network.device.is_cpu().then(|| self.sites.clone())
     }
 }

@@ -1,8 +1,10 @@
-use super::{Batch, rope::Rotation};
+use super::{Batch, lora::AdaptedRows, rope::Rotation};
 
 /// What all layers of a forward pass share.
 pub struct Pass<'a> {
     pub batch: &'a Batch,
     /// The rotations of its positions, one for each of [`Spec::ropes`](super::Spec::ropes).
     pub rotations: Vec<Rotation>,
+    /// The rows that adapters change.
+    pub adapted: AdaptedRows<'a>,
 }

@@ -29,6 +29,8 @@ pub struct Spec {
     pub head: HeadSpec,
     /// How the checkpoint stores all this.
     pub layout: Layout,
+    /// How Hugging Face directories do, where that is another way: adapters are made for those.
+    pub hub_layout: Option<Layout>,
 }
 
 impl Spec {

@@ -3,6 +3,8 @@ use std::{
     sync::Arc,
 };
 
+use super::adapters::AdapterId;
+
 /// Hands out the blocks of the key/value cache and counts who holds them. Which memory they are is
 /// the decoder's business.
 ///
@@ -65,6 +67,8 @@ pub struct Realm {
     pub salt: Option<Arc<str>>,
     /// How positions are encoded.
     pub regime: usize,
+    /// What changes the model.
+    pub adapter: Option<AdapterId>,
 }
 
 /// The blocks that a sequence holds, in order.
@@ -286,10 +290,12 @@ mod tests {
         let a = table_of(&mut pool, &[1, 2, 7, 7]);
         let b = table_of(&mut pool, &[3, 4, 7, 7]);
         assert_ne!(a.blocks[1], b.blocks[1]);
-        let salted = BlockTable::new(Realm { salt: Some("tenant".into()), regime: 0 });
+        let salted = BlockTable::new(Realm { salt: Some("tenant".into()), ..Realm::default() });
         assert!(pool.find(&salted, &[1, 2, 7, 7]).blocks.is_empty());
-        let other_positions = BlockTable::new(Realm { salt: None, regime: 1 });
+        let other_positions = BlockTable::new(Realm { regime: 1, ..Realm::default() });
         assert!(pool.find(&other_positions, &[1, 2, 7, 7]).blocks.is_empty());
+        let adapted = BlockTable::new(Realm { adapter: Some(1), ..Realm::default() });
+        assert!(pool.find(&adapted, &[1, 2, 7, 7]).blocks.is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What runs requests: a front thread that turns prompts into tokens, and a worker thread that packs
 //! all running sequences into shared forward passes. It knows no architecture.
 
+mod adapters;
 mod blocks;
 mod front;
 mod pace;
@@ -20,6 +21,8 @@ use crate::{
     decoder::Forward,
     text::{Prompt, TextProcessor},
 };
+pub use adapters::Adapters;
+use adapters::Loaded;
 use front::{Front, PromptLimits};
 pub use scheduler::Limits;
 use state::State;
@@ -61,6 +64,7 @@ pub struct Engine {
     stream_buffer: usize,
     wake: Arc<Notify>,
     state: Arc<State>,
+    pub adapters: Adapters,
 }
 
 /// A request on its way to the worker.
@@ -68,6 +72,7 @@ struct Request {
     prompt: Prompt,
     config: GenerateConfig,
     mode: Mode,
+    adapter: Option<Loaded>,
     ticket: Ticket,
 }
 
@@ -106,6 +111,7 @@ impl Engine {
             stream_buffer: options.stream_buffer,
             wake: wake.clone(),
             state: state.clone(),
+            adapters: Adapters::new(decoder.sites().as_ref()),
         };
         let worker = Worker::new(decoder, text, options.clone(), worker_jobs, wake, state);
         // The loop is on one of the threads of its passes, so that none of them waits for another to wake.
@@ -168,8 +174,9 @@ impl Engine {
         submitted: Instant,
         place: Result<OwnedSemaphorePermit>,
     ) -> TokenStream {
-        let place = match self.check_open().and(place) {
-            Ok(place) => Some(place),
+        let adapter = self.check_open().and_then(|()| self.adapters.get(config.adapter.as_deref()));
+        let (place, adapter) = match place.and_then(|place| Ok((Some(place), adapter?))) {
+            Ok(parts) => parts,
             Err(error) => return self.refuse(error),
         };
         let (sender, stream) = TokenStream::channel_with_wake(self.stream_buffer, &config, self.wake.clone());
@@ -178,7 +185,7 @@ impl Engine {
         let (state, in_flight) = (self.state.clone(), self.state.enter());
         let ticket = Ticket { sender, submitted, deadline, place, span, state, in_flight };
         // A place in the queue is a place in the channel; only a closed one refuses.
-        match self.jobs.try_send(Request { prompt, config, mode, ticket }) {
+        match self.jobs.try_send(Request { prompt, config, mode, adapter, ticket }) {
             Ok(()) => stream,
             Err(_) => self.refuse(Error::Closed),
         }
@@ -207,7 +214,9 @@ impl Engine {
 
     /// What the engine does now and has done.
     pub fn stats(&self) -> ModelStats {
-        self.state.stats()
+        let mut stats = self.state.stats();
+        stats.weight_bytes += self.adapters.bytes();
+        stats
     }
 
     /// Ends everything and waits until the model's memory is free.
@@ -215,6 +224,7 @@ impl Engine {
         self.state.closing.cancel();
         self.queue.close();
         self.batch_queue.close();
+        self.adapters.clear();
         self.state.closed.cancelled().await;
     }
 }

@@ -382,7 +382,7 @@ mod tests {
         s.remove(1);
         s.add(2, tokens(2));
         assert_eq!(step(&mut s), [(2, 8, 2, true)]);
-        s.add(3, Arrival { realm: Realm { salt: Some("other".into()), regime: 0 }, ..tokens(2) });
+        s.add(3, Arrival { realm: Realm { salt: Some("other".into()), ..Realm::default() }, ..tokens(2) });
         assert_eq!(step(&mut s), [(2, 10, 1, true), (3, 0, 10, true)]);
     }
 

@@ -5,11 +5,13 @@ use std::{
 
 use super::{
     Mode, Request,
+    adapters::Loaded,
     sampler::Sampler,
     ticket::{End, Ticket},
 };
 use crate::{
     GenerateConfig, GenerateMetrics, Result, Token,
+    decoder::Adapter,
     model::rate,
     text::{Answer, TextProcessor},
 };
@@ -26,6 +28,7 @@ pub struct Sequence {
     max_tokens: usize,
     end_ids: Vec<u32>,
     mode: Mode,
+    adapter: Option<Loaded>,
     sampler: Sampler,
     answer: Answer,
     started: Option<Instant>,
@@ -43,7 +46,7 @@ pub enum Step {
 
 impl Sequence {
     pub fn new(request: Request, prompt: &[u32], text: Arc<TextProcessor>, context_len: usize, entropy: u64) -> Self {
-        let Request { config, mode, ticket, .. } = request;
+        let Request { config, mode, adapter, ticket, .. } = request;
         ticket.span.in_scope(|| tracing::debug!(prompt_tokens = prompt.len(), "prompt encoded"));
         let sampler = Sampler::new(&config, prompt, entropy);
         let GenerateConfig { max_tokens, stop, stop_tokens, .. } = config;
@@ -58,6 +61,7 @@ impl Sequence {
             text,
             ticket,
             mode,
+            adapter,
             started: None,
             first_sampled: None,
             last_sampled: None,
@@ -80,6 +84,11 @@ impl Sequence {
     /// Tokens of the prompt.
     pub fn prompt_len(&self) -> usize {
         self.prompt_len
+    }
+
+    /// What changes the model for it.
+    pub fn adapter(&self) -> Option<Arc<Adapter>> {
+        self.adapter.as_ref().map(|loaded| loaded.adapter.clone())
     }
 
     /// Takes the logits after its last token: samples, and delivers what is decided.

@@ -111,7 +111,8 @@ impl Worker {
         let id = self.next_id;
         self.next_id += 1;
         let salt = request.config.cache_salt.take().map(Arc::from);
-        let realm = Realm { salt, regime: self.decoder.regime(tokens.len(), tokens.len()) };
+        let adapter = request.adapter.as_ref().map(|loaded| loaded.id);
+        let realm = Realm { salt, regime: self.decoder.regime(tokens.len(), tokens.len()), adapter };
         let priority = request.config.priority;
         let entropy = RandomState::new().hash_one(id);
         let sequence = Sequence::new(request, &tokens, self.text.clone(), self.options.context_len, entropy);
@@ -208,6 +209,7 @@ impl Worker {
                 context_len: end,
                 regime: chunk.regime,
                 blocks: chunk.blocks.clone(),
+                adapter: self.sequences.get(&chunk.id).and_then(Sequence::adapter),
             });
             batch.tokens.extend(self.scheduler.tokens(chunk));
             batch.positions.extend(start as u32..end as u32);

@@ -34,6 +34,11 @@ impl DenseMatrix {
         Some(Self { rows, columns, elements })
     }
 
+    /// As `new`, of 32-bit numbers.
+    pub fn of_f32(bytes: &[u8], rows: usize, columns: usize) -> Self {
+        Self { rows, columns, elements: Elements::F32(panels(bytes, rows, columns)) }
+    }
+
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
         self.elements.bytes()

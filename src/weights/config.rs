@@ -77,6 +77,10 @@ impl Config {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
+    }
+
     /// An error about the value of `key`.
     pub fn bad(&self, key: &str, why: &str) -> Error {
         let value = self.values.get(key).unwrap_or(&Value::Null).to_string();

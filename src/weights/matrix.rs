@@ -84,6 +84,28 @@ impl Matrix {
         }
     }
 
+    /// Rows and columns.
+    pub fn shape(&self) -> Result<[usize; 2]> {
+        Ok(match self {
+            Self::Dense(tensor) => tensor.dims2()?.into(),
+            Self::Panels(matrix) => [matrix.rows, matrix.columns],
+            Self::Packed(matrix) => [matrix.rows, matrix.columns],
+            Self::Quantized(tensor) => tensor.shape().dims2()?.into(),
+        })
+    }
+
+    /// The values of a row.
+    pub fn row(&self, row: usize) -> Result<Vec<f32>> {
+        Ok(match self {
+            Self::Dense(tensor) => tensor.get(row)?.to_dtype(DType::F32)?.to_vec1()?,
+            Self::Panels(matrix) => matrix.row(row),
+            Self::Packed(matrix) => matrix.row(row),
+            Self::Quantized(tensor) => {
+                tensor.embedding(&Tensor::new(&[row as u32], &tensor.device())?)?.get(0)?.to_vec1()?
+            }
+        })
+    }
+
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
         match self {

@@ -1,5 +1,6 @@
 //! Where tensors come from: files, mapped and checked.
 
+mod adapter;
 mod config;
 pub mod gguf;
 mod matrix;
@@ -14,12 +15,13 @@ use std::{
 
 use candle_core::DType;
 
+pub use adapter::{AdapterFile, LoraTensors};
 pub use config::Config;
 use gguf::GgufFile;
 use matrix::to_f32;
 pub use matrix::{Matrix, Rows, StoredMatrix};
 use packed::Module;
-use safetensors::SafetensorsDir;
+pub use safetensors::SafetensorsDir;
 
 use crate::{Error, Result, kernels::ggml::GgmlType};
 

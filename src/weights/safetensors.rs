@@ -26,11 +26,30 @@ struct Entry {
 
 impl SafetensorsDir {
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::of(weight_files(dir)?)
+    }
+
+    /// That of one file only.
+    pub fn of_file(path: PathBuf) -> Result<Self> {
+        Self::of(vec![path])
+    }
+
+    fn of(paths: Vec<PathBuf>) -> Result<Self> {
         let mut this = Self { files: Vec::new(), tensors: BTreeMap::new() };
-        for path in weight_files(dir)? {
+        for path in paths {
             this.add(path)?;
         }
         Ok(this)
+    }
+
+    /// The first file.
+    pub fn path(&self) -> &Path {
+        &self.files[0].0
+    }
+
+    /// The names of all tensors, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
     }
 
     /// Reads a file's header, which the `safetensors` crate checks against the file's length.
@@ -69,7 +88,7 @@ impl SafetensorsDir {
     /// The tensor of this name, or an error naming the file it is not in.
     pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
         let Some(entry) = self.tensors.get(name) else {
-            return Err(Error::model(&self.files[0].0, format!("tensor {name} is missing")));
+            return Err(Error::model(self.path(), format!("tensor {name} is missing")));
         };
         let (path, map) = &self.files[entry.file];
         let dtype = match entry.dtype {

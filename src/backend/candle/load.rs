@@ -6,7 +6,7 @@ use std::{
 use candle_core::{DType, Device};
 
 use crate::{
-    Error, KvCacheType, LoadConfig, ModelInfo, Quantize, Result,
+    AdapterFile, Error, KvCacheType, LoadConfig, ModelInfo, Quantize, Result,
     backend::{cache_plan::CachePlan, local::LocalModel},
     decoder::{self, Decoder, Placement, Spec},
     engine::{Engine, Options},
@@ -19,10 +19,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     if !path.exists() {
         return Err(Error::model(path, "there is no such file or directory"));
     }
-    if let Some(adapter) = &config.adapter_path {
-        let reason = format!("{}: adapters are not supported by this version", adapter.display());
-        return Err(Error::config("adapter_path", reason));
-    }
+    let adapter = config.adapter_path.as_ref().map(AdapterFile::read).transpose()?;
     let checkpoint = Checkpoint::open(path)?;
     let spec = decoder::spec(&checkpoint)?;
     let device = on_device(config, &spec, device)?;
@@ -63,8 +60,12 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         weight_bytes: decoder.weight_bytes(),
         block_bytes,
     };
+    let engine = Engine::start(Box::new(decoder), text, options)?;
+    if let Some(adapter) = adapter {
+        engine.adapters.set_default(engine.adapters.sites()?.resolve(&adapter)?);
+    }
     tracing::info!(path = %path.display(), ?info, "loaded a model");
-    Ok(LocalModel::new(info, Engine::start(Box::new(decoder), text, options)?))
+    Ok(LocalModel::new(info, engine))
 }
 
 /// The device all layers run on: splitting them is not possible, leaving it aside is.

@@ -2,14 +2,13 @@
 
 mod load;
 
-use std::{path::Path, sync::Arc, thread};
+use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use candle_core::Device;
-use tokio::sync::oneshot;
 
 use super::Backend;
-use crate::{Error, LoadConfig, Result, TextModel};
+use crate::{Error, LoadConfig, Result, TextModel, blocking};
 
 /// The backends of this module.
 pub fn backends() -> [Arc<dyn Backend>; 3] {
@@ -58,16 +57,6 @@ impl Backend for CandleBackend {
             .device()
             .map_err(|error| Error::BackendUnavailable { name: self.name().to_owned(), reason: error.to_string() })?;
         let (path, config) = (path.to_owned(), config.clone());
-        let (sender, loaded) = oneshot::channel();
-        // Loading takes seconds and much memory bandwidth; no Tokio worker should wait for it.
-        let load = move || {
-            let _ = sender.send(load::load(&path, &config, device));
-        };
-        thread::Builder::new()
-            .name("tokenflow load".into())
-            .spawn(load)
-            .map_err(|error| Error::internal(format!("a thread could not be started: {error}")))?;
-        let model = loaded.await.map_err(|_| Error::internal("loading the model panicked"))??;
-        Ok(Box::new(model))
+        Ok(Box::new(blocking::run("load", move || load::load(&path, &config, device)).await?))
     }
 }

@@ -67,6 +67,7 @@ pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
         residual_scale: 1.0,
         head: HeadSpec { tied: config.bool_or("tie_word_embeddings", false)?, bias: false, scale: 1.0, softcap: None },
         layout: Layout::LLAMA,
+        hub_layout: None,
     })
 }
 

@@ -77,7 +77,7 @@ pub fn spec(checkpoint: &Checkpoint) -> Result<Spec> {
     };
     let mut spec = read(config)?;
     if let Store::Gguf(_) = checkpoint.store {
-        spec.layout = Layout::gguf(spec.architecture);
+        spec.hub_layout = Some(std::mem::replace(&mut spec.layout, Layout::gguf(spec.architecture)));
     }
     Ok(spec)
 }

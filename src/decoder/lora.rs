@@ -1,0 +1,230 @@
+//! Adapters at work: what is added to linear maps for the sequences that ask for it.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+use super::{Batch, layout::Layout, op::with_f32};
+use crate::{
+    Error, Result,
+    kernels::{Isa, dense::DenseMatrix},
+    weights::{AdapterFile, LoraTensors, Matrix},
+};
+
+/// A linear map that adapters may change.
+pub struct Site {
+    /// The name of its module in the Hugging Face model.
+    pub module: String,
+    /// Which rows of the module's output it makes, if not all in order.
+    pub rows: Option<Vec<usize>>,
+    /// Rows of the module's output.
+    pub module_outputs: usize,
+    pub weight: Matrix,
+    pub bias: Option<Tensor>,
+}
+
+/// Where a model's linear maps are noted as they are loaded.
+#[derive(Default)]
+pub struct Surveyor(Mutex<Vec<Site>>);
+
+impl Surveyor {
+    /// Notes a site and gives its index.
+    pub fn add(&self, site: Site) -> usize {
+        let mut sites = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sites.push(site);
+        sites.len() - 1
+    }
+
+    /// All of them, of a model that calls modules as `layout` does.
+    pub fn finish(self, layout: &Layout) -> Sites {
+        let sites = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut modules: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (index, site) in sites.iter().enumerate() {
+            modules.entry(site.module.clone()).or_default().push(index);
+        }
+        Sites { sites, modules, prefixes: layout.prefixes }
+    }
+}
+
+/// The linear maps of a model that adapters may change.
+pub struct Sites {
+    sites: Vec<Site>,
+    /// The sites of each module.
+    modules: BTreeMap<String, Vec<usize>>,
+    /// See [`Layout::prefixes`].
+    prefixes: &'static [(&'static str, &'static str)],
+}
+
+impl Sites {
+    /// Makes an adapter for this model of what a file has.
+    pub fn resolve(&self, file: &AdapterFile) -> Result<Adapter> {
+        let mut changes: Vec<Option<Change>> = self.sites.iter().map(|_| None).collect();
+        for (module, tensors) in &file.modules {
+            let bad = |reason: String| Error::model(&file.path, format!("module {module} {reason}"));
+            let indices = self.find(module).ok_or_else(|| {
+                bad(format!("is no linear map of this model that can be changed; they are called {}", self.known()))
+            })?;
+            let a = Arc::new(panels(tensors.a.iter().copied(), tensors.rank, tensors.inputs()));
+            for &index in indices {
+                let site = &self.sites[index];
+                let [_, inputs] = site.weight.shape()?;
+                let (theirs, ours) = ([tensors.outputs(), tensors.inputs()], [site.module_outputs, inputs]);
+                if theirs != ours {
+                    return Err(bad(format!("is of {theirs:?} in the adapter and of {ours:?} in the model")));
+                }
+                changes[index] = Some(Change::new(site, tensors, a.clone())?);
+            }
+        }
+        Ok(Adapter { changes })
+    }
+
+    /// The sites of a module, whichever of the model's names it has.
+    fn find(&self, module: &str) -> Option<&Vec<usize>> {
+        let others = self.prefixes.iter().filter_map(|(usual, other)| {
+            let rest = module.strip_prefix(other)?;
+            self.modules.get(&format!("{usual}{rest}"))
+        });
+        self.modules.get(module).into_iter().chain(others).next()
+    }
+
+    fn known(&self) -> String {
+        let last = |module: &String| module.rsplit('.').next().unwrap_or_default().to_owned();
+        self.modules.keys().map(last).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// What an adapter makes of a model's linear maps.
+pub struct Adapter {
+    /// One for each of the model's sites.
+    changes: Vec<Option<Change>>,
+}
+
+impl Adapter {
+    /// The memory it takes.
+    pub fn bytes(&self) -> usize {
+        self.changes.iter().flatten().map(|change| change.a.bytes() + change.b.bytes()).sum()
+    }
+}
+
+impl fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Adapter").field("sites", &self.changes.iter().flatten().count()).finish_non_exhaustive()
+    }
+}
+
+/// How the output of a linear map changes: to `y + B A x`, or `factor * (y + B A x) + offset`.
+struct Change {
+    /// `[rank, inputs]`, shared by the linear maps that are one module.
+    a: Arc<DenseMatrix>,
+    /// `[outputs, rank]`, with the scale in it.
+    b: DenseMatrix,
+    magnitudes: Option<Magnitudes>,
+}
+
+/// What brings rows to their lengths, the bias left alone.
+struct Magnitudes {
+    factors: Vec<f32>,
+    offsets: Vec<f32>,
+}
+
+impl Change {
+    fn new(site: &Site, tensors: &LoraTensors, a: Arc<DenseMatrix>) -> Result<Self> {
+        let [outputs, _] = site.weight.shape()?;
+        let module_row = |row: usize| site.rows.as_ref().map_or(row, |rows| rows[row]);
+        let (rank, scale) = (tensors.rank, tensors.scale as f32);
+        let b = (0..outputs).flat_map(|row| &tensors.b[module_row(row) * rank..][..rank]).map(|b| scale * b);
+        let magnitudes = tensors.magnitude.as_ref().map(|_| {
+            let factor = |row| Ok(tensors.row_factor(module_row(row), site.weight.row(row)?).unwrap_or(1.0));
+            let factors = (0..outputs).into_par_iter().map(factor).collect::<Result<Vec<f32>>>()?;
+            let bias = site.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)?.to_vec1::<f32>()).transpose()?;
+            let bias = bias.unwrap_or_else(|| vec![0.0; outputs]);
+            let offsets = factors.iter().zip(bias).map(|(factor, bias)| (1.0 - factor) * bias).collect();
+            Ok::<_, Error>(Magnitudes { factors, offsets })
+        });
+        Ok(Self { a, b: panels(b, outputs, rank), magnitudes: magnitudes.transpose()? })
+    }
+
+    /// Changes some rows of the output `y`. What becomes of a row does not depend on the others.
+    fn apply(&self, rows: &[u32], x: &[f32], y: &mut [f32], isa: Isa) {
+        let (inputs, outputs) = (self.a.columns, self.b.rows);
+        let x = if rows.len() * inputs == x.len() {
+            Cow::Borrowed(x)
+        } else {
+            rows.iter().flat_map(|row| &x[*row as usize * inputs..][..inputs]).copied().collect()
+        };
+        let sums = self.b.multiply(&self.a.multiply(&x, isa), isa);
+        for (row, sums) in rows.iter().zip(sums.chunks_exact(outputs)) {
+            let y = &mut y[*row as usize * outputs..][..outputs];
+            y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
+            if let Some(Magnitudes { factors, offsets }) = &self.magnitudes {
+                y.iter_mut().zip(factors).zip(offsets).for_each(|((y, factor), offset)| *y = factor * *y + offset);
+            }
+        }
+    }
+}
+
+fn panels(values: impl Iterator<Item = f32>, rows: usize, columns: usize) -> DenseMatrix {
+    let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
+    DenseMatrix::of_f32(&bytes, rows, columns)
+}
+
+/// The rows of a tensor that adapters change.
+#[derive(Default)]
+pub struct AdaptedRows<'a> {
+    /// Each adapter with its rows, in order.
+    groups: Vec<(&'a Adapter, Vec<u32>)>,
+}
+
+impl<'a> AdaptedRows<'a> {
+    /// Those of a batch.
+    pub fn of(batch: &'a Batch) -> Self {
+        let mut groups: Vec<(&Adapter, Vec<u32>)> = Vec::new();
+        for span in &batch.spans {
+            let Some(adapter) = span.adapter.as_deref() else { continue };
+            let rows = span.start as u32..(span.start + span.len) as u32;
+            match groups.iter_mut().find(|(other, _)| std::ptr::eq(*other, adapter)) {
+                Some((_, others)) => others.extend(rows),
+                None => groups.push((adapter, rows.collect())),
+            }
+        }
+        Self { groups }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Those of a tensor that has some of the rows.
+    #[must_use]
+    pub fn select(&self, rows: &[u32]) -> Self {
+        let among = |(adapter, of): &(&'a Adapter, Vec<u32>)| {
+            let chosen = rows.iter().zip(0u32..).filter(|(row, _)| of.binary_search(row).is_ok());
+            (*adapter, chosen.map(|(_, at)| at).collect::<Vec<_>>())
+        };
+        Self { groups: self.groups.iter().map(among).filter(|(_, rows)| !rows.is_empty()).collect() }
+    }
+
+    /// Changes the output `y` that the linear map of a site has for `x`.
+    pub fn apply(&self, site: usize, x: &Tensor, y: &Tensor) -> candle_core::Result<Tensor> {
+        let mut changed = with_f32(y, <[f32]>::to_vec)?;
+        self.apply_to(site, x, &mut changed)?;
+        Tensor::from_vec(changed, y.shape(), y.device())
+    }
+
+    /// As `apply`, to numbers in memory.
+    pub fn apply_to(&self, site: usize, x: &Tensor, y: &mut [f32]) -> candle_core::Result<()> {
+        with_f32(x, |x| {
+            for (adapter, rows) in &self.groups {
+                if let Some(change) = adapter.changes.get(site).and_then(Option::as_ref) {
+                    change.apply(rows, x, y, Isa::detect());
+                }
+            }
+        })
+    }
+}

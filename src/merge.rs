@@ -1,0 +1,235 @@
+//! Adapters merged into weights.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::DType;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::{Dtype, View};
+
+use crate::{
+    AdapterFile, Error, LoraTensors, Result, blocking,
+    decoder::{self, Spec},
+    weights::{Checkpoint, Encoding, SafetensorsDir, Store, StoredTensor},
+};
+
+/// Files of a model's directory beside its weights.
+const COMPANIONS: [&str; 17] = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE",
+    "README.md",
+];
+
+/// Writes a Hugging Face directory to `out_dir`: the model of `model_dir` with the adapter of `adapter_dir` merged into its
+/// weights, in the types and files they are stored in.
+///
+/// It needs the memory of the greatest matrix. `out_dir` appears once it is complete. The work runs on a thread of its own.
+///
+/// # Errors
+/// [`Error::InvalidModel`] names what is wrong with the model or the adapter. Weights that are quantised are refused: what
+/// an adapter adds is mostly less than what they are rounded by.
+/// [`Error::InvalidConfig`] if there is something at `out_dir`.
+///
+/// # Cancel safety
+/// Dropping the future does not end the work.
+///
+/// # Examples
+/// ```no_run
+/// # async fn run() -> tokenflow::Result<()> {
+/// tokenflow::merge_adapter("SmolLM2-135M-Instruct", "adapter", "SmolLM2-135M-tuned").await?;
+/// # Ok(()) }
+/// ```
+pub async fn merge_adapter(
+    model_dir: impl AsRef<Path>,
+    adapter_dir: impl AsRef<Path>,
+    out_dir: impl AsRef<Path>,
+) -> Result<()> {
+    let [model, adapter, out] = [model_dir.as_ref(), adapter_dir.as_ref(), out_dir.as_ref()].map(Path::to_owned);
+    blocking::run("merge", move || merge(&model, &adapter, &out)).await
+}
+
+fn merge(model: &Path, adapter: &Path, out: &Path) -> Result<()> {
+    if out.exists() {
+        return Err(Error::config("out_dir", format!("{} is there already", out.display())));
+    }
+    let checkpoint = Checkpoint::open(model)?;
+    let spec = decoder::spec(&checkpoint)?;
+    let Store::Safetensors(dir) = &checkpoint.store else {
+        return Err(Error::model(model, "is a GGUF file; adapters are merged into Hugging Face directories"));
+    };
+    let adapter = AdapterFile::read(adapter)?;
+    let changes = changes(dir, &spec, &adapter)?;
+    let begun = begun(out);
+    let written = write(dir, &changes, model, &begun).and_then(|()| fs::rename(&begun, out).map_err(cannot(out)));
+    if written.is_err() {
+        // What went wrong first is what matters.
+        let _ = fs::remove_dir_all(&begun);
+    }
+    written
+}
+
+/// The directory's name until it is complete.
+fn begun(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    out.with_file_name(name)
+}
+
+fn cannot(path: &Path) -> impl Fn(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |error| Error::model_because(&path, "cannot be written", error)
+}
+
+/// A weight's change.
+#[derive(Clone, Copy)]
+struct Change<'a> {
+    tensors: &'a LoraTensors,
+    /// Whether the weight is stored as `[inputs, outputs]`.
+    transposed: bool,
+}
+
+/// What changes each tensor.
+fn changes<'a>(dir: &SafetensorsDir, spec: &Spec, adapter: &'a AdapterFile) -> Result<BTreeMap<String, Change<'a>>> {
+    let change = |(module, tensors): (&String, &'a LoraTensors)| {
+        let bad = |reason: String| Error::model(&adapter.path, format!("module {module} {reason}"));
+        let name = tensor_name(dir, spec, module);
+        let name = name.ok_or_else(|| bad("has no weight of its own in the model, so it cannot be merged".into()))?;
+        let tensor = dir.get(&name)?;
+        if !matches!(tensor.encoding, Encoding::Dense(DType::F32 | DType::F16 | DType::BF16)) {
+            return Err(bad(format!("is quantised ({:?}), so it cannot be merged", tensor.encoding)));
+        }
+        let transposed = spec.layout.transposed && module != spec.layout.names.head;
+        let (outputs, inputs) = (tensors.outputs(), tensors.inputs());
+        let shape = if transposed { [inputs, outputs] } else { [outputs, inputs] };
+        if tensor.shape != shape {
+            return Err(bad(format!("changes a weight of {shape:?}; the model's is of {:?}", tensor.shape)));
+        }
+        Ok((name, Change { tensors, transposed }))
+    };
+    adapter.modules.iter().map(change).collect()
+}
+
+/// The tensor of a module's weight, whichever of the model's names it has here and in the adapter.
+fn tensor_name(dir: &SafetensorsDir, spec: &Spec, module: &str) -> Option<String> {
+    let prefixes = spec.layout.prefixes;
+    let renamed = |from: &str, to: &str| Some(format!("{to}{}", module.strip_prefix(from)?));
+    let usual = prefixes.iter().filter_map(|(usual, other)| renamed(other, usual));
+    let other = prefixes.iter().filter_map(|(usual, other)| renamed(usual, other));
+    let mut names =
+        std::iter::once(module.to_owned()).chain(usual).chain(other).map(|module| format!("{module}.weight"));
+    names.find(|name| dir.contains(name))
+}
+
+/// Writes all files of the new directory.
+fn write(dir: &SafetensorsDir, changes: &BTreeMap<String, Change<'_>>, model: &Path, out: &Path) -> Result<()> {
+    fs::create_dir_all(out).map_err(cannot(out))?;
+    for name in COMPANIONS.into_iter().filter(|name| model.join(name).is_file()) {
+        let to = out.join(name);
+        to.parent().map_or(Ok(()), fs::create_dir_all).map_err(cannot(&to))?;
+        fs::copy(model.join(name), &to).map_err(cannot(&to))?;
+    }
+    let mut files: BTreeMap<&Path, BTreeSet<&str>> = BTreeMap::new();
+    for name in dir.names() {
+        files.entry(dir.get(name)?.path).or_default().insert(name);
+    }
+    for (path, names) in files {
+        let mut tensors = Vec::new();
+        for name in &names {
+            tensors.push((*name, Merged { tensor: dir.get(name)?, change: changes.get(*name).copied() }));
+        }
+        let to = out.join(path.file_name().unwrap_or_default());
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors::serialize_to_file(tensors, Some(metadata), &to)
+            .map_err(|error| Error::model_because(&to, "cannot be written", error))?;
+        names.iter().for_each(|name| dir.release(name));
+    }
+    Ok(())
+}
+
+/// A tensor with what changes it, computed as it is written.
+struct Merged<'a> {
+    tensor: StoredTensor<'a>,
+    change: Option<Change<'a>>,
+}
+
+impl View for Merged<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.tensor.encoding {
+            Encoding::Dense(DType::F16) => Dtype::F16,
+            Encoding::Dense(DType::BF16) => Dtype::BF16,
+            _ => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.tensor.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.change {
+            None => Cow::Borrowed(self.tensor.bytes),
+            Some(change) => Cow::Owned(match self.dtype() {
+                Dtype::F16 => change.merge(
+                    self.tensor.bytes,
+                    |b| f16::from_le_bytes(b).to_f32(),
+                    |x| f16::from_f32(x).to_le_bytes(),
+                ),
+                Dtype::BF16 => change.merge(
+                    self.tensor.bytes,
+                    |b| bf16::from_le_bytes(b).to_f32(),
+                    |x| bf16::from_f32(x).to_le_bytes(),
+                ),
+                _ => change.merge(self.tensor.bytes, f32::from_le_bytes, f32::to_le_bytes),
+            }),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.bytes.len()
+    }
+}
+
+impl Change<'_> {
+    /// The changed weight, of numbers of `N` bytes.
+    fn merge<const N: usize>(
+        self,
+        stored: &[u8],
+        read: impl Fn([u8; N]) -> f32 + Sync,
+        write: impl Fn(f32) -> [u8; N] + Sync,
+    ) -> Vec<u8> {
+        let (outputs, inputs) = (self.tensors.outputs(), self.tensors.inputs());
+        let (numbers, _) = stored.as_chunks::<N>();
+        let at =
+            |row: usize, column: usize| if self.transposed { column * outputs + row } else { row * inputs + column };
+        let row = |row: usize| {
+            let mut weights: Vec<f32> = (0..inputs).map(|column| read(numbers[at(row, column)])).collect();
+            self.tensors.apply(row, &mut weights);
+            weights
+        };
+        let rows: Vec<Vec<f32>> = (0..outputs).into_par_iter().map(row).collect();
+        let merged: Vec<f32> = match self.transposed {
+            true => (0..inputs).flat_map(|column| rows.iter().map(move |row| row[column])).collect(),
+            false => rows.concat(),
+        };
+        merged.into_iter().flat_map(write).collect()
+    }
+}

@@ -1,0 +1,233 @@
+//! [PEFT](https://github.com/huggingface/peft)'s directories.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::Write,
+    path::Path,
+};
+
+use regex::Regex;
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Map, Value, json};
+
+use super::{AdapterFile, CONFIG_FILE, LoraTensors, Part, Storage};
+use crate::{
+    Error, Result,
+    weights::{Config, safetensors::SafetensorsDir},
+};
+
+const TENSOR_FILE: &str = "adapter_model.safetensors";
+
+/// What names of modules begin with.
+const PREFIX: &str = "base_model.model.";
+
+/// Keys that ask for more than A, B and magnitudes.
+const REFUSED: [&str; 11] = [
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "lora_bias",
+    "use_qalora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "use_bdlora",
+    "kasa_config",
+    "monteclora_config",
+];
+
+/// Ways to begin that change the model's own weights, too.
+const REBASING: [&str; 5] = ["pissa", "olora", "corda", "lora_ga", "loftq"];
+
+pub fn read(path: &Path, config: &Config) -> Result<AdapterFile> {
+    check(config)?;
+    let patterns = Patterns::read(config)?;
+    let dora = config.bool_or("use_dora", false)?;
+    let file = SafetensorsDir::of_file(path.join(TENSOR_FILE))?;
+    let storage = Storage {
+        part: |name: &str| part(&file, name),
+        scale: |module: &str, rank: usize| patterns.scale(config, module, rank),
+        transposed: false,
+        dora,
+        file: &file,
+    };
+    let base_model = config.opt_str("base_model_name_or_path")?.filter(|name| !name.is_empty()).map(str::to_owned);
+    Ok(AdapterFile { base_model, modules: storage.read()?, path: path.to_owned() })
+}
+
+/// Refuses what is no LoRA of linear maps.
+fn check(config: &Config) -> Result<()> {
+    match config.opt_str("peft_type")? {
+        Some("LORA") => {}
+        Some(_) => return Err(config.bad("peft_type", "LORA is supported")),
+        None => return Err(config.bad("peft_type", "is missing; neither PEFT's nor MLX-LM's")),
+    }
+    if config.opt_str("bias")?.is_some_and(|bias| bias != "none") {
+        return Err(config.bad("bias", "adapters that change biases are not supported"));
+    }
+    let empty = |value: &Value| match value {
+        Value::Bool(value) => !value,
+        Value::Array(values) => values.is_empty(),
+        Value::Object(values) => values.is_empty(),
+        _ => false,
+    };
+    if let Some(key) = REFUSED.into_iter().find(|key| config.get(key).is_some_and(|value| !empty(value))) {
+        return Err(config.bad(key, "adapters of this kind are not supported"));
+    }
+    let begun = config.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+    if REBASING.iter().any(|way| begun.starts_with(way)) {
+        let why = "it is relative to changed weights of the model; PEFT converts it as it saves it";
+        return Err(config.bad("init_lora_weights", why));
+    }
+    if let Some(targets) = config.get("target_modules").filter(|targets| !targets.is_string()) {
+        let names = targets.as_array().is_some_and(|targets| targets.iter().all(Value::is_string));
+        if !names {
+            return Err(config.bad("target_modules", "neither a list of names nor a pattern"));
+        }
+    }
+    Ok(())
+}
+
+/// Which part of which module a tensor is.
+fn part(file: &SafetensorsDir, name: &str) -> Result<Option<(String, Part)>> {
+    let bad = |why: &str| Err(Error::model(file.path(), format!("tensor {name} {why}")));
+    let module = name.strip_prefix(PREFIX).unwrap_or(name);
+    let parts = [
+        (".lora_A.weight", Part::A),
+        (".lora_B.weight", Part::B),
+        (".lora_magnitude_vector", Part::Magnitude),
+        (".lora_magnitude_vector.weight", Part::Magnitude),
+    ];
+    let found = parts.into_iter().find_map(|(suffix, part)| Some((module.strip_suffix(suffix)?.to_owned(), part)));
+    if found.is_some() {
+        return Ok(found);
+    }
+    // A copy of the model's own, which PEFT adds where the output matrix is a target.
+    if module.ends_with(".base_layer.weight") || module.ends_with(".base_layer.bias") {
+        return Ok(None);
+    }
+    if module.contains(".lora_embedding_") {
+        return bad("changes an embedding; only linear maps can be changed");
+    }
+    bad("is no lora_A, lora_B or lora_magnitude_vector of a module")
+}
+
+/// How ranks and alphas depend on the module.
+struct Patterns {
+    ranks: Vec<(Regex, usize)>,
+    alphas: Vec<(Regex, f64)>,
+    rank: usize,
+    alpha: f64,
+    stabilised: bool,
+}
+
+impl Patterns {
+    fn read(config: &Config) -> Result<Self> {
+        Ok(Self {
+            ranks: patterns(config, "rank_pattern", |of, key| of.size(key))?,
+            alphas: patterns(config, "alpha_pattern", alpha)?,
+            rank: config.size("r")?,
+            alpha: alpha(config, "lora_alpha")?,
+            stabilised: config.bool_or("use_rslora", false)?,
+        })
+    }
+
+    fn scale(&self, config: &Config, module: &str, found: usize) -> Result<f64> {
+        let rank = first(&self.ranks, module).unwrap_or(self.rank);
+        if rank != found {
+            return Err(config.bad("r", &format!("module {module} should have rank {rank} and has {found}")));
+        }
+        let alpha = first(&self.alphas, module).unwrap_or(self.alpha);
+        // https://arxiv.org/abs/2312.03732
+        Ok(alpha / if self.stabilised { (rank as f64).sqrt() } else { rank as f64 })
+    }
+}
+
+fn alpha(config: &Config, key: &str) -> Result<f64> {
+    config.opt_f64(key)?.ok_or_else(|| config.bad(key, "is missing"))
+}
+
+/// Values by patterns of the ends of modules' names.
+fn patterns<T>(config: &Config, key: &str, value: fn(&Config, &str) -> Result<T>) -> Result<Vec<(Regex, T)>> {
+    let Some(entries) = config.opt_object(key)? else { return Ok(Vec::new()) };
+    let pattern = |end: &str| {
+        let regex = Regex::new(&format!(r"^(.*\.)?({end})$"));
+        Ok((regex.map_err(|error| config.bad(key, &format!("{end:?} is no pattern: {error}")))?, value(&entries, end)?))
+    };
+    entries.keys().map(pattern).collect()
+}
+
+fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
+}
+
+pub fn write(adapter: &AdapterFile, dir: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| Error::model_because(dir, "cannot be written to", error);
+    let tensors = tensors(adapter).map_err(|error| Error::model_because(dir, "holds no tensors", error))?;
+    let config = serde_json::to_vec_pretty(&config(adapter))
+        .map_err(|error| Error::model_because(dir, "has no configuration", error))?;
+    fs::create_dir_all(dir).map_err(failed)?;
+    let files = [(TENSOR_FILE, tensors), (CONFIG_FILE, config)];
+    let written = |name: &str| dir.join(format!(".{name}.{}", std::process::id()));
+    for (name, bytes) in &files {
+        let write = || {
+            let mut file = File::create(written(name))?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        };
+        write().map_err(failed)?;
+    }
+    files.iter().try_for_each(|(name, _)| fs::rename(written(name), dir.join(name))).map_err(failed)
+}
+
+fn tensors(adapter: &AdapterFile) -> std::result::Result<Vec<u8>, safetensors::SafeTensorError> {
+    let mut stored: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (module, tensors) in &adapter.modules {
+        let LoraTensors { rank, a, b, magnitude, .. } = tensors;
+        let mut add = |suffix: &str, shape: Vec<usize>, numbers: &[f32]| {
+            let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            stored.push((format!("{PREFIX}{module}.{suffix}"), shape, bytes));
+        };
+        add("lora_A.weight", vec![*rank, tensors.inputs()], a);
+        add("lora_B.weight", vec![tensors.outputs(), *rank], b);
+        if let Some(magnitude) = magnitude {
+            add("lora_magnitude_vector", vec![magnitude.len()], magnitude);
+        }
+    }
+    let views =
+        stored.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
+    let views: Vec<_> = views.collect::<std::result::Result<_, safetensors::SafeTensorError>>()?;
+    safetensors::serialize(views, Some(HashMap::from([("format".to_owned(), "pt".to_owned())])))
+}
+
+/// The configuration: the first module's rank and alpha, and those of modules that have others.
+fn config(adapter: &AdapterFile) -> Value {
+    let alpha = |tensors: &LoraTensors| {
+        let alpha = tensors.scale * tensors.rank as f64;
+        // PEFT's own are whole.
+        if alpha.fract() == 0.0 && alpha.abs() < 1e9 { json!(alpha as i64) } else { json!(alpha) }
+    };
+    let usual = adapter.modules.values().next();
+    let (usual_rank, usual_alpha) = usual.map_or((8, json!(8)), |tensors| (tensors.rank, alpha(tensors)));
+    let others = |value: &dyn Fn(&LoraTensors) -> Value, usual: Value| -> Map<String, Value> {
+        let values = adapter.modules.iter().map(|(module, tensors)| (module.clone(), value(tensors)));
+        values.filter(|(_, value)| *value != usual).collect()
+    };
+    json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_model,
+        "inference_mode": true,
+        "r": usual_rank,
+        "lora_alpha": usual_alpha,
+        "rank_pattern": others(&|tensors| json!(tensors.rank), json!(usual_rank)),
+        "alpha_pattern": others(&alpha, usual_alpha.clone()),
+        "target_modules": adapter.modules.keys().collect::<Vec<_>>(),
+        "use_dora": adapter.modules.values().any(|tensors| tensors.magnitude.is_some()),
+        "use_rslora": false,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": false,
+    })
+}
