@@ -130,12 +130,8 @@ fn changes<'a>(dir: &SafetensorsDir, spec: &Spec, adapter: &'a AdapterFile) -> R
 
 /// The tensor of a module's weight, whichever of the model's names it has here and in the adapter.
 fn tensor_name(dir: &SafetensorsDir, spec: &Spec, module: &str) -> Option<String> {
-    let prefixes = spec.layout.prefixes;
-    let renamed = |from: &str, to: &str| Some(format!("{to}{}", module.strip_prefix(from)?));
-    let usual = prefixes.iter().filter_map(|(usual, other)| renamed(other, usual));
-    let other = prefixes.iter().filter_map(|(usual, other)| renamed(usual, other));
-    let mut names =
-        std::iter::once(module.to_owned()).chain(usual).chain(other).map(|module| format!("{module}.weight"));
+    let modules = spec.layout.usual_names(module).into_iter().flat_map(|module| spec.layout.stored_names(&module));
+    let mut names = modules.map(|module| format!("{module}.weight"));
     names.find(|name| dir.contains(name))
 }
 

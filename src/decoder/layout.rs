@@ -29,6 +29,16 @@ impl Layout {
         pairs: Pairs::Halves,
     };
 
+    /// A module's name, and what it may be without what it begins with in some files.
+    pub fn usual_names(&self, module: &str) -> Vec<String> {
+        renamed(module, self.prefixes.iter().map(|(usual, other)| (*other, *usual)))
+    }
+
+    /// A module's name, and what it may be in some files.
+    pub fn stored_names(&self, module: &str) -> Vec<String> {
+        renamed(module, self.prefixes.iter().copied())
+    }
+
     /// That of an architecture's GGUF files: llama.cpp's converter gives them names of its own and undoes what the
     /// others describe, but puts rows of queries and keys that are turned together next to each other in some.
     pub fn gguf(architecture: &str) -> Self {
@@ -40,6 +50,12 @@ impl Layout {
         }
         Self { names, pairs, ..Self::LLAMA }
     }
+}
+
+/// A name, and what it is with other beginnings.
+fn renamed<'a>(name: &str, prefixes: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
+    let others = prefixes.filter_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
+    std::iter::once(name.to_owned()).chain(others).collect()
 }
 
 /// The modules of a checkpoint: each has a `weight` and maybe a `bias`. Those of layers are below

@@ -48,7 +48,7 @@ impl Surveyor {
         for (index, site) in sites.iter().enumerate() {
             modules.entry(site.module.clone()).or_default().push(index);
         }
-        Sites { sites, modules, prefixes: layout.prefixes }
+        Sites { sites, modules, layout: layout.clone() }
     }
 }
 
@@ -57,8 +57,7 @@ pub struct Sites {
     sites: Vec<Site>,
     /// The sites of each module.
     modules: BTreeMap<String, Vec<usize>>,
-    /// See [`Layout::prefixes`].
-    prefixes: &'static [(&'static str, &'static str)],
+    layout: Layout,
 }
 
 impl Sites {
@@ -86,11 +85,7 @@ impl Sites {
 
     /// The sites of a module, whichever of the model's names it has.
     fn find(&self, module: &str) -> Option<&Vec<usize>> {
-        let others = self.prefixes.iter().filter_map(|(usual, other)| {
-            let rest = module.strip_prefix(other)?;
-            self.modules.get(&format!("{usual}{rest}"))
-        });
-        self.modules.get(module).into_iter().chain(others).next()
+        self.layout.usual_names(module).iter().find_map(|name| self.modules.get(name))
     }
 
     fn known(&self) -> String {

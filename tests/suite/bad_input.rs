@@ -165,7 +165,6 @@ async fn load_configs_that_cannot_be_honoured() {
         (LoadConfig::new().context_len(1 << 40), "context_len"),
         (LoadConfig::new().parallel_slots(0), "parallel_slots"),
         (LoadConfig::new().gpu_layers(1), "gpu_layers"),
-        (LoadConfig::new().adapter_path("adapter"), "adapter_path"),
         (LoadConfig::new().kv_cache_bytes(1), "kv_cache_bytes"),
         (LoadConfig::new().queue_limit(0), "queue_limit"),
         (LoadConfig::new().stream_buffer(usize::MAX), "stream_buffer"),

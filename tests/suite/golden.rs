@@ -14,7 +14,7 @@ use tokenflow::{GenerateConfig, KvCacheType, LoadConfig, Quantize, TextModel};
 
 use crate::{directories, golden_model, golden_model_with, golden_path, read_json};
 
-fn floats(value: &Value) -> Vec<f32> {
+pub fn floats(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
 }
 
@@ -23,7 +23,7 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 /// The greatest difference, relative to the greatest logit.
-fn difference(ours: &[f32], theirs: &[f32]) -> f32 {
+pub fn difference(ours: &[f32], theirs: &[f32]) -> f32 {
     assert_eq!(ours.len(), theirs.len());
     let scale = theirs.iter().fold(0f32, |max, x| max.max(x.abs()));
     ours.iter().zip(theirs).fold(0f32, |max, (a, b)| max.max((a - b).abs())) / scale
@@ -31,7 +31,7 @@ fn difference(ours: &[f32], theirs: &[f32]) -> f32 {
 
 /// Compares each prompt's logits, and the greedy tokens up to the model's own end of text, or up to one whose logit
 /// leads by less than `margin`.
-async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f32, margin: f32) {
+pub async fn check(name: &str, model: &dyn TextModel, prompts: &Value, tolerance: f32, margin: f32) {
     let prompts = prompts.as_array().unwrap();
     assert!(!prompts.is_empty());
     for prompt in prompts {

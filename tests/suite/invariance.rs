@@ -8,7 +8,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use tokenflow::{GenerateConfig, LoadConfig, TextModel, Token};
 use tokio::runtime::Runtime;
 
-use crate::{directories, golden_model_with};
+use crate::{directories, golden_model_with, golden_path};
 
 /// Tokens a sequence may hold; little, so that caches are tight.
 const CONTEXT: usize = 96;
@@ -26,11 +26,15 @@ struct Request {
     arrives_ms: u64,
     /// The tokens it reads before it leaves.
     leaves: Option<usize>,
+    /// The adapter it uses, if its model has any.
+    adapter: Option<usize>,
 }
 
 impl Request {
-    fn config(&self) -> GenerateConfig {
-        GenerateConfig::new()
+    fn config(&self, adapters: &[String]) -> GenerateConfig {
+        let mut config = GenerateConfig::new();
+        config.adapter = self.adapter.and_then(|adapter| adapters.get(adapter)).cloned();
+        config
             .max_tokens(self.max_tokens)
             .temperature(self.temperature)
             .top_k(self.top_k)
@@ -44,7 +48,7 @@ impl Request {
 
     async fn run(&self, model: &dyn TextModel) -> Vec<Token> {
         tokio::time::sleep(Duration::from_millis(self.arrives_ms)).await;
-        let stream = model.generate(&self.prompt, self.config());
+        let stream = model.generate(&self.prompt, self.config(&model.adapters()));
         stream.take(self.leaves.unwrap_or(usize::MAX)).collect().await
     }
 
@@ -58,10 +62,10 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
     // Prompts with common beginnings.
     let prompt = ("(Hello world, this is |The quick brown fox jumps over )", "[a-c ]{0,30}").prop_map(|(a, b)| a + &b);
     let sampling = (0usize..2, 0usize..3, 0usize..2, 0usize..2, 0u64..4);
-    let fate = (0i32..2, 0u64..15, prop::option::weighted(0.2, 0usize..6));
+    let fate = (0i32..2, 0u64..15, prop::option::weighted(0.2, 0usize..6), prop::option::weighted(0.7, 0usize..3));
     let request = (prompt, 1usize..24, sampling, fate).prop_map(|(prompt, max_tokens, sampling, fate)| {
         let (temperature, top_k, top_p, penalty, seed) = sampling;
-        let (priority, arrives_ms, leaves) = fate;
+        let (priority, arrives_ms, leaves, adapter) = fate;
         Request {
             prompt,
             max_tokens,
@@ -73,14 +77,27 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
             priority,
             arrives_ms,
             leaves,
+            adapter,
         }
     });
     prop::collection::vec(request, 1..20)
 }
 
 fn answers_stay_the_same(name: &str, cases: u32) {
+    answers_stay_the_same_with(name, &[], cases);
+}
+
+fn answers_stay_the_same_with(name: &str, adapters: &[&str], cases: u32) {
     let runtime = Runtime::new().unwrap();
-    let load = |config: LoadConfig| runtime.block_on(golden_model_with(name, config.context_len(CONTEXT)));
+    let load = |config: LoadConfig| {
+        runtime.block_on(async {
+            let model = golden_model_with(name, config.context_len(CONTEXT)).await;
+            for adapter in adapters {
+                model.load_adapter(adapter, &golden_path("adapters").join(adapter)).await.unwrap();
+            }
+            model
+        })
+    };
     let roomy = load(LoadConfig::new().prefix_cache_tokens(0));
     let alone: RefCell<HashMap<String, Vec<Token>>> = RefCell::default();
     let stats = roomy.stats();
@@ -121,6 +138,13 @@ fn usual_models() {
     for name in ["gqa_llama3", "mqa_yarn", "mixtral_v4", "phi3_long_v4", "dynamic"] {
         answers_stay_the_same(name, 30);
     }
+}
+
+#[test]
+fn adapters_beside_each_other_and_none() {
+    answers_stay_the_same_with("phi3_v4", &["fused", "fused_dora"], 40);
+    answers_stay_the_same_with("qwen2_moe_v4", &["shared_expert"], 20);
+    answers_stay_the_same_with("gguf_architectures/gpt_neox_v4.gguf", &["by_head_rslora"], 20);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The crate through its public API, on the tiny models in `tests/golden` and on SmolLM2.
 #![allow(clippy::duplicate_mod, reason = "an example that is tested brings its own support")]
 
+mod adapters;
 mod axum_sse;
 mod bad_input;
 mod discover;
@@ -15,7 +16,10 @@ mod serving;
 mod smollm2;
 mod templates;
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use tokenflow::{LoadConfig, TextModel, load_model};
 
@@ -55,7 +59,9 @@ struct TempDir(PathBuf);
 
 impl TempDir {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("tokenflow-{}-{name}", std::process::id()));
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("tokenflow-{}-{number}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
