@@ -30,6 +30,10 @@
 //! [`priority`](GenerateConfig::priority) and arrival; [`deadline`](GenerateConfig::deadline) ends a
 //! request wherever it is. [`TextModel::stats`] tells what the model does.
 //!
+//! # Adapters
+//! [`TextModel::load_adapter`] adds an adapter (LoRA or DoRA) under a name, and [`GenerateConfig::adapter`] chooses it for a
+//! request. Requests with different adapters share passes, and none shares keys and values with another adapter's.
+//!
 //! # Cancel safety
 //! Dropping a [`TokenStream`], or the future of [`TextModel::classify`] or
 //! [`TextModel::batch_generate`], cancels its requests: nothing more is computed for them, and their

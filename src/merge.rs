@@ -7,7 +7,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::DType;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::{Dtype, View};
@@ -15,11 +14,11 @@ use safetensors::{Dtype, View};
 use crate::{
     AdapterFile, Error, LoraTensors, Result, blocking,
     decoder::{self, Spec},
-    weights::{Checkpoint, Encoding, SafetensorsDir, Store, StoredTensor},
+    weights::{Checkpoint, RawTensor, SafetensorsDir, Store},
 };
 
 /// Files of a model's directory beside its weights.
-const COMPANIONS: [&str; 17] = [
+const COMPANIONS: [&str; 16] = [
     "config.json",
     "generation_config.json",
     "model.safetensors.index.json",
@@ -36,13 +35,12 @@ const COMPANIONS: [&str; 17] = [
     "preprocessor_config.json",
     "processor_config.json",
     "LICENSE",
-    "README.md",
 ];
 
 /// Writes a Hugging Face directory to `out_dir`: the model of `model_dir` with the adapter of `adapter_dir` merged into its
 /// weights, in the types and files they are stored in.
 ///
-/// It needs the memory of the greatest matrix. `out_dir` appears once it is complete. The work runs on a thread of its own.
+/// It needs the memory of a few of the greatest matrices. `out_dir` appears once it is complete. The work runs on a thread of its own.
 ///
 /// # Errors
 /// [`Error::InvalidModel`] names what is wrong with the model or the adapter. Weights that are quantised are refused: what
@@ -76,6 +74,9 @@ fn merge(model: &Path, adapter: &Path, out: &Path) -> Result<()> {
     let Store::Safetensors(dir) = &checkpoint.store else {
         return Err(Error::model(model, "is a GGUF file; adapters are merged into Hugging Face directories"));
     };
+    if checkpoint.quantization() != (0, 0) {
+        return Err(Error::model(model, "is quantised, so no adapter can be merged into it"));
+    }
     let adapter = AdapterFile::read(adapter)?;
     let changes = changes(dir, &spec, &adapter)?;
     let begun = begun(out);
@@ -111,13 +112,17 @@ struct Change<'a> {
 fn changes<'a>(dir: &SafetensorsDir, spec: &Spec, adapter: &'a AdapterFile) -> Result<BTreeMap<String, Change<'a>>> {
     let change = |(module, tensors): (&String, &'a LoraTensors)| {
         let bad = |reason: String| Error::model(&adapter.path, format!("module {module} {reason}"));
-        let name = tensor_name(dir, spec, module);
-        let name = name.ok_or_else(|| bad("has no weight of its own in the model, so it cannot be merged".into()))?;
-        let tensor = dir.get(&name)?;
-        if !matches!(tensor.encoding, Encoding::Dense(DType::F32 | DType::F16 | DType::BF16)) {
-            return Err(bad(format!("is quantised ({:?}), so it cannot be merged", tensor.encoding)));
+        let head = module == spec.layout.names.head;
+        if head && spec.head.tied {
+            return Err(bad("is the embedding, too, so it cannot be merged".into()));
         }
-        let transposed = spec.layout.transposed && module != spec.layout.names.head;
+        let name = tensor_name(dir, spec, module);
+        let name = name.ok_or_else(|| bad("has no weight in the model that it could be merged into".into()))?;
+        let tensor = dir.raw(&name)?;
+        if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(bad(format!("is quantised ({:?}), so it cannot be merged", tensor.dtype)));
+        }
+        let transposed = spec.layout.transposed && !head;
         let (outputs, inputs) = (tensors.outputs(), tensors.inputs());
         let shape = if transposed { [inputs, outputs] } else { [outputs, inputs] };
         if tensor.shape != shape {
@@ -125,7 +130,11 @@ fn changes<'a>(dir: &SafetensorsDir, spec: &Spec, adapter: &'a AdapterFile) -> R
         }
         Ok((name, Change { tensors, transposed }))
     };
-    adapter.modules.iter().map(change).collect()
+    let changes = adapter.modules.iter().map(change).collect::<Result<BTreeMap<_, _>>>()?;
+    match changes.len() == adapter.modules.len() {
+        true => Ok(changes),
+        false => Err(Error::model(&adapter.path, "changes a weight under two names")),
+    }
 }
 
 /// The tensor of a module's weight, whichever of the model's names it has here and in the adapter.
@@ -145,12 +154,12 @@ fn write(dir: &SafetensorsDir, changes: &BTreeMap<String, Change<'_>>, model: &P
     }
     let mut files: BTreeMap<&Path, BTreeSet<&str>> = BTreeMap::new();
     for name in dir.names() {
-        files.entry(dir.get(name)?.path).or_default().insert(name);
+        files.entry(dir.raw(name)?.path).or_default().insert(name);
     }
     for (path, names) in files {
         let mut tensors = Vec::new();
         for name in &names {
-            tensors.push((*name, Merged { tensor: dir.get(name)?, change: changes.get(*name).copied() }));
+            tensors.push((*name, Merged { tensor: dir.raw(name)?, change: changes.get(*name).copied() }));
         }
         let to = out.join(path.file_name().unwrap_or_default());
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -163,17 +172,13 @@ fn write(dir: &SafetensorsDir, changes: &BTreeMap<String, Change<'_>>, model: &P
 
 /// A tensor with what changes it, computed as it is written.
 struct Merged<'a> {
-    tensor: StoredTensor<'a>,
+    tensor: RawTensor<'a>,
     change: Option<Change<'a>>,
 }
 
 impl View for Merged<'_> {
     fn dtype(&self) -> Dtype {
-        match self.tensor.encoding {
-            Encoding::Dense(DType::F16) => Dtype::F16,
-            Encoding::Dense(DType::BF16) => Dtype::BF16,
-            _ => Dtype::F32,
-        }
+        self.tensor.dtype
     }
 
     fn shape(&self) -> &[usize] {

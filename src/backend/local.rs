@@ -32,7 +32,7 @@ impl LocalModel {
     /// Refuses what this model cannot honour.
     fn check(&self, config: &GenerateConfig, classify: bool) -> Result<()> {
         config.validate()?;
-        self.engine.adapters.get(config.adapter.as_deref())?;
+        self.engine.adapter(config)?;
         if config.return_logits && !classify {
             return Err(Error::config("return_logits", "only classify returns logits"));
         }

@@ -89,17 +89,17 @@ impl Linear {
     /// As `forward`, with what adapters change in some rows.
     pub fn adapted(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Tensor> {
         let y = self.forward(x)?;
-        match self.site {
-            Some(site) if !rows.is_empty() => rows.apply(site, x, &y),
-            _ => Ok(y),
+        if let Some(site) = self.site.filter(|_| !rows.is_empty()) {
+            rows.apply(site, x, &y)?;
         }
+        Ok(y)
     }
 
     /// As `forward_to_vec`, with what adapters change in some rows.
     pub fn adapted_to_vec(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Vec<f32>> {
         let mut y = self.forward_to_vec(x)?;
         if let Some(site) = self.site.filter(|_| !rows.is_empty()) {
-            rows.apply_to(site, x, &mut y)?;
+            with_f32(x, |x| rows.apply_to(site, x, &mut y))?;
         }
         Ok(y)
     }

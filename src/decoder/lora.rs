@@ -1,16 +1,15 @@
 //! Adapters at work: what is added to linear maps for the sequences that ask for it.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use candle_core::{DType, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout as TensorLayout, Tensor};
 use rayon::prelude::*;
 
-use super::{Batch, layout::Layout, op::with_f32};
+use super::{Batch, layout::Layout, op::numbers};
 use crate::{
     Error, Result,
     kernels::{Isa, dense::DenseMatrix},
@@ -77,7 +76,9 @@ impl Sites {
                 if theirs != ours {
                     return Err(bad(format!("is of {theirs:?} in the adapter and of {ours:?} in the model")));
                 }
-                changes[index] = Some(Change::new(site, tensors, a.clone())?);
+                if changes[index].replace(Change::new(site, tensors, a.clone())?).is_some() {
+                    return Err(bad("is there under two names".into()));
+                }
             }
         }
         Ok(Adapter { changes })
@@ -122,6 +123,9 @@ struct Change {
     magnitudes: Option<Magnitudes>,
 }
 
+/// Rows that a thread takes at a time.
+const CHUNK_ROWS: usize = 32;
+
 /// What brings rows to their lengths, the bias left alone.
 struct Magnitudes {
     factors: Vec<f32>,
@@ -148,14 +152,27 @@ impl Change {
     /// Changes some rows of the output `y`. What becomes of a row does not depend on the others.
     fn apply(&self, rows: &[u32], x: &[f32], y: &mut [f32], isa: Isa) {
         let (inputs, outputs) = (self.a.columns, self.b.rows);
-        let x = if rows.len() * inputs == x.len() {
-            Cow::Borrowed(x)
-        } else {
-            rows.iter().flat_map(|row| &x[*row as usize * inputs..][..inputs]).copied().collect()
-        };
-        let sums = self.b.multiply(&self.a.multiply(&x, isa), isa);
+        let chunks = x.par_chunks(CHUNK_ROWS * inputs).zip(y.par_chunks_mut(CHUNK_ROWS * outputs));
+        chunks.enumerate().for_each(|(chunk, (x, y))| {
+            let before = |end: usize| rows.partition_point(|row| (*row as usize) < end);
+            let first = chunk * CHUNK_ROWS;
+            let rows: Vec<usize> =
+                rows[before(first)..before(first + CHUNK_ROWS)].iter().map(|row| *row as usize - first).collect();
+            if rows.len() * inputs == x.len() {
+                self.apply_to_chunk(&rows, x, y, isa);
+            } else if !rows.is_empty() {
+                let x: Vec<f32> = rows.iter().flat_map(|row| &x[row * inputs..][..inputs]).copied().collect();
+                self.apply_to_chunk(&rows, &x, y, isa);
+            }
+        });
+    }
+
+    /// `x` are the inputs of these rows of `y`.
+    fn apply_to_chunk(&self, rows: &[usize], x: &[f32], y: &mut [f32], isa: Isa) {
+        let outputs = self.b.rows;
+        let sums = self.b.multiply(&self.a.multiply(x, isa), isa);
         for (row, sums) in rows.iter().zip(sums.chunks_exact(outputs)) {
-            let y = &mut y[*row as usize * outputs..][..outputs];
+            let y = &mut y[row * outputs..][..outputs];
             y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
             if let Some(Magnitudes { factors, offsets }) = &self.magnitudes {
                 y.iter_mut().zip(factors).zip(offsets).for_each(|((y, factor), offset)| *y = factor * *y + offset);
@@ -205,21 +222,42 @@ impl<'a> AdaptedRows<'a> {
         Self { groups: self.groups.iter().map(among).filter(|(_, rows)| !rows.is_empty()).collect() }
     }
 
-    /// Changes the output `y` that the linear map of a site has for `x`.
-    pub fn apply(&self, site: usize, x: &Tensor, y: &Tensor) -> candle_core::Result<Tensor> {
-        let mut changed = with_f32(y, <[f32]>::to_vec)?;
-        self.apply_to(site, x, &mut changed)?;
-        Tensor::from_vec(changed, y.shape(), y.device())
+    /// Changes the output `y` that the linear map of a site has for `x`, in place.
+    pub fn apply(&self, site: usize, x: &Tensor, y: &Tensor) -> candle_core::Result<()> {
+        y.inplace_op2(x, &AtSite { rows: self, site })
     }
 
     /// As `apply`, to numbers in memory.
-    pub fn apply_to(&self, site: usize, x: &Tensor, y: &mut [f32]) -> candle_core::Result<()> {
-        with_f32(x, |x| {
-            for (adapter, rows) in &self.groups {
-                if let Some(change) = adapter.changes.get(site).and_then(Option::as_ref) {
-                    change.apply(rows, x, y, Isa::detect());
-                }
+    pub fn apply_to(&self, site: usize, x: &[f32], y: &mut [f32]) {
+        for (adapter, rows) in &self.groups {
+            if let Some(change) = adapter.changes.get(site).and_then(Option::as_ref) {
+                change.apply(rows, x, y, Isa::detect());
             }
-        })
+        }
+    }
+}
+
+struct AtSite<'a> {
+    rows: &'a AdaptedRows<'a>,
+    site: usize,
+}
+
+impl InplaceOp2 for AtSite<'_> {
+    fn name(&self) -> &'static str {
+        "adapters"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        y_layout: &TensorLayout,
+        x: &CpuStorage,
+        x_layout: &TensorLayout,
+    ) -> candle_core::Result<()> {
+        let (CpuStorage::F32(y), Some((start, end))) = (y, y_layout.contiguous_offsets()) else {
+            candle_core::bail!("the tensor is not contiguous, or not of 32 bits")
+        };
+        self.rows.apply_to(self.site, numbers(x, x_layout)?, &mut y[start..end]);
+        Ok(())
     }
 }

@@ -131,7 +131,8 @@ fn with_all<const N: usize, R>(tensors: [&Tensor; N], read: impl FnOnce([&[f32];
     read(slices)
 }
 
-fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+/// The numbers of a contiguous tensor.
+pub fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => candle_core::bail!("the tensor is not contiguous"),

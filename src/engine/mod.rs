@@ -174,7 +174,7 @@ impl Engine {
         submitted: Instant,
         place: Result<OwnedSemaphorePermit>,
     ) -> TokenStream {
-        let adapter = self.check_open().and_then(|()| self.adapters.get(config.adapter.as_deref()));
+        let adapter = self.adapter(&config);
         let (place, adapter) = match place.and_then(|place| Ok((Some(place), adapter?))) {
             Ok(parts) => parts,
             Err(error) => return self.refuse(error),
@@ -195,6 +195,12 @@ impl Engine {
     pub fn refuse(&self, error: Error) -> TokenStream {
         self.state.ended(&error.clone().into(), GenerateMetrics::default());
         TokenStream::failed(error)
+    }
+
+    /// What changes the model for such a request.
+    pub fn adapter(&self, config: &GenerateConfig) -> Result<Option<Loaded>> {
+        self.check_open()?;
+        self.adapters.get(config.adapter.as_deref())
     }
 
     /// Whether requests are still taken.

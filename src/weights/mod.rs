@@ -21,7 +21,7 @@ use gguf::GgufFile;
 use matrix::to_f32;
 pub use matrix::{Matrix, Rows, StoredMatrix};
 use packed::Module;
-pub use safetensors::SafetensorsDir;
+pub use safetensors::{RawTensor, SafetensorsDir};
 
 use crate::{Error, Result, kernels::ggml::GgmlType};
 

@@ -16,6 +16,14 @@ pub struct SafetensorsDir {
     tensors: BTreeMap<String, Entry>,
 }
 
+/// A tensor as the file has it.
+pub struct RawTensor<'a> {
+    pub path: &'a Path,
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+    pub bytes: &'a [u8],
+}
+
 struct Entry {
     file: usize,
     dtype: Dtype,
@@ -85,13 +93,19 @@ impl SafetensorsDir {
         }
     }
 
-    /// The tensor of this name, or an error naming the file it is not in.
-    pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
+    /// The tensor of this name in whichever type, or an error naming the file it is not in.
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(Error::model(self.path(), format!("tensor {name} is missing")));
         };
         let (path, map) = &self.files[entry.file];
-        let dtype = match entry.dtype {
+        Ok(RawTensor { path, dtype: entry.dtype, shape: &entry.shape, bytes: &map[entry.start..entry.end] })
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
+        let RawTensor { path, dtype, shape, bytes } = self.raw(name)?;
+        let dtype = match dtype {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
@@ -103,8 +117,7 @@ impl SafetensorsDir {
                 return Err(Error::model(path, reason));
             }
         };
-        let encoding = Encoding::Dense(dtype);
-        Ok(StoredTensor { path, encoding, shape: &entry.shape, bytes: &map[entry.start..entry.end] })
+        Ok(StoredTensor { path, encoding: Encoding::Dense(dtype), shape, bytes })
     }
 }
 
@@ -127,7 +140,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
 /// Whether a file holds weights of its own: not an adapter, not a second copy in Mistral's layout.
 fn is_weights(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.ends_with(".safetensors") && !name.starts_with("adapter_") && !name.starts_with("consolidated")
+    name.ends_with(".safetensors") && !name.starts_with("adapter") && !name.starts_with("consolidated")
 }
 
 fn indexed_files(dir: &Path, index: &Config) -> Result<Vec<PathBuf>> {

@@ -114,6 +114,8 @@ async fn requests_choose_adapters_by_name() {
     model.close().await.unwrap();
     assert!(matches!(model.load_adapter("fused", &golden_path("adapters/fused")).await, Err(Error::Closed)));
     assert!(matches!(model.unload_adapter("fused_dora").await, Err(Error::Closed)));
+    let late = model.classify(&[text], GenerateConfig::new().adapter("fused_dora")).await;
+    assert!(matches!(late, Err(Error::Closed)));
 }
 
 #[tokio::test]
@@ -206,16 +208,39 @@ async fn what_cannot_be_merged_is_refused() {
     let dir = TempDir::new("not-merged");
     let (out, q_v) = (dir.0.join("out"), golden_path("adapters/q_v"));
     for (model, adapter, needle) in [
-        ("helium_v4", "tied_head", "lm_head"),
+        ("helium_v4", "tied_head", "lm_head is the embedding, too"),
         ("gguf/tiny-f32.gguf", "q_v", "GGUF"),
         ("mlx", "q_v", "quantised"),
-        ("gptq", "q_v", "cannot be merged"),
+        ("gptq", "q_v", "quantised"),
         ("mha_tied", "q_v", "model.layers.0.self_attn.q_proj"),
     ] {
         let adapter = q_v.with_file_name(adapter);
         let error = merge_adapter(golden_path(model), adapter, &out).await.unwrap_err();
         assert!(error.to_string().contains(needle), "{model}: {error}");
         assert!(!out.exists());
+    }
+}
+
+#[tokio::test]
+async fn experts_with_modules_of_their_own_take_adapters() {
+    let module = |expert: usize, name: &str| format!("model.layers.1.block_sparse_moe.experts.{expert}.{name}");
+    let noise = |len: usize, seed: usize| (0..len).map(|i| ((i * 7919 + seed) % 1009) as f32 / 900.0 - 0.5).collect();
+    let change = |(expert, name, outputs, inputs): (usize, &str, usize, usize)| {
+        let tensors = LoraTensors::new(2, 1.5, noise(2 * inputs, 1), noise(2 * outputs, 2)).unwrap();
+        (module(expert, name), tensors)
+    };
+    let changed = (0..5).map(|expert| if expert % 2 == 0 { (expert, "w1", 48, 32) } else { (expert, "w2", 32, 48) });
+    let dir = TempDir::new("experts");
+    AdapterFile::new(changed.map(change).collect()).write(dir.0.join("adapter")).unwrap();
+    merge_adapter(golden_path("mixtral_v4"), dir.0.join("adapter"), dir.0.join("merged")).await.unwrap();
+    let merged = tokenflow::load_model(dir.0.join("merged"), LoadConfig::new()).await.unwrap();
+    let adapted = adapted("mixtral_v4", &dir.0.join("adapter")).await;
+    let plain = golden_model("mixtral_v4").await;
+    for text in ["The dog", "Once upon a time", "12 months and 52 weeks"] {
+        let ours = logits(&*adapted, text, GenerateConfig::new()).await;
+        let rounded = difference(&ours, &logits(&*merged, text, GenerateConfig::new()).await);
+        let without = difference(&ours, &logits(&*plain, text, GenerateConfig::new()).await);
+        assert!(rounded < 2e-2 && without > 10.0 * rounded, "{text}: {rounded}, {without}");
     }
 }
 

@@ -197,6 +197,9 @@ where
             return Err(bad(format!("has {} magnitudes for {} rows", magnitude.len(), b.rows)));
         }
         let scale = (self.scale)(module, a.rows)?;
+        if !(scale as f32).is_finite() {
+            return Err(bad(format!("is multiplied by {scale}")));
+        }
         Ok(LoraTensors { rank: a.rows, scale, a: a.values, b: b.values, magnitude })
     }
 
