@@ -160,7 +160,7 @@ pub struct ModelStats {
     pub running: usize,
     /// Requests that wait to run: queued, being tokenized, or preempted.
     pub waiting: usize,
-    /// Memory of the weights.
+    /// Memory of the weights, those of adapters among them.
     pub weight_bytes: usize,
     /// Memory that keys and values may take.
     pub kv_capacity_bytes: usize,

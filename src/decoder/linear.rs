@@ -83,9 +83,7 @@ impl Linear {
             _ => self.forward(x)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
         }
     }
-}
 
-impl Linear {
     /// As `forward`, with what adapters change in some rows.
     pub fn adapted(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Tensor> {
         let y = self.forward(x)?;

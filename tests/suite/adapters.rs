@@ -304,6 +304,11 @@ async fn damaged_adapters() {
         };
         refused(cut, &["adapter_model.safetensors", "not a safetensors file"]).await;
     }
+    for path in ["/nowhere/at/all", "."] {
+        let config = LoadConfig::new().adapter_path(path);
+        let error = tokenflow::load_model(golden_path("gqa_llama3"), config).await.err().unwrap();
+        assert!(error.to_string().contains("adapter_config.json: cannot be read"), "{error}");
+    }
     let huge = |dir: &Path| {
         let mut whole = fs::read(weights(dir)).unwrap();
         whole[..8].copy_from_slice(&u64::MAX.to_le_bytes());
