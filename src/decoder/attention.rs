@@ -16,7 +16,9 @@ use crate::kernels::{
 /// The attention of a layer with its projections.
 pub struct Attention {
     heads: Heads,
-    scoring: Scoring,
+    scoring: Scoring<'static>,
+    /// What [`Scoring::sinks`] are.
+    sinks: Option<Vec<f32>>,
     query: Linear,
     key: Linear,
     value: Linear,
@@ -53,6 +55,7 @@ impl Attention {
         Ok(Self {
             heads,
             scoring: spec.scoring(layer),
+            sinks: spec.attention.sinks.then(|| load.numbers(names.sinks, heads.num_heads)).transpose()?,
             query,
             key,
             value,
@@ -101,7 +104,8 @@ impl Attention {
             .collect();
         map([queries], |[queries]| {
             let mut out = vec![0f32; queries.len()];
-            attend(&sequences, queries, cache, self.scoring, self.isa, &mut out);
+            let scoring = Scoring { sinks: self.sinks.as_deref(), ..self.scoring };
+            attend(&sequences, queries, cache, scoring, self.isa, &mut out);
             out
         })
     }
@@ -132,8 +136,13 @@ impl Attention {
             (0..span.context_len).map(move |key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
         });
         let mask = Tensor::from_iter(mask, queries.device())?.reshape((1, span.len, span.context_len))?;
-        let scores = scores.broadcast_add(&mask.to_dtype(scores.dtype())?)?;
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
+        let mut scores = scores.broadcast_add(&mask.to_dtype(scores.dtype())?)?;
+        if let Some(sinks) = &self.sinks {
+            let sinks = Tensor::new(sinks.as_slice(), queries.device())?.to_dtype(scores.dtype())?;
+            let sinks = sinks.reshape((num_heads, 1, 1))?.broadcast_as((num_heads, span.len, 1))?;
+            scores = Tensor::cat(&[&scores, &sinks], 2)?;
+        }
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.narrow(2, 0, span.context_len)?.contiguous()?;
         weights.matmul(&values)?.transpose(0, 1)?.contiguous()?.reshape((span.len, num_heads * head_dim))
     }
 }

@@ -32,13 +32,15 @@ pub struct Heads {
 
 /// How queries are held against keys.
 #[derive(Debug, Clone, Copy)]
-pub struct Scoring {
+pub struct Scoring<'a> {
     /// What dot products of queries and keys are multiplied by.
     pub scale: f32,
     /// Scores become `softcap * tanh(score / softcap)`.
     pub softcap: Option<f32>,
     /// The keys a row attends to, its own and those before it; `None`: all.
     pub window: Option<usize>,
+    /// For each query head the score of one more key, whose value is zero.
+    pub sinks: Option<&'a [f32]>,
 }
 
 impl Heads {
@@ -125,7 +127,7 @@ pub fn attend(
     sequences: &[Sequence<'_>],
     queries: &[f32],
     cache: &PagedCache,
-    scoring: Scoring,
+    scoring: Scoring<'_>,
     isa: Isa,
     out: &mut [f32],
 ) {
@@ -153,7 +155,7 @@ pub fn attend(
 /// once for all of them.
 struct Tile<'a, T> {
     heads: Heads,
-    scoring: Scoring,
+    scoring: Scoring<'a>,
     kv_head: usize,
     /// Keys up to that of the first row; each row after it has one more.
     first_context: usize,
@@ -169,7 +171,7 @@ struct Tile<'a, T> {
 
 /// All tiles, each with where its rows go.
 fn tiles<'a, T: Element>(
-    (heads, scoring, isa): (Heads, Scoring, Isa),
+    (heads, scoring, isa): (Heads, Scoring<'a>, Isa),
     sequences: &[Sequence<'a>],
     queries: &[f32],
     elements: &'a [T],
@@ -307,7 +309,10 @@ impl<T: Element> Tile<'_, T> {
         let Heads { head_dim, .. } = self.heads;
         let values = whole.values.chunks_exact(self.heads.padded_dim());
         let heads = out.into_iter().flat_map(|out| out.chunks_exact_mut(head_dim));
-        for ((out, values), Softmax { sum, .. }) in heads.zip(values).zip(whole.softmaxes) {
+        let first_head = self.kv_head * self.heads.group();
+        for (query, ((out, values), Softmax { max, sum })) in heads.zip(values).zip(whole.softmaxes).enumerate() {
+            let head = first_head + query % self.heads.group();
+            let sum = sum + self.scoring.sinks.map_or(0.0, |sinks| exp(sinks[head] - max));
             for (out, value) in out.iter_mut().zip(values) {
                 *out = value / sum;
             }
@@ -447,7 +452,7 @@ mod tests {
         }
 
         /// All rows, in chunks of these lengths.
-        fn attend(&self, chunks: &[usize], scoring: Scoring, isa: Isa) -> Vec<f32> {
+        fn attend(&self, chunks: &[usize], scoring: Scoring<'_>, isa: Isa) -> Vec<f32> {
             let width = self.heads.num_heads * self.heads.head_dim;
             let mut out = vec![0f32; self.queries.len()];
             let mut start = 0;
@@ -490,7 +495,7 @@ mod tests {
     }
 
     /// Plain, capped, and with windows within a block, of a block, over several, and over parts.
-    fn scorings(head_dim: usize) -> Vec<Scoring> {
+    fn scorings(head_dim: usize) -> Vec<Scoring<'static>> {
         let plain = Scoring { scale: (head_dim as f32).sqrt().recip(), softcap: None, window: None };
         let windows = [1, 5, 16, 40, 270].map(|window| Scoring { window: Some(window), ..plain });
         let capped = Scoring { softcap: Some(0.7), ..plain };

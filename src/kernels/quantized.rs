@@ -71,9 +71,10 @@ pub struct Panel<'a> {
 impl QuantMatrix {
     /// Takes over a matrix in one of ggml's formats.
     ///
-    /// `bytes` are the rows as ggml stores them; each row is whole blocks.
-    pub fn from_ggml(kind: GgmlType, bytes: &[u8], rows: usize, columns: usize) -> Self {
-        let mut this = Self::zeros(Format::of(kind), rows, columns);
+    /// `bytes` are the rows as ggml stores them; each row is whole blocks. If `precise`, products keep 16 bits of the
+    /// activations.
+    pub fn from_ggml(kind: GgmlType, bytes: &[u8], rows: usize, columns: usize, precise: bool) -> Self {
+        let mut this = Self { precise, ..Self::zeros(Format::of(kind), rows, columns) };
         let blocks = columns / this.format.stored;
         for (row, bytes) in bytes.chunks_exact(blocks * kind.block_bytes()).enumerate() {
             for (i, bytes) in bytes.chunks_exact(kind.block_bytes()).enumerate() {
@@ -462,7 +463,7 @@ mod tests {
                 block[2..18].fill(0x80);
             }
         }
-        let matrix = QuantMatrix::from_ggml(dtype, &bytes, rows, columns);
+        let matrix = QuantMatrix::from_ggml(dtype, &bytes, rows, columns, false);
         let Some(kind) = dtype.candle() else { return (matrix, Vec::new()) };
         let storage = QStorage::from_data(bytes.into(), &Device::Cpu, kind).unwrap();
         let stored = QTensor::new(storage, (rows, columns)).unwrap();
@@ -489,7 +490,7 @@ mod tests {
         for dtype in FORMATS {
             let tensor = Tensor::from_slice(&values, (rows, columns), &Device::Cpu).unwrap();
             let stored = QTensor::quantize(&tensor, dtype.candle().unwrap()).unwrap();
-            let matrix = QuantMatrix::from_ggml(dtype, &stored.data().unwrap(), rows, columns);
+            let matrix = QuantMatrix::from_ggml(dtype, &stored.data().unwrap(), rows, columns, false);
             let ours: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
             assert!(ours.iter().zip(&values).all(|(ours, value)| (ours - value).abs() < 0.4), "{dtype:?}");
         }
@@ -573,7 +574,7 @@ mod tests {
         let uneven =
             [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
         let both_ways = |values: [f32; 16]| [values.to_vec(), values.into_iter().rev().collect()].concat();
-        let row = |kind, bytes: &[u8], columns| QuantMatrix::from_ggml(kind, bytes, 1, columns).row(0);
+        let row = |kind, bytes: &[u8], columns| QuantMatrix::from_ggml(kind, bytes, 1, columns, false).row(0);
         assert_eq!(row(GgmlType::IQ4_NL, &[&one[..], &nibbles].concat(), 32), both_ways(uneven));
         let floats = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
         assert_eq!(row(GgmlType::MXFP4, &[&[127], &nibbles[..]].concat(), 32), both_ways(floats));

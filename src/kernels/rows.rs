@@ -112,7 +112,7 @@ pub fn rotate_heads(heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]
 }
 
 /// What a feed-forward network does between its matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
     /// `x / (1 + e⁻ˣ)`.
     Silu,
@@ -124,6 +124,9 @@ pub enum Activation {
     Relu,
     /// `max(x, 0)²`.
     ReluSquared,
+    /// `x / (1 + e⁻ˢˣ)` of `s = slope` and an `x` of at most `limit`. What it is multiplied with is `up + 1`, where
+    /// `up` is held between `±limit`.
+    ClampedSilu { slope: f32, limit: f32 },
 }
 
 /// `activation(x)`, or `activation(x) * up`.
@@ -147,6 +150,15 @@ pub fn activate_row(x: &mut [f32], up: Option<&[f32]>, activation: Activation) {
         }
         Activation::Relu => each(x, up, |x| if x < 0.0 { 0.0 } else { x }),
         Activation::ReluSquared => each(x, up, |x| if x < 0.0 { 0.0 } else { x * x }),
+        Activation::ClampedSilu { slope, limit } => {
+            let below = |x: f32| if x > limit { limit } else { x };
+            let within = |x: f32| if x < -limit { -limit } else { below(x) };
+            let silu = |x: f32| below(x) / (1.0 + exp(-slope * below(x)));
+            match up {
+                Some(up) => x.iter_mut().zip(up).for_each(|(x, up)| *x = silu(*x) * (within(*up) + 1.0)),
+                None => each(x, None, silu),
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 """Quantised Hugging Face directories, and what their references make of them.
 
-MLX's are written and computed by mlx-lm. GPTQ's, AWQ's and FP8's are packed here as their formats say, and
+MLX's are written and computed by mlx-lm. GPTQ's, AWQ's, FP8's and MXFP4's are packed here as their formats say, and
 computed by transformers from the weights that the codes stand for.
 
 Written with mlx 0.32.4 and mlx-lm 0.32.2, besides what generate.py names.
@@ -20,6 +20,8 @@ import common
 
 BITS = {"q_proj": (2, 32), "k_proj": (3, 64), "v_proj": (6, 128), "o_proj": (8, 64), "gate_proj": (3, 32), "down_proj": (8, 32)}
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+# What the codes of MXFP4 stand for.
+FLOATS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -36,6 +38,10 @@ def write(folder):
     mlx(folder / "mlx", shape(), q_bits=4, q_group_size=64)
     mlx(folder / "mlx_mixed", shape(model_type="qwen3", head_dim=32), q_bits=4, q_group_size=32, quant_predicate=mixed)
     mlx(folder / "mlx_moe", shape(model_type="qwen3_moe", hidden_size=64, **experts), q_bits=4, q_group_size=32)
+    mlx(folder / "mlx_mxfp4", shape(), q_mode="mxfp4")
+    mxfp4_experts(folder / "mxfp4_moe", gpt_oss(rope_theta=500.0))
+    # mlx-lm rounds where transformers does not unless it is told to.
+    mlx(folder / "mlx_mxfp4_moe", gpt_oss(truncate=True), prepare=mxfp4_experts, q_bits=4, q_group_size=32)
     packed(folder / "gptq", gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False})
     acts = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True, "checkpoint_format": "gptq_v2"}
     packed(folder / "gptq_order", gptq, acts)
@@ -50,6 +56,12 @@ def mixed(path, module):
         return False
     bits, group = next((value for key, value in BITS.items() if key in path), (4, 32))
     return {"bits": bits, "group_size": group}
+
+
+def gpt_oss(**rope):
+    rope = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32} | rope
+    return shape(model_type="gpt_oss", hidden_size=64, intermediate_size=32, head_dim=16, num_hidden_layers=2, num_local_experts=4,
+                 num_experts_per_tok=2, sliding_window=11, tie_word_embeddings=False, rope_parameters=rope)
 
 
 def source(folder, config, seed, dtype):
