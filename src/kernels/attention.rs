@@ -484,7 +484,8 @@ mod tests {
                 let scores: Vec<f64> = (first..=row).map(score).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-                let total: f64 = weights.iter().sum();
+                let sink = scoring.sinks.map_or(0.0, |sinks| (f64::from(sinks[head]) - max).exp());
+                let total = weights.iter().sum::<f64>() + sink;
                 for i in 0..head_dim {
                     let sum: f64 = (first..=row).map(|p| weights[p - first] * of(&self.values, p, head, i)).sum();
                     out.push(sum / total);
@@ -494,12 +495,16 @@ mod tests {
         }
     }
 
-    /// Plain, capped, and with windows within a block, of a block, over several, and over parts.
+    const SINKS: [f32; 9] = [0.5, -1.0, 2.0, -300.0, 300.0, 4.0, 0.0, 1.0, -3.0];
+
+    /// Plain, capped, and with windows within a block, of a block, over several, and over parts; with sinks.
     fn scorings(head_dim: usize) -> Vec<Scoring<'static>> {
-        let plain = Scoring { scale: (head_dim as f32).sqrt().recip(), softcap: None, window: None };
+        let plain = Scoring { scale: (head_dim as f32).sqrt().recip(), softcap: None, window: None, sinks: None };
         let windows = [1, 5, 16, 40, 270].map(|window| Scoring { window: Some(window), ..plain });
         let capped = Scoring { softcap: Some(0.7), ..plain };
-        [&windows as &[_], &[plain, capped, Scoring { window: Some(20), ..capped }]].concat()
+        let sinks = Scoring { sinks: Some(&SINKS), ..plain };
+        let both = [Scoring { window: Some(20), ..capped }, sinks, Scoring { window: Some(40), ..sinks }];
+        [&windows as &[_], &[plain, capped], &both].concat()
     }
 
     #[test]
@@ -533,8 +538,8 @@ mod tests {
     fn chunks_of_a_prompt_and_other_sequences_change_nothing() {
         let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 16 };
         let case = Case::new(heads, 600, ElementType::F16);
-        // Windows of 5, 40 and 270 keys, none, and a cap.
-        let some = [1, 3, 4, 5, 7].map(|i| scorings(16)[i]);
+        // Windows of 5, 40 and 270 keys, none, and a cap; sinks with and without a window.
+        let some = [1, 3, 4, 5, 7, 8, 9].map(|i| scorings(16)[i]);
         for (isa, scoring) in Isa::available().into_iter().flat_map(|isa| some.map(|scoring| (isa, scoring))) {
             let whole = case.attend(&[600], scoring, isa);
             for chunks in [&[1usize; 600] as &[usize], &[7, 250, 1, 2, 255, 85], &[256, 256, 88], &[599, 1]] {

@@ -294,6 +294,24 @@ mod tests {
     }
 
     #[test]
+    fn clamped_activations_are_the_formula_and_every_path_gives_the_same_bits() {
+        let (rows, width) = (40, 576);
+        let (x, up) = (noise(rows * width, 1), noise(rows * width, 2));
+        let activation = Activation::ClampedSilu { slope: 1.702, limit: 3.0 };
+        let silu = |x: f32| {
+            let x = f64::from(x).min(3.0);
+            x / (1.0 + (-1.702 * x).exp())
+        };
+        let gated = |isa, rows| activate(&x[..rows * width], Some(&up), activation, isa);
+        let gated = same_on_all("activation", width, gated, rows);
+        near(&gated, x.iter().zip(&up).map(|(x, up)| silu(*x) * (f64::from(*up).clamp(-3.0, 3.0) + 1.0)));
+        near(&activate(&x, None, activation, Isa::detect()), x.iter().map(|x| silu(*x)));
+        for (x, up) in [(f32::NAN, 1.0), (1.0, f32::NAN)] {
+            assert!(activate(&[x], Some(&[up]), activation, Isa::detect())[0].is_nan());
+        }
+    }
+
+    #[test]
     fn heads_turn_by_halves_or_by_neighbours() {
         // Of each head of 8 numbers 6 are turned.
         let (rows, width, head_dim, pairs) = (40, 48, 8, 3);

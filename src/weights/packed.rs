@@ -40,7 +40,7 @@ impl<'a> Module<'a> {
         }
         let [blocks, scales] = ["blocks", "scales"].map(|parameter| format!("{}_{parameter}", self.name));
         if self.checkpoint.has_tensor(&blocks) {
-            return self.mxfp4(&blocks, &scales, DType::U8).map(|rows| Some(StoredMatrix::Rows(rows)));
+            return self.mxfp4(&blocks, &scales).map(|rows| Some(StoredMatrix::Rows(rows)));
         }
         if !self.contains("weight") {
             return Ok(None);
@@ -69,10 +69,12 @@ impl<'a> Module<'a> {
     }
 
     fn bad_shape(&self, parameter: &str, tensor: &StoredTensor<'_>) -> Error {
-        let reason = format!(
-            "{}.{parameter} has the shape {:?} for a weight of [{}, {}]",
-            self.name, tensor.shape, self.rows, self.columns
-        );
+        self.bad_tensor(&self.parameter(parameter), tensor)
+    }
+
+    fn bad_tensor(&self, name: &str, tensor: &StoredTensor<'_>) -> Error {
+        let (rows, columns) = (self.rows, self.columns);
+        let reason = format!("{name} has the shape {:?} for a weight of [{rows}, {columns}]", tensor.shape);
         Error::model(tensor.path, reason)
     }
 
@@ -107,8 +109,8 @@ impl<'a> Module<'a> {
         if !self.contains("biases") {
             return match (bits, group, scales.encoding) {
                 (4, 32, Encoding::Dense(DType::U8)) => {
-                    let names = ["weight", "scales"].map(|parameter| self.parameter(parameter));
-                    self.mxfp4(&names[0], &names[1], DType::U32).map(StoredMatrix::Rows)
+                    let [weight, scales] = ["weight", "scales"].map(|parameter| self.parameter(parameter));
+                    self.mxfp4(&weight, &scales).map(StoredMatrix::Rows)
                 }
                 _ => {
                     let reason = "has no biases: of MLX's modes affine and mxfp4 are supported";
@@ -131,26 +133,31 @@ impl<'a> Module<'a> {
     }
 
     /// [MXFP4](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf): floats of 4 bits,
-    /// the lower half of a byte first, and for each 32 of them the exponent of a scale. They become ggml's blocks, where
-    /// the second 16 are the upper halves.
-    fn mxfp4(&self, codes: &str, scales: &str, dtype: DType) -> Result<Rows<'static>> {
+    /// the lower half of a byte first, and for each 32 of them the exponent of a scale. They become ggml's blocks, whose
+    /// lower halves are the first 16.
+    fn mxfp4(&self, codes: &str, scales: &str) -> Result<Rows<'static>> {
         let (rows, columns) = (self.rows, self.columns);
         if !columns.is_multiple_of(32) {
             return Err(self.bad(&format!("has {columns} columns; MXFP4's blocks are of 32")));
         }
-        let blocks = rows.saturating_mul(columns / 32);
-        let [codes, scales] = [(codes, dtype, 16), (scales, DType::U8, 1)].map(|(name, dtype, block_bytes)| {
-            let tensor = self.checkpoint.tensor(name)?;
-            let whole = tensor.encoding == Encoding::Dense(dtype) && Some(tensor.bytes.len()) == blocks.checked_mul(block_bytes);
-            if whole { Ok(tensor.bytes) } else { Err(self.bad_shape(name, &tensor)) }
-        });
-        let mut bytes = Vec::with_capacity(blocks * GgmlType::MXFP4.block_bytes());
-        for (codes, scale) in codes?.as_chunks::<16>().0.iter().zip(scales?) {
+        let (codes, scales) = (self.bytes(codes, columns / 2)?, self.bytes(scales, columns / 32)?);
+        let mut bytes = Vec::with_capacity(codes.len() + scales.len());
+        for (codes, scale) in codes.as_chunks::<16>().0.iter().zip(scales) {
             let code = |i: usize| codes[i / 2] >> (i % 2 * 4) & 15;
             bytes.push(*scale);
             bytes.extend((0..16).map(|i| code(i) | code(i + 16) << 4));
         }
         Ok(Rows { rows, columns, encoding: Encoding::Ggml(GgmlType::MXFP4), bytes: bytes.into(), precise: true })
+    }
+
+    /// The bytes of a tensor of whole numbers, as many for each row.
+    fn bytes(&self, name: &str, per_row: usize) -> Result<&'a [u8]> {
+        let tensor = self.checkpoint.tensor(name)?;
+        let whole = matches!(tensor.encoding, Encoding::Dense(DType::U8 | DType::U32));
+        match whole && self.rows.checked_mul(per_row) == Some(tensor.bytes.len()) {
+            true => Ok(tensor.bytes),
+            false => Err(self.bad_tensor(name, &tensor)),
+        }
     }
 
     /// The bits of a code, and the columns that share a scale.
