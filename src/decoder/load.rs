@@ -1,6 +1,7 @@
 use std::{iter::StepBy, ops::Range};
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::{
     Spec,
@@ -244,7 +245,7 @@ impl<'a> Loader<'a> {
             };
             Ok(Linear::new(self.place(weight)?, bias.transpose()?)?)
         };
-        let linears = (0..experts).map(linear).collect();
+        let linears = (0..experts).into_par_iter().map(linear).collect();
         self.release(module);
         linears
     }

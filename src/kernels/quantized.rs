@@ -63,6 +63,8 @@ pub struct PanelFactors<'a> {
 /// What a kernel reads of 16 rows of weights.
 pub struct Panel<'a> {
     pub codes: &'a [Line],
+    /// As in [`Format`].
+    pub table: Option<&'static [u8; 16]>,
     pub bias: u8,
     pub scales: PanelFactors<'a>,
     pub offsets: Option<PanelFactors<'a>>,
@@ -98,7 +100,7 @@ impl QuantMatrix {
         let nibbles = matrix.bits <= 4;
         // Around the middle offsets are small, and so lose little in 16 bits.
         let bias = 1u8 << (matrix.bits - 1);
-        let format = Format { nibbles, bias, block, stored, offsets: true };
+        let format = Format { nibbles, table: None, bias, block, stored, offsets: true };
         let mut this = Self::zeros(format, matrix.rows, matrix.columns);
         (this.scales.multiples, this.order, this.precise) = (None, matrix.order.clone(), precise);
         if let Some(offsets) = &mut this.offsets {
@@ -158,7 +160,9 @@ impl QuantMatrix {
         let offsets = panel.offsets.map(values);
         let value = |column| {
             let block = column / self.format.block;
-            let code = i32::from(self.format.get(panel.codes, lane, column)) - i32::from(panel.bias);
+            let code = self.format.get(panel.codes, lane, column);
+            let code = panel.table.map_or(code, |table| table[usize::from(code)]);
+            let code = i32::from(code) - i32::from(panel.bias);
             let value = code as f32 * scales[block];
             offsets.as_ref().map_or(value, |offsets| value + offsets[block])
         };
@@ -177,6 +181,7 @@ impl QuantMatrix {
         let blocks = self.columns / self.format.block;
         Panel {
             codes: &self.codes[panel * lines..][..lines],
+            table: self.format.table,
             bias: self.format.bias,
             scales: self.scales.panel(panel, blocks),
             offsets: self.offsets.as_ref().map(|offsets| offsets.panel(panel, blocks)),
@@ -255,11 +260,12 @@ impl QuantMatrix {
         out: &mut [&mut [f32]],
     ) {
         let x = x.tile::<T>(tile);
-        let products = match (self.format.nibbles, self.format.block / GROUP) {
-            (true, 4) => products::<T, true, 4>(isa, panel, &x),
-            (true, _) => products::<T, true, 8>(isa, panel, &x),
-            (false, 4) => products::<T, false, 4>(isa, panel, &x),
-            (false, _) => products::<T, false, 8>(isa, panel, &x),
+        let products = match (self.format.nibbles, self.format.table, self.format.block / GROUP) {
+            (_, Some(_), _) => products::<T, true, true, 8>(isa, panel, &x),
+            (true, None, 4) => products::<T, true, false, 4>(isa, panel, &x),
+            (true, None, _) => products::<T, true, false, 8>(isa, panel, &x),
+            (false, None, 4) => products::<T, false, false, 4>(isa, panel, &x),
+            (false, None, _) => products::<T, false, false, 8>(isa, panel, &x),
         };
         for (products, out) in products.iter().zip(out) {
             let out = &mut out[row..];
@@ -357,26 +363,27 @@ impl PanelFactors<'_> {
     }
 }
 
-/// The products of a panel with `T` tokens.
-fn products<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+/// The products of a panel with `T` tokens; `TABLE` says whether nibbles are looked up.
+fn products<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     isa: Isa,
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
     match isa {
-        Isa::Scalar => scalar::<T, NIBBLES, GROUPS>(panel, x),
+        Isa::Scalar => scalar::<T, NIBBLES, TABLE, GROUPS>(panel, x),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::quantized::products_avx2::<T, NIBBLES, GROUPS>(panel, x),
+        Isa::Avx2 => super::x86::quantized::products_avx2::<T, NIBBLES, TABLE, GROUPS>(panel, x),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::x86::quantized::products_avx512::<T, NIBBLES, GROUPS>(panel, x),
+        Isa::Avx512Vnni => super::x86::quantized::products_avx512::<T, NIBBLES, TABLE, GROUPS>(panel, x),
     }
 }
 
 /// The oracle of the other paths, and the way of machines without them.
-fn scalar<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+fn scalar<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
+    let table = panel.table.unwrap_or(&[0; 16]);
     let mut sums = [[0f32; ROWS]; T];
     for (block, (x_scales, x)) in x.scales.iter().zip(x.codes.as_chunks::<GROUPS>().0).enumerate() {
         let scales = panel.scales.lanes(block);
@@ -388,7 +395,9 @@ fn scalar<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
                 let (line, shift, mask) = if NIBBLES { (group / 2, group % 2 * 4, 15) } else { (group, 0, 255) };
                 for (dot, weights) in dots.iter_mut().zip(panel.codes[line].0.as_chunks::<GROUP>().0) {
                     for (weight, code) in weights.iter().zip(codes[token]) {
-                        *dot += i32::from(weight >> shift & mask) * i32::from(code);
+                        let weight = weight >> shift & mask;
+                        let weight = if TABLE { table[usize::from(weight)] } else { weight };
+                        *dot += i32::from(weight) * i32::from(code);
                     }
                 }
             }

@@ -141,11 +141,14 @@ impl<'a> Module<'a> {
             return Err(self.bad(&format!("has {columns} columns; MXFP4's blocks are of 32")));
         }
         let (codes, scales) = (self.bytes(codes, columns / 2)?, self.bytes(scales, columns / 32)?);
-        let mut bytes = Vec::with_capacity(codes.len() + scales.len());
-        for (codes, scale) in codes.as_chunks::<16>().0.iter().zip(scales) {
-            let code = |i: usize| codes[i / 2] >> (i % 2 * 4) & 15;
-            bytes.push(*scale);
-            bytes.extend((0..16).map(|i| code(i) | code(i + 16) << 4));
+        let mut bytes = vec![0; codes.len() + scales.len()];
+        let blocks = bytes.as_chunks_mut::<17>().0.iter_mut().zip(codes.as_chunks::<16>().0);
+        for (([to, pairs @ ..], from), scale) in blocks.zip(scales) {
+            *to = *scale;
+            let (first, last) = from.split_at(8);
+            for (pair, (first, last)) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(first.iter().zip(last)) {
+                *pair = [first & 15 | last << 4, first >> 4 | last & 0xf0];
+            }
         }
         Ok(Rows { rows, columns, encoding: Encoding::Ggml(GgmlType::MXFP4), bytes: bytes.into(), precise: true })
     }
