@@ -20,7 +20,9 @@ use crate::kernels::{
 /// The attention of a layer with its projections.
 pub struct Attention {
     heads: Heads,
-    scoring: Scoring,
+    scoring: Scoring<'static>,
+    /// What [`Scoring::sinks`] are.
+    sinks: Option<Arc<[f32]>>,
     query: Linear,
     key: Linear,
     value: Linear,
@@ -30,6 +32,22 @@ pub struct Attention {
     rope: Option<usize>,
     out: Linear,
     isa: Isa,
+}
+
+/// Whole sequences, for as long as gradients may be asked for.
+#[derive(Clone)]
+struct Whole {
+    lens: Arc<[usize]>,
+    sinks: Option<Arc<[f32]>>,
+    heads: Heads,
+    scoring: Scoring<'static>,
+}
+
+impl Whole {
+    fn sequences(&self) -> Sequences<'_> {
+        let scoring = Scoring { sinks: self.sinks.as_deref(), ..self.scoring };
+        Sequences { lens: &self.lens, heads: self.heads, scoring }
+    }
 }
 
 impl Attention {
@@ -57,6 +75,7 @@ impl Attention {
         Ok(Self {
             heads,
             scoring: spec.scoring(layer),
+            sinks: spec.attention.sinks.then(|| load.numbers(names.sinks, heads.num_heads)).transpose()?.map(Arc::from),
             query,
             key,
             value,
@@ -113,7 +132,8 @@ impl Attention {
             .collect();
         let out = with_f32(queries, |queries| {
             let mut out = vec![0f32; queries.len()];
-            attend(&sequences, queries, cache, self.scoring, self.isa, &mut out);
+            let scoring = Scoring { sinks: self.sinks.as_deref(), ..self.scoring };
+            attend(&sequences, queries, cache, scoring, self.isa, &mut out);
             out
         })?;
         Tensor::from_vec(out, queries.shape(), queries.device())
@@ -121,16 +141,15 @@ impl Attention {
 
     /// As `attend`, of whole sequences, and differentiable.
     fn within(&self, batch: &Batch, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
-        let (heads, scoring, isa) = (self.heads, self.scoring, self.isa);
-        let lens: Arc<[usize]> = batch.spans.iter().map(|span| span.len).collect();
-        let back = lens.clone();
+        let lens = batch.spans.iter().map(|span| span.len).collect();
+        let whole = Whole { lens, sinks: self.sinks.clone(), heads: self.heads, scoring: self.scoring };
+        let (back, isa) = (whole.clone(), self.isa);
         ternary(
             [queries, keys, values],
             queries.dim(1)?,
-            move |numbers| Ok(attention_gradient::forward(Sequences { lens: &lens, heads, scoring }, numbers, isa)),
+            move |numbers| Ok(attention_gradient::forward(whole.sequences(), numbers, isa)),
             move |numbers, out, gradient| {
-                let sequences = Sequences { lens: &back, heads, scoring };
-                Ok(attention_gradient::backward(sequences, numbers, out, gradient, isa))
+                Ok(attention_gradient::backward(back.sequences(), numbers, out, gradient, isa))
             },
         )
     }
@@ -161,8 +180,13 @@ impl Attention {
             (0..span.context_len).map(move |key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
         });
         let mask = Tensor::from_iter(mask, queries.device())?.reshape((1, span.len, span.context_len))?;
-        let scores = scores.broadcast_add(&mask.to_dtype(scores.dtype())?)?;
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
+        let mut scores = scores.broadcast_add(&mask.to_dtype(scores.dtype())?)?;
+        if let Some(sinks) = &self.sinks {
+            let sinks = Tensor::new(&**sinks, queries.device())?.to_dtype(scores.dtype())?;
+            let sinks = sinks.reshape((num_heads, 1, 1))?.broadcast_as((num_heads, span.len, 1))?;
+            scores = Tensor::cat(&[&scores, &sinks], 2)?;
+        }
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.narrow(2, 0, span.context_len)?.contiguous()?;
         weights.matmul(&values)?.transpose(0, 1)?.contiguous()?.reshape((span.len, num_heads * head_dim))
     }
 }

@@ -12,6 +12,10 @@ pub struct Layout {
     pub norm_less_one: bool,
     /// Whether the layers' matrices are `[inputs, outputs]`.
     pub transposed: bool,
+    /// Whether experts' matrices that are parameters without a module of their own are.
+    pub experts_transposed: bool,
+    /// Whether one matrix for gate and up has their rows in turn.
+    pub gate_up_in_turn: bool,
     /// Whether one matrix for queries, keys and values has those of a head together.
     pub qkv_by_head: bool,
     /// Which rows of a head's queries and keys are next to each other.
@@ -25,6 +29,8 @@ impl Layout {
         prefixes: &[],
         norm_less_one: false,
         transposed: false,
+        experts_transposed: false,
+        gate_up_in_turn: false,
         qkv_by_head: false,
         pairs: Pairs::Halves,
     };
@@ -45,7 +51,7 @@ impl Layout {
         let turned = matches!(architecture, "llama" | "mixtral" | "smollm3" | "granite" | "olmo" | "arcee");
         let pairs = if turned { Pairs::Neighbours } else { Pairs::Halves };
         let mut names = Names::GGUF;
-        if architecture == "seed_oss" {
+        if matches!(architecture, "seed_oss" | "gpt_oss") {
             names.mlp_norm = names.attention_out_norm;
         }
         Self { names, pairs, ..Self::LLAMA }
@@ -59,7 +65,7 @@ fn renamed<'a>(name: &str, prefixes: impl Iterator<Item = (&'a str, &'a str)>) -
 }
 
 /// The modules of a checkpoint: each has a `weight` and maybe a `bias`. Those of layers are below
-/// `layers.0`, `layers.1`, ….
+/// `layers.0`, `layers.1`, …. Where `module.weight` and `module.bias` are not there, `module` and `module_bias` may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Names {
     pub embedding: &'static str,
@@ -77,6 +83,7 @@ pub struct Names {
     /// A `{}` in this and the next stands for a head, where each has a module of its own.
     pub query_norm: &'static str,
     pub key_norm: &'static str,
+    pub sinks: &'static str,
     pub out: &'static str,
     pub attention_out_norm: &'static str,
     pub mlp_norm: &'static str,
@@ -131,6 +138,7 @@ impl Names {
         qkv: "self_attn.qkv_proj",
         query_norm: "self_attn.q_norm",
         key_norm: "self_attn.k_norm",
+        sinks: "self_attn.sinks",
         out: "self_attn.o_proj",
         attention_out_norm: "post_attention_layernorm",
         mlp_norm: "post_attention_layernorm",
@@ -172,6 +180,7 @@ impl Names {
         qkv: "attn_qkv",
         query_norm: "attn_q_norm",
         key_norm: "attn_k_norm",
+        sinks: "attn_sinks",
         out: "attn_output",
         attention_out_norm: "post_attention_norm",
         mlp_norm: "ffn_norm",

@@ -1,4 +1,7 @@
+use std::{iter::StepBy, ops::Range};
+
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::{
     Spec,
@@ -6,13 +9,16 @@ use super::{
     linear::Linear,
     lora::{Site, Surveyor},
     norm::Norm,
-    spec::{DenseSpec, NormSpec},
+    spec::{DenseSpec, ExpertsSpec, NormSpec},
 };
 use crate::{
     Error, Quantize, Result,
     kernels::rows::Pairs,
     weights::{Checkpoint, Matrix, StoredMatrix},
 };
+
+/// The matrices of a feed-forward network: gate, if it has one, up and down.
+pub type MlpLinears = (Option<Linear>, Linear, Linear);
 
 /// Loads the parts of a decoder to where it runs.
 pub struct Loader<'a> {
@@ -64,14 +70,20 @@ impl<'a> Loader<'a> {
     }
 
     fn name(&self, module: &str, parameter: &str) -> String {
-        let name = match self.layer {
-            Some(layer) => format!("{}.{layer}.{module}.{parameter}", self.layout.names.layers),
-            None => format!("{module}.{parameter}"),
+        let path = match self.layer {
+            Some(layer) => format!("{}.{layer}.{module}", self.layout.names.layers),
+            None => module.to_owned(),
         };
-        match name.strip_prefix(self.prefix.0) {
+        let path = match path.strip_prefix(self.prefix.0) {
             Some(rest) => format!("{}{rest}", self.prefix.1),
-            None => name,
+            None => path,
+        };
+        let name = format!("{path}.{parameter}");
+        if self.checkpoint.contains(&name) {
+            return name;
         }
+        let alone = if parameter == "weight" { path } else { format!("{path}_{parameter}") };
+        if self.checkpoint.contains(&alone) { alone } else { name }
     }
 
     /// Whether a module has a weight.
@@ -110,8 +122,16 @@ impl<'a> Loader<'a> {
         if !(self.layout.transposed && self.layer.is_some()) {
             return self.checkpoint.matrix(&name, &[rows, columns]);
         }
-        let stored = self.checkpoint.matrix(&name, &[columns, rows])?;
+        self.transposed(&name, self.checkpoint.matrix(&name, &[columns, rows])?)
+    }
+
+    fn transposed<'b>(&self, name: &str, stored: StoredMatrix<'b>) -> Result<StoredMatrix<'b>> {
         stored.transposed().ok_or_else(|| Error::model(&self.checkpoint.path, format!("tensor {name} is quantised")))
+    }
+
+    /// A module's numbers that are no matrix.
+    pub fn numbers(&self, module: &str, len: usize) -> Result<Vec<f32>> {
+        self.checkpoint.vector(&self.name(module, "weight"), len)
     }
 
     fn biases(&self, module: &str, rows: usize) -> Result<Vec<f32>> {
@@ -230,17 +250,11 @@ impl<'a> Loader<'a> {
         linears.try_into().map_err(|_| Error::internal("queries, keys and values are three"))
     }
 
-    /// The matrices of a feed-forward network: gate, if it has one, up and down.
-    pub fn mlp(
-        &self,
-        names: &MlpNames<'_>,
-        spec: &DenseSpec,
-        hidden_size: usize,
-    ) -> Result<(Option<Linear>, Linear, Linear)> {
+    pub fn mlp(&self, names: &MlpNames<'_>, spec: &DenseSpec, hidden_size: usize) -> Result<MlpLinears> {
         let DenseSpec { intermediate_size: inner, gated, bias, .. } = *spec;
         let down = self.linear(names.down, [hidden_size, inner], bias)?;
         if gated && !self.contains(names.gate) {
-            let rows = |_: &Layout| vec![(0..inner).collect(), (inner..2 * inner).collect()];
+            let rows = |layout: &Layout| gate_up_rows(layout, inner).map(Iterator::collect).into();
             let parts = self.parts(names.gate_up, [2 * inner, hidden_size], bias, rows)?;
             let parts: Result<[Linear; 2], _> = parts.try_into();
             let [gate, up] = parts.map_err(|_| Error::internal("gate and up are two"))?;
@@ -250,12 +264,47 @@ impl<'a> Loader<'a> {
         Ok((gate, self.linear(names.up, [inner, hidden_size], bias)?, down))
     }
 
-    /// A linear map of an expert, out of the tensor that has those of all of them.
-    pub fn expert(&self, module: &str, experts: usize, expert: usize, [rows, columns]: [usize; 2]) -> Result<Linear> {
-        let all = self.checkpoint.matrix(&self.name(module, "weight"), &[experts, rows, columns])?;
-        let weight = self.place(all.take(expert * rows..(expert + 1) * rows))?;
+    /// The networks of all experts, out of tensors that have the matrices of all.
+    pub fn experts(&self, spec: &ExpertsSpec, hidden_size: usize) -> Result<Vec<MlpLinears>> {
+        let (names, count) = (&self.layout.names.experts, spec.num_experts);
+        let DenseSpec { intermediate_size: inner, bias, .. } = spec.expert;
+        let whole = |rows: usize| (0..rows).step_by(1);
+        let downs = self.stacked(names.down, [count, hidden_size, inner], bias, whole(hidden_size))?;
+        let (gates, ups) = if self.contains(names.gate) {
+            let linears = |module| self.stacked(module, [count, inner, hidden_size], bias, whole(inner));
+            (linears(names.gate)?, linears(names.up)?)
+        } else {
+            let linears = |rows| self.stacked(names.gate_up, [count, 2 * inner, hidden_size], bias, rows);
+            let [gate, up] = gate_up_rows(self.layout, inner);
+            (linears(gate)?, linears(up)?)
+        };
+        Ok(gates.into_iter().zip(ups).zip(downs).map(|((gate, up), down)| (Some(gate), up, down)).collect())
+    }
+
+    /// For each expert these rows of its matrix as a linear map, out of a tensor of `shape` that has the matrices of all.
+    fn stacked(
+        &self,
+        module: &str,
+        shape @ [experts, height, width]: [usize; 3],
+        bias: bool,
+        rows: StepBy<Range<usize>>,
+    ) -> Result<Vec<Linear>> {
+        let name = self.name(module, "weight");
+        let transposed = self.layout.experts_transposed && !name.ends_with(".weight");
+        let all = self.checkpoint.matrix(&name, &if transposed { [experts, width, height] } else { shape })?;
+        let biases = bias.then(|| self.biases(module, experts * height)).transpose()?;
+        let linear = |expert: usize| {
+            let rows_of_all = rows.clone().map(move |row| expert * height + row);
+            let bias = biases.as_ref().map(|all| self.vector(rows_of_all.clone().map(|row| all[row]).collect()));
+            let weight = match transposed {
+                true => self.transposed(&name, all.take(expert * width..(expert + 1) * width))?.take(rows.clone()),
+                false => all.take(rows_of_all),
+            };
+            Ok(Linear::new(self.place(weight)?, bias.transpose()?)?)
+        };
+        let linears = (0..experts).into_par_iter().map(linear).collect();
         self.release(module);
-        Ok(Linear::new(weight, None)?)
+        linears
     }
 
     /// A norm of `len` numbers, of which `size` are normalised together. A `{}` in the name stands for one such piece.
@@ -276,6 +325,14 @@ impl<'a> Loader<'a> {
         }
         let bias = if spec.bias { Some(self.vector(read("bias")?)?) } else { None };
         Ok(Norm::new(self.vector(weight)?, bias, size, spec))
+    }
+}
+
+/// The rows of gate and of up in a matrix that is both.
+fn gate_up_rows(layout: &Layout, inner: usize) -> [StepBy<Range<usize>>; 2] {
+    match layout.gate_up_in_turn {
+        true => [(0..2 * inner).step_by(2), (1..2 * inner).step_by(2)],
+        false => [(0..inner).step_by(1), (inner..2 * inner).step_by(1)],
     }
 }
 

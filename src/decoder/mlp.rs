@@ -3,7 +3,7 @@ use candle_core::{Result, Tensor};
 use super::{
     layout::MlpNames,
     linear::Linear,
-    load::Loader,
+    load::{Loader, MlpLinears},
     lora::AdaptedRows,
     op::{binary, unary},
     spec::{DenseSpec, ExpertsSpec, MlpSpec},
@@ -57,7 +57,7 @@ pub struct Dense {
 }
 
 impl Dense {
-    fn new((gate, up, down): (Option<Linear>, Linear, Linear), spec: &DenseSpec) -> Self {
+    fn new((gate, up, down): MlpLinears, spec: &DenseSpec) -> Self {
         Self { gate, up, down, activation: spec.activation, isa: Isa::detect() }
     }
 
@@ -102,10 +102,15 @@ impl Dense {
             Activation::GeluTanh => x.gelu()?,
             Activation::Relu => x.relu()?,
             Activation::ReluSquared => x.relu()?.sqr()?,
+            Activation::ClampedSilu { slope, limit } => {
+                let x = x.minimum(f64::from(limit))?;
+                (&x * candle_nn::ops::sigmoid(&(&x * f64::from(slope))?)?)?
+            }
         };
-        match up {
-            Some(up) => activated * up,
-            None => Ok(activated),
+        match (up, activation) {
+            (Some(up), Activation::ClampedSilu { limit, .. }) => activated * (up.clamp(-limit, limit)? + 1.0)?,
+            (Some(up), _) => activated * up,
+            (None, _) => Ok(activated),
         }
     }
 }
@@ -129,21 +134,16 @@ struct Shared {
 impl Experts {
     fn load(load: &Loader<'_>, spec: &ExpertsSpec, hidden_size: usize) -> crate::Result<Self> {
         let names = &load.layout.names;
-        let stacked = load.contains(names.experts.down);
-        let expert = |expert: usize| -> crate::Result<Dense> {
-            let inner = spec.expert.intermediate_size;
-            let matrices = if stacked {
-                let linear = |module, shape| load.expert(module, spec.num_experts, expert, shape);
-                let gate = linear(names.experts.gate, [inner, hidden_size])?;
-                let up = linear(names.experts.up, [inner, hidden_size])?;
-                (Some(gate), up, linear(names.experts.down, [hidden_size, inner])?)
-            } else {
+        let networks = if load.contains(names.experts.down) {
+            load.experts(spec, hidden_size)?
+        } else {
+            let network = |expert: usize| {
                 let numbered = [names.expert.gate, names.expert.up, names.expert.gate_up, names.expert.down]
                     .map(|name| name.replace("{}", &expert.to_string()));
                 let [gate, up, gate_up, down] = numbered.each_ref().map(String::as_str);
-                load.mlp(&MlpNames { gate, up, gate_up, down }, &spec.expert, hidden_size)?
+                load.mlp(&MlpNames { gate, up, gate_up, down }, &spec.expert, hidden_size)
             };
-            Ok(Dense::new(matrices, &spec.expert))
+            (0..spec.num_experts).map(network).collect::<crate::Result<_>>()?
         };
         let shared = match &spec.shared {
             Some(shared) => Some(Shared {
@@ -157,8 +157,8 @@ impl Experts {
         };
         Ok(Self {
             // It is small, and a rounded choice would be another one.
-            router: load.as_stored().linear(names.router, [spec.num_experts, hidden_size], false)?,
-            experts: (0..spec.num_experts).map(expert).collect::<crate::Result<_>>()?,
+            router: load.as_stored().linear(names.router, [spec.num_experts, hidden_size], spec.router_bias)?,
+            experts: networks.into_iter().map(|network| Dense::new(network, &spec.expert)).collect(),
             per_token: spec.per_token,
             normalise: spec.normalise,
             shared,

@@ -44,9 +44,9 @@ impl Spec {
     }
 
     /// How a layer holds queries against keys.
-    pub fn scoring(&self, layer: &LayerSpec) -> Scoring {
+    pub fn scoring(&self, layer: &LayerSpec) -> Scoring<'static> {
         let AttentionSpec { scale, softcap, .. } = self.attention;
-        Scoring { scale: (scale * layer.scale) as f32, softcap, window: layer.window }
+        Scoring { scale: (scale * layer.scale) as f32, softcap, window: layer.window, sinks: None }
     }
 }
 
@@ -77,6 +77,8 @@ pub struct AttentionSpec {
     /// Whether the output projection has one.
     pub out_bias: bool,
     pub qk_norm: Option<QkNorm>,
+    /// Whether each query head has a number that takes part in the softmax as the score of a key without a value.
+    pub sinks: bool,
 }
 
 /// How queries and keys are normalised before their positions turn them.
@@ -158,6 +160,7 @@ pub struct DenseSpec {
 pub struct ExpertsSpec {
     pub num_experts: usize,
     pub per_token: usize,
+    pub router_bias: bool,
     /// What each of them is.
     pub expert: DenseSpec,
     /// Whether the probabilities of those chosen are made to sum to 1.

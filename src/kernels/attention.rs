@@ -32,13 +32,15 @@ pub struct Heads {
 
 /// How queries are held against keys.
 #[derive(Debug, Clone, Copy)]
-pub struct Scoring {
+pub struct Scoring<'a> {
     /// What dot products of queries and keys are multiplied by.
     pub scale: f32,
     /// Scores become `softcap * tanh(score / softcap)`.
     pub softcap: Option<f32>,
     /// The keys a row attends to, its own and those before it; `None`: all.
     pub window: Option<usize>,
+    /// For each query head the score of one more key, whose value is zero.
+    pub sinks: Option<&'a [f32]>,
 }
 
 impl Heads {
@@ -125,7 +127,7 @@ pub fn attend(
     sequences: &[Sequence<'_>],
     queries: &[f32],
     cache: &PagedCache,
-    scoring: Scoring,
+    scoring: Scoring<'_>,
     isa: Isa,
     out: &mut [f32],
 ) {
@@ -153,7 +155,7 @@ pub fn attend(
 /// once for all of them.
 struct Tile<'a, T> {
     heads: Heads,
-    scoring: Scoring,
+    scoring: Scoring<'a>,
     kv_head: usize,
     /// Keys up to that of the first row; each row after it has one more.
     first_context: usize,
@@ -169,7 +171,7 @@ struct Tile<'a, T> {
 
 /// All tiles, each with where its rows go.
 fn tiles<'a, T: Element>(
-    (heads, scoring, isa): (Heads, Scoring, Isa),
+    (heads, scoring, isa): (Heads, Scoring<'a>, Isa),
     sequences: &[Sequence<'a>],
     queries: &[f32],
     elements: &'a [T],
@@ -307,7 +309,10 @@ impl<T: Element> Tile<'_, T> {
         let Heads { head_dim, .. } = self.heads;
         let values = whole.values.chunks_exact(self.heads.padded_dim());
         let heads = out.into_iter().flat_map(|out| out.chunks_exact_mut(head_dim));
-        for ((out, values), Softmax { sum, .. }) in heads.zip(values).zip(whole.softmaxes) {
+        let first_head = self.kv_head * self.heads.group();
+        for (query, ((out, values), Softmax { max, sum })) in heads.zip(values).zip(whole.softmaxes).enumerate() {
+            let head = first_head + query % self.heads.group();
+            let sum = sum + self.scoring.sinks.map_or(0.0, |sinks| exp(sinks[head] - max));
             for (out, value) in out.iter_mut().zip(values) {
                 *out = value / sum;
             }
@@ -447,7 +452,7 @@ mod tests {
         }
 
         /// All rows, in chunks of these lengths.
-        fn attend(&self, chunks: &[usize], scoring: Scoring, isa: Isa) -> Vec<f32> {
+        fn attend(&self, chunks: &[usize], scoring: Scoring<'_>, isa: Isa) -> Vec<f32> {
             let width = self.heads.num_heads * self.heads.head_dim;
             let mut out = vec![0f32; self.queries.len()];
             let mut start = 0;
@@ -479,7 +484,8 @@ mod tests {
                 let scores: Vec<f64> = (first..=row).map(score).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-                let total: f64 = weights.iter().sum();
+                let sink = scoring.sinks.map_or(0.0, |sinks| (f64::from(sinks[head]) - max).exp());
+                let total = weights.iter().sum::<f64>() + sink;
                 for i in 0..head_dim {
                     let sum: f64 = (first..=row).map(|p| weights[p - first] * of(&self.values, p, head, i)).sum();
                     out.push(sum / total);
@@ -489,12 +495,16 @@ mod tests {
         }
     }
 
-    /// Plain, capped, and with windows within a block, of a block, over several, and over parts.
-    fn scorings(head_dim: usize) -> Vec<Scoring> {
-        let plain = Scoring { scale: (head_dim as f32).sqrt().recip(), softcap: None, window: None };
+    const SINKS: [f32; 9] = [0.5, -1.0, 2.0, -300.0, 300.0, 4.0, 0.0, 1.0, -3.0];
+
+    /// Plain, capped, and with windows within a block, of a block, over several, and over parts; with sinks.
+    fn scorings(head_dim: usize) -> Vec<Scoring<'static>> {
+        let plain = Scoring { scale: (head_dim as f32).sqrt().recip(), softcap: None, window: None, sinks: None };
         let windows = [1, 5, 16, 40, 270].map(|window| Scoring { window: Some(window), ..plain });
         let capped = Scoring { softcap: Some(0.7), ..plain };
-        [&windows as &[_], &[plain, capped, Scoring { window: Some(20), ..capped }]].concat()
+        let sinks = Scoring { sinks: Some(&SINKS), ..plain };
+        let both = [Scoring { window: Some(20), ..capped }, sinks, Scoring { window: Some(40), ..sinks }];
+        [&windows as &[_], &[plain, capped], &both].concat()
     }
 
     #[test]
@@ -528,8 +538,8 @@ mod tests {
     fn chunks_of_a_prompt_and_other_sequences_change_nothing() {
         let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 16 };
         let case = Case::new(heads, 600, ElementType::F16);
-        // Windows of 5, 40 and 270 keys, none, and a cap.
-        let some = [1, 3, 4, 5, 7].map(|i| scorings(16)[i]);
+        // Windows of 5, 40 and 270 keys, none, and a cap; sinks with and without a window.
+        let some = [1, 3, 4, 5, 7, 8, 9].map(|i| scorings(16)[i]);
         for (isa, scoring) in Isa::available().into_iter().flat_map(|isa| some.map(|scoring| (isa, scoring))) {
             let whole = case.attend(&[600], scoring, isa);
             for chunks in [&[1usize; 600] as &[usize], &[7, 250, 1, 2, 255, 85], &[256, 256, 88], &[599, 1]] {

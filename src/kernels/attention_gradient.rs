@@ -18,7 +18,7 @@ const TILE_QUERIES: usize = 48;
 pub struct Sequences<'a> {
     pub lens: &'a [usize],
     pub heads: Heads,
-    pub scoring: Scoring,
+    pub scoring: Scoring<'a>,
 }
 
 /// What rows take from the rows of their sequence up to their own, `[rows, num_heads * head_dim]`, by queries of that
@@ -59,6 +59,7 @@ pub fn backward(
             let piece = |all: &[f32], head, count| Rows::of_head(all, *start, *len, head, count, heads.head_dim);
             Head {
                 scoring,
+                sink: scoring.sinks.map(|sinks| sinks[*head]),
                 queries: piece(queries, *head, heads.num_heads),
                 keys: piece(keys, kv_head, heads.num_kv_heads),
                 values: piece(values, kv_head, heads.num_kv_heads),
@@ -138,8 +139,9 @@ impl Rows {
 }
 
 /// One query head with its key/value head in one sequence.
-struct Head {
-    scoring: Scoring,
+struct Head<'a> {
+    scoring: Scoring<'a>,
+    sink: Option<f32>,
     queries: Rows,
     keys: Rows,
     values: Rows,
@@ -148,7 +150,7 @@ struct Head {
     isa: Isa,
 }
 
-impl Head {
+impl Head<'_> {
     fn backward(&self) -> [Rows; 3] {
         let (len, width) = (self.queries.len, self.queries.width);
         let [mut by_queries, mut by_keys, mut by_values] = [(); 3].map(|()| Rows::zeros(len, width));
@@ -180,7 +182,7 @@ impl Head {
     /// Makes products of a row with all keys its weights, and those of its gradient with all values the gradient by
     /// those products, where `taken` is the sum of all weights times these.
     fn row(&self, row: usize, weights: &mut [f32], slopes: &mut [f32], taken: f32) {
-        let Scoring { scale, softcap, window } = self.scoring;
+        let Scoring { scale, softcap, window, .. } = self.scoring;
         let seen = (row + 1).saturating_sub(window.unwrap_or(usize::MAX))..row + 1;
         for unseen in [0..seen.start, seen.end..weights.len()] {
             weights[unseen.clone()].fill(0.0);
@@ -197,7 +199,7 @@ impl Head {
         }
         let greatest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         weights.iter_mut().for_each(|score| *score = exp(*score - greatest));
-        let sum: f32 = weights.iter().sum();
+        let sum = weights.iter().sum::<f32>() + self.sink.map_or(0.0, |sink| exp(sink - greatest));
         for (weight, slope) in weights.iter_mut().zip(&mut *slopes) {
             *weight /= sum;
             *slope = *weight * (*slope - taken) * scale;
@@ -220,8 +222,16 @@ mod tests {
         let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6 };
         let lens = [5, 1, 53];
         let rows: usize = lens.iter().sum();
-        for (softcap, window) in [(None, None), (Some(1.5), None), (None, Some(3)), (Some(2.0), Some(20))] {
-            let scoring = Scoring { scale: 0.7, softcap, window };
+        let sinks: Option<&[f32]> = Some(&[0.5, -1.0, 2.0, 0.0]);
+        let cases = [
+            (None, None, None),
+            (Some(1.5), None, None),
+            (None, Some(3), sinks),
+            (Some(2.0), Some(20), None),
+            (None, None, sinks),
+        ];
+        for (softcap, window, sinks) in cases {
+            let scoring = Scoring { scale: 0.7, softcap, window, sinks };
             let numbers = [noise(rows * 24, 1), noise(rows * 12, 2), noise(rows * 12, 3)];
             let weights = noise(rows * 24, 4);
             for isa in Isa::available() {

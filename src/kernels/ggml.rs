@@ -102,15 +102,27 @@ impl GgmlType {
 }
 
 /// What the codes of IQ4_NL and IQ4_XS stand for.
-const UNEVEN: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+const UNEVEN: [u8; 16] = around_128([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]);
 /// What those of MXFP4 do: twice a number of [four bits](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf).
-const FLOATS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+const FLOATS: [u8; 16] = around_128([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]);
+
+const fn around_128(values: [i8; 16]) -> [u8; 16] {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = values[i] as u8 ^ 0x80;
+        i += 1;
+    }
+    table
+}
 
 /// How a format stores weights: `weight = scale * (code - bias) + offset`.
 #[derive(Clone, Copy)]
 pub struct Format {
     /// Codes have four bits.
     pub nibbles: bool,
+    /// What nibbles stand for, where that is not their own value: these are the codes then.
+    pub table: Option<&'static [u8; 16]>,
     pub bias: u8,
     /// Weights that share a scale.
     pub block: usize,
@@ -133,10 +145,15 @@ impl Format {
             GgmlType::Q4_K => (true, 0, 32, 256, true),
             GgmlType::Q5_K => (false, 0, 32, 256, true),
             GgmlType::Q6_K => (false, 32, 16, 256, false),
-            GgmlType::IQ4_NL | GgmlType::MXFP4 => (false, 128, 32, 32, false),
-            GgmlType::IQ4_XS => (false, 128, 32, 256, false),
+            GgmlType::IQ4_NL | GgmlType::MXFP4 => (true, 128, 32, 32, false),
+            GgmlType::IQ4_XS => (true, 128, 32, 256, false),
         };
-        Self { nibbles, bias, block, stored, offsets }
+        let table = match kind {
+            GgmlType::IQ4_NL | GgmlType::IQ4_XS => Some(&UNEVEN),
+            GgmlType::MXFP4 => Some(&FLOATS),
+            _ => None,
+        };
+        Self { nibbles, table, bias, block, stored, offsets }
     }
 }
 
@@ -178,15 +195,9 @@ impl Stored {
                 this.six_bit_scales(&bytes[4..16]);
             }
             GgmlType::Q6_K => this.q6k(bytes),
-            GgmlType::IQ4_NL => {
-                this.nibbles(&bytes[2..]);
-                this.look_up(&UNEVEN);
-            }
+            GgmlType::IQ4_NL => this.nibbles(&bytes[2..]),
             GgmlType::IQ4_XS => this.iq4_xs(bytes),
-            GgmlType::MXFP4 => {
-                this.nibbles(&bytes[1..]);
-                this.look_up(&FLOATS);
-            }
+            GgmlType::MXFP4 => this.nibbles(&bytes[1..]),
         }
         let half = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]);
         (this.scale, this.offset) = match kind {
@@ -204,13 +215,6 @@ impl Stored {
         this
     }
 
-    /// Replaces codes by what they stand for, which is -128 to 127.
-    fn look_up(&mut self, meanings: &[i8; 16]) {
-        for code in &mut self.codes {
-            *code = meanings[usize::from(*code & 15)] as u8 ^ 0x80;
-        }
-    }
-
     /// Eight blocks of 32 codes, with six bits for each of their scales.
     fn iq4_xs(&mut self, bytes: &[u8]) {
         let high = u16::from_le_bytes([bytes[2], bytes[3]]);
@@ -223,7 +227,6 @@ impl Stored {
             let low = bytes[4 + block / 2] >> (block % 2 * 4) & 15;
             self.scales[block] = (low | ((high >> (2 * block) & 3) as u8) << 4) as i8 - 32;
         }
-        self.look_up(&UNEVEN);
     }
 
     /// Low halves first, then the high ones.

@@ -5,7 +5,7 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use super::{
     Isa,
     math::{erf, exp, tanh},
-    rows::{Activation, Norm, for_rows, statistics, sum_of},
+    rows::{self, Activation, Norm, for_rows, statistics, sum_of},
 };
 
 /// Of `normalise`, by `x`: from the gradient of its result.
@@ -47,7 +47,15 @@ pub fn activate(
         let at = row * ROW_LEN;
         compiled_for!(isa, activate_gradient(&x[at..], up.map(|up| &up[at..]), activation, out));
     });
-    let by_up = up.map(|_| super::rows::activate(x, Some(gradient), activation, isa));
+    let by_up = up.map(|up| match activation {
+        Activation::ClampedSilu { limit, .. } => {
+            let mut by_up = rows::activate(x, None, activation, isa);
+            let held = |up: f32| if up.abs() < limit { 1.0 } else { 0.0 };
+            by_up.iter_mut().zip(gradient).zip(up).for_each(|((by, gradient), up)| *by *= gradient * held(*up));
+            by_up
+        }
+        _ => rows::activate(x, Some(gradient), activation, isa),
+    });
     (by_x, by_up)
 }
 
@@ -71,9 +79,18 @@ pub fn activate_gradient(x: &[f32], up: Option<&[f32]>, activation: Activation, 
         }),
         Activation::Relu => slopes(x, out, |x| if x > 0.0 { 1.0 } else { 0.0 }),
         Activation::ReluSquared => slopes(x, out, |x| if x > 0.0 { 2.0 * x } else { 0.0 }),
+        Activation::ClampedSilu { slope, limit } => slopes(x, out, |x| {
+            let gate = 1.0 / (1.0 + exp(-slope * x));
+            if x < limit { gate * (1.0 - gate).mul_add(slope * x, 1.0) } else { 0.0 }
+        }),
     }
     if let Some(up) = up {
-        out.iter_mut().zip(up).for_each(|(out, up)| *out *= up);
+        match activation {
+            Activation::ClampedSilu { limit, .. } => {
+                out.iter_mut().zip(up).for_each(|(out, up)| *out *= up.clamp(-limit, limit) + 1.0);
+            }
+            _ => out.iter_mut().zip(up).for_each(|(out, up)| *out *= up),
+        }
     }
 }
 
@@ -122,9 +139,13 @@ mod tests {
     #[test]
     fn activations() {
         // No number is where a slope jumps.
-        let x: Vec<f32> = noise(40, 1).iter().map(|x| if x.abs() < 0.05 { 0.3 } else { *x }).collect();
-        let (up, weights) = (noise(40, 2), noise(40, 3));
-        let all = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::ReluSquared];
+        let smooth = |x: f32| if x.abs() < 0.05 || (x.abs() - 1.3).abs() < 0.05 { 0.3 } else { x };
+        let [x, up] = [1, 2].map(|seed| noise(40, seed).into_iter().map(smooth).collect::<Vec<_>>());
+        let weights = noise(40, 3);
+        let clamped = Activation::ClampedSilu { slope: 1.702, limit: 1.3 };
+        let usual =
+            [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::ReluSquared];
+        let all = usual.into_iter().chain([clamped]);
         for (activation, isa) in
             all.into_iter().flat_map(|activation| Isa::available().into_iter().map(move |isa| (activation, isa)))
         {

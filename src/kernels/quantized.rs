@@ -65,6 +65,8 @@ pub struct PanelFactors<'a> {
 /// What a kernel reads of 16 rows of weights.
 pub struct Panel<'a> {
     pub codes: &'a [Line],
+    /// As in [`Format`].
+    pub table: Option<&'static [u8; 16]>,
     pub bias: u8,
     pub scales: PanelFactors<'a>,
     pub offsets: Option<PanelFactors<'a>>,
@@ -73,9 +75,10 @@ pub struct Panel<'a> {
 impl QuantMatrix {
     /// Takes over a matrix in one of ggml's formats.
     ///
-    /// `bytes` are the rows as ggml stores them; each row is whole blocks.
-    pub fn from_ggml(kind: GgmlType, bytes: &[u8], rows: usize, columns: usize) -> Self {
-        let mut this = Self::zeros(Format::of(kind), rows, columns);
+    /// `bytes` are the rows as ggml stores them; each row is whole blocks. If `precise`, products keep 16 bits of the
+    /// activations.
+    pub fn from_ggml(kind: GgmlType, bytes: &[u8], rows: usize, columns: usize, precise: bool) -> Self {
+        let mut this = Self { precise, ..Self::zeros(Format::of(kind), rows, columns) };
         let blocks = columns / this.format.stored;
         for (row, bytes) in bytes.chunks_exact(blocks * kind.block_bytes()).enumerate() {
             for (i, bytes) in bytes.chunks_exact(kind.block_bytes()).enumerate() {
@@ -99,7 +102,7 @@ impl QuantMatrix {
         let nibbles = matrix.bits <= 4;
         // Around the middle offsets are small, and so lose little in 16 bits.
         let bias = 1u8 << (matrix.bits - 1);
-        let format = Format { nibbles, bias, block, stored, offsets: true };
+        let format = Format { nibbles, table: None, bias, block, stored, offsets: true };
         let mut this = Self::zeros(format, matrix.rows, matrix.columns);
         (this.scales.multiples, this.order, this.precise) = (None, matrix.order.clone(), precise);
         if let Some(offsets) = &mut this.offsets {
@@ -159,7 +162,9 @@ impl QuantMatrix {
         let offsets = panel.offsets.map(values);
         let value = |column| {
             let block = column / self.format.block;
-            let code = i32::from(self.format.get(panel.codes, lane, column)) - i32::from(panel.bias);
+            let code = self.format.get(panel.codes, lane, column);
+            let code = panel.table.map_or(code, |table| table[usize::from(code)]);
+            let code = i32::from(code) - i32::from(panel.bias);
             let value = code as f32 * scales[block];
             offsets.as_ref().map_or(value, |offsets| value + offsets[block])
         };
@@ -189,6 +194,7 @@ impl QuantMatrix {
         let blocks = self.columns / self.format.block;
         Panel {
             codes: &self.codes[panel * lines..][..lines],
+            table: self.format.table,
             bias: self.format.bias,
             scales: self.scales.panel(panel, blocks),
             offsets: self.offsets.as_ref().map(|offsets| offsets.panel(panel, blocks)),
@@ -267,11 +273,12 @@ impl QuantMatrix {
         out: &mut [&mut [f32]],
     ) {
         let x = x.tile::<T>(tile);
-        let products = match (self.format.nibbles, self.format.block / GROUP) {
-            (true, 4) => products::<T, true, 4>(isa, panel, &x),
-            (true, _) => products::<T, true, 8>(isa, panel, &x),
-            (false, 4) => products::<T, false, 4>(isa, panel, &x),
-            (false, _) => products::<T, false, 8>(isa, panel, &x),
+        let products = match (self.format.nibbles, self.format.table, self.format.block / GROUP) {
+            (_, Some(_), _) => products::<T, true, true, 8>(isa, panel, &x),
+            (true, None, 4) => products::<T, true, false, 4>(isa, panel, &x),
+            (true, None, _) => products::<T, true, false, 8>(isa, panel, &x),
+            (false, None, 4) => products::<T, false, false, 4>(isa, panel, &x),
+            (false, None, _) => products::<T, false, false, 8>(isa, panel, &x),
         };
         for (products, out) in products.iter().zip(out) {
             let out = &mut out[row..];
@@ -396,26 +403,27 @@ impl PanelFactors<'_> {
     }
 }
 
-/// The products of a panel with `T` tokens.
-fn products<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+/// The products of a panel with `T` tokens; `TABLE` says whether nibbles are looked up.
+fn products<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     isa: Isa,
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
     match isa {
-        Isa::Scalar => scalar::<T, NIBBLES, GROUPS>(panel, x),
+        Isa::Scalar => scalar::<T, NIBBLES, TABLE, GROUPS>(panel, x),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::quantized::products_avx2::<T, NIBBLES, GROUPS>(panel, x),
+        Isa::Avx2 => super::x86::quantized::products_avx2::<T, NIBBLES, TABLE, GROUPS>(panel, x),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::x86::quantized::products_avx512::<T, NIBBLES, GROUPS>(panel, x),
+        Isa::Avx512Vnni => super::x86::quantized::products_avx512::<T, NIBBLES, TABLE, GROUPS>(panel, x),
     }
 }
 
 /// The oracle of the other paths, and the way of machines without them.
-fn scalar<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+fn scalar<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
+    let table = panel.table.unwrap_or(&[0; 16]);
     let mut sums = [[0f32; ROWS]; T];
     for (block, (x_scales, x)) in x.scales.iter().zip(x.codes.as_chunks::<GROUPS>().0).enumerate() {
         let scales = panel.scales.lanes(block);
@@ -427,7 +435,9 @@ fn scalar<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
                 let (line, shift, mask) = if NIBBLES { (group / 2, group % 2 * 4, 15) } else { (group, 0, 255) };
                 for (dot, weights) in dots.iter_mut().zip(panel.codes[line].0.as_chunks::<GROUP>().0) {
                     for (weight, code) in weights.iter().zip(codes[token]) {
-                        *dot += i32::from(weight >> shift & mask) * i32::from(code);
+                        let weight = weight >> shift & mask;
+                        let weight = if TABLE { table[usize::from(weight)] } else { weight };
+                        *dot += i32::from(weight) * i32::from(code);
                     }
                 }
             }
@@ -502,7 +512,7 @@ mod tests {
                 block[2..18].fill(0x80);
             }
         }
-        let matrix = QuantMatrix::from_ggml(dtype, &bytes, rows, columns);
+        let matrix = QuantMatrix::from_ggml(dtype, &bytes, rows, columns, false);
         let Some(kind) = dtype.candle() else { return (matrix, Vec::new()) };
         let storage = QStorage::from_data(bytes.into(), &Device::Cpu, kind).unwrap();
         let stored = QTensor::new(storage, (rows, columns)).unwrap();
@@ -529,7 +539,7 @@ mod tests {
         for dtype in FORMATS {
             let tensor = Tensor::from_slice(&values, (rows, columns), &Device::Cpu).unwrap();
             let stored = QTensor::quantize(&tensor, dtype.candle().unwrap()).unwrap();
-            let matrix = QuantMatrix::from_ggml(dtype, &stored.data().unwrap(), rows, columns);
+            let matrix = QuantMatrix::from_ggml(dtype, &stored.data().unwrap(), rows, columns, false);
             let ours: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
             assert!(ours.iter().zip(&values).all(|(ours, value)| (ours - value).abs() < 0.4), "{dtype:?}");
         }
@@ -613,7 +623,7 @@ mod tests {
         let uneven =
             [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
         let both_ways = |values: [f32; 16]| [values.to_vec(), values.into_iter().rev().collect()].concat();
-        let row = |kind, bytes: &[u8], columns| QuantMatrix::from_ggml(kind, bytes, 1, columns).row(0);
+        let row = |kind, bytes: &[u8], columns| QuantMatrix::from_ggml(kind, bytes, 1, columns, false).row(0);
         assert_eq!(row(GgmlType::IQ4_NL, &[&one[..], &nibbles].concat(), 32), both_ways(uneven));
         let floats = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
         assert_eq!(row(GgmlType::MXFP4, &[&[127], &nibbles[..]].concat(), 32), both_ways(floats));

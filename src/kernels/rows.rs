@@ -130,7 +130,7 @@ pub fn rotate_heads(heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]
 }
 
 /// What a feed-forward network does between its matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
     /// `x / (1 + e⁻ˣ)`.
     Silu,
@@ -142,6 +142,9 @@ pub enum Activation {
     Relu,
     /// `max(x, 0)²`.
     ReluSquared,
+    /// `x / (1 + e⁻ˢˣ)` of `s = slope` and an `x` of at most `limit`. What it is multiplied with is `up + 1`, where
+    /// `up` is held between `±limit`.
+    ClampedSilu { slope: f32, limit: f32 },
 }
 
 /// `activation(x)`, or `activation(x) * up`.
@@ -165,6 +168,15 @@ pub fn activate_row(x: &mut [f32], up: Option<&[f32]>, activation: Activation) {
         }
         Activation::Relu => each(x, up, |x| if x < 0.0 { 0.0 } else { x }),
         Activation::ReluSquared => each(x, up, |x| if x < 0.0 { 0.0 } else { x * x }),
+        Activation::ClampedSilu { slope, limit } => {
+            let below = |x: f32| if x > limit { limit } else { x };
+            let within = |x: f32| if x < -limit { -limit } else { below(x) };
+            let silu = |x: f32| below(x) / (1.0 + exp(-slope * below(x)));
+            match up {
+                Some(up) => x.iter_mut().zip(up).for_each(|(x, up)| *x = silu(*x) * (within(*up) + 1.0)),
+                None => each(x, None, silu),
+            }
+        }
     }
 }
 
@@ -297,6 +309,24 @@ mod tests {
         let mut capped = x.clone();
         scale_and_cap(&mut capped, 2.0, Some(3.0), Isa::detect());
         near(&capped, x.iter().map(|x| 3.0 * (f64::from(*x) * 2.0 / 3.0).tanh()));
+    }
+
+    #[test]
+    fn clamped_activations_are_the_formula_and_every_path_gives_the_same_bits() {
+        let (rows, width) = (40, 576);
+        let (x, up) = (noise(rows * width, 1), noise(rows * width, 2));
+        let activation = Activation::ClampedSilu { slope: 1.702, limit: 3.0 };
+        let silu = |x: f32| {
+            let x = f64::from(x).min(3.0);
+            x / (1.0 + (-1.702 * x).exp())
+        };
+        let gated = |isa, rows| activate(&x[..rows * width], Some(&up), activation, isa);
+        let gated = same_on_all("activation", width, gated, rows);
+        near(&gated, x.iter().zip(&up).map(|(x, up)| silu(*x) * (f64::from(*up).clamp(-3.0, 3.0) + 1.0)));
+        near(&activate(&x, None, activation, Isa::detect()), x.iter().map(|x| silu(*x)));
+        for (x, up) in [(f32::NAN, 1.0), (1.0, f32::NAN)] {
+            assert!(activate(&[x], Some(&[up]), activation, Isa::detect())[0].is_nan());
+        }
     }
 
     #[test]

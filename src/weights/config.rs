@@ -68,6 +68,7 @@ impl Config {
             Some("fp8") => {
                 (8, config.ids("weight_block_size").ok().and_then(|block| block.last().copied()).unwrap_or(0))
             }
+            Some("mxfp4") => (4, 32),
             _ => (number(&["bits", "w_bit"]).unwrap_or(0), number(&["group_size", "q_group_size"]).unwrap_or(0)),
         }
     }

@@ -34,7 +34,7 @@ impl Matrix {
     }
 
     fn of_rows(stored: Rows<'_>, dtype: DType, device: &Device) -> Result<Self> {
-        let Rows { rows, columns, encoding, bytes } = stored;
+        let Rows { rows, columns, encoding, bytes, precise } = stored;
         match encoding {
             Encoding::Dense(stored) => {
                 if device.is_cpu()
@@ -45,7 +45,7 @@ impl Matrix {
                 Ok(Self::Dense(to_tensor(&bytes, stored, &[rows, columns])?.to_dtype(dtype)?.to_device(device)?))
             }
             Encoding::Ggml(kind) if device.is_cpu() => {
-                Ok(Self::Packed(Arc::new(QuantMatrix::from_ggml(kind, &bytes, rows, columns))))
+                Ok(Self::Packed(Arc::new(QuantMatrix::from_ggml(kind, &bytes, rows, columns, precise))))
             }
             Encoding::Ggml(kind) => match kind.candle() {
                 Some(kind) => {
@@ -53,7 +53,7 @@ impl Matrix {
                     Ok(Self::Quantized(Arc::new(QTensor::new(storage, (rows, columns))?)))
                 }
                 None => {
-                    let matrix = QuantMatrix::from_ggml(kind, &bytes, rows, columns);
+                    let matrix = QuantMatrix::from_ggml(kind, &bytes, rows, columns, precise);
                     let weights: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
                     dense(weights, rows, columns, dtype, device)
                 }
@@ -74,7 +74,7 @@ impl Matrix {
     /// Quantises to `bits` on the way, 4 or 8, if the matrix is not quantised yet and can be cut into blocks.
     pub fn quantized(stored: StoredMatrix<'_>, bits: u32, dtype: DType, device: &Device) -> Result<Self> {
         match stored {
-            StoredMatrix::Rows(Rows { rows, columns, encoding: Encoding::Dense(stored), bytes })
+            StoredMatrix::Rows(Rows { rows, columns, encoding: Encoding::Dense(stored), bytes, .. })
                 if columns % 32 == 0 =>
             {
                 let weights = Affine::quantized(&to_f32(&bytes, stored)?, rows, columns, bits);
@@ -129,6 +129,8 @@ pub struct Rows<'a> {
     pub columns: usize,
     pub encoding: Encoding,
     pub bytes: Cow<'a, [u8]>,
+    /// Whether products with quantised rows keep 16 bits of the activations.
+    pub precise: bool,
 }
 
 impl<'a> StoredMatrix<'a> {
@@ -166,7 +168,7 @@ impl Rows<'_> {
             (0..columns)
                 .for_each(|column| bytes.extend_from_slice(&self.bytes[(column * rows + row) * size..][..size]));
         }
-        Some(Rows { rows, columns, encoding: self.encoding, bytes: Cow::Owned(bytes) })
+        Some(Rows { rows, columns, bytes: Cow::Owned(bytes), ..*self })
     }
 }
 
@@ -183,7 +185,8 @@ fn to_tensor(bytes: &[u8], dtype: DType, shape: &[usize]) -> Result<Tensor> {
 fn dense(weights: Vec<f32>, rows: usize, columns: usize, dtype: DType, device: &Device) -> Result<Matrix> {
     if device.is_cpu() {
         let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
-        let rows = Rows { rows, columns, encoding: Encoding::Dense(DType::F32), bytes: Cow::Owned(bytes) };
+        let (encoding, bytes) = (Encoding::Dense(DType::F32), Cow::Owned(bytes));
+        let rows = Rows { rows, columns, encoding, bytes, precise: false };
         return Matrix::of_rows(rows, dtype, device);
     }
     Ok(Matrix::Dense(Tensor::from_vec(weights, (rows, columns), device)?.to_dtype(dtype)?))

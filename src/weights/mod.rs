@@ -80,8 +80,7 @@ impl Checkpoint {
 
     /// Whether there is a weight of this name, in whichever form.
     pub fn contains(&self, name: &str) -> bool {
-        let packed = name.strip_suffix(".weight").map(|module| format!("{module}.qweight"));
-        self.has_tensor(name) || packed.is_some_and(|name| self.has_tensor(&name))
+        self.has_tensor(name) || packed_names(name).any(|name| self.has_tensor(&name))
     }
 
     fn has_tensor(&self, name: &str) -> bool {
@@ -91,10 +90,13 @@ impl Checkpoint {
         }
     }
 
-    /// Gives back what memory of a tensor the system holds, once all of it has been read.
+    /// Gives back what memory of a weight the system holds, once all of it has been read.
     pub fn release(&self, name: &str) {
         match &self.store {
-            Store::Safetensors(dir) => dir.release(name),
+            Store::Safetensors(dir) => {
+                dir.release(name);
+                packed_names(name).for_each(|name| dir.release(&name));
+            }
             Store::Gguf(file) => file.release(name),
         }
     }
@@ -125,7 +127,8 @@ impl Checkpoint {
             return Err(shape_error(name, &tensor, shape));
         }
         tensor.check_numbers(name)?;
-        Ok(StoredMatrix::Rows(Rows { rows, columns, encoding: tensor.encoding, bytes: Cow::Borrowed(tensor.bytes) }))
+        let (encoding, bytes) = (tensor.encoding, Cow::Borrowed(tensor.bytes));
+        Ok(StoredMatrix::Rows(Rows { rows, columns, encoding, bytes, precise: false }))
     }
 
     /// The numbers of a tensor of `len` elements.
@@ -160,6 +163,12 @@ impl StoredTensor<'_> {
             }
         }
     }
+}
+
+/// The tensors that a weight of this name may be in if it is quantised.
+fn packed_names(name: &str) -> impl Iterator<Item = String> {
+    let module = name.strip_suffix(".weight").into_iter();
+    module.flat_map(|module| [".qweight", "_blocks"].map(|form| format!("{module}{form}")))
 }
 
 fn shape_error(name: &str, tensor: &StoredTensor<'_>, expected: &[usize]) -> Error {

@@ -1,11 +1,14 @@
-//! Quantised matrices of Hugging Face directories: what MLX, GPTQ, AWQ and FP8 checkpoints hold in place of a
+//! Quantised matrices of Hugging Face directories: what MLX, GPTQ, AWQ, FP8 and MXFP4 checkpoints hold in place of a
 //! weight.
 
 use candle_core::DType;
 use half::f16;
 
 use super::{Checkpoint, Encoding, Rows, StoredMatrix, StoredTensor};
-use crate::{Error, Result, kernels::affine::Affine};
+use crate::{
+    Error, Result,
+    kernels::{affine::Affine, ggml::GgmlType},
+};
 
 /// The order of the codes in AWQ's words.
 const AWQ_ORDER: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
@@ -35,11 +38,15 @@ impl<'a> Module<'a> {
                 }
             };
         }
+        let [blocks, scales] = ["blocks", "scales"].map(|parameter| format!("{}_{parameter}", self.name));
+        if self.checkpoint.has_tensor(&blocks) {
+            return self.mxfp4(&blocks, &scales).map(|rows| Some(StoredMatrix::Rows(rows)));
+        }
         if !self.contains("weight") {
             return Ok(None);
         }
         match self.tensor("weight")?.encoding {
-            Encoding::Dense(DType::U32) => self.mlx().map(|matrix| Some(StoredMatrix::Affine(matrix))),
+            Encoding::Dense(DType::U32) => self.mlx().map(Some),
             Encoding::Dense(DType::F8E4M3) => self.fp8().map(|rows| Some(StoredMatrix::Rows(rows))),
             _ => Ok(None),
         }
@@ -62,10 +69,12 @@ impl<'a> Module<'a> {
     }
 
     fn bad_shape(&self, parameter: &str, tensor: &StoredTensor<'_>) -> Error {
-        let reason = format!(
-            "{}.{parameter} has the shape {:?} for a weight of [{}, {}]",
-            self.name, tensor.shape, self.rows, self.columns
-        );
+        self.bad_tensor(&self.parameter(parameter), tensor)
+    }
+
+    fn bad_tensor(&self, name: &str, tensor: &StoredTensor<'_>) -> Error {
+        let (rows, columns) = (self.rows, self.columns);
+        let reason = format!("{name} has the shape {:?} for a weight of [{rows}, {columns}]", tensor.shape);
         Error::model(tensor.path, reason)
     }
 
@@ -87,7 +96,7 @@ impl<'a> Module<'a> {
 
     /// MLX: codes of a row in a stream of bits, the lowest first, with a scale and a bias for each group. How many
     /// bits and how large a group is the shapes say: it may differ between modules.
-    fn mlx(&self) -> Result<Affine> {
+    fn mlx(&self) -> Result<StoredMatrix<'static>> {
         let (weight, scales) = (self.tensor("weight")?, self.tensor("scales")?);
         let (Some(words), Some(groups)) = (weight.shape.last(), scales.shape.last()) else {
             return Err(self.bad_shape("weight", &weight));
@@ -98,11 +107,20 @@ impl<'a> Module<'a> {
             return Err(self.bad_shape("weight", &weight));
         }
         if !self.contains("biases") {
-            return Err(self.bad("has scales and no biases: of MLX's modes only affine is supported"));
+            return match (bits, group, scales.encoding) {
+                (4, 32, Encoding::Dense(DType::U8)) => {
+                    let [weight, scales] = ["weight", "scales"].map(|parameter| self.parameter(parameter));
+                    self.mxfp4(&weight, &scales).map(StoredMatrix::Rows)
+                }
+                _ => {
+                    let reason = "has no biases: of MLX's modes affine and mxfp4 are supported";
+                    Err(self.bad(&format!("with {bits} bits in groups of {group} {reason}")))
+                }
+            };
         }
         let words = self.words("weight", self.rows, *words)?;
         let codes = words.chunks_exact(self.columns * bits / 32).flat_map(|row| unpacked(row, bits)).collect();
-        Ok(Affine {
+        Ok(StoredMatrix::Affine(Affine {
             rows: self.rows,
             columns: self.columns,
             bits: bits as u32,
@@ -111,7 +129,38 @@ impl<'a> Module<'a> {
             scales: self.numbers("scales", self.rows.saturating_mul(*groups))?,
             offsets: self.numbers("biases", self.rows.saturating_mul(*groups))?,
             order: None,
-        })
+        }))
+    }
+
+    /// [MXFP4](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf): floats of 4 bits,
+    /// the lower half of a byte first, and for each 32 of them the exponent of a scale. They become ggml's blocks, whose
+    /// lower halves are the first 16.
+    fn mxfp4(&self, codes: &str, scales: &str) -> Result<Rows<'static>> {
+        let (rows, columns) = (self.rows, self.columns);
+        if !columns.is_multiple_of(32) {
+            return Err(self.bad(&format!("has {columns} columns; MXFP4's blocks are of 32")));
+        }
+        let (codes, scales) = (self.bytes(codes, columns / 2)?, self.bytes(scales, columns / 32)?);
+        let mut bytes = vec![0; codes.len() + scales.len()];
+        let blocks = bytes.as_chunks_mut::<17>().0.iter_mut().zip(codes.as_chunks::<16>().0);
+        for (([to, pairs @ ..], from), scale) in blocks.zip(scales) {
+            *to = *scale;
+            let (first, last) = from.split_at(8);
+            for (pair, (first, last)) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(first.iter().zip(last)) {
+                *pair = [first & 15 | last << 4, first >> 4 | last & 0xf0];
+            }
+        }
+        Ok(Rows { rows, columns, encoding: Encoding::Ggml(GgmlType::MXFP4), bytes: bytes.into(), precise: true })
+    }
+
+    /// The bytes of a tensor of whole numbers, as many for each row.
+    fn bytes(&self, name: &str, per_row: usize) -> Result<&'a [u8]> {
+        let tensor = self.checkpoint.tensor(name)?;
+        let whole = matches!(tensor.encoding, Encoding::Dense(DType::U8 | DType::U32));
+        match whole && self.rows.checked_mul(per_row) == Some(tensor.bytes.len()) {
+            true => Ok(tensor.bytes),
+            false => Err(self.bad_tensor(name, &tensor)),
+        }
     }
 
     /// The bits of a code, and the columns that share a scale.
@@ -241,7 +290,7 @@ impl<'a> Module<'a> {
             let scaled = e4m3(*byte) * scales[row / high * across + column / wide];
             bytes.extend(f16::from_f32(scaled).to_le_bytes());
         }
-        Ok(Rows { rows, columns, encoding: Encoding::Dense(DType::F16), bytes: bytes.into() })
+        Ok(Rows { rows, columns, encoding: Encoding::Dense(DType::F16), bytes: bytes.into(), precise: false })
     }
 
     fn fp8_block(&self) -> Result<(usize, usize)> {

@@ -111,6 +111,7 @@ impl SafetensorsDir {
             Dtype::BF16 => DType::BF16,
             Dtype::U32 => DType::U32,
             Dtype::I32 => DType::I32,
+            Dtype::U8 => DType::U8,
             Dtype::F8_E4M3 => DType::F8E4M3,
             other => {
                 let reason = format!("tensor {name} has dtype {other:?}; F32, F16 and BF16 are supported");

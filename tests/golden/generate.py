@@ -183,6 +183,7 @@ def more_models(gpt2, spm):
     phi = {"partial_rotary_factor": 0.75, "max_position_embeddings": 160, "original_max_position_embeddings": 20}
     phi |= {"pad_token_id": 0}
     neox = {"model_type": "gpt_neox", "hidden_act": "gelu", "layer_norm_eps": 1e-4, "num_key_value_heads": None}
+    oss = {"model_type": "gpt_oss", "num_experts_per_tok": 2, **window, "tie_word_embeddings": True}
     return [
         Model("dynamic", gpt2, shape(32, 48, 4, 2, max_position_embeddings=20, rope_theta=100.0,
               rope_scaling={"type": "dynamic", "factor": 8.0}), dtype=b16, v4=True, cached=True,
@@ -257,6 +258,12 @@ def more_models(gpt2, spm):
         Model("gpt_neox_v4", gpt2, shape(32, 48, 4, 4, rotary_pct=0.5, rotary_emb_base=10000) | neox, v4=True, dtype=b16),
         Model("gpt_neox_v5", gpt2, shape(40, 48, 4, 4, use_parallel_residual=False, attention_bias=False,
               rope_parameters=plain | {"partial_rotary_factor": 0.25}) | neox | {"hidden_act": "gelu_new"}, dtype=b16),
+        Model("gpt_oss_v4", gpt2, shape(32, 20, 6, 2, head_dim=10, **oss, num_local_experts=5, experts_per_token=2,
+              swiglu_limit=7.0, rope_theta=900.0, rope_scaling={"rope_type": "yarn", "factor": 8.0, "beta_fast": 4.0,
+              "beta_slow": 1.0, "original_max_position_embeddings": 32, "truncate": False}), dtype=b16, v4=True),
+        Model("gpt_oss_v5", gpt2, shape(32, 24, 4, 1, head_dim=8, **oss, num_local_experts=4, attention_bias=False, swiglu_limit=0.4,
+              swiglu_alpha=1.3, layer_types=["full_attention", "sliding_attention"], rope_parameters={"rope_type": "yarn",
+              "rope_theta": 900.0, "factor": 4.0, "beta_fast": 3.0, "original_max_position_embeddings": 32}), dtype=b16),
         *other_styles(gpt2, spm),
     ]
 

@@ -25,7 +25,7 @@ FILES = {
     "mixtral_v4": {}, "qwen2_moe_v4": {}, "qwen3_moe_v4": {}, "gemma2_v4": {},
     "gemma3_inside": {}, "phi": {}, "phi3_v4": {}, "phi3_long_v5": {}, "olmo": {}, "olmo2_v4": {}, "olmo3": {},
     "granite_v4": {}, "starcoder2_v4": {}, "stablelm_v4": {}, "glm": {"seq_length": 512}, "glm4_v4": {}, "cohere": {},
-    "cohere2_v4": {"rotary_pct": 1.0}, "gpt2_v4": {"n_ctx": 128}, "gpt_neox_v4": {"rotary_pct": 0.5},
+    "cohere2_v4": {"rotary_pct": 1.0}, "gpt2_v4": {"n_ctx": 128}, "gpt_neox_v4": {"rotary_pct": 0.5}, "gpt_oss_v4": {},
     "arcee": {}, "ernie4_5": {}, "seed_oss": {}, "olmoe": {}, "exaone4": {},
 }
 SPLIT = ["granite_v5"]

@@ -1,6 +1,6 @@
 """Quantised Hugging Face directories, and what their references make of them.
 
-MLX's are written and computed by mlx-lm. GPTQ's, AWQ's and FP8's are packed here as their formats say, and
+MLX's are written and computed by mlx-lm. GPTQ's, AWQ's, FP8's and MXFP4's are packed here as their formats say, and
 computed by transformers from the weights that the codes stand for.
 
 Written with mlx 0.32.4 and mlx-lm 0.32.2, besides what generate.py names.
@@ -20,6 +20,8 @@ import common
 
 BITS = {"q_proj": (2, 32), "k_proj": (3, 64), "v_proj": (6, 128), "o_proj": (8, 64), "gate_proj": (3, 32), "down_proj": (8, 32)}
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+# What the codes of MXFP4 stand for.
+FLOATS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -36,6 +38,10 @@ def write(folder):
     mlx(folder / "mlx", shape(), q_bits=4, q_group_size=64)
     mlx(folder / "mlx_mixed", shape(model_type="qwen3", head_dim=32), q_bits=4, q_group_size=32, quant_predicate=mixed)
     mlx(folder / "mlx_moe", shape(model_type="qwen3_moe", hidden_size=64, **experts), q_bits=4, q_group_size=32)
+    mlx(folder / "mlx_mxfp4", shape(), q_mode="mxfp4")
+    mxfp4(folder / "mxfp4_moe", gpt_oss(32, 64, truncate=False))
+    # mlx-lm always does.
+    mlx(folder / "mlx_mxfp4_moe", gpt_oss(64, 32, truncate=True), q_bits=4, q_group_size=32)
     packed(folder / "gptq", gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False})
     acts = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True, "checkpoint_format": "gptq_v2"}
     packed(folder / "gptq_order", gptq, acts)
@@ -50,6 +56,12 @@ def mixed(path, module):
         return False
     bits, group = next((value for key, value in BITS.items() if key in path), (4, 32))
     return {"bits": bits, "group_size": group}
+
+
+def gpt_oss(hidden, inner, **rope):
+    rope = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32} | rope
+    return shape(model_type="gpt_oss", hidden_size=hidden, intermediate_size=inner, head_dim=16, num_hidden_layers=2, num_local_experts=4,
+                 num_experts_per_tok=2, sliding_window=11, tie_word_embeddings=False, rope_parameters=rope)
 
 
 def source(folder, config, seed, dtype):
@@ -69,7 +81,11 @@ def mlx(folder, config, **how):
         # mlx-lm looks for keys as transformers 4 wrote them.
         path = plain / "config.json"
         keys = json.loads(path.read_text()) | {"rope_theta": 500.0, "num_experts": config.get("num_experts", 0)}
+        if config["model_type"] == "gpt_oss":
+            keys["rope_scaling"] = keys.pop("rope_parameters")
         path.write_text(json.dumps(keys, indent=2) + "\n")
+        if config["model_type"] == "gpt_oss":
+            pack_experts(plain)
         shutil.rmtree(folder, ignore_errors=True)
         convert(str(plain), str(folder), quantize=True, **how)
         model, _ = load_model(folder)
@@ -101,6 +117,37 @@ def packed(folder, pack, quantization):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}, indent=2) + "\n")
         if finish(folder, tokenizer, lambda ids: common.last_logits(model, ids)):
             break
+
+
+def mxfp4(folder, config):
+    for seed in range(1000):
+        tokenizer = source(folder, config, seed, torch.float16)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        model.load_state_dict(pack_experts(folder), strict=False)
+        if finish(folder, tokenizer, lambda ids: common.last_logits(model, ids)):
+            break
+
+
+def pack_experts(folder):
+    """Stores the experts of a directory as OpenAI does; gives what their codes stand for."""
+    tensors, back = load_file(folder / "model.safetensors"), {}
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        weight = tensors.pop(name).float().transpose(1, 2)
+        groups = weight.reshape(*weight.shape[:2], -1, 32)
+        exponent = groups.abs().amax(3, keepdim=True).log2().floor() - 2
+        scaled = groups / exponent.exp2()
+        code = (scaled.abs()[..., None] - FLOATS).abs().argmin(-1)
+        values = FLOATS[code] * scaled.sign() * exponent.exp2()
+        code += 8 * (scaled < 0)
+        tensors[f"{name}_blocks"] = (code[..., ::2] | code[..., 1::2] << 4).byte()
+        tensors[f"{name}_scales"] = (exponent[..., 0] + 127).byte()
+        back[name] = values.reshape(weight.shape).transpose(1, 2).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    quantization = {"modules_to_not_convert": kept, "quant_method": "mxfp4"}
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}, indent=2) + "\n")
+    return back
 
 
 def finish(folder, tokenizer, logits):

@@ -108,6 +108,10 @@ def keys_of(kind, draw, v4):
         else:
             out |= keys(attention_bias=flag)
         return out
+    if kind == "gpt_oss":
+        out = llama(head_dims=(8, 10, 16), **keys(num_local_experts=[2, 5], num_experts_per_tok=[1, 2])) | rope()
+        out |= keys(attention_bias=flag, swiglu_limit=[..., 0.5], swiglu_alpha=[..., 1.2])
+        return out | windows(out["num_hidden_layers"], pattern=(...,))
     if kind == "gemma":
         return llama(tie_word_embeddings=True) | rope() | keys(hidden_act=["gelu_pytorch_tanh", "gelu"])
     if kind == "gemma2":
@@ -194,7 +198,7 @@ def keys_of(kind, draw, v4):
 
 
 KINDS = ("llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text phi phi3 olmo olmo2 olmo3 olmoe granite smollm3 "
-         "starcoder2 stablelm glm glm4 cohere cohere2 exaone4 gpt2 gpt_neox arcee ernie4_5 helium seed_oss").split()
+         "starcoder2 stablelm glm glm4 cohere cohere2 exaone4 gpt2 gpt_neox gpt_oss arcee ernie4_5 helium seed_oss").split()
 
 
 def main():

@@ -106,11 +106,21 @@ async fn configs_that_make_no_sense() {
         ("awq", "num_attention_heads"),
         ("fp8", "head_dim"),
         ("mlx_moe", "moe_intermediate_size"),
+        ("gpt_oss_v4", "intermediate_size"),
+        ("gpt_oss_v5", "num_local_experts"),
+        ("mxfp4_moe", "num_local_experts"),
+        ("mxfp4_moe", "intermediate_size"),
+        ("mlx_mxfp4_moe", "intermediate_size"),
     ] {
         let dir = TempDir::copy_of(golden, "absurd");
         set(&dir, key, 4_000_000_000u32.into());
         let error = load_error(&dir.0).await;
         assert!(matches!(error, Error::InvalidModel { .. }), "{golden}: {key}: {error:?}");
+    }
+    for key in ["swiglu_limit", "swiglu_alpha"] {
+        let dir = TempDir::copy_of("gpt_oss_v4", "swiglu");
+        set(&dir, key, (-1).into());
+        invalid(&dir.0, &["config.json", key, "-1"]).await;
     }
     for kinds in [serde_json::json!(["full_attention"]), serde_json::json!(["full_attention", "psychic", "psychic"])] {
         let dir = TempDir::copy_of("gemma2_v4", "layers");
@@ -266,6 +276,15 @@ async fn damaged_quantised_directories() {
     invalid(&dir.0, &["model.layers.0.self_attn.q_proj.qzeros", "missing"]).await;
     let dir = rewritten("fp8", "fp8-scale", "q_proj.weight_scale_inv", "q_proj.weight_scale_xyz");
     invalid(&dir.0, &["model.layers.0.self_attn.q_proj", "weight_scale_inv"]).await;
+    let dir = rewritten("mxfp4_moe", "mxfp4-scales", "gate_up_proj_scales", "gate_up_proj_scalez");
+    invalid(&dir.0, &["model.layers.0.mlp.experts.gate_up_proj_scales", "missing"]).await;
+    let dir = rewritten("mxfp4_moe", "mxfp4-blocks", "down_proj_blocks", "down_proj_blockz");
+    invalid(&dir.0, &["model.layers.0.mlp.experts.down_proj", "missing"]).await;
+    let dir = rewritten("mxfp4_moe", "mxfp4-sinks", "self_attn.sinks", "self_attn.sinkz");
+    invalid(&dir.0, &["model.layers.0.self_attn.sinks", "missing"]).await;
+    // As NVFP4 stores them: twice the scales.
+    let dir = rewritten("mlx_mxfp4", "mlx-nvfp4", "\"shape\":[128,4]", "\"shape\":[64,8]");
+    invalid(&dir.0, &["model.layers.0", "groups of 16", "affine and mxfp4"]).await;
     for (golden, key, value) in [
         ("gptq", "bits", serde_json::json!(3)),
         ("gptq", "group_size", serde_json::json!(0)),

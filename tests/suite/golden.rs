@@ -66,7 +66,7 @@ async fn directories_of_all_architectures() {
         let model = golden_model(name).await;
         let expected = read_json(&format!("{name}/expected.json"));
         // Scales of 32 bits are kept in 16, and the activations that meet them.
-        let quantized = ["mlx", "gptq", "awq", "fp8"].iter().any(|kind| name.starts_with(kind));
+        let quantized = ["mlx", "gptq", "awq", "fp8", "mxfp4"].iter().any(|kind| name.starts_with(kind));
         check(name, &*model, &expected["prompts"], if quantized { 1e-3 } else { 1e-4 }, 0.0).await;
     };
     let mut failed = Vec::new();
@@ -117,8 +117,8 @@ async fn gguf_files() {
 
 #[tokio::test]
 async fn directories_that_are_quantised_say_so() {
-    for (name, bits, group) in [("mlx", 4, 64), ("gptq_order", 4, 64), ("awq", 4, 64), ("fp8", 8, 64), ("qwen3", 0, 0)]
-    {
+    let quantized = [("mlx", 4, 64), ("gptq_order", 4, 64), ("awq", 4, 64), ("fp8", 8, 64), ("mxfp4_moe", 4, 32)];
+    for (name, bits, group) in quantized.into_iter().chain([("qwen3", 0, 0)]) {
         let info = golden_model(name).await.info();
         assert_eq!((info.quant_bits, info.quant_group), (bits, group), "{name}");
     }
@@ -152,7 +152,7 @@ async fn weights_are_quantised_as_they_are_loaded() {
 async fn keys_and_values_in_16_bits_keep_the_greedy_tokens() {
     let in_16_bits = || LoadConfig::new().kv_cache_type(KvCacheType::F16);
     // The least difference may send a token to another expert.
-    let dense = |name: &String| !name.contains("moe") && !name.contains("mixtral");
+    let dense = |name: &String| !["moe", "mixtral", "gpt_oss"].iter().any(|kind| name.contains(kind));
     for name in directories().into_iter().filter(dense) {
         let model = golden_model_with(&name, in_16_bits()).await;
         // Its seven layers add up what two or three round.

@@ -134,8 +134,8 @@ fn quantised_files() {
 
 #[test]
 fn usual_models() {
-    // 32 and 16 bits, one key/value head, experts, positions that depend on the length.
-    for name in ["gqa_llama3", "mqa_yarn", "mixtral_v4", "phi3_long_v4", "dynamic"] {
+    // 32 and 16 bits, one key/value head, experts, positions that depend on the length, sinks, MXFP4.
+    for name in ["gqa_llama3", "mqa_yarn", "mixtral_v4", "phi3_long_v4", "dynamic", "gpt_oss_v4", "mxfp4_moe"] {
         answers_stay_the_same(name, 30);
     }
 }

@@ -60,6 +60,7 @@ pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
             qkv_bias: attention_bias,
             out_bias: config.bool_or("attention_out_bias", attention_bias)?,
             qk_norm: None,
+            sinks: false,
         },
         ropes: vec![rope],
         layers: vec![LayerSpec { window: None, rope: Some(0), scale: 1.0, mlp }; num_layers],

@@ -7,6 +7,7 @@ mod gemma;
 mod glm;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod mistral;
@@ -28,7 +29,7 @@ use crate::{
 type ReadSpec = fn(&Config) -> Result<Spec>;
 
 /// The `model_type` of each architecture and what reads it.
-const ARCHITECTURES: [(&str, ReadSpec); 32] = [
+const ARCHITECTURES: [(&str, ReadSpec); 33] = [
     ("arcee", llama::arcee),
     ("cohere", cohere::cohere),
     ("cohere2", cohere::cohere2),
@@ -42,6 +43,7 @@ const ARCHITECTURES: [(&str, ReadSpec); 32] = [
     ("glm4", glm::glm4),
     ("gpt2", gpt2::gpt2),
     ("gpt_neox", gpt_neox::gpt_neox),
+    ("gpt_oss", gpt_oss::gpt_oss),
     ("granite", granite::granite),
     ("helium", llama::helium),
     ("llama", llama::llama),

@@ -9,30 +9,34 @@ use crate::kernels::{
 const AHEAD: usize = 160;
 
 /// As `quantized::scalar`. The machine must have AVX2, FMA and F16C, which `Isa::detect` made sure of.
-pub fn products_avx2<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+pub fn products_avx2<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
-    check::<T, NIBBLES, GROUPS>(panel, x);
+    check::<T, NIBBLES, TABLE, GROUPS>(panel, x);
     // SAFETY: `Isa::Avx2` exists only where AVX2, FMA and F16C were detected, and `check` made sure
     // that every slice holds all blocks.
-    unsafe { avx2::<T, NIBBLES, GROUPS>(panel, x) }
+    unsafe { avx2::<T, NIBBLES, TABLE, GROUPS>(panel, x) }
 }
 
 /// As `quantized::scalar`. The machine must have AVX-512 VNNI.
-pub fn products_avx512<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+pub fn products_avx512<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
-    check::<T, NIBBLES, GROUPS>(panel, x);
+    check::<T, NIBBLES, TABLE, GROUPS>(panel, x);
     // SAFETY: as above, with `Isa::Avx512Vnni`.
-    unsafe { avx512::<T, NIBBLES, GROUPS>(panel, x) }
+    unsafe { avx512::<T, NIBBLES, TABLE, GROUPS>(panel, x) }
 }
 
 /// Every slice holds the blocks that there are activations for.
-fn check<const T: usize, const NIBBLES: bool, const GROUPS: usize>(panel: &Panel<'_>, x: &Tile<'_, T>) {
+fn check<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
+    panel: &Panel<'_>,
+    x: &Tile<'_, T>,
+) {
     let blocks = x.scales.len();
     let groups = blocks * GROUPS;
+    assert!(!TABLE || (NIBBLES && panel.table.is_some()));
     assert!(x.codes.len() >= groups && panel.codes.len() >= if NIBBLES { groups / 2 } else { groups });
     for factors in [Some(panel.scales), panel.offsets].into_iter().flatten() {
         assert!(factors.halves.len() << factors.shared >= blocks);
@@ -42,14 +46,16 @@ fn check<const T: usize, const NIBBLES: bool, const GROUPS: usize>(panel: &Panel
 
 /// # Safety
 /// AVX-512 VNNI is there, and `check` passed.
-#[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn avx512<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn avx512<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
+    let table = panel.table.unwrap_or(&[0; 16]);
     let mut sums = [_mm512_setzero_ps(); T];
     // SAFETY: block `b` of every slice is inside it, and so are its groups.
     unsafe {
+        let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
         for (b, x_scales) in x.scales.iter().enumerate() {
             // First, since compilers move integer products behind branches otherwise.
             let scales = lanes_avx512(&panel.scales, b);
@@ -69,6 +75,7 @@ unsafe fn avx512<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
                     (true, 0) => _mm512_and_si512(line, _mm512_set1_epi8(15)),
                     (true, _) => _mm512_and_si512(_mm512_srli_epi32(line, 4), _mm512_set1_epi8(15)),
                 };
+                let weights = if TABLE { _mm512_shuffle_epi8(table, weights) } else { weights };
                 let codes = x.codes.as_ptr().add(g).cast::<i32>();
                 for (t, dots) in dots.iter_mut().enumerate() {
                     let codes = _mm512_set1_epi32(codes.add(t).read_unaligned());
@@ -120,14 +127,14 @@ unsafe fn lanes_avx512(factors: &PanelFactors<'_>, block: usize) -> __m512 {
 /// # Safety
 /// AVX2, FMA and F16C are there, and `check` passed.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+unsafe fn avx2<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
     let mut products = [[0f32; ROWS]; T];
     for first in [0, ROWS / 2] {
         // SAFETY: passed on; both halves of a panel have 8 rows.
-        unsafe { avx2_half::<T, NIBBLES, GROUPS>(panel, x, first, &mut products) }
+        unsafe { avx2_half::<T, NIBBLES, TABLE, GROUPS>(panel, x, first, &mut products) }
     }
     products
 }
@@ -137,7 +144,7 @@ unsafe fn avx2<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
 /// # Safety
 /// AVX2, FMA and F16C are there, `check` passed, and `first` is 0 or 8.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
+unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
     first: usize,
@@ -145,9 +152,11 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
 ) {
     let ones = _mm256_set1_epi16(1);
     let bias = _mm256_set1_epi8(panel.bias as i8);
+    let table = panel.table.unwrap_or(&[0; 16]);
     let mut sums = [_mm256_setzero_ps(); T];
     // SAFETY: block `b` of every slice is inside it, and a half of a panel inside its lines and lanes.
     unsafe {
+        let table = _mm256_sub_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), bias);
         for (b, x_scales) in x.scales.iter().enumerate() {
             let scales = lanes_avx2(&panel.scales, b, first);
             let offsets = panel.offsets.as_ref().map_or(_mm256_setzero_ps(), |offsets| lanes_avx2(offsets, b, first));
@@ -161,10 +170,11 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
                     (true, 0) => _mm256_and_si256(line, _mm256_set1_epi8(15)),
                     (true, _) => _mm256_and_si256(_mm256_srli_epi32(line, 4), _mm256_set1_epi8(15)),
                 };
+                let weights = if TABLE { _mm256_shuffle_epi8(table, weights) } else { weights };
                 let codes = x.codes.as_ptr().add(g).cast::<i32>();
                 for (t, dots) in dots.iter_mut().enumerate() {
                     let codes = _mm256_set1_epi32(codes.add(t).read_unaligned());
-                    *dots = if NIBBLES {
+                    *dots = if NIBBLES && !TABLE {
                         _mm256_add_epi16(*dots, _mm256_maddubs_epi16(weights, codes))
                     } else {
                         // Of signed weights the magnitudes: 2 * 128 * 127 < 32768.
@@ -175,7 +185,7 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const GROUPS: usize>(
                 }
             }
             for t in 0..T {
-                let dots = if NIBBLES {
+                let dots = if NIBBLES && !TABLE {
                     _mm256_add_epi32(_mm256_madd_epi16(dots[t], ones), _mm256_set1_epi32(x_scales[t].start))
                 } else {
                     dots[t]

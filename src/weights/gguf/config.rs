@@ -6,10 +6,11 @@ use super::{Array, GgufFile};
 use crate::{Result, weights::Config};
 
 /// The architectures that llama.cpp calls otherwise.
-const MODEL_TYPES: [(&str, &str); 7] = [
+const MODEL_TYPES: [(&str, &str); 8] = [
     ("chatglm", "glm"),
     ("command-r", "cohere"),
     ("gemma3", "gemma3_text"),
+    ("gpt-oss", "gpt_oss"),
     ("gptneox", "gpt_neox"),
     ("phi2", "phi"),
     ("qwen2moe", "qwen2_moe"),
@@ -133,6 +134,10 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
     }
     if let Some(dims) = metadata.opt_usize(&key("dimension_count"))? {
         rope.insert("rotary_dim".into(), json!(dims));
+    }
+    if arch == "gpt-oss" {
+        // There is no key for it.
+        rope.insert("truncate".into(), json!(false));
     }
     if file.contains("rope_factors_long.weight") {
         rope.insert("rope_type".into(), json!("longrope"));
