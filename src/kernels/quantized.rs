@@ -162,9 +162,7 @@ impl QuantMatrix {
         let offsets = panel.offsets.map(values);
         let value = |column| {
             let block = column / self.format.block;
-            let code = self.format.get(panel.codes, lane, column);
-            let code = panel.table.map_or(code, |table| table[usize::from(code)]);
-            let code = i32::from(code) - i32::from(panel.bias);
+            let code = i32::from(self.format.get(panel.codes, lane, column)) - i32::from(panel.bias);
             let value = code as f32 * scales[block];
             offsets.as_ref().map_or(value, |offsets| value + offsets[block])
         };
@@ -353,7 +351,8 @@ impl Format {
 
     fn get(self, lines: &[Line], lane: usize, column: usize) -> u8 {
         let (line, byte, shift) = self.place(lane, column);
-        lines[line].0[byte] >> shift & if self.nibbles { 15 } else { 255 }
+        let code = lines[line].0[byte] >> shift & if self.nibbles { 15 } else { 255 };
+        self.table.map_or(code, |table| table[usize::from(code)])
     }
 }
 

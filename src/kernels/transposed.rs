@@ -66,7 +66,7 @@ pub fn from_strips(by_strip: &[f32], tokens: usize, columns: usize, width: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{affine::Affine, quantized::QuantMatrix};
+    use crate::kernels::{affine::Affine, ggml::GgmlType, quantized::QuantMatrix};
 
     fn noise(len: usize, seed: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
@@ -74,10 +74,16 @@ mod tests {
 
     #[test]
     fn quantised_matrices_take_back_what_their_rows_say() {
-        for (bits, rows, columns) in [(4, 5, 64), (8, 300, 96)] {
+        let affine = |bits, rows: usize, columns: usize| {
             let mut affine = Affine::quantized(&noise(rows * columns, 1), rows, columns, bits);
             affine.order = Some((0..columns as u32).map(|column| (column * 37 + 5) % columns as u32).collect());
-            let matrix = QuantMatrix::from_affine(&affine, true).unwrap();
+            QuantMatrix::from_affine(&affine, true).unwrap()
+        };
+        // Scales are a quarter.
+        let floats: Vec<u8> = (0..20 * 3 * 17).map(|i| if i % 17 == 0 { 125 } else { (i * 89 % 251) as u8 }).collect();
+        let floats = QuantMatrix::from_ggml(GgmlType::MXFP4, &floats, 20, 96, true);
+        for matrix in [affine(4, 5, 64), affine(8, 300, 96), floats] {
+            let (rows, columns) = (matrix.rows, matrix.columns);
             let x = noise(3 * rows, 2);
             for isa in Isa::available() {
                 let y = matrix.multiply_transposed(&x, isa);

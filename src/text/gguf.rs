@@ -28,7 +28,7 @@ mod token_type {
 }
 
 /// Names of control tokens that end an answer even where no key says so.
-const END_TOKENS: [&str; 9] = [
+const END_TOKENS: [&str; 11] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
@@ -37,6 +37,8 @@ const END_TOKENS: [&str; 9] = [
     "<|end|>",
     "<end_of_turn>",
     "<EOT>",
+    "<|return|>",
+    "<|call|>",
     "</s>",
 ];
 
@@ -76,7 +78,12 @@ pub fn end_ids(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         }
         ids.extend(id);
     }
-    ids.extend(END_TOKENS.iter().filter_map(|token| tokenizer.id_of(token)).filter(|id| tokenizer.is_special(*id)));
+    let special = |token: &str| tokenizer.id_of(token).filter(|id| tokenizer.is_special(*id));
+    ids.extend(END_TOKENS.iter().filter_map(|token| special(token)));
+    // Where these two end an answer, this ends one of the messages in it.
+    if let (Some(_), Some(_), Some(end)) = (special("<|return|>"), special("<|call|>"), special("<|end|>")) {
+        ids.retain(|id| *id != end);
+    }
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)

@@ -402,6 +402,16 @@ fn end_ids_are_in_the_vocabulary() {
     let end_ids = |metadata: &Value| gguf::end_ids(&Metadata::of_json(Path::new("model.gguf"), metadata), &tokenizer);
     assert_eq!(end_ids(&metadata).unwrap(), [tokenizer.id_of("<|im_end|>").unwrap()]);
     let mut metadata = metadata.clone();
+    // In harmony's answers messages end, too.
+    for (last, expected) in [("<|im_end|>", vec![0, 1, 2]), ("<|return|>", vec![1, 2])] {
+        let mut metadata = metadata.clone();
+        for (id, token) in ["<|end|>", "<|call|>", last].into_iter().enumerate() {
+            metadata["tokenizer.ggml.tokens"][id] = token.into();
+        }
+        let tokenizer = tokenizer_of(&metadata, &[]).unwrap();
+        let ids = gguf::end_ids(&Metadata::of_json(Path::new("model.gguf"), &metadata), &tokenizer).unwrap();
+        assert_eq!(ids, expected);
+    }
     metadata["tokenizer.ggml.eot_token_id"] = 5000.into();
     let error = end_ids(&metadata).unwrap_err().to_string();
     assert!(error.contains("tokenizer.ggml.eot_token_id: 5000 is not in the vocabulary"), "{error}");
