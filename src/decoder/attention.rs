@@ -22,6 +22,8 @@ pub struct Attention {
     value: Linear,
     /// Of queries and of keys.
     norms: Option<[Norm; 2]>,
+    /// Bounds queries, keys and values.
+    clip: Option<f64>,
     /// Which rotation turns queries and keys by their positions.
     rope: Option<usize>,
     out: Linear,
@@ -57,6 +59,7 @@ impl Attention {
             key,
             value,
             norms,
+            clip: spec.attention.clip,
             rope: layer.rope,
             out: load.linear(names.out, [spec.hidden_size, width], spec.attention.out_bias)?,
             isa: Isa::detect(),
@@ -70,15 +73,21 @@ impl Attention {
 
     /// Stores the keys and values of `x`, `[rows, hidden]`, and gives what attends to them and those before.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: &mut LayerCache) -> Result<Tensor> {
-        let (mut queries, mut keys) = (self.query.forward(x)?, self.key.forward(x)?);
+        let (mut queries, mut keys, mut values) =
+            (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
         if let Some([query_norm, key_norm]) = &self.norms {
             (queries, keys) = (query_norm.forward(&queries)?, key_norm.forward(&keys)?);
+        }
+        if let Some(bound) = self.clip {
+            for x in [&mut queries, &mut keys, &mut values] {
+                *x = x.clamp(-bound, bound)?;
+            }
         }
         if let Some(rope) = self.rope.map(|rope| &pass.rotations[rope]) {
             let head_dim = self.heads.head_dim;
             (queries, keys) = (rope.apply(&queries, head_dim)?, rope.apply(&keys, head_dim)?);
         }
-        cache.store(pass.batch, &keys, &self.value.forward(x)?)?;
+        cache.store(pass.batch, &keys, &values)?;
         self.out.forward(&self.attend(pass.batch, &queries, cache)?)
     }
 

@@ -16,6 +16,8 @@ pub struct Layout {
     pub qkv_by_head: bool,
     /// Which rows of a head's queries and keys are next to each other.
     pub pairs: Pairs,
+    /// That of mlx-lm's directories where it is another one: they are told by the name of the embedding.
+    pub mlx: Option<&'static Layout>,
 }
 
 impl Layout {
@@ -27,6 +29,7 @@ impl Layout {
         transposed: false,
         qkv_by_head: false,
         pairs: Pairs::Halves,
+        mlx: None,
     };
 
     /// That of an architecture's GGUF files: llama.cpp's converter gives them names of its own and undoes what the

@@ -75,6 +75,8 @@ pub struct AttentionSpec {
     /// Whether the output projection has one.
     pub out_bias: bool,
     pub qk_norm: Option<QkNorm>,
+    /// Bounds the numbers of queries, keys and values.
+    pub clip: Option<f64>,
 }
 
 /// How queries and keys are normalised before their positions turn them.

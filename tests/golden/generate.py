@@ -1,9 +1,10 @@
 """Writes the golden files of the tests: tiny random models with what independent references make of them.
 
-    python generate.py OUT_DIR        # OUT_DIR is this directory for the committed files
+    python generate.py OUT_DIR [MODEL ...]        # OUT_DIR is this directory for the committed files
 
 Written with Python 3.11, transformers 5.23.0, torch 2.15.0 (CPU), tokenizers 0.23.3, safetensors 0.8.0
-and gguf 0.19.0. Everything is seeded: the same versions write the same files.
+and gguf 0.19.0. Everything is seeded: the same versions write the same files. With names, only
+these models are written.
 
 OUT_DIR/<model>/      a Hugging Face directory and expected.json, computed by transformers in f32
 OUT_DIR/gguf/         GGUF files and one expected.json, which has for each file what transformers computes
@@ -258,6 +259,7 @@ def more_models(gpt2, spm):
         Model("gpt_neox_v5", gpt2, shape(40, 48, 4, 4, use_parallel_residual=False, attention_bias=False,
               rope_parameters=plain | {"partial_rotary_factor": 0.25}) | neox | {"hidden_act": "gelu_new"}, dtype=b16),
         *other_styles(gpt2, spm),
+        *more_architectures(gpt2),
     ]
 
 
@@ -292,6 +294,27 @@ def other_styles(gpt2, spm):
             "rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 0.5}),
         small("seed_oss", "v5", head_dim=14, attention_bias=False, attention_out_bias=True, mlp_bias=True, **v5),
         small("gemma3_text", "v5", inside=("gemma3", "model.", "model.language_model."), **inside),
+    ]
+
+
+def more_architectures(gpt2):
+    """Those that came later, and what the ones above leave out."""
+    v4, v5 = {"rope_theta": 700.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
+
+    def pair(name, v4_keys, v5_keys, **keys):
+        """One in each style of configuration."""
+        kind = keys.pop("model_type", name)
+        return [
+            Model(name + "_v4", gpt2, keys | {"model_type": kind} | v4_keys, dtype=torch.bfloat16, v4=True),
+            Model(name + "_v5", gpt2, keys | {"model_type": kind} | v5_keys, dtype=torch.bfloat16),
+        ]
+
+    heads_of_9 = {"n_embd": 36, "n_layer": 2, "n_positions": 128, "n_ctx": 128}
+    return [
+        *pair("gpt2_odd", {"n_head": 4}, {"n_head": 12, "scale_attn_by_inverse_layer_idx": True}, model_type="gpt2", **heads_of_9),
+        *pair("olmo_clip", v4 | {"clip_qkv": 0.6}, v5 | {"clip_qkv": 1.1}, **shape(32, 48, 4, 2, model_type="olmo", pad_token_id=0)),
+        *pair("olmoe_clip", v4 | {"clip_qkv": 0.7}, v5 | {"clip_qkv": 1.0}, **shape(
+            32, 24, 4, 1, model_type="olmoe", pad_token_id=0, num_experts=4, num_experts_per_tok=2)),
     ]
 
 
@@ -382,14 +405,18 @@ def tokenizer_config_v4(model):
 
 
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
-    out = Path(sys.argv[1])
+    out, names = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
     for model in models():
+        if names and model.name not in names:
+            continue
         shutil.rmtree(out / model.name, ignore_errors=True)
         (out / model.name).mkdir(parents=True)
         write_model(model, out / model.name)
+    if names:
+        return
     quantized.write(out)
     gguf_files.write(out / "gguf")
     gguf_tokenizers.write(out)

@@ -76,8 +76,11 @@ pub fn spec(checkpoint: &Checkpoint) -> Result<Spec> {
         return Err(Error::UnsupportedArchitecture { architecture: architecture.into(), supported: supported() });
     };
     let mut spec = read(config)?;
-    if let Store::Gguf(_) = checkpoint.store {
-        spec.layout = Layout::gguf(spec.architecture);
+    let is_there = |layout: &Layout| checkpoint.contains(&format!("{}.weight", layout.names.embedding));
+    match (&checkpoint.store, spec.layout.mlx) {
+        (Store::Gguf(_), _) => spec.layout = Layout::gguf(spec.architecture),
+        (Store::Safetensors(_), Some(mlx)) if is_there(mlx) => spec.layout = mlx.clone(),
+        (Store::Safetensors(_), _) => {}
     }
     Ok(spec)
 }
