@@ -8,6 +8,8 @@ pub struct Layout {
     pub names: Names,
     /// What names begin with, and what in some files they begin with instead.
     pub prefixes: &'static [(&'static str, &'static str)],
+    /// The rows of the matrix of positions that are before the first one's.
+    pub first_position: usize,
     /// Whether weights of norms are stored without the 1 that belongs to them.
     pub norm_less_one: bool,
     /// Whether the layers' matrices are `[inputs, outputs]`.
@@ -25,6 +27,7 @@ impl Layout {
     pub const LLAMA: Self = Self {
         names: Names::LLAMA,
         prefixes: &[],
+        first_position: 0,
         norm_less_one: false,
         transposed: false,
         qkv_by_head: false,
@@ -51,6 +54,9 @@ impl Layout {
 pub struct Names {
     pub embedding: &'static str,
     pub positions: &'static str,
+    /// From the vectors of tokens to the hidden size.
+    pub project_in: &'static str,
+    pub project_out: &'static str,
     pub embedding_norm: &'static str,
     pub norm: &'static str,
     pub head: &'static str,
@@ -92,6 +98,8 @@ impl Names {
     pub const LLAMA: Self = Self {
         embedding: "model.embed_tokens",
         positions: "",
+        project_in: "",
+        project_out: "",
         embedding_norm: "",
         norm: "model.norm",
         head: "lm_head",
@@ -133,6 +141,8 @@ impl Names {
     pub const GGUF: Self = Self {
         embedding: "token_embd",
         positions: "position_embd",
+        project_in: "",
+        project_out: "",
         embedding_norm: "token_embd_norm",
         norm: "output_norm",
         head: "output",

@@ -10,6 +10,8 @@ pub struct Spec {
     pub architecture: &'static str,
     pub vocab_size: usize,
     pub hidden_size: usize,
+    /// What a token's vector has; if it is another number, matrices map it to the hidden size and back.
+    pub embedding_size: usize,
     /// Positions the model was trained for.
     pub max_positions: usize,
     /// Multiplies the vectors of tokens.
@@ -24,6 +26,8 @@ pub struct Spec {
     pub ropes: Vec<RopeSpec>,
     pub layers: Vec<LayerSpec>,
     pub order: Order,
+    /// Whether what the last layer gives is normalised.
+    pub final_norm: bool,
     /// Multiplies what attention and feed-forward networks add to the residual stream.
     pub residual_scale: f32,
     pub head: HeadSpec,
@@ -119,17 +123,27 @@ pub struct Order {
     /// Whether the feed-forward network's input is. If not, and both are parallel, it is what the attention's is.
     pub mlp_norm: bool,
     pub mlp_out_norm: bool,
+    /// Whether norms of outputs are of their sum with the residual stream.
+    pub norm_of_sum: bool,
     /// Whether the feed-forward network runs beside the attention and not after it.
     pub parallel: bool,
 }
 
 impl Order {
     /// Norms before both.
-    pub const PRE_NORM: Self =
-        Self { attention_norm: true, attention_out_norm: false, mlp_norm: true, mlp_out_norm: false, parallel: false };
+    pub const PRE_NORM: Self = Self {
+        attention_norm: true,
+        attention_out_norm: false,
+        mlp_norm: true,
+        mlp_out_norm: false,
+        norm_of_sum: false,
+        parallel: false,
+    };
     /// Norms after both.
     pub const POST_NORM: Self =
-        Self { attention_norm: false, attention_out_norm: true, mlp_norm: false, mlp_out_norm: true, parallel: false };
+        Self { attention_norm: false, attention_out_norm: true, mlp_norm: false, mlp_out_norm: true, ..Self::PRE_NORM };
+    /// Norms of the residual stream after both.
+    pub const SUM_NORM: Self = Self { norm_of_sum: true, ..Self::POST_NORM };
     /// Norms before and after both.
     pub const SANDWICH: Self = Self { attention_out_norm: true, mlp_out_norm: true, ..Self::PRE_NORM };
     /// One norm before both at once.

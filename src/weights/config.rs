@@ -40,10 +40,22 @@ impl Config {
     pub fn or(&self, defaults: Value) -> Self {
         let mut this = self.clone();
         let Value::Object(defaults) = defaults else { return this };
-        for (key, value) in defaults {
-            this.values.entry(key).or_insert(value);
-        }
+        this.fill(defaults);
         this
+    }
+
+    /// With the values of another one for keys that are not mentioned.
+    #[must_use]
+    pub fn or_of(&self, other: Self) -> Self {
+        let mut this = self.clone();
+        this.fill(other.values);
+        this
+    }
+
+    fn fill(&mut self, defaults: Map<String, Value>) {
+        for (key, value) in defaults {
+            self.values.entry(key).or_insert(value);
+        }
     }
 
     /// With the values of some keys in place of those of others.
@@ -75,6 +87,11 @@ impl Config {
     /// The value of a key; null counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| !value.is_null())
+    }
+
+    /// All keys and their values.
+    pub fn entries(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.values.iter()
     }
 
     /// An error about the value of `key`.

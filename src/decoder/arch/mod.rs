@@ -11,6 +11,7 @@ mod granite;
 mod llama;
 mod mistral;
 mod olmo;
+mod opt;
 mod phi;
 mod qwen;
 mod rope;
@@ -28,7 +29,7 @@ use crate::{
 type ReadSpec = fn(&Config) -> Result<Spec>;
 
 /// The `model_type` of each architecture and what reads it.
-const ARCHITECTURES: [(&str, ReadSpec); 32] = [
+const ARCHITECTURES: [(&str, ReadSpec); 33] = [
     ("arcee", llama::arcee),
     ("cohere", cohere::cohere),
     ("cohere2", cohere::cohere2),
@@ -51,6 +52,7 @@ const ARCHITECTURES: [(&str, ReadSpec); 32] = [
     ("olmo2", olmo::olmo2),
     ("olmo3", olmo::olmo3),
     ("olmoe", olmo::olmoe),
+    ("opt", opt::opt),
     ("phi", phi::phi),
     ("phi3", phi::phi3),
     ("qwen2", qwen::qwen2),
