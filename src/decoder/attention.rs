@@ -6,11 +6,11 @@ use super::{
     linear::{Linear, map},
     load::Loader,
     norm::Norm,
-    spec::{LayerSpec, NormOver},
+    spec::{LayerSpec, NormOver, QueryGrowth},
 };
 use crate::kernels::{
     Isa,
-    attention::{Heads, PagedCache, Scoring, Sequence, attend},
+    attention::{Heads, PagedCache, Scoring, Sequence, attend, slope},
 };
 
 /// The attention of a layer with its projections.
@@ -22,8 +22,10 @@ pub struct Attention {
     value: Linear,
     /// Of queries and of keys.
     norms: Option<[Norm; 2]>,
+    norm_after_rope: bool,
     /// Bounds queries, keys and values.
     clip: Option<f64>,
+    query_growth: Option<QueryGrowth>,
     /// Which rotation turns queries and keys by their positions.
     rope: Option<usize>,
     out: Linear,
@@ -59,7 +61,9 @@ impl Attention {
             key,
             value,
             norms,
+            norm_after_rope: spec.attention.qk_norm.is_some_and(|norm| norm.after_rope),
             clip: spec.attention.clip,
+            query_growth: spec.attention.query_growth,
             rope: layer.rope,
             out: load.linear(names.out, [spec.hidden_size, width], spec.attention.out_bias)?,
             isa: Isa::detect(),
@@ -75,8 +79,8 @@ impl Attention {
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: &mut LayerCache) -> Result<Tensor> {
         let (mut queries, mut keys, mut values) =
             (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
-        if let Some([query_norm, key_norm]) = &self.norms {
-            (queries, keys) = (query_norm.forward(&queries)?, key_norm.forward(&keys)?);
+        if !self.norm_after_rope {
+            (queries, keys) = self.normed(queries, keys)?;
         }
         if let Some(bound) = self.clip {
             for x in [&mut queries, &mut keys, &mut values] {
@@ -87,8 +91,23 @@ impl Attention {
             let head_dim = self.heads.head_dim;
             (queries, keys) = (rope.apply(&queries, head_dim)?, rope.apply(&keys, head_dim)?);
         }
+        if self.norm_after_rope {
+            (queries, keys) = self.normed(queries, keys)?;
+        }
+        if let Some(growth) = self.query_growth {
+            let scales: Vec<f32> = pass.batch.positions.iter().map(|position| growth.at(*position)).collect();
+            let scales = Tensor::new(scales, queries.device())?.to_dtype(queries.dtype())?.unsqueeze(1)?;
+            queries = queries.broadcast_mul(&scales)?;
+        }
         cache.store(pass.batch, &keys, &values)?;
         self.out.forward(&self.attend(pass.batch, &queries, cache)?)
+    }
+
+    fn normed(&self, queries: Tensor, keys: Tensor) -> Result<(Tensor, Tensor)> {
+        match &self.norms {
+            Some([of_queries, of_keys]) => Ok((of_queries.forward(&queries)?, of_keys.forward(&keys)?)),
+            None => Ok((queries, keys)),
+        }
     }
 
     /// Attends from `queries`, `[rows, num_heads * head_dim]`, to the cached keys and values of each
@@ -131,6 +150,15 @@ impl Attention {
         let queries = queries.narrow(0, span.start, span.len)?.reshape((span.len, num_heads, head_dim))?;
         let queries = queries.transpose(0, 1)?.contiguous()?;
         let mut scores = (queries.matmul(&keys.t()?)? * f64::from(self.scoring.scale))?;
+        if let Some(alibi) = self.scoring.alibi {
+            // What is the same for all keys of a row makes no difference.
+            let biases = (0..num_heads).flat_map(|head| {
+                let slope = alibi * slope(head, num_heads);
+                (0..span.context_len).map(move |key| slope * key as f32)
+            });
+            let biases = Tensor::from_iter(biases, queries.device())?.reshape((num_heads, 1, span.context_len))?;
+            scores = scores.broadcast_add(&biases.to_dtype(scores.dtype())?)?;
+        }
         if let Some(cap) = self.scoring.softcap.map(f64::from) {
             scores = ((scores / cap)?.tanh()? * cap)?;
         }

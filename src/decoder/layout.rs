@@ -1,5 +1,6 @@
 //! How checkpoints store what a [`Spec`](super::Spec) describes.
 
+use super::Spec;
 use crate::kernels::rows::Pairs;
 
 /// The names of tensors and the forms they are stored in.
@@ -14,7 +15,7 @@ pub struct Layout {
     pub norm_less_one: bool,
     /// Whether the layers' matrices are `[inputs, outputs]`.
     pub transposed: bool,
-    /// Whether one matrix for queries, keys and values has those of a head together.
+    /// Whether one matrix for queries, keys and values has for each key head its queries, the key and the value.
     pub qkv_by_head: bool,
     /// Which rows of a head's queries and keys are next to each other.
     pub pairs: Pairs,
@@ -37,12 +38,17 @@ impl Layout {
 
     /// That of an architecture's GGUF files: llama.cpp's converter gives them names of its own and undoes what the
     /// others describe, but puts rows of queries and keys that are turned together next to each other in some.
-    pub fn gguf(architecture: &str) -> Self {
-        let turned = matches!(architecture, "llama" | "mixtral" | "smollm3" | "granite" | "olmo" | "arcee");
+    pub fn gguf(spec: &Spec) -> Self {
+        let turned = matches!(
+            spec.architecture,
+            "llama" | "mixtral" | "smollm3" | "granite" | "granitemoe" | "olmo" | "arcee" | "ministral3"
+        );
         let pairs = if turned { Pairs::Neighbours } else { Pairs::Halves };
         let mut names = Names::GGUF;
-        if architecture == "seed_oss" {
-            names.mlp_norm = names.attention_out_norm;
+        match spec.architecture {
+            "seed_oss" | "glm4_moe" => names.mlp_norm = names.attention_out_norm,
+            "falcon" if spec.order.mlp_norm => (names.attention_norm, names.mlp_norm) = ("attn_norm_2", "attn_norm"),
+            _ => {}
         }
         Self { names, pairs, ..Self::LLAMA }
     }
@@ -76,6 +82,8 @@ pub struct Names {
     pub mlp: MlpNames<'static>,
     pub mlp_out_norm: &'static str,
     pub router: &'static str,
+    /// A module and its parameter.
+    pub router_biases: (&'static str, &'static str),
     /// A `{}` stands for an expert. If there is none, one tensor has the matrices of all.
     pub expert: MlpNames<'static>,
     /// As `expert`, in files that have one tensor for all.
@@ -117,6 +125,7 @@ impl Names {
         mlp: MlpNames { gate: "mlp.gate_proj", up: "mlp.up_proj", gate_up: "mlp.gate_up_proj", down: "mlp.down_proj" },
         mlp_out_norm: "post_feedforward_layernorm",
         router: "mlp.gate",
+        router_biases: ("mlp.gate", "e_score_correction_bias"),
         expert: MlpNames {
             gate: "mlp.experts.{}.gate_proj",
             up: "mlp.experts.{}.up_proj",
@@ -160,6 +169,7 @@ impl Names {
         mlp: MlpNames { gate: "ffn_gate", up: "ffn_up", gate_up: "ffn_up", down: "ffn_down" },
         mlp_out_norm: "post_ffw_norm",
         router: "ffn_gate_inp",
+        router_biases: ("exp_probs_b", "bias"),
         expert: MlpNames { gate: "ffn_gate.{}", up: "ffn_up.{}", gate_up: "ffn_gate_up.{}", down: "ffn_down.{}" },
         experts: MlpNames {
             gate: "ffn_gate_exps",

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::{
@@ -165,7 +167,7 @@ impl<'a> Loader<'a> {
         } else {
             let all = widths.into_iter().fold(0, usize::saturating_add);
             let rows = || match self.layout.qkv_by_head {
-                true => rows_by_head(attention.num_heads, head_dim),
+                true => rows_by_head(heads, head_dim),
                 false => rows_by_kind(widths),
             };
             self.parts(names.qkv, [all, spec.hidden_size], bias, rows)?
@@ -193,12 +195,25 @@ impl<'a> Loader<'a> {
         Ok((gate, self.linear(names.up, [inner, hidden_size], bias)?, down))
     }
 
-    /// A linear map of an expert, out of the tensor that has those of all of them.
-    pub fn expert(&self, module: &str, experts: usize, expert: usize, [rows, columns]: [usize; 2]) -> Result<Linear> {
-        let all = self.checkpoint.matrix(&self.name(module, "weight"), &[experts, rows, columns])?;
-        let weight = self.place(all.take(expert * rows..(expert + 1) * rows))?;
+    /// A linear map of an expert, out of the tensor that has those of all of them: of each, `parts` one after the other.
+    pub fn expert(
+        &self,
+        module: &str,
+        (experts, expert): (usize, usize),
+        (parts, part): (usize, usize),
+        [rows, columns]: [usize; 2],
+    ) -> Result<Linear> {
+        let all = self.checkpoint.matrix(&self.name(module, "weight"), &[experts, parts * rows, columns])?;
+        let first = (expert * parts + part) * rows;
+        let weight = self.place(all.take(first..first + rows))?;
         self.release(module);
         Ok(Linear::new(weight, None)?)
+    }
+
+    /// What is added to a router's scores for the choice of experts.
+    pub fn router_biases(&self, experts: usize) -> Result<Vec<f32>> {
+        let (module, parameter) = self.layout.names.router_biases;
+        self.checkpoint.vector(&self.name(module, parameter), experts)
     }
 
     /// A norm of `len` numbers, of which `size` are normalised together. A `{}` in the name stands for one such piece.
@@ -243,8 +258,13 @@ fn rows_by_kind(widths: [usize; 3]) -> Vec<Vec<usize>> {
     ]
 }
 
-/// Those of matrices that have for each head its query, key and value.
-fn rows_by_head(heads: usize, head_dim: usize) -> Vec<Vec<usize>> {
-    let rows = |kind| (0..heads * head_dim).map(move |row| (row / head_dim * 3 + kind) * head_dim + row % head_dim);
-    (0..3).map(|kind| rows(kind).collect()).collect()
+/// Those of matrices that have for each key head its queries, the key and the value.
+fn rows_by_head([num_heads, num_kv_heads, _]: [usize; 3], head_dim: usize) -> Vec<Vec<usize>> {
+    let group = num_heads / num_kv_heads;
+    let rows = |of_group: Range<usize>| {
+        let heads =
+            (0..num_kv_heads).flat_map(move |kv_head| of_group.clone().map(move |at| kv_head * (group + 2) + at));
+        heads.flat_map(|head| head * head_dim..(head + 1) * head_dim).collect()
+    };
+    vec![rows(0..group), rows(group..group + 1), rows(group + 1..group + 2)]
 }

@@ -47,8 +47,9 @@ impl Spec {
 
     /// How a layer holds queries against keys.
     pub fn scoring(&self, layer: &LayerSpec) -> Scoring {
-        let AttentionSpec { scale, softcap, .. } = self.attention;
-        Scoring { scale: (scale * layer.scale) as f32, softcap, window: layer.window }
+        let AttentionSpec { scale, softcap, alibi, .. } = self.attention;
+        let alibi = alibi.map(|alibi| alibi as f32);
+        Scoring { scale: (scale * layer.scale) as f32, softcap, window: layer.window, alibi }
     }
 }
 
@@ -79,15 +80,34 @@ pub struct AttentionSpec {
     /// Whether the output projection has one.
     pub out_bias: bool,
     pub qk_norm: Option<QkNorm>,
+    /// How queries grow with their positions.
+    pub query_growth: Option<QueryGrowth>,
+    /// Multiplies the slopes of linear biases ([ALiBi](https://arxiv.org/abs/2108.12409)), if there are any.
+    pub alibi: Option<f64>,
     /// Bounds the numbers of queries, keys and values.
     pub clip: Option<f64>,
 }
 
-/// How queries and keys are normalised before their positions turn them.
+/// Queries are multiplied by `1 + beta * ln(1 + floor(position / positions))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryGrowth {
+    pub beta: f64,
+    pub positions: usize,
+}
+
+impl QueryGrowth {
+    pub fn at(&self, position: u32) -> f32 {
+        (1.0 + self.beta * (1.0 + (position as usize / self.positions) as f64).ln()) as f32
+    }
+}
+
+/// How queries and keys are normalised.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkNorm {
     pub over: NormOver,
     pub norm: NormSpec,
+    /// Whether after their positions have turned them, and not before.
+    pub after_rope: bool,
 }
 
 /// What is normalised together.
@@ -174,10 +194,41 @@ pub struct ExpertsSpec {
     pub per_token: usize,
     /// What each of them is.
     pub expert: DenseSpec,
-    /// Whether the probabilities of those chosen are made to sum to 1.
+    /// Whether the scores of those chosen are made to sum to 1.
     pub normalise: bool,
+    pub routing: Routing,
     /// A network that all tokens go through.
     pub shared: Option<SharedSpec>,
+}
+
+/// How a router chooses.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Routing {
+    pub gating: Gating,
+    /// Whether biases are added to the scores for the choice alone.
+    pub biases: bool,
+    pub groups: Option<Groups>,
+    /// Multiplies the weights of those chosen.
+    pub weight_scale: f32,
+}
+
+impl Routing {
+    /// The most likely ones.
+    pub const SOFTMAX: Self = Self { gating: Gating::Softmax, biases: false, groups: None, weight_scale: 1.0 };
+}
+
+/// What makes scores of a router's logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gating {
+    Softmax,
+    Sigmoid,
+}
+
+/// Experts are in as many groups of the same size, of which those of a token are in a few.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    pub count: usize,
+    pub per_token: usize,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -58,6 +58,16 @@ impl Config {
         }
     }
 
+    /// With these values, whatever others there are.
+    #[must_use]
+    pub fn with(&self, values: Value) -> Self {
+        let mut this = self.clone();
+        if let Value::Object(values) = values {
+            this.values.extend(values);
+        }
+        this
+    }
+
     /// With the values of some keys in place of those of others.
     #[must_use]
     pub fn renamed(&self, pairs: &[(&str, &str)]) -> Self {

@@ -46,6 +46,26 @@ async fn missing_and_empty_places() {
 }
 
 #[tokio::test]
+async fn damaged_vocabularies() {
+    let dir = TempDir::copy_of("opt_v4", "vocabulary");
+    for (file, text, needles) in [
+        ("merges.txt", "#version: 0.2\na\n", &["merges.txt", "line 2", "\"a\""] as &[_]),
+        ("merges.txt", "a b\nlong longer-than-any-token-there-is-in-this-vocabulary\n", &["merges.txt", "line 2"]),
+        ("merges.txt", "! zz\n", &["vocab.json", "merges.txt"]),
+        ("vocab.json", "{\"a\": -1}", &["vocab.json", "is not an object of tokens"]),
+        ("added_tokens.json", "{\"<tool>\": \"last\"}", &["added_tokens.json", "<tool> = \"last\"", "not an id"]),
+        ("tokenizer_config.json", "{\"eos_token\": 3}", &["tokenizer_config.json", "eos_token = 3"]),
+        ("tokenizer_config.json", "{\"tokenizer_class\": \"LlamaTokenizer\"}", &["tokenizer_class", "GPT2Tokenizer"]),
+        ("tokenizer_config.json", "{\"added_tokens_decoder\": {\"x\": {}}}", &["added_tokens_decoder.x", "not an id"]),
+    ] {
+        let whole = fs::read(dir.0.join(file)).unwrap();
+        fs::write(dir.0.join(file), text).unwrap();
+        invalid(&dir.0, needles).await;
+        fs::write(dir.0.join(file), whole).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn damaged_safetensors() {
     let dir = TempDir::copy_of("mha_tied", "damaged");
     let weights = dir.0.join("model.safetensors");

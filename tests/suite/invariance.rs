@@ -117,8 +117,8 @@ fn quantised_files() {
 
 #[test]
 fn usual_models() {
-    // 32 and 16 bits, one key/value head, experts, positions that depend on the length.
-    for name in ["gqa_llama3", "mqa_yarn", "mixtral_v4", "phi3_long_v4", "dynamic"] {
+    // 32 and 16 bits, one key/value head, experts, positions that depend on the length, linear biases, experts in groups.
+    for name in ["gqa_llama3", "mqa_yarn", "mixtral_v4", "phi3_long_v4", "dynamic", "bloom_v5", "glm4_moe_v5"] {
         answers_stay_the_same(name, 30);
     }
 }

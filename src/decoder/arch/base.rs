@@ -67,6 +67,8 @@ pub fn without_rope(config: &Config, architecture: &'static str) -> Result<Spec>
             qkv_bias: attention_bias,
             out_bias: config.bool_or("attention_out_bias", attention_bias)?,
             qk_norm: None,
+            query_growth: None,
+            alibi: None,
             clip: None,
         },
         ropes: Vec::new(),

@@ -1,4 +1,4 @@
-//! GPT-2.
+//! GPT-2, and StarCoder 1, which shares keys and values between its heads.
 
 use serde_json::json;
 
@@ -13,6 +13,21 @@ use crate::{
 };
 
 pub fn gpt2(config: &Config) -> Result<Spec> {
+    let mut spec = plain(config, "gpt2")?;
+    spec.layout = LAYOUT;
+    Ok(spec)
+}
+
+pub fn gpt_bigcode(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"activation_function": "gelu_pytorch_tanh"}));
+    let shares = config.bool_or("multi_query", true)?;
+    let config = &if shares { config.with(json!({"num_key_value_heads": 1})) } else { config.clone() };
+    let mut spec = plain(config, "gpt_bigcode")?;
+    spec.layout = Layout { transposed: false, qkv_by_head: !shares, ..LAYOUT };
+    Ok(spec)
+}
+
+fn plain(config: &Config, architecture: &'static str) -> Result<Spec> {
     let config = &config.renamed(&[
         ("n_embd", "hidden_size"),
         ("n_head", "num_attention_heads"),
@@ -26,7 +41,7 @@ pub fn gpt2(config: &Config) -> Result<Spec> {
         "intermediate_size": 4 * config.size("hidden_size")?, "tie_word_embeddings": true,
         "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "attention_bias": true, "mlp_bias": true,
     }));
-    let mut spec = base::without_rope(config, "gpt2")?.centred(true).dense(|mlp| mlp.gated = false);
+    let mut spec = base::without_rope(config, architecture)?.centred(true).dense(|mlp| mlp.gated = false);
     spec.learned_positions = true;
     if !config.bool_or("scale_attn_weights", true)? {
         spec.attention.scale = 1.0;
@@ -34,7 +49,6 @@ pub fn gpt2(config: &Config) -> Result<Spec> {
     if config.bool_or("scale_attn_by_inverse_layer_idx", false)? {
         spec.layers.iter_mut().zip(1u16..).for_each(|(layer, number)| layer.scale = f64::from(number).recip());
     }
-    spec.layout = LAYOUT;
     Ok(spec)
 }
 

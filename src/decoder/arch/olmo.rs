@@ -40,7 +40,7 @@ pub fn olmoe(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"num_experts_per_tok": 8, "num_experts": 64}));
     let mut spec = base::spec(config, "olmoe")?;
     spec.attention.clip = clip(config)?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm });
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm, after_rope: false });
     let normalise = config.bool_or("norm_topk_prob", false)?;
     Ok(spec.experts(experts::spec(config, "intermediate_size", normalise)?))
 }
@@ -50,7 +50,7 @@ pub fn olmoe(config: &Config) -> Result<Spec> {
 pub fn exaone4(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"sliding_window": 4096}));
     let mut spec = post_norm(config, "exaone4")?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm });
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
     if config.get("sliding_window").is_none() {
         return Ok(spec);
     }
@@ -62,7 +62,7 @@ pub fn exaone4(config: &Config) -> Result<Spec> {
 fn post_norm(config: &Config, architecture: &'static str) -> Result<Spec> {
     let mut spec = base::spec(config, architecture)?;
     spec.order = Order::POST_NORM;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm });
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm, after_rope: false });
     Ok(spec)
 }
 
