@@ -126,6 +126,16 @@ async fn configs_that_make_no_sense() {
         ("awq", "num_attention_heads"),
         ("fp8", "head_dim"),
         ("mlx_moe", "moe_intermediate_size"),
+        ("opt_350m_v4", "word_embed_proj_dim"),
+        ("opt_v4", "max_position_embeddings"),
+        ("bloom_v4", "n_head"),
+        ("falcon_40b_v4", "num_attention_heads"),
+        ("falcon_40b_v4", "num_kv_heads"),
+        ("granitemoe_v4", "num_local_experts"),
+        ("granitemoe_v4", "intermediate_size"),
+        ("glm4_moe_v4", "n_routed_experts"),
+        ("glm4_moe_v4", "n_shared_experts"),
+        ("glm4_moe_v4", "topk_group"),
     ] {
         let dir = TempDir::copy_of(golden, "absurd");
         set(&dir, key, 4_000_000_000u32.into());

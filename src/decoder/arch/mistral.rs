@@ -20,6 +20,7 @@ pub fn mistral(config: &Config) -> Result<Spec> {
 
 /// Ministral 3: queries of positions beyond those of the first training grow.
 pub fn ministral3(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"head_dim": 128}));
     let mut spec = base::spec(config, "ministral3")?.slide(config, |_| true)?;
     let key = if config.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
     if let Some(rope) = config.opt_object(key)?
