@@ -1,4 +1,4 @@
-//! How checkpoints store what a [`Spec`](super::Spec) describes.
+//! How checkpoints store what a [`Spec`] describes.
 
 use super::Spec;
 use crate::kernels::rows::Pairs;
