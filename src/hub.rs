@@ -29,10 +29,14 @@ const STALL: Duration = Duration::from_secs(30);
 /// Progress is reported no more often than this.
 const REPORT: Duration = Duration::from_millis(50);
 /// What a model needs besides its weights, as far as the repository has it.
-const SIDE_FILES: [&str; 7] = [
+const SIDE_FILES: [&str; 11] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -464,7 +468,8 @@ fn is_weights(name: &str) -> bool {
 fn cached_model(cache: &Cache, repo: &str) -> Option<PathBuf> {
     let config = cache.model(repo.into()).get("config.json")?;
     let folder = config.parent()?;
-    let complete = folder.join("tokenizer.json").exists() && has_weights(folder);
+    let has_tokenizer = ["tokenizer.json", "merges.txt"].iter().any(|file| folder.join(file).exists());
+    let complete = has_tokenizer && has_weights(folder);
     complete.then(|| folder.to_owned())
 }
 

@@ -9,11 +9,11 @@ use super::{
     load::Loader,
     norm::Norm,
     op::{ternary, with_f32},
-    spec::{LayerSpec, NormOver},
+    spec::{LayerSpec, NormOver, QueryGrowth},
 };
 use crate::kernels::{
     Isa,
-    attention::{Heads, PagedCache, Scoring, Sequence, attend},
+    attention::{Heads, PagedCache, Scoring, Sequence, attend, slope},
     attention_gradient::{self, Sequences},
 };
 
@@ -28,6 +28,10 @@ pub struct Attention {
     value: Linear,
     /// Of queries and of keys.
     norms: Option<[Norm; 2]>,
+    norm_after_rope: bool,
+    /// Bounds queries, keys and values.
+    clip: Option<f64>,
+    query_growth: Option<QueryGrowth>,
     /// Which rotation turns queries and keys by their positions.
     rope: Option<usize>,
     out: Linear,
@@ -80,6 +84,9 @@ impl Attention {
             key,
             value,
             norms,
+            norm_after_rope: spec.attention.qk_norm.is_some_and(|norm| norm.after_rope),
+            clip: spec.attention.clip,
+            query_growth: spec.attention.query_growth,
             rope: layer.rope,
             out: load.linear(names.out, [spec.hidden_size, width], spec.attention.out_bias)?,
             isa: Isa::detect(),
@@ -94,15 +101,28 @@ impl Attention {
     /// Stores the keys and values of `x`, `[rows, hidden]`, and gives what attends to them and those before. Without a
     /// cache sequences are whole, and the result is differentiable.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        let (mut queries, mut keys) = (self.query.adapted(x, &pass.adapted)?, self.key.adapted(x, &pass.adapted)?);
-        if let Some([query_norm, key_norm]) = &self.norms {
-            (queries, keys) = (query_norm.forward(&queries)?, key_norm.forward(&keys)?);
+        let project = |linear: &Linear| linear.adapted(x, &pass.adapted);
+        let (mut queries, mut keys, mut values) = (project(&self.query)?, project(&self.key)?, project(&self.value)?);
+        if !self.norm_after_rope {
+            (queries, keys) = self.normed(queries, keys)?;
+        }
+        if let Some(bound) = self.clip {
+            for x in [&mut queries, &mut keys, &mut values] {
+                *x = x.clamp(-bound, bound)?;
+            }
         }
         if let Some(rope) = self.rope.map(|rope| &pass.rotations[rope]) {
             let head_dim = self.heads.head_dim;
             (queries, keys) = (rope.apply(&queries, head_dim)?, rope.apply(&keys, head_dim)?);
         }
-        let values = self.value.adapted(x, &pass.adapted)?;
+        if self.norm_after_rope {
+            (queries, keys) = self.normed(queries, keys)?;
+        }
+        if let Some(growth) = self.query_growth {
+            let scales: Vec<f32> = pass.batch.positions.iter().map(|position| growth.at(*position)).collect();
+            let scales = Tensor::new(scales, queries.device())?.to_dtype(queries.dtype())?.unsqueeze(1)?;
+            queries = queries.broadcast_mul(&scales)?;
+        }
         let attended = match cache {
             Some(cache) => {
                 cache.store(pass.batch, &keys, &values)?;
@@ -111,6 +131,13 @@ impl Attention {
             None => self.within(pass.batch, &queries, &keys, &values)?,
         };
         self.out.adapted(&attended, &pass.adapted)
+    }
+
+    fn normed(&self, queries: Tensor, keys: Tensor) -> Result<(Tensor, Tensor)> {
+        match &self.norms {
+            Some([of_queries, of_keys]) => Ok((of_queries.forward(&queries)?, of_keys.forward(&keys)?)),
+            None => Ok((queries, keys)),
+        }
     }
 
     /// Attends from `queries`, `[rows, num_heads * head_dim]`, to the cached keys and values of each
@@ -170,6 +197,15 @@ impl Attention {
         let queries = queries.narrow(0, span.start, span.len)?.reshape((span.len, num_heads, head_dim))?;
         let queries = queries.transpose(0, 1)?.contiguous()?;
         let mut scores = (queries.matmul(&keys.t()?)? * f64::from(self.scoring.scale))?;
+        if let Some(alibi) = self.scoring.alibi {
+            // What is the same for all keys of a row makes no difference.
+            let biases = (0..num_heads).flat_map(|head| {
+                let slope = alibi * slope(head, num_heads);
+                (0..span.context_len).map(move |key| slope * key as f32)
+            });
+            let biases = Tensor::from_iter(biases, queries.device())?.reshape((num_heads, 1, span.context_len))?;
+            scores = scores.broadcast_add(&biases.to_dtype(scores.dtype())?)?;
+        }
         if let Some(cap) = self.scoring.softcap.map(f64::from) {
             scores = ((scores / cap)?.tanh()? * cap)?;
         }

@@ -10,6 +10,8 @@ pub struct Layer {
     mlp_norm: Option<Norm>,
     mlp: Mlp,
     mlp_out_norm: Option<Norm>,
+    /// Whether norms of outputs are of their sum with the residual stream.
+    norm_of_sum: bool,
     /// Whether both take the same input.
     parallel: bool,
     /// Multiplies what they add.
@@ -28,6 +30,7 @@ impl Layer {
             mlp_norm: norm(order.mlp_norm, names.mlp_norm)?,
             mlp: Mlp::load(load, &spec.layers[index].mlp, hidden)?,
             mlp_out_norm: norm(order.mlp_out_norm, names.mlp_out_norm)?,
+            norm_of_sum: order.norm_of_sum,
             parallel: order.parallel,
             scale: spec.residual_scale,
         })
@@ -42,15 +45,21 @@ impl Layer {
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut LayerCache>) -> Result<Tensor> {
         let attention_in = normed(self.attention_norm.as_ref(), x)?;
         let attention = self.attention.forward(&attention_in, pass, cache)?;
-        let attention = normed(self.attention_out_norm.as_ref(), &attention)?;
-        let sum = add(x, &attention, self.scale)?;
+        let sum = self.add(x, &attention, self.attention_out_norm.as_ref())?;
         let mlp_in = match (&self.mlp_norm, self.parallel) {
             (Some(norm), true) => norm.forward(x)?,
             (None, true) => attention_in,
             (norm, false) => normed(norm.as_ref(), &sum)?,
         };
-        let mlp = normed(self.mlp_out_norm.as_ref(), &self.mlp.forward(&mlp_in, &pass.adapted)?)?;
-        add(&sum, &mlp, self.scale)
+        self.add(&sum, &self.mlp.forward(&mlp_in, &pass.adapted)?, self.mlp_out_norm.as_ref())
+    }
+
+    /// Adds an output to the residual stream.
+    fn add(&self, x: &Tensor, y: &Tensor, norm: Option<&Norm>) -> Result<Tensor> {
+        match self.norm_of_sum {
+            true => normed(norm, &add(x, y, self.scale)?),
+            false => add(x, &normed(norm, y)?, self.scale),
+        }
     }
 }
 

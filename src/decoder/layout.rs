@@ -1,5 +1,6 @@
-//! How checkpoints store what a [`Spec`](super::Spec) describes.
+//! How checkpoints store what a [`Spec`] describes.
 
+use super::Spec;
 use crate::kernels::rows::Pairs;
 
 /// The names of tensors and the forms they are stored in.
@@ -8,6 +9,8 @@ pub struct Layout {
     pub names: Names,
     /// What names begin with, and what in some files they begin with instead.
     pub prefixes: &'static [(&'static str, &'static str)],
+    /// The rows of the matrix of positions that are before the first one's.
+    pub first_position: usize,
     /// Whether weights of norms are stored without the 1 that belongs to them.
     pub norm_less_one: bool,
     /// Whether the layers' matrices are `[inputs, outputs]`.
@@ -16,10 +19,12 @@ pub struct Layout {
     pub experts_transposed: bool,
     /// Whether one matrix for gate and up has their rows in turn.
     pub gate_up_in_turn: bool,
-    /// Whether one matrix for queries, keys and values has those of a head together.
+    /// Whether one matrix for queries, keys and values has for each key head its queries, the key and the value.
     pub qkv_by_head: bool,
     /// Which rows of a head's queries and keys are next to each other.
     pub pairs: Pairs,
+    /// That of mlx-lm's directories where it is another one: they are told by the name of the embedding.
+    pub mlx: Option<&'static Layout>,
 }
 
 impl Layout {
@@ -27,12 +32,14 @@ impl Layout {
     pub const LLAMA: Self = Self {
         names: Names::LLAMA,
         prefixes: &[],
+        first_position: 0,
         norm_less_one: false,
         transposed: false,
         experts_transposed: false,
         gate_up_in_turn: false,
         qkv_by_head: false,
         pairs: Pairs::Halves,
+        mlx: None,
     };
 
     /// A module's name, and what it may be without what it begins with in some files.
@@ -47,12 +54,17 @@ impl Layout {
 
     /// That of an architecture's GGUF files: llama.cpp's converter gives them names of its own and undoes what the
     /// others describe, but puts rows of queries and keys that are turned together next to each other in some.
-    pub fn gguf(architecture: &str) -> Self {
-        let turned = matches!(architecture, "llama" | "mixtral" | "smollm3" | "granite" | "olmo" | "arcee");
+    pub fn gguf(spec: &Spec) -> Self {
+        let turned = matches!(
+            spec.architecture,
+            "llama" | "mixtral" | "smollm3" | "granite" | "granitemoe" | "olmo" | "arcee" | "ministral3"
+        );
         let pairs = if turned { Pairs::Neighbours } else { Pairs::Halves };
         let mut names = Names::GGUF;
-        if matches!(architecture, "seed_oss" | "gpt_oss") {
-            names.mlp_norm = names.attention_out_norm;
+        match spec.architecture {
+            "seed_oss" | "gpt_oss" | "glm4_moe" => names.mlp_norm = names.attention_out_norm,
+            "falcon" if spec.order.mlp_norm => (names.attention_norm, names.mlp_norm) = ("attn_norm_2", "attn_norm"),
+            _ => {}
         }
         Self { names, pairs, ..Self::LLAMA }
     }
@@ -70,6 +82,9 @@ fn renamed<'a>(name: &str, prefixes: impl Iterator<Item = (&'a str, &'a str)>) -
 pub struct Names {
     pub embedding: &'static str,
     pub positions: &'static str,
+    /// From the vectors of tokens to the hidden size.
+    pub project_in: &'static str,
+    pub project_out: &'static str,
     pub embedding_norm: &'static str,
     pub norm: &'static str,
     pub head: &'static str,
@@ -90,6 +105,8 @@ pub struct Names {
     pub mlp: MlpNames<'static>,
     pub mlp_out_norm: &'static str,
     pub router: &'static str,
+    /// A module and its parameter.
+    pub router_biases: (&'static str, &'static str),
     /// A `{}` stands for an expert. If there is none, one tensor has the matrices of all.
     pub expert: MlpNames<'static>,
     /// As `expert`, in files that have one tensor for all.
@@ -127,6 +144,8 @@ impl Names {
     pub const LLAMA: Self = Self {
         embedding: "model.embed_tokens",
         positions: "",
+        project_in: "",
+        project_out: "",
         embedding_norm: "",
         norm: "model.norm",
         head: "lm_head",
@@ -145,6 +164,7 @@ impl Names {
         mlp: MlpNames { gate: "mlp.gate_proj", up: "mlp.up_proj", gate_up: "mlp.gate_up_proj", down: "mlp.down_proj" },
         mlp_out_norm: "post_feedforward_layernorm",
         router: "mlp.gate",
+        router_biases: ("mlp.gate", "e_score_correction_bias"),
         expert: MlpNames {
             gate: "mlp.experts.{}.gate_proj",
             up: "mlp.experts.{}.up_proj",
@@ -169,6 +189,8 @@ impl Names {
     pub const GGUF: Self = Self {
         embedding: "token_embd",
         positions: "position_embd",
+        project_in: "",
+        project_out: "",
         embedding_norm: "token_embd_norm",
         norm: "output_norm",
         head: "output",
@@ -187,6 +209,7 @@ impl Names {
         mlp: MlpNames { gate: "ffn_gate", up: "ffn_up", gate_up: "ffn_up", down: "ffn_down" },
         mlp_out_norm: "post_ffw_norm",
         router: "ffn_gate_inp",
+        router_biases: ("exp_probs_b", "bias"),
         expert: MlpNames { gate: "ffn_gate.{}", up: "ffn_up.{}", gate_up: "ffn_gate_up.{}", down: "ffn_down.{}" },
         experts: MlpNames {
             gate: "ffn_gate_exps",

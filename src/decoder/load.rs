@@ -242,7 +242,7 @@ impl<'a> Loader<'a> {
         } else {
             let all = widths.into_iter().fold(0, usize::saturating_add);
             let rows = |layout: &Layout| match layout.qkv_by_head {
-                true => rows_by_head(attention.num_heads, head_dim),
+                true => rows_by_head(heads, head_dim),
                 false => rows_by_kind(widths),
             };
             self.parts(names.qkv, [all, spec.hidden_size], bias, rows)?
@@ -307,6 +307,12 @@ impl<'a> Loader<'a> {
         linears
     }
 
+    /// What is added to a router's scores for the choice of experts.
+    pub fn router_biases(&self, experts: usize) -> Result<Vec<f32>> {
+        let (module, parameter) = self.layout.names.router_biases;
+        self.checkpoint.vector(&self.name(module, parameter), experts)
+    }
+
     /// A norm of `len` numbers, of which `size` are normalised together. A `{}` in the name stands for one such piece.
     pub fn norm(&self, module: &str, spec: NormSpec, len: usize, size: usize) -> Result<Norm> {
         let read = |parameter: &str| -> Result<Vec<f32>> {
@@ -357,8 +363,13 @@ fn rows_by_kind(widths: [usize; 3]) -> Vec<Vec<usize>> {
     ]
 }
 
-/// Those of matrices that have for each head its query, key and value.
-fn rows_by_head(heads: usize, head_dim: usize) -> Vec<Vec<usize>> {
-    let rows = |kind| (0..heads * head_dim).map(move |row| (row / head_dim * 3 + kind) * head_dim + row % head_dim);
-    (0..3).map(|kind| rows(kind).collect()).collect()
+/// Those of matrices that have for each key head its queries, the key and the value.
+fn rows_by_head([num_heads, num_kv_heads, _]: [usize; 3], head_dim: usize) -> Vec<Vec<usize>> {
+    let group = num_heads / num_kv_heads;
+    let rows = |of_group: Range<usize>| {
+        let heads =
+            (0..num_kv_heads).flat_map(move |kv_head| of_group.clone().map(move |at| kv_head * (group + 2) + at));
+        heads.flat_map(|head| head * head_dim..(head + 1) * head_dim).collect()
+    };
+    vec![rows(0..group), rows(group..group + 1), rows(group + 1..group + 2)]
 }

@@ -6,7 +6,7 @@ use super::{
     load::{Loader, MlpLinears},
     lora::AdaptedRows,
     op::{binary, unary},
-    spec::{DenseSpec, ExpertsSpec, MlpSpec},
+    spec::{DenseSpec, ExpertsSpec, Gating, Groups, MlpSpec, Routing},
 };
 use crate::kernels::{
     Isa, gradients,
@@ -121,6 +121,9 @@ pub struct Experts {
     experts: Vec<Dense>,
     per_token: usize,
     normalise: bool,
+    routing: Routing,
+    /// Added to the scores for the choice alone.
+    biases: Option<Vec<f32>>,
     shared: Option<Shared>,
 }
 
@@ -161,6 +164,8 @@ impl Experts {
             experts: networks.into_iter().map(|network| Dense::new(network, &spec.expert)).collect(),
             per_token: spec.per_token,
             normalise: spec.normalise,
+            routing: spec.routing,
+            biases: spec.routing.biases.then(|| load.router_biases(spec.num_experts)).transpose()?,
             shared,
         })
     }
@@ -208,15 +213,50 @@ impl Experts {
         Ok(chosen)
     }
 
-    /// The most likely experts of a row with their probabilities.
+    /// The experts of a row that score best, and their weights.
     fn choose(&self, logits: &[f32]) -> Vec<(usize, f32)> {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let weights: Vec<f32> = logits.iter().map(|logit| (logit - max).exp()).collect();
-        let mut best: Vec<usize> = (0..weights.len()).collect();
-        best.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]));
-        best.truncate(self.per_token);
-        let of = if self.normalise { best.clone() } else { (0..weights.len()).collect() };
-        let sum: f32 = of.into_iter().map(|expert| weights[expert]).sum();
-        best.into_iter().map(|expert| (expert, weights[expert] / sum)).collect()
+        let Routing { gating, groups, weight_scale, .. } = self.routing;
+        let scores: Vec<f32> = match gating {
+            Gating::Softmax => {
+                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                logits.iter().map(|logit| (logit - max).exp()).collect()
+            }
+            Gating::Sigmoid => logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect(),
+        };
+        let mut ranks = scores.clone();
+        if let Some(biases) = &self.biases {
+            ranks.iter_mut().zip(biases).for_each(|(rank, bias)| *rank += bias);
+        }
+        if let Some(Groups { count, per_token }) = groups {
+            leave_groups(&mut ranks, count, per_token);
+        }
+        let best = best(&ranks, self.per_token);
+        let sum: f32 = match (self.normalise, gating) {
+            (true, _) => best.iter().map(|expert| scores[*expert]).sum(),
+            (false, Gating::Softmax) => scores.iter().sum(),
+            (false, Gating::Sigmoid) => 1.0,
+        };
+        best.into_iter().map(|expert| (expert, scores[expert] / sum * weight_scale)).collect()
+    }
+}
+
+/// The greatest of some numbers, the first of equal ones first.
+fn best(ranks: &[f32], count: usize) -> Vec<usize> {
+    let mut best: Vec<usize> = (0..ranks.len()).collect();
+    best.sort_by(|a, b| ranks[*b].total_cmp(&ranks[*a]));
+    best.truncate(count);
+    best
+}
+
+/// Leaves the groups whose two best together rank best.
+fn leave_groups(ranks: &mut [f32], count: usize, per_token: usize) {
+    let size = ranks.len() / count;
+    let of_group = |group: &[f32]| best(group, 2).into_iter().map(|expert| group[expert]).sum();
+    let groups: Vec<f32> = ranks.chunks_exact(size).map(of_group).collect();
+    let left = best(&groups, per_token);
+    for (group, ranks) in ranks.chunks_exact_mut(size).enumerate() {
+        if !left.contains(&group) {
+            ranks.fill(f32::NEG_INFINITY);
+        }
     }
 }

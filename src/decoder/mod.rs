@@ -76,9 +76,11 @@ struct Network {
     embedding: Embedding,
     /// The vectors of positions.
     positions: Option<Embedding>,
+    /// Where vectors of tokens are not of the hidden size: to it, and back.
+    projections: Option<[Linear; 2]>,
     embedding_norm: Option<Norm>,
     layers: Vec<Layer>,
-    norm: Norm,
+    norm: Option<Norm>,
     head: Linear,
     ropes: Vec<Rope>,
 }
@@ -108,9 +110,10 @@ impl Decoder {
         let surveyor = Surveyor::default();
         let load = &Loader::new(checkpoint, &spec, &surveyor, device, *dtype, *quantize);
         let names = &spec.layout.names;
-        let vocabulary = [spec.vocab_size, spec.hidden_size];
+        let (hidden, embedded) = (spec.hidden_size, spec.embedding_size);
+        let vocabulary = [spec.vocab_size, embedded];
         let embedding = |name, shape| Ok::<_, Error>(Embedding::new(load.matrix(name, shape)?, *dtype));
-        let norm = |name| load.norm(name, spec.norm, spec.hidden_size, spec.hidden_size);
+        let norm = |name| load.norm(name, spec.norm, hidden, hidden);
         let tokens = embedding(names.embedding, vocabulary)?;
         let head = match spec.head.tied {
             true => load.head(tokens.matrix().clone(), spec.vocab_size, spec.head.bias)?,
@@ -122,13 +125,18 @@ impl Decoder {
             progress(index + 1, spec.num_layers());
             Ok(layer)
         };
-        let positions = [spec.max_positions, spec.hidden_size];
+        let positions = [spec.max_positions + spec.layout.first_position, hidden];
+        let projections = || -> Result<_> {
+            let into = load.linear(names.project_in, [hidden, embedded], false)?;
+            Ok([into, load.linear(names.project_out, [embedded, hidden], false)?])
+        };
         let network = Network {
             embedding: tokens,
             positions: spec.learned_positions.then(|| embedding(names.positions, positions)).transpose()?,
+            projections: (embedded != hidden).then(projections).transpose()?,
             embedding_norm: spec.embedding_norm.then(|| norm(names.embedding_norm)).transpose()?,
             layers: (0..spec.num_layers()).map(layer).collect::<Result<_>>()?,
-            norm: norm(names.norm)?,
+            norm: spec.final_norm.then(|| norm(names.norm)).transpose()?,
             head,
             ropes: spec.ropes.iter().map(|rope| Rope::new(rope, device)).collect(),
             device: device.clone(),
@@ -164,8 +172,13 @@ impl Network {
         if self.spec.embedding_scale != 1.0 {
             x = (x * self.spec.embedding_scale)?;
         }
+        if let Some([project_in, _]) = &self.projections {
+            x = project_in.forward(&x)?;
+        }
         if let Some(positions) = &self.positions {
-            x = (x + positions.forward(&Tensor::new(batch.positions.as_slice(), &self.device)?)?)?;
+            let first = self.spec.layout.first_position as u32;
+            let rows = Tensor::from_iter(batch.positions.iter().map(|position| first + position), &self.device)?;
+            x = (x + positions.forward(&rows)?)?;
         }
         if let Some(norm) = &self.embedding_norm {
             x = norm.forward(&x)?;
@@ -180,7 +193,13 @@ impl Network {
     fn logits(&self, hidden: &Tensor, batch: &Batch) -> candle_core::Result<Vec<f32>> {
         let adapted = AdaptedRows::of(batch).select(&batch.sampled);
         let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
-        let x = self.norm.forward(&hidden.index_select(&rows, 0)?)?;
+        let mut x = hidden.index_select(&rows, 0)?;
+        if let Some(norm) = &self.norm {
+            x = norm.forward(&x)?;
+        }
+        if let Some([_, project_out]) = &self.projections {
+            x = project_out.forward(&x)?;
+        }
         let mut logits = self.head.adapted_to_vec(&x, &adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
         if scale != 1.0 || softcap.is_some() {

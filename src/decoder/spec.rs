@@ -10,6 +10,8 @@ pub struct Spec {
     pub architecture: &'static str,
     pub vocab_size: usize,
     pub hidden_size: usize,
+    /// What a token's vector has; if it is another number, matrices map it to the hidden size and back.
+    pub embedding_size: usize,
     /// Positions the model was trained for.
     pub max_positions: usize,
     /// Multiplies the vectors of tokens.
@@ -24,6 +26,8 @@ pub struct Spec {
     pub ropes: Vec<RopeSpec>,
     pub layers: Vec<LayerSpec>,
     pub order: Order,
+    /// Whether what the last layer gives is normalised.
+    pub final_norm: bool,
     /// Multiplies what attention and feed-forward networks add to the residual stream.
     pub residual_scale: f32,
     pub head: HeadSpec,
@@ -45,8 +49,9 @@ impl Spec {
 
     /// How a layer holds queries against keys.
     pub fn scoring(&self, layer: &LayerSpec) -> Scoring<'static> {
-        let AttentionSpec { scale, softcap, .. } = self.attention;
-        Scoring { scale: (scale * layer.scale) as f32, softcap, window: layer.window, sinks: None }
+        let AttentionSpec { scale, softcap, alibi, .. } = self.attention;
+        let (scale, alibi) = ((scale * layer.scale) as f32, alibi.map(|alibi| alibi as f32));
+        Scoring { scale, softcap, window: layer.window, alibi, sinks: None }
     }
 }
 
@@ -79,13 +84,34 @@ pub struct AttentionSpec {
     pub qk_norm: Option<QkNorm>,
     /// Whether each query head has a number that takes part in the softmax as the score of a key without a value.
     pub sinks: bool,
+    /// How queries grow with their positions.
+    pub query_growth: Option<QueryGrowth>,
+    /// Multiplies the slopes of linear biases ([ALiBi](https://arxiv.org/abs/2108.12409)), if there are any.
+    pub alibi: Option<f64>,
+    /// Bounds the numbers of queries, keys and values.
+    pub clip: Option<f64>,
 }
 
-/// How queries and keys are normalised before their positions turn them.
+/// Queries are multiplied by `1 + beta * ln(1 + floor(position / positions))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryGrowth {
+    pub beta: f64,
+    pub positions: usize,
+}
+
+impl QueryGrowth {
+    pub fn at(&self, position: u32) -> f32 {
+        (1.0 + self.beta * (1.0 + (position as usize / self.positions) as f64).ln()) as f32
+    }
+}
+
+/// How queries and keys are normalised.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkNorm {
     pub over: NormOver,
     pub norm: NormSpec,
+    /// Whether after their positions have turned them, and not before.
+    pub after_rope: bool,
 }
 
 /// What is normalised together.
@@ -121,17 +147,27 @@ pub struct Order {
     /// Whether the feed-forward network's input is. If not, and both are parallel, it is what the attention's is.
     pub mlp_norm: bool,
     pub mlp_out_norm: bool,
+    /// Whether norms of outputs are of their sum with the residual stream.
+    pub norm_of_sum: bool,
     /// Whether the feed-forward network runs beside the attention and not after it.
     pub parallel: bool,
 }
 
 impl Order {
     /// Norms before both.
-    pub const PRE_NORM: Self =
-        Self { attention_norm: true, attention_out_norm: false, mlp_norm: true, mlp_out_norm: false, parallel: false };
+    pub const PRE_NORM: Self = Self {
+        attention_norm: true,
+        attention_out_norm: false,
+        mlp_norm: true,
+        mlp_out_norm: false,
+        norm_of_sum: false,
+        parallel: false,
+    };
     /// Norms after both.
     pub const POST_NORM: Self =
-        Self { attention_norm: false, attention_out_norm: true, mlp_norm: false, mlp_out_norm: true, parallel: false };
+        Self { attention_norm: false, attention_out_norm: true, mlp_norm: false, mlp_out_norm: true, ..Self::PRE_NORM };
+    /// Norms of the residual stream after both.
+    pub const SUM_NORM: Self = Self { norm_of_sum: true, ..Self::POST_NORM };
     /// Norms before and after both.
     pub const SANDWICH: Self = Self { attention_out_norm: true, mlp_out_norm: true, ..Self::PRE_NORM };
     /// One norm before both at once.
@@ -163,10 +199,41 @@ pub struct ExpertsSpec {
     pub router_bias: bool,
     /// What each of them is.
     pub expert: DenseSpec,
-    /// Whether the probabilities of those chosen are made to sum to 1.
+    /// Whether the scores of those chosen are made to sum to 1.
     pub normalise: bool,
+    pub routing: Routing,
     /// A network that all tokens go through.
     pub shared: Option<SharedSpec>,
+}
+
+/// How a router chooses.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Routing {
+    pub gating: Gating,
+    /// Whether biases are added to the scores for the choice alone.
+    pub biases: bool,
+    pub groups: Option<Groups>,
+    /// Multiplies the weights of those chosen.
+    pub weight_scale: f32,
+}
+
+impl Routing {
+    /// The most likely ones.
+    pub const SOFTMAX: Self = Self { gating: Gating::Softmax, biases: false, groups: None, weight_scale: 1.0 };
+}
+
+/// What makes scores of a router's logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gating {
+    Softmax,
+    Sigmoid,
+}
+
+/// Experts are in as many groups of the same size, of which those of a token are in a few.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    pub count: usize,
+    pub per_token: usize,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -41,6 +41,16 @@ pub struct Scoring<'a> {
     pub window: Option<usize>,
     /// For each query head the score of one more key, whose value is zero.
     pub sinks: Option<&'a [f32]>,
+    /// Scores fall with the distance of the key, by this times the [`slope`] of the head.
+    pub alibi: Option<f32>,
+}
+
+/// The slope of a head's linear biases ([ALiBi](https://arxiv.org/abs/2108.12409)): powers of `2^(-8 / heads)`, and of
+/// its root for the heads beyond a power of two.
+pub fn slope(head: usize, num_heads: usize) -> f32 {
+    let whole = 1 << num_heads.ilog2();
+    let power = if head < whole { (head + 1) as f64 } else { (head - whole) as f64 + 0.5 };
+    (-8.0 * power / whole as f64).exp2() as f32
 }
 
 impl Heads {
@@ -241,7 +251,11 @@ impl<T: Element> Tile<'_, T> {
         let (start, width) = (blocks.start * BLOCK_TOKENS, blocks.len() * BLOCK_TOKENS);
         let mut weights = self.scores(blocks.clone());
         let softmax = |(query, scores): (usize, &mut [f32])| {
-            softmax(scores, self.seen(query / self.heads.group(), start, width), self.scoring.softcap, self.isa)
+            let seen = self.seen(query / self.heads.group(), start, width);
+            if let Some(alibi) = self.scoring.alibi {
+                self.add_biases(query, &mut scores[seen.clone()], start + seen.start, alibi);
+            }
+            softmax(scores, seen, self.scoring.softcap, self.isa)
         };
         let softmaxes: Vec<Softmax> = weights.chunks_exact_mut(width).enumerate().map(softmax).collect();
         let mut values = vec![0f32; softmaxes.len() * self.heads.padded_dim()];
@@ -249,6 +263,17 @@ impl<T: Element> Tile<'_, T> {
             self.add_values(block, &weights[index * BLOCK_TOKENS..], width, &mut values);
         }
         Part { softmaxes, values }
+    }
+
+    /// Adds linear biases to the scores of a query and the keys from position `start` on.
+    fn add_biases(&self, query: usize, scores: &mut [f32], start: usize, alibi: f32) {
+        let Heads { num_heads, .. } = self.heads;
+        let (row, head) = (query / self.heads.group(), query % self.heads.group());
+        let slope = alibi * slope(self.kv_head * self.heads.group() + head, num_heads);
+        let own = self.first_context + row - 1;
+        for (score, position) in scores.iter_mut().zip(start..) {
+            *score -= slope * (own - position) as f32;
+        }
     }
 
     /// The dot products of all queries and the keys of these blocks, `[queries, keys]`.
@@ -479,6 +504,8 @@ mod tests {
                 let score = |position: usize| -> f64 {
                     let product = |i| f64::from(query[i]) * of(&self.keys, position, head, i);
                     let score = (0..head_dim).map(product).sum::<f64>() * f64::from(scoring.scale);
+                    let bias = scoring.alibi.map_or(0.0, |alibi| alibi * slope(head, num_heads));
+                    let score = score - f64::from(bias) * (row - position) as f64;
                     scoring.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                 };
                 let scores: Vec<f64> = (first..=row).map(score).collect();
@@ -497,14 +524,17 @@ mod tests {
 
     const SINKS: [f32; 9] = [0.5, -1.0, 2.0, -300.0, 300.0, 4.0, 0.0, 1.0, -3.0];
 
-    /// Plain, capped, and with windows within a block, of a block, over several, and over parts; with sinks.
+    /// Plain, capped, with linear biases, and with windows within a block, of a block, over several, and over parts;
+    /// with sinks.
     fn scorings(head_dim: usize) -> Vec<Scoring<'static>> {
-        let plain = Scoring { scale: (head_dim as f32).sqrt().recip(), softcap: None, window: None, sinks: None };
+        let scale = (head_dim as f32).sqrt().recip();
+        let plain = Scoring { scale, softcap: None, window: None, alibi: None, sinks: None };
         let windows = [1, 5, 16, 40, 270].map(|window| Scoring { window: Some(window), ..plain });
         let capped = Scoring { softcap: Some(0.7), ..plain };
+        let biased = Scoring { alibi: Some(0.3), ..plain };
         let sinks = Scoring { sinks: Some(&SINKS), ..plain };
         let both = [Scoring { window: Some(20), ..capped }, sinks, Scoring { window: Some(40), ..sinks }];
-        [&windows as &[_], &[plain, capped], &both].concat()
+        [&windows as &[_], &[plain, capped], &both, &[biased]].concat()
     }
 
     #[test]
@@ -538,8 +568,8 @@ mod tests {
     fn chunks_of_a_prompt_and_other_sequences_change_nothing() {
         let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 16 };
         let case = Case::new(heads, 600, ElementType::F16);
-        // Windows of 5, 40 and 270 keys, none, and a cap; sinks with and without a window.
-        let some = [1, 3, 4, 5, 7, 8, 9].map(|i| scorings(16)[i]);
+        // Windows of 5, 40 and 270 keys, none, and a cap; sinks with and without a window; biases.
+        let some = [1, 3, 4, 5, 7, 8, 9, 10].map(|i| scorings(16)[i]);
         for (isa, scoring) in Isa::available().into_iter().flat_map(|isa| some.map(|scoring| (isa, scoring))) {
             let whole = case.attend(&[600], scoring, isa);
             for chunks in [&[1usize; 600] as &[usize], &[7, 250, 1, 2, 255, 85], &[256, 256, 88], &[599, 1]] {
@@ -557,6 +587,14 @@ mod tests {
             assert_eq!(out[96..101 * 96], whole[500 * 96..]);
             assert_eq!(out[101 * 96..], whole[..5 * 96]);
         }
+    }
+
+    #[test]
+    fn slopes_are_those_of_the_paper() {
+        assert_eq!([0, 1, 7].map(|head| slope(head, 8)), [0.5, 0.25, 1.0 / 256.0]);
+        // Of twelve heads eight have the slopes of eight, the others every second one of sixteen.
+        assert_eq!([0, 7].map(|head| slope(head, 12)), [0.5, 1.0 / 256.0]);
+        assert_eq!([8, 11].map(|head| slope(head, 12)), [-0.5f32, -3.5].map(f32::exp2));
     }
 
     #[test]

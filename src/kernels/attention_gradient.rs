@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{
     Isa,
-    attention::{BLOCK_TOKENS, Heads, PagedCache, Scoring, Sequence, attend},
+    attention::{BLOCK_TOKENS, Heads, PagedCache, Scoring, Sequence, attend, slope},
     math::{exp, tanh},
     panels::{ElementType, LANES, Product},
 };
@@ -60,6 +60,7 @@ pub fn backward(
             Head {
                 scoring,
                 sink: scoring.sinks.map(|sinks| sinks[*head]),
+                fall: scoring.alibi.map(|alibi| alibi * slope(*head, heads.num_heads)),
                 queries: piece(queries, *head, heads.num_heads),
                 keys: piece(keys, kv_head, heads.num_kv_heads),
                 values: piece(values, kv_head, heads.num_kv_heads),
@@ -142,6 +143,8 @@ impl Rows {
 struct Head<'a> {
     scoring: Scoring<'a>,
     sink: Option<f32>,
+    /// What scores lose with each token between query and key.
+    fall: Option<f32>,
     queries: Rows,
     keys: Rows,
     values: Rows,
@@ -190,6 +193,10 @@ impl Head<'_> {
         }
         let (weights, slopes) = (&mut weights[seen.clone()], &mut slopes[seen]);
         weights.iter_mut().for_each(|score| *score *= scale);
+        if let Some(fall) = self.fall {
+            let last = weights.len() - 1;
+            weights.iter_mut().enumerate().for_each(|(key, score)| *score -= fall * (last - key) as f32);
+        }
         let mut bends = vec![1f32; if softcap.is_some() { weights.len() } else { 0 }];
         if let Some(cap) = softcap {
             for (score, bend) in weights.iter_mut().zip(&mut bends) {
@@ -224,14 +231,15 @@ mod tests {
         let rows: usize = lens.iter().sum();
         let sinks: Option<&[f32]> = Some(&[0.5, -1.0, 2.0, 0.0]);
         let cases = [
-            (None, None, None),
-            (Some(1.5), None, None),
-            (None, Some(3), sinks),
-            (Some(2.0), Some(20), None),
-            (None, None, sinks),
+            (None, None, None, None),
+            (Some(1.5), None, None, None),
+            (None, Some(3), sinks, None),
+            (Some(2.0), Some(20), None, Some(0.5)),
+            (None, None, sinks, None),
+            (None, None, None, Some(1.0)),
         ];
-        for (softcap, window, sinks) in cases {
-            let scoring = Scoring { scale: 0.7, softcap, window, sinks };
+        for (softcap, window, sinks, alibi) in cases {
+            let scoring = Scoring { scale: 0.7, softcap, window, sinks, alibi };
             let numbers = [noise(rows * 24, 1), noise(rows * 12, 2), noise(rows * 12, 3)];
             let weights = noise(rows * 24, 4);
             for isa in Isa::available() {

@@ -9,10 +9,9 @@ use tokenizers::{
     models::bpe::{BPE, BpeBuilder, Merges, Vocab},
     normalizers::{NFC, Prepend, Replace, Sequence as Normalizers},
     pre_tokenizers::byte_level::ByteLevel,
-    processors::{sequence::Sequence as Processors, template::TemplateProcessing},
 };
 
-use super::{Tokenizer, words::Words};
+use super::{Tokenizer, tokenizer::surrounded, words::Words};
 use crate::{
     Error, Result,
     weights::gguf::{Array, Metadata},
@@ -280,18 +279,7 @@ fn surroundings(
     let adds_eos = metadata.opt_bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
     let bos = token(adds_bos, "tokenizer.ggml.bos_token_id", around.bos)?;
     let eos = token(adds_eos, "tokenizer.ggml.eos_token_id", around.eos)?;
-    if bos.is_none() && eos.is_none() {
-        return Ok(None);
-    }
-    let name = |token: &Option<(String, u32)>| token.iter().map(|(text, _)| text.clone()).collect::<Vec<_>>();
-    let single = [name(&bos), vec!["$A".to_owned()], name(&eos)].concat();
-    let template = TemplateProcessing::builder()
-        .try_single(single)
-        .map_err(|error| bad_vocabulary(path, error))?
-        .special_tokens(bos.into_iter().chain(eos).collect::<Vec<_>>())
-        .build()
-        .map_err(|error| bad_vocabulary(path, error))?;
-    Ok(Some(Processors::new(vec![template.into()]).into()))
+    surrounded(bos, eos).map_err(|error| bad_vocabulary(path, error))
 }
 
 fn bad_vocabulary(path: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

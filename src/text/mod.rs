@@ -9,6 +9,7 @@ mod python;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+pub mod vocabulary;
 mod words;
 
 pub use answer::Answer;

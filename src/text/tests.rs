@@ -13,11 +13,14 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Answer, ChatTemplate, TemplateSource, TextProcessor, Tokenizer, chat_context, detokenizer::Detokenizer, gguf,
-    marks::Marks, python,
+    marks::Marks, python, vocabulary,
 };
 use crate::{
     Error, Message,
-    weights::gguf::{GgufFile, Metadata},
+    weights::{
+        Config,
+        gguf::{GgufFile, Metadata},
+    },
 };
 
 const DIRECTORIES: [&str; 7] =
@@ -50,11 +53,20 @@ fn tokenizers() -> Vec<(String, Arc<TextProcessor>, Value)> {
         let tokenizer = Tokenizer::read(&golden(name).join("tokenizer.json")).unwrap();
         (name.to_owned(), tokenizer, json(&format!("{name}/expected.json")))
     });
+    let opt = golden("opt_v4");
+    let config = Config::read_if_there(&opt.join("tokenizer_config.json")).unwrap();
+    let opt = vocabulary::tokenizer(&opt, &vocabulary::config(&opt, config).unwrap()).unwrap();
+    let opt = ("opt_v4".to_owned(), opt, json("opt_v4/expected.json"));
     let expected = json("gguf/expected.json");
     let files =
         GGUF_FILES.map(|name| (name.to_owned(), gguf_tokenizer(&golden("gguf").join(name)), expected[name].clone()));
     let text = |tokenizer| Arc::new(TextProcessor { tokenizer, template: None, end_ids: Vec::new() });
-    directories.into_iter().chain(files).map(|(name, tokenizer, value)| (name, text(tokenizer), value)).collect()
+    directories
+        .into_iter()
+        .chain([opt])
+        .chain(files)
+        .map(|(name, tokenizer, value)| (name, text(tokenizer), value))
+        .collect()
 }
 
 #[test]

@@ -4,6 +4,11 @@ use std::{
     sync::{PoisonError, RwLock, RwLockReadGuard},
 };
 
+use tokenizers::{
+    PostProcessorWrapper,
+    processors::{sequence::Sequence as Processors, template::TemplateProcessing},
+};
+
 use crate::{Error, Result};
 
 /// A tokenizer, and which of its tokens are control tokens.
@@ -90,4 +95,20 @@ impl Tokenizer {
     fn failed(&self, what: &str, error: tokenizers::Error) -> Error {
         Error::Internal { reason: format!("{}: {what} failed", self.path.display()), source: Some(error.into()) }
     }
+}
+
+/// Puts these tokens before and after every text, if there are any.
+pub fn surrounded(
+    bos: Option<(String, u32)>,
+    eos: Option<(String, u32)>,
+) -> tokenizers::Result<Option<PostProcessorWrapper>> {
+    if bos.is_none() && eos.is_none() {
+        return Ok(None);
+    }
+    let name = |token: &Option<(String, u32)>| token.iter().map(|(text, _)| text.clone()).collect::<Vec<_>>();
+    let single = [name(&bos), vec!["$A".to_owned()], name(&eos)].concat();
+    let mut special: Vec<_> = bos.into_iter().chain(eos).collect();
+    special.dedup();
+    let template = TemplateProcessing::builder().try_single(single)?.special_tokens(special).build()?;
+    Ok(Some(Processors::new(vec![template.into()]).into()))
 }

@@ -40,8 +40,30 @@ impl Config {
     pub fn or(&self, defaults: Value) -> Self {
         let mut this = self.clone();
         let Value::Object(defaults) = defaults else { return this };
+        this.fill(defaults);
+        this
+    }
+
+    /// With the values of another one for keys that are not mentioned.
+    #[must_use]
+    pub fn or_of(&self, other: Self) -> Self {
+        let mut this = self.clone();
+        this.fill(other.values);
+        this
+    }
+
+    fn fill(&mut self, defaults: Map<String, Value>) {
         for (key, value) in defaults {
-            this.values.entry(key).or_insert(value);
+            self.values.entry(key).or_insert(value);
+        }
+    }
+
+    /// With these values, whatever others there are.
+    #[must_use]
+    pub fn with(&self, values: Value) -> Self {
+        let mut this = self.clone();
+        if let Value::Object(values) = values {
+            this.values.extend(values);
         }
         this
     }
@@ -80,6 +102,11 @@ impl Config {
 
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.values.keys().map(String::as_str)
+    }
+
+    /// All keys and their values.
+    pub fn entries(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.values.iter()
     }
 
     /// An error about the value of `key`.

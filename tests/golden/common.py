@@ -266,6 +266,9 @@ def random_model(config, seed, std=0.2, embedding_std=0.2, loudness=0.0):
         if name == "lm_head.weight" and loudness:
             noise *= torch.exp(loudness * torch.randn((config.vocab_size, 1), generator=generator))
         parameter.data = noise
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(std * torch.randn(buffer.shape, generator=generator))
     model.tie_weights()
     return model
 

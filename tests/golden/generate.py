@@ -1,9 +1,10 @@
 """Writes the golden files of the tests: tiny random models with what independent references make of them.
 
-    python generate.py OUT_DIR        # OUT_DIR is this directory for the committed files
+    python generate.py OUT_DIR [MODEL ...]        # OUT_DIR is this directory for the committed files
 
 Written with Python 3.11, transformers 5.23.0, torch 2.15.0 (CPU), tokenizers 0.23.3, safetensors 0.8.0
-and gguf 0.19.0. Everything is seeded: the same versions write the same files.
+and gguf 0.19.0. Everything is seeded: the same versions write the same files. With names, only
+these models are written.
 
 OUT_DIR/<model>/      a Hugging Face directory and expected.json, computed by transformers in f32
 OUT_DIR/gguf/         GGUF files and one expected.json, which has for each file what transformers computes
@@ -61,8 +62,12 @@ class Model:
     chat_template: str | None = None
     eos_token_id: int | list = 2
     texts: list = field(default_factory=lambda: common.PROMPTS)
+    # The implementation of attention that the reference takes.
+    attention: str = "eager"
     # Whether greedy tokens are computed with a cache, where that makes a difference.
     cached: bool = False
+    # The token that begins texts and ends answers of a tokenizer without a tokenizer.json, if that is to be written.
+    vocabulary: str | None = None
     # The `model_type` of a multimodal model, what names of tensors begin with, and what they are to begin with there.
     inside: tuple | None = None
 
@@ -265,6 +270,7 @@ def more_models(gpt2, spm):
               swiglu_alpha=1.3, layer_types=["full_attention", "sliding_attention"], rope_parameters={"rope_type": "yarn",
               "rope_theta": 900.0, "factor": 4.0, "beta_fast": 3.0, "original_max_position_embeddings": 32}), dtype=b16),
         *other_styles(gpt2, spm),
+        *more_architectures(gpt2),
     ]
 
 
@@ -302,13 +308,92 @@ def other_styles(gpt2, spm):
     ]
 
 
+def more_architectures(gpt2):
+    """Those that came later, and what the ones above leave out."""
+    v4, v5 = {"rope_theta": 700.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
+
+    def pair(name, v4_keys, v5_keys, **keys):
+        """One in each style of configuration."""
+        kind = keys.pop("model_type", name)
+        return [
+            Model(name + "_v4", gpt2, keys | {"model_type": kind} | v4_keys, dtype=torch.bfloat16, v4=True),
+            Model(name + "_v5", gpt2, keys | {"model_type": kind} | v5_keys, dtype=torch.bfloat16),
+        ]
+
+    bits = {"dtype": torch.bfloat16}
+    gelu = {"layer_norm_epsilon": 1e-4, "hidden_dropout": 0.0}
+    opt = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+           "max_position_embeddings": 128, "pad_token_id": 1, "dropout": 0.0}
+    falcon = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **gelu, "model_type": "falcon"}
+    bloom = {"hidden_size": 24, "n_layer": 2, **gelu, "model_type": "bloom"}
+    sparse = {"num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_routed_experts": 6}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 20, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.3}
+    half = {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 0.5}}
+    bigcode = {"model_type": "gpt_bigcode", "n_embd": 32, "n_layer": 2, "n_positions": 128, "layer_norm_epsilon": 1e-4}
+    alpha = {"rope_theta": 700.0, "rope_scaling": {"type": "dynamic", "alpha": 20.0, "factor": 1.0}}
+    granite = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 2.0}
+    heads_of_9 = {"n_embd": 36, "n_layer": 2, "n_positions": 128, "n_ctx": 128}
+    return [
+        *pair("gpt2_odd", {"n_head": 4}, {"n_head": 12, "scale_attn_by_inverse_layer_idx": True}, model_type="gpt2", **heads_of_9),
+        *pair("olmo_clip", v4 | {"clip_qkv": 0.6}, v5 | {"clip_qkv": 1.1}, **shape(32, 48, 4, 2, model_type="olmo", pad_token_id=0)),
+        *pair("olmoe_clip", v4 | {"clip_qkv": 0.7}, v5 | {"clip_qkv": 1.0}, **shape(
+            32, 24, 4, 1, model_type="olmoe", pad_token_id=0, num_experts=4, num_experts_per_tok=2)),
+        Model("opt_v4", gpt2, opt | {"do_layer_norm_before": True, "word_embed_proj_dim": 32, "activation_function": "relu",
+              "enable_bias": True, "layer_norm_elementwise_affine": True}, **bits, v4=True, vocabulary="</s>"),
+        Model("opt_v5", gpt2, opt | {"enable_bias": False, "activation_function": "gelu", "num_attention_heads": 2,
+              "tie_word_embeddings": False}, **bits),
+        # As the one of 350M parameters.
+        Model("opt_350m_v4", gpt2, opt | {"do_layer_norm_before": False, "word_embed_proj_dim": 20}, **bits, v4=True,
+              vocabulary="</s>"),
+        Model("opt_350m_v5", gpt2, opt | {"do_layer_norm_before": False, "word_embed_proj_dim": 40,
+              "layer_norm_elementwise_affine": False}, **bits),
+        Model("falcon_v4", gpt2, falcon | {"new_decoder_architecture": False, "multi_query": True, "parallel_attn": True,
+              "bias": False, "alibi": False}, **bits, v4=True),
+        Model("falcon_v5", gpt2, falcon | v5 | {"multi_query": False, "bias": True, "ffn_hidden_size": 40}, **bits),
+        Model("falcon_40b_v4", gpt2, falcon | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": False,
+              "alibi": False, "rope_theta": 10000.0}, **bits, v4=True),
+        Model("falcon_11b_v5", gpt2, falcon | v5 | {"new_decoder_architecture": True, "num_kv_heads": 1,
+              "num_ln_in_parallel_attn": 1, "tie_word_embeddings": False, "ffn_hidden_size": 48}, **bits),
+        # Falcon-RW: positions by linear biases, which the other implementation adds twice, networks after attention.
+        Model("falcon_rw_v4", gpt2, falcon | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True,
+              "num_attention_heads": 8}, **bits, v4=True, attention="sdpa"),
+        Model("falcon_rw_v5", gpt2, falcon | {"alibi": True, "multi_query": True, "bias": True}, **bits, attention="sdpa"),
+        Model("bloom_v4", gpt2, bloom | {"n_head": 4, "tie_word_embeddings": False, "seq_length": 256, "attention_softmax_in_fp32": True}, **bits, v4=True),
+        # Slopes of a number of heads that is no power of two.
+        Model("bloom_v5", gpt2, bloom | {"n_head": 6, "tie_word_embeddings": False}, **bits),
+        *pair("gpt_bigcode", {"n_head": 4, "activation_function": "gelu_pytorch_tanh"},
+              {"n_head": 2, "multi_query": False, "n_inner": 40, "activation_function": "gelu"}, **bigcode),
+        *pair("nemotron", v4 | {"partial_rotary_factor": 0.5, "head_dim": 8}, half | {"head_dim": 12, "mlp_bias": True,
+              "attention_bias": True, "num_key_value_heads": 1}, **shape(32, 48, 4, 2, model_type="nemotron",
+              hidden_act="relu2", norm_eps=1e-4)),
+        *pair("granitemoe", {"rope_theta": 10000.0}, v5 | {"num_key_value_heads": 1}, **granite,
+              **shape(32, 16, 4, 2, model_type="granitemoe", num_local_experts=5, num_experts_per_tok=2)),
+        *pair("granitemoeshared", {"rope_theta": 10000.0}, v5, **granite, **shape(
+            32, 12, 4, 2, model_type="granitemoeshared", num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=20)),
+        *pair("hunyuan_v1_dense", alpha | {"head_dim": 10}, v5 | {"head_dim": 8, "tie_word_embeddings": True},
+              **shape(32, 48, 4, 1, model_type="hunyuan_v1_dense")),
+        *pair("glm4_moe", v4 | {"partial_rotary_factor": 0.5, "head_dim": 8, "use_qk_norm": True, "attention_bias": True,
+              "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "n_shared_experts": 1},
+              half | {"head_dim": 12, "n_group": 3, "topk_group": 2, "norm_topk_prob": False, "n_shared_experts": 2,
+              "first_k_dense_replace": 2}, **shape(32, 40, 4, 2, model_type="glm4_moe", num_hidden_layers=3,
+              routed_scaling_factor=1.5, num_nextn_predict_layers=0), **sparse),
+        Model("ministral3_v5", gpt2, shape(32, 48, 4, 2, model_type="ministral3", head_dim=10, max_position_embeddings=160,
+              rope_parameters=yarn | {"rope_theta": 700.0}), **bits),
+        Model("mistral3_v5", gpt2, shape(24, 32, 2, 1, model_type="ministral3", head_dim=12, max_position_embeddings=160,
+              rope_parameters=yarn | {"rope_theta": 700.0}), **bits, inside=("mistral3", "model.", "model.language_model.")),
+        Model("mistral3_v4", gpt2, shape(24, 32, 2, 1, model_type="mistral", head_dim=14, sliding_window=None, **v4), **bits,
+              v4=True, inside=("mistral3", "", "language_model.")),
+    ]
+
+
 def write_model(model, folder, tries=None, distinct=8):
     """Writes the directory with the first seed whose greedy tokens are clear, and its expectations."""
     write_tokenizer(model, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for seed in itertools.count() if tries is None else range(tries):
         write_weights(model, folder, seed)
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=model.attention)
         prompts = common.expected_prompts(loaded.eval(), tokenizer, model.texts, margin=2e-3, distinct=distinct, cached=model.cached)
         if prompts:
             break
@@ -351,7 +436,8 @@ def write_weights(model, folder, seed):
 def write_inside(model_type, prefix, outer_prefix, folder):
     """Makes a model the text part of a multimodal one, which has other tensors, too."""
     path = folder / "model.safetensors"
-    tensors = {outer_prefix + name.removeprefix(prefix): tensor for name, tensor in load_file(path).items()}
+    rename = lambda name: outer_prefix + name.removeprefix(prefix) if name.startswith(prefix) else name
+    tensors = {rename(name): tensor for name, tensor in load_file(path).items()}
     save_file(tensors | {"multi_modal_projector.weight": torch.zeros(2, 2)}, path, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     outer = {key: config.pop(key) for key in ("eos_token_id", "bos_token_id")}
@@ -366,6 +452,27 @@ def write_tokenizer(model, folder):
     common.write_json(path, json.loads(path.read_text(encoding="utf-8")))
     if model.v4:
         common.write_json(folder / "tokenizer_config.json", tokenizer_config_v4(model), indent=2)
+    if model.vocabulary:
+        write_vocabulary(folder, model.vocabulary)
+
+
+def write_vocabulary(folder, token):
+    """Makes the tokenizer one of the files that OPT has."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))["model"]
+    path.unlink()
+    (folder / "tokenizer_config.json").unlink()
+    special = {0: "<s>", 1: "<pad>", 2: token}
+    common.write_json(folder / "vocab.json", {special.get(i, text): i for text, i in tokenizer["vocab"].items()})
+    merges = "\n".join(" ".join(merge) for merge in tokenizer["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8", newline="")
+    added = lambda text: {"content": text, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    config = {"errors": "replace", "add_prefix_space": False, "add_bos_token": True, "tokenizer_class": "GPT2Tokenizer"}
+    config |= {key: {"__type": "AddedToken"} | added(token) for key in ("bos_token", "eos_token", "unk_token")}
+    common.write_json(folder / "tokenizer_config.json", config, indent=2)
+    special = {"bos_token": added(token), "eos_token": added(token), "unk_token": added(token), "pad_token": added("<pad>")}
+    common.write_json(folder / "special_tokens_map.json", special, indent=2)
+    common.write_json(folder / "added_tokens.json", {"<tool>": 319})
 
 
 def tokenizer_config_v4(model):
@@ -389,14 +496,18 @@ def tokenizer_config_v4(model):
 
 
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
-    out = Path(sys.argv[1])
+    out, names = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
     for model in models():
+        if names and model.name not in names:
+            continue
         shutil.rmtree(out / model.name, ignore_errors=True)
         (out / model.name).mkdir(parents=True)
         write_model(model, out / model.name)
+    if names:
+        return
     quantized.write(out)
     gguf_files.write(out / "gguf")
     gguf_tokenizers.write(out)

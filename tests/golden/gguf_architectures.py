@@ -27,6 +27,9 @@ FILES = {
     "granite_v4": {}, "starcoder2_v4": {}, "stablelm_v4": {}, "glm": {"seq_length": 512}, "glm4_v4": {}, "cohere": {},
     "cohere2_v4": {"rotary_pct": 1.0}, "gpt2_v4": {"n_ctx": 128}, "gpt_neox_v4": {"rotary_pct": 0.5}, "gpt_oss_v4": {},
     "arcee": {}, "ernie4_5": {}, "seed_oss": {}, "olmoe": {}, "exaone4": {},
+    "olmo_clip_v4": {}, "falcon_v4": {"num_kv_heads": 1}, "falcon_40b_v4": {}, "bloom_v4": {}, "gpt_bigcode_v4": {},
+    "nemotron_v4": {}, "granitemoe_v4": {}, "granitemoeshared_v4": {}, "hunyuan_v1_dense_v5": {}, "glm4_moe_v4": {},
+    "ministral3_v5": {},
 }
 SPLIT = ["granite_v5"]
 

@@ -42,6 +42,11 @@ def write(folder):
     mxfp4(folder / "mxfp4_moe", gpt_oss(32, 64, truncate=False))
     # mlx-lm always does.
     mlx(folder / "mlx_mxfp4_moe", gpt_oss(64, 32, truncate=True), q_bits=4, q_group_size=32)
+    gpt2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 1, "n_positions": 128, "n_ctx": 128, "eos_token_id": 2}
+    mlx(folder / "mlx_gpt2", gpt2, prefix="transformer.", q_bits=4, q_group_size=32)
+    neox = {"hidden_size": 64, "intermediate_size": 256, "hidden_act": "gelu_new", "num_key_value_heads": None}
+    neox |= {"rotary_pct": 0.25, "rotary_emb_base": 500, "rope_parameters": None, "tie_word_embeddings": False}
+    mlx(folder / "mlx_gpt_neox", shape(model_type="gpt_neox", layer_norm_eps=1e-4, **neox), q_bits=4, q_group_size=32)
     packed(folder / "gptq", gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False})
     acts = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True, "checkpoint_format": "gptq_v2"}
     packed(folder / "gptq_order", gptq, acts)
@@ -74,18 +79,24 @@ def source(folder, config, seed, dtype):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def mlx(folder, config, **how):
+def mlx(folder, config, prefix="", **how):
+    """`prefix` is what names begin with, and not in the checkpoints that mlx-lm reads."""
     plain = folder.with_name(folder.name + "_plain")
     for seed in range(1000):
         tokenizer = source(plain, config, seed, torch.float16)
         # mlx-lm looks for keys as transformers 4 wrote them.
         path = plain / "config.json"
         keys = json.loads(path.read_text()) | {"rope_theta": 500.0, "num_experts": config.get("num_experts", 0)}
+        keys |= {key: config[key] for key in ("rotary_pct", "rotary_emb_base") if key in config}
         if config["model_type"] == "gpt_oss":
             keys["rope_scaling"] = keys.pop("rope_parameters")
         path.write_text(json.dumps(keys, indent=2) + "\n")
         if config["model_type"] == "gpt_oss":
             pack_experts(plain)
+        if prefix:
+            path = plain / "model.safetensors"
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in load_file(path).items()}
+            save_file(tensors, path, metadata={"format": "pt"})
         shutil.rmtree(folder, ignore_errors=True)
         convert(str(plain), str(folder), quantize=True, **how)
         model, _ = load_model(folder)

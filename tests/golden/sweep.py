@@ -194,11 +194,60 @@ def keys_of(kind, draw, v4):
         if v4:
             return out | {"rotary_pct": partial, "rotary_emb_base": 5000} | draw.choice([{}, {"rope_scaling": {"type": "linear", "factor": 2.0}}])
         return out | draw.rope(v4, FULL, partial_rotary_factor=partial)
+    return later_keys_of(kind, draw, v4)
+
+
+def later_keys_of(kind, draw, v4):
+    """Those of architectures that came later."""
+    rope, keys, flag = lambda **more: draw.rope(v4, FULL, **more), draw.keys, [True, False, ...]
+    heads = draw.choice([1, 2, 4, 6])
+    plain = {"hidden_size": heads * draw.choice([8, 12]), "num_attention_heads": heads, "num_hidden_layers": draw.choice([1, 3])}
+    if kind == "opt":
+        return plain | {"max_position_embeddings": 160, "pad_token_id": 1} | keys(
+            ffn_dim=[24, 40], do_layer_norm_before=flag, word_embed_proj_dim=[..., 20], enable_bias=flag,
+            layer_norm_elementwise_affine=flag, tie_word_embeddings=flag, activation_function=["relu", "gelu", "gelu_new"])
+    if kind == "falcon":
+        out = plain | draw.choice([{"alibi": True}, rope()]) | keys(
+            bias=flag, tie_word_embeddings=flag, ffn_hidden_size=[..., 24], layer_norm_epsilon=[..., 1e-3])
+        if draw.random() < 0.5:
+            groups = [n for n in range(1, heads + 1) if heads % n == 0]
+            return out | {"new_decoder_architecture": True} | keys(num_kv_heads=groups, num_ln_in_parallel_attn=[..., 1, 2])
+        return out | keys(multi_query=flag, parallel_attn=flag)
+    if kind == "bloom":
+        sizes = {"hidden_size": plain["hidden_size"], "n_head": heads, "n_layer": plain["num_hidden_layers"]}
+        return sizes | keys(layer_norm_epsilon=[..., 1e-3], tie_word_embeddings=flag)
+    if kind == "gpt_bigcode":
+        sizes = {"n_embd": plain["hidden_size"], "n_head": heads, "n_layer": plain["num_hidden_layers"], "n_positions": 160}
+        return sizes | keys(multi_query=flag, n_inner=[..., 40], activation_function=["gelu_pytorch_tanh", "gelu", ...],
+                            scale_attn_weights=flag, tie_word_embeddings=flag)
+    if kind == "nemotron":
+        partial = draw.choice([0.25, 0.5, 1.0])
+        return draw.llama(head_dims=(..., 8, 16)) | {"hidden_act": "relu2"} | draw.rope(
+            v4, ["default"], partial_rotary_factor=partial) | keys(norm_eps=[1e-5, 1e-3], attention_bias=flag, mlp_bias=flag)
+    if kind in ("granitemoe", "granitemoeshared"):
+        out = draw.llama(head_dims=(...,)) | rope() | keys(
+            num_local_experts=[3, 5], num_experts_per_tok=[1, 2, 3], embedding_multiplier=[..., 3.0], logits_scaling=[..., 4],
+            attention_multiplier=[..., 0.2], residual_multiplier=[..., 0.4], attention_bias=flag)
+        return out | ({"shared_intermediate_size": draw.choice([12, 20])} if kind == "granitemoeshared" else {})
+    if kind == "hunyuan_v1_dense":
+        dims = keys(head_dim=[8, 10, 16])
+        return draw.llama() | dims | rope() | keys(attention_bias=flag)
+    if kind == "glm4_moe":
+        groups = draw.choice([{"n_group": 1, "topk_group": 1}, {"n_group": 3, "topk_group": 2}, {"n_group": 2, "topk_group": 1}])
+        partial = draw.choice([0.5, 1.0])
+        return draw.llama(head_dims=(8, 10, 16)) | draw.rope(v4, ["default"], partial_rotary_factor=partial) | groups | keys(
+            attention_bias=flag, use_qk_norm=flag, first_k_dense_replace=[0, 1, 2], norm_topk_prob=flag, n_routed_experts=[6, 12],
+            num_experts_per_tok=[1, 3], moe_intermediate_size=[12], n_shared_experts=[1, 2], routed_scaling_factor=[..., 2.5])
+    if kind == "ministral3":
+        yarn = {"rope_type": "yarn", "rope_theta": draw.choice([900.0, 1e6]), "factor": draw.choice([2.0, 4.0]),
+                "original_max_position_embeddings": draw.choice([7, 40]), "mscale": 1.0, "mscale_all_dim": 1.0}
+        return draw.llama() | {"rope_parameters": yarn | keys(llama_4_scaling_beta=[0.1, 0.4])} | keys(sliding_window=[..., 9])
     raise KeyError(kind)
 
 
 KINDS = ("llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text phi phi3 olmo olmo2 olmo3 olmoe granite smollm3 "
-         "starcoder2 stablelm glm glm4 cohere cohere2 exaone4 gpt2 gpt_neox gpt_oss arcee ernie4_5 helium seed_oss").split()
+         "starcoder2 stablelm glm glm4 cohere cohere2 exaone4 gpt2 gpt_neox gpt_oss arcee ernie4_5 helium seed_oss "
+         "opt falcon bloom gpt_bigcode nemotron granitemoe granitemoeshared hunyuan_v1_dense glm4_moe ministral3").split()
 
 
 def main():
@@ -212,7 +261,8 @@ def main():
             name = f"{kind}_v{4 if v4 else 5}_{tokenizer}_{seed}"
             keys = keys_of(kind, draw, v4) | {"model_type": kind}
             dtype = draw.choice([torch.float32, torch.bfloat16, torch.float16])
-            model = Model(name, tokenizers[tokenizer], keys, dtype=dtype, v4=v4, texts=common.PROMPTS[:2])
+            model = Model(name, tokenizers[tokenizer], keys, dtype=dtype, v4=v4, texts=common.PROMPTS[:2],
+                          attention="sdpa" if keys.get("alibi") else "eager")
             folder = Path(out) / name
             folder.mkdir(parents=True, exist_ok=True)
             try:

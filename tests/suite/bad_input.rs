@@ -46,6 +46,26 @@ async fn missing_and_empty_places() {
 }
 
 #[tokio::test]
+async fn damaged_vocabularies() {
+    let dir = TempDir::copy_of("opt_v4", "vocabulary");
+    for (file, text, needles) in [
+        ("merges.txt", "#version: 0.2\na\n", &["merges.txt", "line 2", "\"a\""] as &[_]),
+        ("merges.txt", "a b\nlong longer-than-any-token-there-is-in-this-vocabulary\n", &["merges.txt", "line 2"]),
+        ("merges.txt", "! zz\n", &["vocab.json", "merges.txt"]),
+        ("vocab.json", "{\"a\": -1}", &["vocab.json", "is not an object of tokens"]),
+        ("added_tokens.json", "{\"<tool>\": \"last\"}", &["added_tokens.json", "<tool> = \"last\"", "not an id"]),
+        ("tokenizer_config.json", "{\"eos_token\": 3}", &["tokenizer_config.json", "eos_token = 3"]),
+        ("tokenizer_config.json", "{\"tokenizer_class\": \"LlamaTokenizer\"}", &["tokenizer_class", "GPT2Tokenizer"]),
+        ("tokenizer_config.json", "{\"added_tokens_decoder\": {\"x\": {}}}", &["added_tokens_decoder.x", "not an id"]),
+    ] {
+        let whole = fs::read(dir.0.join(file)).unwrap();
+        fs::write(dir.0.join(file), text).unwrap();
+        invalid(&dir.0, needles).await;
+        fs::write(dir.0.join(file), whole).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn damaged_safetensors() {
     let dir = TempDir::copy_of("mha_tied", "damaged");
     let weights = dir.0.join("model.safetensors");
@@ -111,6 +131,16 @@ async fn configs_that_make_no_sense() {
         ("mxfp4_moe", "num_local_experts"),
         ("mxfp4_moe", "intermediate_size"),
         ("mlx_mxfp4_moe", "intermediate_size"),
+        ("opt_350m_v4", "word_embed_proj_dim"),
+        ("opt_v4", "max_position_embeddings"),
+        ("bloom_v4", "n_head"),
+        ("falcon_40b_v4", "num_attention_heads"),
+        ("falcon_40b_v4", "num_kv_heads"),
+        ("granitemoe_v4", "num_local_experts"),
+        ("granitemoe_v4", "intermediate_size"),
+        ("glm4_moe_v4", "n_routed_experts"),
+        ("glm4_moe_v4", "n_shared_experts"),
+        ("glm4_moe_v4", "topk_group"),
     ] {
         let dir = TempDir::copy_of(golden, "absurd");
         set(&dir, key, 4_000_000_000u32.into());

@@ -134,8 +134,10 @@ fn quantised_files() {
 
 #[test]
 fn usual_models() {
-    // 32 and 16 bits, one key/value head, experts, positions that depend on the length, sinks, MXFP4.
-    for name in ["gqa_llama3", "mqa_yarn", "mixtral_v4", "phi3_long_v4", "dynamic", "gpt_oss_v4", "mxfp4_moe"] {
+    // 32 and 16 bits, one key/value head, experts, positions that depend on the length, sinks, MXFP4, linear biases, experts
+    // in groups.
+    let dense = ["gqa_llama3", "mqa_yarn", "phi3_long_v4", "dynamic", "gpt_oss_v4", "bloom_v5"];
+    for name in dense.into_iter().chain(["mixtral_v4", "mxfp4_moe", "glm4_moe_v5"]) {
         answers_stay_the_same(name, 30);
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     backend::{cache_plan::CachePlan, local::LocalModel},
     decoder::{self, Decoder, Placement, Spec},
     engine::{Engine, Options},
-    text::{ChatTemplate, TemplateSource, TextProcessor, Tokenizer, gguf},
+    text::{ChatTemplate, TemplateSource, TextProcessor, Tokenizer, gguf, vocabulary},
     weights::{Checkpoint, Config, Store, gguf::Metadata},
 };
 
@@ -150,8 +150,16 @@ struct TextParts {
 
 fn directory_text(checkpoint: &Checkpoint) -> Result<TextParts> {
     let dir = &checkpoint.path;
-    let tokenizer = Tokenizer::read(&dir.join("tokenizer.json"))?;
-    let config = Config::read_if_there(&dir.join("tokenizer_config.json"))?;
+    let mut config = Config::read_if_there(&dir.join("tokenizer_config.json"))?;
+    let path = dir.join("tokenizer.json");
+    let tokenizer = if !path.exists() && vocabulary::is_there(dir) {
+        let known = vocabulary::config(dir, config)?;
+        let tokenizer = vocabulary::tokenizer(dir, &known)?;
+        config = Some(known);
+        tokenizer
+    } else {
+        Tokenizer::read(&path)?
+    };
     let eos_token = special_token(config.as_ref(), "eos_token")?;
     let mut end_ids = checkpoint.config.ids("eos_token_id")?;
     if let Some(generation) = Config::read_if_there(&dir.join("generation_config.json"))? {

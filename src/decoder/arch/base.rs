@@ -20,6 +20,18 @@ const MAX_LAYERS: usize = 4096;
 /// A llama with the sizes, biases, activation and rope that the configuration names, all under the keys that
 /// Llama's has. Where it names no `head_dim`, heads share the hidden size.
 pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
+    let mut spec = without_rope(config, architecture)?;
+    let rope = rope::spec(config, "full_attention", spec.max_positions, spec.attention.head_dim)?;
+    if let RopeScaling::Dynamic { factor, original_positions } = rope.scaling {
+        spec.max_positions = (original_positions as f64 * factor.max(1.0)) as usize;
+    }
+    spec.ropes.push(rope);
+    spec.layers.iter_mut().for_each(|layer| layer.rope = Some(0));
+    Ok(spec)
+}
+
+/// As `spec`, for what encodes positions in another way.
+pub fn without_rope(config: &Config, architecture: &'static str) -> Result<Spec> {
     let hidden_size = config.size("hidden_size")?;
     let num_heads = config.size("num_attention_heads")?;
     let num_kv_heads = config.opt_usize("num_key_value_heads")?.unwrap_or(num_heads);
@@ -34,19 +46,14 @@ pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
     if num_layers > MAX_LAYERS {
         return Err(config.bad("num_hidden_layers", &format!("more than {MAX_LAYERS}")));
     }
-    let positions = config.size("max_position_embeddings")?;
-    let rope = rope::spec(config, "full_attention", positions, head_dim)?;
-    let max_positions = match rope.scaling {
-        RopeScaling::Dynamic { factor, original_positions } => (original_positions as f64 * factor.max(1.0)) as usize,
-        _ => positions,
-    };
     let attention_bias = config.bool_or("attention_bias", false)?;
     let mlp = MlpSpec::Dense(dense(config, "intermediate_size")?);
     Ok(Spec {
         architecture,
         vocab_size: config.size("vocab_size")?,
         hidden_size,
-        max_positions,
+        embedding_size: hidden_size,
+        max_positions: config.size("max_position_embeddings")?,
         embedding_scale: 1.0,
         learned_positions: false,
         embedding_norm: false,
@@ -61,10 +68,14 @@ pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
             out_bias: config.bool_or("attention_out_bias", attention_bias)?,
             qk_norm: None,
             sinks: false,
+            query_growth: None,
+            alibi: None,
+            clip: None,
         },
-        ropes: vec![rope],
-        layers: vec![LayerSpec { window: None, rope: Some(0), scale: 1.0, mlp }; num_layers],
+        ropes: Vec::new(),
+        layers: vec![LayerSpec { window: None, rope: None, scale: 1.0, mlp }; num_layers],
         order: Order::PRE_NORM,
+        final_norm: true,
         residual_scale: 1.0,
         head: HeadSpec { tied: config.bool_or("tie_word_embeddings", false)?, bias: false, scale: 1.0, softcap: None },
         layout: Layout::LLAMA,

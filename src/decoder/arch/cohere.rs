@@ -21,7 +21,7 @@ pub fn cohere(config: &Config) -> Result<Spec> {
     spec.order = Order::PARALLEL;
     spec.head.scale = config.positive("logit_scale")? as f32;
     if config.bool_or("use_qk_norm", false)? {
-        spec.attention.qk_norm = Some(QkNorm { over: NormOver::EachHead, norm: spec.norm });
+        spec.attention.qk_norm = Some(QkNorm { over: NormOver::EachHead, norm: spec.norm, after_rope: false });
     }
     Ok(spec)
 }

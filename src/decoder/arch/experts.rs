@@ -3,7 +3,7 @@
 use super::base;
 use crate::{
     Result,
-    decoder::spec::{DenseSpec, ExpertsSpec},
+    decoder::spec::{DenseSpec, ExpertsSpec, Routing},
     weights::Config,
 };
 
@@ -15,5 +15,6 @@ pub fn spec(config: &Config, size: &str, normalise: bool) -> Result<ExpertsSpec>
         return Err(config.bad("num_experts_per_tok", &format!("more than the {num_experts} experts")));
     }
     let expert = DenseSpec { bias: false, ..base::dense(config, size)? };
-    Ok(ExpertsSpec { num_experts, per_token, router_bias: false, expert, normalise, shared: None })
+    let routing = Routing::SOFTMAX;
+    Ok(ExpertsSpec { num_experts, per_token, router_bias: false, expert, normalise, routing, shared: None })
 }

@@ -49,7 +49,7 @@ pub fn gemma3(config: &Config) -> Result<Spec> {
     }));
     let mut spec = sandwich(config)?;
     spec.architecture = "gemma3";
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm });
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
     spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model.")];
     let period = config.opt_usize("sliding_window_pattern")?.unwrap_or(6).max(1);
     let local = rope::local(config, spec.max_positions, spec.attention.head_dim)?;

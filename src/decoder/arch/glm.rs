@@ -1,11 +1,15 @@
-//! GLM 4.
+//! GLM 4 and 4.5.
 
 use serde_json::json;
 
-use super::base;
+use super::{base, experts};
 use crate::{
     Result,
-    decoder::{Spec, layout::Names, spec::Order},
+    decoder::{
+        Spec,
+        layout::{MlpNames, Names},
+        spec::{DenseSpec, Gating, Groups, MlpSpec, NormOver, Order, QkNorm, Routing, SharedSpec},
+    },
     weights::Config,
 };
 
@@ -25,4 +29,49 @@ pub fn glm4(config: &Config) -> Result<Spec> {
     spec.layout.names =
         Names { attention_out_norm: "post_self_attn_layernorm", mlp_out_norm: "post_mlp_layernorm", ..Names::LLAMA };
     Ok(spec)
+}
+
+/// GLM-4.5 and its Air: experts in all but the first layers, each token's with those that all tokens go through.
+pub fn glm4_moe(config: &Config) -> Result<Spec> {
+    let config = &config.renamed(&[("n_routed_experts", "num_experts")]).or(json!({
+        "partial_rotary_factor": 0.5, "attention_out_bias": false, "num_experts_per_tok": 8,
+    }));
+    let mut spec = base::spec(config, "glm4_moe")?;
+    if config.bool_or("use_qk_norm", false)? {
+        spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
+    }
+    let mut experts = experts::spec(config, "moe_intermediate_size", config.bool_or("norm_topk_prob", true)?)?;
+    experts.routing = Routing { gating: Gating::Sigmoid, biases: true, ..routing(config, experts.num_experts)? };
+    let count = config.opt_usize("n_shared_experts")?.unwrap_or(1);
+    if count > 0 {
+        let intermediate_size = experts.expert.intermediate_size.saturating_mul(count);
+        let network = DenseSpec { intermediate_size, ..experts.expert.clone() };
+        experts.shared = Some(SharedSpec { network, gated: false });
+    }
+    let dense = config.opt_usize("first_k_dense_replace")?.unwrap_or(1);
+    for layer in spec.layers.iter_mut().skip(dense) {
+        layer.mlp = MlpSpec::Experts(experts.clone());
+    }
+    spec.layout.names.shared = MlpNames {
+        gate: "mlp.shared_experts.gate_proj",
+        up: "mlp.shared_experts.up_proj",
+        gate_up: "",
+        down: "mlp.shared_experts.down_proj",
+    };
+    Ok(spec)
+}
+
+/// The groups of experts and the scale of their weights.
+fn routing(config: &Config, num_experts: usize) -> Result<Routing> {
+    let count = config.opt_usize("n_group")?.unwrap_or(1).max(1);
+    let per_token = config.opt_usize("topk_group")?.unwrap_or(1);
+    if !num_experts.is_multiple_of(count) {
+        return Err(config.bad("n_group", &format!("does not divide the {num_experts} experts")));
+    }
+    if per_token == 0 || per_token > count {
+        return Err(config.bad("topk_group", &format!("not one to {count}, the groups there are")));
+    }
+    let groups = (count > 1).then_some(Groups { count, per_token });
+    let scale = config.opt_f64("routed_scaling_factor")?.unwrap_or(1.0);
+    Ok(Routing { groups, weight_scale: scale as f32, ..Routing::SOFTMAX })
 }

@@ -1,4 +1,4 @@
-//! Mistral and Mixtral.
+//! Mistral, Ministral 3, the text part of multimodal ones, and Mixtral.
 
 use serde_json::json;
 
@@ -8,6 +8,7 @@ use crate::{
     decoder::{
         Spec,
         layout::{MlpNames, Names},
+        spec::QueryGrowth,
     },
     weights::Config,
 };
@@ -15,6 +16,34 @@ use crate::{
 pub fn mistral(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"sliding_window": 4096}));
     base::spec(config, "mistral")?.slide(config, |_| true)
+}
+
+/// Ministral 3: queries of positions beyond those of the first training grow.
+pub fn ministral3(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"head_dim": 128}));
+    let mut spec = base::spec(config, "ministral3")?.slide(config, |_| true)?;
+    let key = if config.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+    if let Some(rope) = config.opt_object(key)?
+        && let Some(beta) = rope.opt_f64("llama_4_scaling_beta")?
+    {
+        let place = if rope.get(ORIGINAL).is_some() { &rope } else { config };
+        spec.attention.query_growth = Some(QueryGrowth { beta, positions: place.size(ORIGINAL)? });
+    }
+    Ok(spec)
+}
+
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// Mistral Small 3 and Ministral 3 with images.
+pub fn mistral3(config: &Config) -> Result<Spec> {
+    let text = config.opt_object("text_config")?;
+    let config = &text.as_ref().unwrap_or(config);
+    let mut spec = match config.opt_str("model_type")? {
+        Some("ministral3") => ministral3(config)?,
+        _ => mistral(&config.or(json!({"sliding_window": null, "head_dim": 128, "rope_theta": 1e9})))?,
+    };
+    spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model.")];
+    Ok(spec)
 }
 
 pub fn mixtral(config: &Config) -> Result<Spec> {

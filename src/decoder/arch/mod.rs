@@ -1,17 +1,22 @@
 //! The architectures: each a function from a model's configuration to a [`Spec`].
 
 mod base;
+mod bloom;
 mod cohere;
 mod experts;
+mod falcon;
 mod gemma;
 mod glm;
 mod gpt2;
 mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod hunyuan;
 mod llama;
 mod mistral;
+mod nemotron;
 mod olmo;
+mod opt;
 mod phi;
 mod qwen;
 mod rope;
@@ -29,30 +34,41 @@ use crate::{
 type ReadSpec = fn(&Config) -> Result<Spec>;
 
 /// The `model_type` of each architecture and what reads it.
-const ARCHITECTURES: [(&str, ReadSpec); 33] = [
+const ARCHITECTURES: [(&str, ReadSpec); 44] = [
     ("arcee", llama::arcee),
+    ("bloom", bloom::bloom),
     ("cohere", cohere::cohere),
     ("cohere2", cohere::cohere2),
     ("ernie4_5", llama::ernie4_5),
     ("exaone4", olmo::exaone4),
+    ("falcon", falcon::falcon),
     ("gemma", gemma::gemma),
     ("gemma2", gemma::gemma2),
     ("gemma3", gemma::gemma3),
     ("gemma3_text", gemma::gemma3),
     ("glm", glm::glm),
     ("glm4", glm::glm4),
+    ("glm4_moe", glm::glm4_moe),
     ("gpt2", gpt2::gpt2),
+    ("gpt_bigcode", gpt2::gpt_bigcode),
     ("gpt_neox", gpt_neox::gpt_neox),
     ("gpt_oss", gpt_oss::gpt_oss),
     ("granite", granite::granite),
+    ("granitemoe", granite::granitemoe),
+    ("granitemoeshared", granite::granitemoe),
     ("helium", llama::helium),
+    ("hunyuan_v1_dense", hunyuan::hunyuan_v1_dense),
     ("llama", llama::llama),
+    ("ministral3", mistral::ministral3),
     ("mistral", mistral::mistral),
+    ("mistral3", mistral::mistral3),
     ("mixtral", mistral::mixtral),
+    ("nemotron", nemotron::nemotron),
     ("olmo", olmo::olmo),
     ("olmo2", olmo::olmo2),
     ("olmo3", olmo::olmo3),
     ("olmoe", olmo::olmoe),
+    ("opt", opt::opt),
     ("phi", phi::phi),
     ("phi3", phi::phi3),
     ("qwen2", qwen::qwen2),
@@ -78,8 +94,14 @@ pub fn spec(checkpoint: &Checkpoint) -> Result<Spec> {
         return Err(Error::UnsupportedArchitecture { architecture: architecture.into(), supported: supported() });
     };
     let mut spec = read(config)?;
-    if let Store::Gguf(_) = checkpoint.store {
-        spec.hub_layout = Some(std::mem::replace(&mut spec.layout, Layout::gguf(spec.architecture)));
+    let is_there = |layout: &Layout| checkpoint.contains(&format!("{}.weight", layout.names.embedding));
+    let stored = match (&checkpoint.store, spec.layout.mlx) {
+        (Store::Gguf(_), _) => Some(Layout::gguf(&spec)),
+        (Store::Safetensors(_), Some(mlx)) if is_there(mlx) => Some(mlx.clone()),
+        (Store::Safetensors(_), _) => None,
+    };
+    if let Some(layout) = stored {
+        spec.hub_layout = Some(std::mem::replace(&mut spec.layout, layout));
     }
     Ok(spec)
 }

@@ -13,8 +13,8 @@ use crate::{
 };
 
 pub fn olmo(config: &Config) -> Result<Spec> {
-    refuse_clipping(config)?;
     let mut spec = base::spec(&config.or(json!({"rms_norm_eps": 1e-5})), "olmo")?;
+    spec.attention.clip = clip(config)?;
     spec.norm = NormSpec { centred: true, weight: false, bias: false, eps: 1e-5 };
     Ok(spec)
 }
@@ -38,9 +38,9 @@ pub fn olmo3(config: &Config) -> Result<Spec> {
 /// OLMoE: experts, and norms before.
 pub fn olmoe(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"num_experts_per_tok": 8, "num_experts": 64}));
-    refuse_clipping(config)?;
     let mut spec = base::spec(config, "olmoe")?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm });
+    spec.attention.clip = clip(config)?;
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm, after_rope: false });
     let normalise = config.bool_or("norm_topk_prob", false)?;
     Ok(spec.experts(experts::spec(config, "intermediate_size", normalise)?))
 }
@@ -50,7 +50,7 @@ pub fn olmoe(config: &Config) -> Result<Spec> {
 pub fn exaone4(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"sliding_window": 4096}));
     let mut spec = post_norm(config, "exaone4")?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm });
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
     if config.get("sliding_window").is_none() {
         return Ok(spec);
     }
@@ -62,14 +62,14 @@ pub fn exaone4(config: &Config) -> Result<Spec> {
 fn post_norm(config: &Config, architecture: &'static str) -> Result<Spec> {
     let mut spec = base::spec(config, architecture)?;
     spec.order = Order::POST_NORM;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm });
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm, after_rope: false });
     Ok(spec)
 }
 
-/// No published model of today's clips, and the decoder cannot.
-fn refuse_clipping(config: &Config) -> Result<()> {
-    match config.get("clip_qkv") {
-        Some(_) => Err(config.bad("clip_qkv", "clipping is not supported")),
-        None => Ok(()),
+/// The bound of queries, keys and values. GGUF's 0 is none.
+fn clip(config: &Config) -> Result<Option<f64>> {
+    match config.opt_f64("clip_qkv")? {
+        None | Some(0.0) => Ok(None),
+        Some(_) => config.positive("clip_qkv").map(Some),
     }
 }

@@ -24,7 +24,7 @@ pub fn phi(config: &Config) -> Result<Spec> {
     spec.order = Order::PARALLEL;
     spec.head.bias = true;
     if config.bool_or("qk_layernorm", false)? {
-        spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm });
+        spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
     }
     spec.layout.names = Names {
         norm: "model.final_layernorm",

@@ -21,7 +21,7 @@ pub fn qwen2(config: &Config) -> Result<Spec> {
 pub fn qwen3(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"head_dim": 128}));
     let mut spec = base::spec(config, "qwen3")?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm });
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
     windows(spec, config, |layer, first| layer >= first)
 }
 
@@ -38,7 +38,7 @@ pub fn qwen2_moe(config: &Config) -> Result<Spec> {
 pub fn qwen3_moe(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"num_experts_per_tok": 8, "norm_topk_prob": false, "intermediate_size": 6144}));
     let mut spec = base::spec(config, "qwen3_moe")?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm });
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
     let spec = windows(spec, config, |_, _| true)?;
     with_experts(spec, config, None)
 }

@@ -6,19 +6,23 @@ use super::{Array, GgufFile};
 use crate::{Result, weights::Config};
 
 /// The architectures that llama.cpp calls otherwise.
-const MODEL_TYPES: [(&str, &str); 8] = [
+const MODEL_TYPES: [(&str, &str); 12] = [
     ("chatglm", "glm"),
     ("command-r", "cohere"),
     ("gemma3", "gemma3_text"),
+    ("glm4moe", "glm4_moe"),
     ("gpt-oss", "gpt_oss"),
     ("gptneox", "gpt_neox"),
+    ("hunyuan-dense", "hunyuan_v1_dense"),
+    ("mistral3", "ministral3"),
     ("phi2", "phi"),
     ("qwen2moe", "qwen2_moe"),
     ("qwen3moe", "qwen3_moe"),
+    ("starcoder", "gpt_bigcode"),
 ];
 
 /// What keys are called there: sizes, then other numbers, then the rest. Some have several names here.
-const SIZES: [(&str, &[&str]); 13] = [
+const SIZES: [(&str, &[&str]); 17] = [
     ("embedding_length", &["hidden_size"]),
     ("block_count", &["num_hidden_layers"]),
     ("attention.head_count", &["num_attention_heads"]),
@@ -31,9 +35,13 @@ const SIZES: [(&str, &[&str]); 13] = [
     ("expert_count", &["num_local_experts", "num_experts"]),
     ("expert_used_count", &["num_experts_per_tok"]),
     ("expert_feed_forward_length", &["moe_intermediate_size"]),
+    ("expert_shared_count", &["n_shared_experts"]),
+    ("expert_group_count", &["n_group"]),
+    ("expert_group_used_count", &["topk_group"]),
+    ("leading_dense_block_count", &["first_k_dense_replace"]),
     ("expert_shared_feed_forward_length", &["shared_expert_intermediate_size"]),
 ];
-const NUMBERS: [(&str, &[&str]); 10] = [
+const NUMBERS: [(&str, &[&str]); 11] = [
     ("attention.layer_norm_rms_epsilon", &["rms_norm_eps"]),
     // Where both are there, this one counts.
     ("attention.layer_norm_epsilon", &["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"]),
@@ -44,6 +52,7 @@ const NUMBERS: [(&str, &[&str]); 10] = [
     ("embedding_scale", &["embedding_multiplier"]),
     ("residual_scale", &["residual_multiplier"]),
     ("logit_scale", &["logit_scale", "logits_scaling"]),
+    ("expert_weights_scale", &["routed_scaling_factor"]),
     ("rope.freq_base_swa", &["rope_local_base_freq"]),
 ];
 
@@ -61,6 +70,11 @@ pub fn config(file: &GgufFile) -> Result<Config> {
         if let Some(n) = metadata.opt_usize(&format!("{arch}.{key}"))?.filter(|n| *n > 0) {
             set(ours, json!(n));
         }
+    }
+    // The last ones predict further tokens, which is no part of the decoder.
+    let further = metadata.opt_usize(&format!("{arch}.nextn_predict_layers"))?.unwrap_or(0);
+    if let Some(layers) = metadata.opt_usize(&format!("{arch}.block_count"))?.filter(|layers| *layers > further) {
+        set(&["num_hidden_layers"], json!(layers - further));
     }
     for (key, ours) in NUMBERS {
         if let Some(n) = metadata.opt_f64(&format!("{arch}.{key}"))? {
@@ -86,7 +100,11 @@ pub fn config(file: &GgufFile) -> Result<Config> {
     set(&["attention_out_bias"], has_bias("attn_output"));
     set(&["mlp_bias"], has_bias("ffn_down"));
     set(&["use_qk_norm", "qk_layernorm"], json!(file.contains("blk.0.attn_q_norm.weight")));
-    set(&["norm_topk_prob"], json!(arch == "qwen3moe"));
+    // Of Falcon there are models with parallel networks only.
+    set(&["new_decoder_architecture"], json!(arch == "falcon"));
+    set(&["num_ln_in_parallel_attn"], json!(if file.contains("blk.0.attn_norm_2.weight") { 2 } else { 1 }));
+    let key = format!("{arch}.expert_weights_norm");
+    set(&["norm_topk_prob"], json!(metadata.opt_bool(&key)?.unwrap_or(arch == "qwen3moe")));
     set(&["rope_parameters"], rope_parameters(file, arch)?);
     let size = |key: &str| values.get(key).and_then(Value::as_u64).filter(|n| *n > 0);
     if let (None, Some(hidden), Some(heads)) = (size("head_dim"), size("hidden_size"), size("num_attention_heads")) {
@@ -131,6 +149,14 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
         if let Some(number) = metadata.opt_f64(&key(gguf_key))? {
             rope.insert(hf_key.into(), json!(number));
         }
+    }
+    // Ministral's `mscale` is what it calls `mscale_all_dim`, too.
+    if let Some(scale) = metadata.opt_f64(&key("scaling.yarn_log_multiplier"))?.filter(|_| arch == "mistral3") {
+        rope.insert("mscale".into(), json!(scale));
+        rope.insert("mscale_all_dim".into(), json!(scale));
+    }
+    if let Some(beta) = metadata.opt_f64(&format!("{arch}.attention.temperature_scale"))? {
+        rope.insert("llama_4_scaling_beta".into(), json!(beta));
     }
     if let Some(dims) = metadata.opt_usize(&key("dimension_count"))? {
         rope.insert("rotary_dim".into(), json!(dims));

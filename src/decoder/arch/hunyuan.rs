@@ -1,0 +1,31 @@
+//! Hunyuan's dense models.
+
+use super::base;
+use crate::{
+    Result,
+    decoder::{
+        Spec,
+        layout::Names,
+        spec::{NormOver, QkNorm, RopeScaling},
+    },
+    weights::Config,
+};
+
+/// Queries and keys are normalised after their positions have turned them.
+pub fn hunyuan_v1_dense(config: &Config) -> Result<Spec> {
+    let mut spec = base::spec(config, "hunyuan_v1_dense")?;
+    let key = if config.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+    if let Some(scaling) = config.opt_object(key)?
+        && let RopeScaling::Dynamic { .. } = spec.ropes[0].scaling
+        && scaling.get("alpha").is_some()
+    {
+        // Whatever the length of a text.
+        let dims = spec.ropes[0].dims as f64;
+        spec.ropes[0].theta *= scaling.positive("alpha")?.powf(dims / (dims - 2.0).max(1.0));
+        spec.ropes[0].scaling = RopeScaling::None;
+    }
+    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: true });
+    spec.layout.names =
+        Names { query_norm: "self_attn.query_layernorm", key_norm: "self_attn.key_layernorm", ..Names::LLAMA };
+    Ok(spec)
+}
