@@ -16,7 +16,7 @@ use crate::kernels::{
 /// A feed-forward network.
 pub enum Mlp {
     Dense(Dense),
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 impl Mlp {
@@ -26,7 +26,7 @@ impl Mlp {
                 let matrices = load.mlp(&load.layout.names.mlp, spec, hidden_size)?;
                 Ok(Self::Dense(Dense::new(matrices, spec)))
             }
-            MlpSpec::Experts(spec) => Experts::load(load, spec, hidden_size).map(Self::Experts),
+            MlpSpec::Experts(spec) => Experts::load(load, spec, hidden_size).map(Box::new).map(Self::Experts),
         }
     }
 
