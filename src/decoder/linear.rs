@@ -87,10 +87,10 @@ impl Linear {
     /// As `forward`, with what adapters change in some rows.
     pub fn adapted(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Tensor> {
         let y = self.forward(x)?;
-        if let Some(site) = self.site.filter(|_| !rows.is_empty()) {
-            rows.apply(site, x, &y)?;
+        match self.site.filter(|_| !rows.is_empty()) {
+            Some(site) => rows.apply(site, x, y),
+            None => Ok(y),
         }
-        Ok(y)
     }
 
     /// As `forward_to_vec`, with what adapters change in some rows.

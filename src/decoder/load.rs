@@ -170,7 +170,14 @@ impl<'a> Loader<'a> {
                     Some((rows, of)) => (Some(rows), of),
                     None => (None, weight.shape()?[0]),
                 };
-                let site = Site { module, rows, module_outputs, weight: weight.clone(), bias: bias.clone() };
+                let site = Site {
+                    layer: self.layer,
+                    module,
+                    rows,
+                    module_outputs,
+                    weight: weight.clone(),
+                    bias: bias.clone(),
+                };
                 Some(surveyor.add(site))
             }
             _ => None,

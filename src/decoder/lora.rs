@@ -9,7 +9,7 @@ use std::{
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout as TensorLayout, Tensor};
 use rayon::prelude::*;
 
-use super::{Batch, layout::Layout, op::numbers};
+use super::{Batch, layout::Layout, op::numbers, trained::Trained};
 use crate::{
     Error, Result,
     kernels::{Isa, dense::DenseMatrix},
@@ -18,6 +18,8 @@ use crate::{
 
 /// A linear map that adapters may change.
 pub struct Site {
+    /// The layer it is in, if any.
+    pub layer: Option<usize>,
     /// The name of its module in the Hugging Face model.
     pub module: String,
     /// Which rows of the module's output it makes, if not all in order.
@@ -26,6 +28,20 @@ pub struct Site {
     pub module_outputs: usize,
     pub weight: Matrix,
     pub bias: Option<Tensor>,
+}
+
+impl Site {
+    /// The lengths of the weight's rows with B and A of an adapter in them.
+    pub fn norms(&self, tensors: &LoraTensors) -> Result<Vec<f32>> {
+        let [outputs, _] = self.weight.shape()?;
+        let norm = |row: usize| Ok(tensors.row_norm(self.module_row(row), self.weight.row(row)?));
+        (0..outputs).into_par_iter().map(norm).collect()
+    }
+
+    /// Which row of the module's output a row is.
+    fn module_row(&self, row: usize) -> usize {
+        self.rows.as_ref().map_or(row, |rows| rows[row])
+    }
 }
 
 /// Where a model's linear maps are noted as they are loaded.
@@ -63,12 +79,24 @@ impl Sites {
     /// Makes an adapter for this model of what a file has.
     pub fn resolve(&self, file: &AdapterFile) -> Result<Adapter> {
         let mut changes: Vec<Option<Change>> = self.sites.iter().map(|_| None).collect();
-        for (module, tensors) in &file.modules {
+        for (tensors, indices) in self.matched(file)? {
+            let a = Arc::new(panels(tensors.a.iter().copied(), tensors.rank, tensors.inputs()));
+            for &index in indices {
+                changes[index] = Some(Change::new(&self.sites[index], tensors, a.clone())?);
+            }
+        }
+        Ok(Adapter { changes })
+    }
+
+    /// The modules of a file, in order, with the sites that each of them changes.
+    pub fn matched<'a>(&self, file: &'a AdapterFile) -> Result<Vec<(&'a LoraTensors, &[usize])>> {
+        let mut seen = BTreeSet::new();
+        let matched = |(module, tensors): (&String, &'a LoraTensors)| {
             let bad = |reason: String| Error::model(&file.path, format!("module {module} {reason}"));
             let indices = self.find(module).ok_or_else(|| {
-                bad(format!("is no linear map of this model that can be changed; they are called {}", self.known()))
+                let known = self.short_names().into_iter().collect::<Vec<_>>().join(", ");
+                bad(format!("is no linear map of this model that can be changed; they are called {known}"))
             })?;
-            let a = Arc::new(panels(tensors.a.iter().copied(), tensors.rank, tensors.inputs()));
             for &index in indices {
                 let site = &self.sites[index];
                 let [_, inputs] = site.weight.shape()?;
@@ -76,22 +104,36 @@ impl Sites {
                 if theirs != ours {
                     return Err(bad(format!("is of {theirs:?} in the adapter and of {ours:?} in the model")));
                 }
-                if changes[index].replace(Change::new(site, tensors, a.clone())?).is_some() {
+                if !seen.insert(index) {
                     return Err(bad("is there under two names".into()));
                 }
             }
-        }
-        Ok(Adapter { changes })
+            Ok((tensors, indices))
+        };
+        file.modules.iter().map(matched).collect()
     }
 
     /// The sites of a module, whichever of the model's names it has.
-    fn find(&self, module: &str) -> Option<&Vec<usize>> {
-        self.layout.usual_names(module).iter().find_map(|name| self.modules.get(name))
+    fn find(&self, module: &str) -> Option<&[usize]> {
+        self.layout.usual_names(module).iter().find_map(|name| self.modules.get(name)).map(Vec::as_slice)
     }
 
-    fn known(&self) -> String {
-        let last = |module: &String| module.rsplit('.').next().unwrap_or_default().to_owned();
-        self.modules.keys().map(last).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+    pub fn get(&self, index: usize) -> &Site {
+        &self.sites[index]
+    }
+
+    pub fn len(&self) -> usize {
+        self.sites.len()
+    }
+
+    /// The modules, each with its sites.
+    pub fn modules(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = &Site>)> {
+        self.modules.iter().map(|(module, sites)| (module.as_str(), sites.iter().map(|site| &self.sites[*site])))
+    }
+
+    /// The last parts of the modules' names.
+    pub fn short_names(&self) -> BTreeSet<&str> {
+        self.modules.keys().filter_map(|module| module.rsplit('.').next()).collect()
     }
 }
 
@@ -135,12 +177,11 @@ struct Magnitudes {
 impl Change {
     fn new(site: &Site, tensors: &LoraTensors, a: Arc<DenseMatrix>) -> Result<Self> {
         let [outputs, _] = site.weight.shape()?;
-        let module_row = |row: usize| site.rows.as_ref().map_or(row, |rows| rows[row]);
         let (rank, scale) = (tensors.rank, tensors.scale as f32);
-        let b = (0..outputs).flat_map(|row| &tensors.b[module_row(row) * rank..][..rank]).map(|b| scale * b);
-        let magnitudes = tensors.magnitude.as_ref().map(|_| {
-            let factor = |row| Ok(tensors.row_factor(module_row(row), site.weight.row(row)?).unwrap_or(1.0));
-            let factors = (0..outputs).into_par_iter().map(factor).collect::<Result<Vec<f32>>>()?;
+        let b = (0..outputs).flat_map(|row| &tensors.b[site.module_row(row) * rank..][..rank]).map(|b| scale * b);
+        let magnitudes = tensors.magnitude.as_ref().map(|magnitude| {
+            let norms = site.norms(tensors)?.into_iter().enumerate();
+            let factors: Vec<f32> = norms.map(|(row, norm)| magnitude[site.module_row(row)] / norm).collect();
             let bias = site.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)?.to_vec1::<f32>()).transpose()?;
             let bias = bias.unwrap_or_else(|| vec![0.0; outputs]);
             let offsets = factors.iter().zip(bias).map(|(factor, bias)| (1.0 - factor) * bias).collect();
@@ -191,6 +232,8 @@ fn panels(values: impl Iterator<Item = f32>, rows: usize, columns: usize) -> Den
 pub struct AdaptedRows<'a> {
     /// Each adapter with its rows, in order.
     groups: Vec<(&'a Adapter, Vec<u32>)>,
+    /// What changes all rows.
+    trained: Option<&'a Trained>,
 }
 
 impl<'a> AdaptedRows<'a> {
@@ -205,11 +248,16 @@ impl<'a> AdaptedRows<'a> {
                 None => groups.push((adapter, rows.collect())),
             }
         }
-        Self { groups }
+        Self { groups, trained: None }
+    }
+
+    /// All rows, by an adapter that is being trained.
+    pub fn all(trained: &'a Trained) -> Self {
+        Self { groups: Vec::new(), trained: Some(trained) }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.groups.is_empty()
+        self.groups.is_empty() && self.trained.is_none()
     }
 
     /// Those of a tensor that has some of the rows.
@@ -219,15 +267,20 @@ impl<'a> AdaptedRows<'a> {
             let chosen = rows.iter().zip(0u32..).filter(|(row, _)| of.binary_search(row).is_ok());
             (*adapter, chosen.map(|(_, at)| at).collect::<Vec<_>>())
         };
-        Self { groups: self.groups.iter().map(among).filter(|(_, rows)| !rows.is_empty()).collect() }
+        let groups = self.groups.iter().map(among).filter(|(_, rows)| !rows.is_empty()).collect();
+        Self { groups, trained: self.trained }
     }
 
-    /// Changes the output `y` that the linear map of a site has for `x`, in place.
-    pub fn apply(&self, site: usize, x: &Tensor, y: &Tensor) -> candle_core::Result<()> {
-        y.inplace_op2(x, &AtSite { rows: self, site })
+    /// Changes the output `y` that the linear map of a site has for `x`, in place if nothing is being trained.
+    pub fn apply(&self, site: usize, x: &Tensor, y: Tensor) -> candle_core::Result<Tensor> {
+        if let Some(trained) = self.trained {
+            return trained.apply(site, x, y);
+        }
+        y.inplace_op2(x, &AtSite { rows: self, site })?;
+        Ok(y)
     }
 
-    /// As `apply`, to numbers in memory.
+    /// As `apply`, to numbers in memory, of adapters that are not being trained.
     pub fn apply_to(&self, site: usize, x: &[f32], y: &mut [f32]) {
         for (adapter, rows) in &self.groups {
             if let Some(change) = adapter.changes.get(site).and_then(Option::as_ref) {

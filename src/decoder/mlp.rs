@@ -1,4 +1,6 @@
-use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor};
 
 use super::{
     layout::MlpNames,
@@ -6,7 +8,8 @@ use super::{
     load::{Loader, MlpLinears},
     lora::AdaptedRows,
     op::{binary, unary},
-    spec::{DenseSpec, ExpertsSpec, Gating, Groups, MlpSpec, Routing},
+    router::Router,
+    spec::{DenseSpec, ExpertsSpec, MlpSpec},
 };
 use crate::kernels::{
     Isa, gradients,
@@ -119,11 +122,7 @@ impl Dense {
 pub struct Experts {
     router: Linear,
     experts: Vec<Dense>,
-    per_token: usize,
-    normalise: bool,
-    routing: Routing,
-    /// Added to the scores for the choice alone.
-    biases: Option<Vec<f32>>,
+    choice: Router,
     shared: Option<Shared>,
 }
 
@@ -162,10 +161,12 @@ impl Experts {
             // It is small, and a rounded choice would be another one.
             router: load.as_stored().linear(names.router, [spec.num_experts, hidden_size], spec.router_bias)?,
             experts: networks.into_iter().map(|network| Dense::new(network, &spec.expert)).collect(),
-            per_token: spec.per_token,
-            normalise: spec.normalise,
-            routing: spec.routing,
-            biases: spec.routing.biases.then(|| load.router_biases(spec.num_experts)).transpose()?,
+            choice: Router {
+                per_token: spec.per_token,
+                normalise: spec.normalise,
+                routing: spec.routing,
+                biases: spec.routing.biases.then(|| load.router_biases(spec.num_experts)).transpose()?.map(Arc::from),
+            },
             shared,
         })
     }
@@ -178,14 +179,18 @@ impl Experts {
     fn forward(&self, x: &Tensor, adapted: &AdaptedRows<'_>) -> Result<Tensor> {
         // Experts add to a row in their order, whichever other rows there are.
         let mut sum = x.zeros_like()?;
-        for (expert, chosen) in self.experts.iter().zip(self.route(x)?) {
-            if chosen.is_empty() {
+        // By expert, `[experts, rows]`.
+        let weights = self.choice.weights(&self.router.forward(x)?)?.t()?.contiguous()?;
+        let chosen = weights.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        for (index, (expert, chosen)) in self.experts.iter().zip(chosen).enumerate() {
+            let rows: Vec<u32> =
+                (0u32..).zip(chosen).filter(|(_, weight)| *weight != 0.0).map(|(row, _)| row).collect();
+            if rows.is_empty() {
                 continue;
             }
-            let (rows, weights): (Vec<u32>, Vec<f32>) = chosen.into_iter().unzip();
             let adapted = adapted.select(&rows);
             let rows = Tensor::new(rows, x.device())?;
-            let weights = Tensor::new(weights, x.device())?.to_dtype(x.dtype())?.unsqueeze(1)?;
+            let weights = weights.get(index)?.index_select(&rows, 0)?.unsqueeze(1)?;
             let y = expert.forward(&x.index_select(&rows, 0)?, &adapted)?;
             sum = sum.index_add(&rows, &y.broadcast_mul(&weights)?, 0)?;
         }
@@ -198,65 +203,6 @@ impl Experts {
                 sum + y
             }
             None => Ok(sum),
-        }
-    }
-
-    /// For each expert the rows that go through it, and the weight of what it makes of them.
-    fn route(&self, x: &Tensor) -> Result<Vec<Vec<(u32, f32)>>> {
-        let logits = self.router.forward_to_vec(x)?;
-        let mut chosen = vec![Vec::new(); self.experts.len()];
-        for (row, logits) in logits.chunks_exact(self.experts.len()).enumerate() {
-            for (expert, weight) in self.choose(logits) {
-                chosen[expert].push((row as u32, weight));
-            }
-        }
-        Ok(chosen)
-    }
-
-    /// The experts of a row that score best, and their weights.
-    fn choose(&self, logits: &[f32]) -> Vec<(usize, f32)> {
-        let Routing { gating, groups, weight_scale, .. } = self.routing;
-        let scores: Vec<f32> = match gating {
-            Gating::Softmax => {
-                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                logits.iter().map(|logit| (logit - max).exp()).collect()
-            }
-            Gating::Sigmoid => logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect(),
-        };
-        let mut ranks = scores.clone();
-        if let Some(biases) = &self.biases {
-            ranks.iter_mut().zip(biases).for_each(|(rank, bias)| *rank += bias);
-        }
-        if let Some(Groups { count, per_token }) = groups {
-            leave_groups(&mut ranks, count, per_token);
-        }
-        let best = best(&ranks, self.per_token);
-        let sum: f32 = match (self.normalise, gating) {
-            (true, _) => best.iter().map(|expert| scores[*expert]).sum(),
-            (false, Gating::Softmax) => scores.iter().sum(),
-            (false, Gating::Sigmoid) => 1.0,
-        };
-        best.into_iter().map(|expert| (expert, scores[expert] / sum * weight_scale)).collect()
-    }
-}
-
-/// The greatest of some numbers, the first of equal ones first.
-fn best(ranks: &[f32], count: usize) -> Vec<usize> {
-    let mut best: Vec<usize> = (0..ranks.len()).collect();
-    best.sort_by(|a, b| ranks[*b].total_cmp(&ranks[*a]));
-    best.truncate(count);
-    best
-}
-
-/// Leaves the groups whose two best together rank best.
-fn leave_groups(ranks: &mut [f32], count: usize, per_token: usize) {
-    let size = ranks.len() / count;
-    let of_group = |group: &[f32]| best(group, 2).into_iter().map(|expert| group[expert]).sum();
-    let groups: Vec<f32> = ranks.chunks_exact(size).map(of_group).collect();
-    let left = best(&groups, per_token);
-    for (group, ranks) in ranks.chunks_exact_mut(size).enumerate() {
-        if !left.contains(&group) {
-            ranks.fill(f32::NEG_INFINITY);
         }
     }
 }

@@ -15,7 +15,9 @@ mod norm;
 mod op;
 mod pass;
 mod rope;
+mod router;
 mod spec;
+mod trained;
 
 use std::sync::Arc;
 
@@ -31,10 +33,12 @@ use load::Loader;
 use lora::{AdaptedRows, Surveyor};
 pub use lora::{Adapter, Sites};
 use norm::Norm;
-use pass::Pass;
+pub use op::cross_entropy;
+pub use pass::Pass;
 use rope::Rope;
 use spec::HeadSpec;
 pub use spec::Spec;
+pub use trained::Trained;
 
 use crate::{
     Error, Quantize, Result,
@@ -63,13 +67,12 @@ pub trait Forward: Send {
 
 /// A decoder-only transformer with its weights and its key/value cache.
 pub struct Decoder {
-    network: Network,
+    network: Arc<Network>,
     cache: KvCache,
-    sites: Arc<Sites>,
 }
 
 /// The weights and what is computed with them.
-struct Network {
+pub struct Network {
     spec: Spec,
     device: Device,
     dtype: DType,
@@ -83,6 +86,7 @@ struct Network {
     norm: Option<Norm>,
     head: Linear,
     ropes: Vec<Rope>,
+    sites: Arc<Sites>,
 }
 
 /// Where and how a decoder's weights are placed.
@@ -130,22 +134,32 @@ impl Decoder {
             let into = load.linear(names.project_in, [hidden, embedded], false)?;
             Ok([into, load.linear(names.project_out, [embedded, hidden], false)?])
         };
+        let positions = spec.learned_positions.then(|| embedding(names.positions, positions)).transpose()?;
+        let projections = (embedded != hidden).then(projections).transpose()?;
+        let embedding_norm = spec.embedding_norm.then(|| norm(names.embedding_norm)).transpose()?;
+        let layers = (0..spec.num_layers()).map(layer).collect::<Result<_>>()?;
+        let norm = spec.final_norm.then(|| norm(names.norm)).transpose()?;
         let network = Network {
             embedding: tokens,
-            positions: spec.learned_positions.then(|| embedding(names.positions, positions)).transpose()?,
-            projections: (embedded != hidden).then(projections).transpose()?,
-            embedding_norm: spec.embedding_norm.then(|| norm(names.embedding_norm)).transpose()?,
-            layers: (0..spec.num_layers()).map(layer).collect::<Result<_>>()?,
-            norm: spec.final_norm.then(|| norm(names.norm)).transpose()?,
+            positions,
+            projections,
+            embedding_norm,
+            layers,
+            norm,
             head,
             ropes: spec.ropes.iter().map(|rope| Rope::new(rope, device)).collect(),
             device: device.clone(),
             dtype: *dtype,
+            sites: Arc::new(surveyor.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout))),
             spec: spec.clone(),
         };
         let cache = KvCache::new(&spec, *cache_blocks, *cache_dtype, device)?;
-        let sites = Arc::new(surveyor.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout)));
-        Ok(Self { network, cache, sites })
+        Ok(Self { network: Arc::new(network), cache })
+    }
+
+    /// The weights, which do not change.
+    pub fn network(&self) -> &Arc<Network> {
+        &self.network
     }
 
     /// The memory one block of the cache takes.
@@ -155,19 +169,27 @@ impl Decoder {
 
     /// The memory the weights take.
     pub fn weight_bytes(&self) -> usize {
-        let Network { spec, embedding, layers, head, .. } = &self.network;
+        let Network { spec, embedding, layers, head, .. } = &*self.network;
         let head = if spec.head.tied { 0 } else { head.bytes() };
         embedding.bytes() + head + layers.iter().map(Layer::bytes).sum::<usize>()
     }
 }
 
 impl Network {
-    /// Stores the keys and values of a batch and gives what its last layer does, `[rows, hidden]`.
-    fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Tensor> {
-        let tokens = Tensor::new(batch.tokens.as_slice(), &self.device)?;
+    /// What all layers of a pass share.
+    fn pass<'a>(&self, batch: &'a Batch, adapted: AdaptedRows<'a>) -> candle_core::Result<Pass<'a>> {
         let rotations = self.ropes.iter().map(|rope| rope.at(batch, self.dtype));
-        let rotations = rotations.collect::<candle_core::Result<_>>()?;
-        let pass = &Pass { batch, rotations, adapted: AdaptedRows::of(batch) };
+        Ok(Pass { batch, rotations: rotations.collect::<candle_core::Result<_>>()?, adapted })
+    }
+
+    /// A pass over whole sequences with an adapter that is being trained.
+    pub fn training_pass<'a>(&self, batch: &'a Batch, trained: &'a Trained) -> candle_core::Result<Pass<'a>> {
+        self.pass(batch, AdaptedRows::all(trained))
+    }
+
+    /// What the first layer takes, `[rows, hidden]`.
+    pub fn embed(&self, batch: &Batch) -> candle_core::Result<Tensor> {
+        let tokens = Tensor::new(batch.tokens.as_slice(), &self.device)?;
         let mut x = self.embedding.forward(&tokens)?;
         if self.spec.embedding_scale != 1.0 {
             x = (x * self.spec.embedding_scale)?;
@@ -180,26 +202,77 @@ impl Network {
             let rows = Tensor::from_iter(batch.positions.iter().map(|position| first + position), &self.device)?;
             x = (x + positions.forward(&rows)?)?;
         }
-        if let Some(norm) = &self.embedding_norm {
-            x = norm.forward(&x)?;
+        match &self.embedding_norm {
+            Some(norm) => norm.forward(&x),
+            None => Ok(x),
         }
+    }
+
+    /// What a layer does to whole sequences, `[rows, hidden]`; differentiable.
+    pub fn layer(&self, index: usize, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
+        self.layers[index].forward(x, pass, None)
+    }
+
+    /// The logits of rows of the last layer, `[rows, vocab_size]`; differentiable.
+    pub fn head(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
+        let logits = self.head.adapted(&self.before_head(x)?, &pass.adapted)?;
+        let HeadSpec { scale, softcap, .. } = self.spec.head;
+        let logits = if scale == 1.0 { logits } else { (logits * f64::from(scale))? };
+        match softcap.map(f64::from) {
+            Some(cap) => (logits / cap)?.tanh()? * cap,
+            None => Ok(logits),
+        }
+    }
+
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    pub fn vocab_size(&self) -> usize {
+        self.spec.vocab_size
+    }
+
+    pub fn sites(&self) -> &Arc<Sites> {
+        &self.sites
+    }
+
+    /// Whether gradients can be found: they are by the CPU's kernels.
+    pub fn differentiable(&self) -> bool {
+        self.device.is_cpu()
+    }
+
+    /// See [`Forward::regime`].
+    pub fn regime(&self, prompt_len: usize, len: usize) -> usize {
+        self.ropes.iter().map(|rope| rope.regime(prompt_len, len)).max().unwrap_or(0)
+    }
+
+    /// Stores the keys and values of a batch and gives what its last layer does, `[rows, hidden]`.
+    fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Tensor> {
+        let pass = &self.pass(batch, AdaptedRows::of(batch))?;
+        let mut x = self.embed(batch)?;
         for (layer, cache) in self.layers.iter().zip(cache.layers()) {
             x = layer.forward(&x, pass, Some(cache))?;
         }
         Ok(x)
     }
 
+    /// What the head takes.
+    fn before_head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let x = match &self.norm {
+            Some(norm) => norm.forward(hidden)?,
+            None => hidden.clone(),
+        };
+        match &self.projections {
+            Some([_, project_out]) => project_out.forward(&x),
+            None => Ok(x),
+        }
+    }
+
     /// The logits of the rows that are sampled, `[rows, vocab_size]`.
     fn logits(&self, hidden: &Tensor, batch: &Batch) -> candle_core::Result<Vec<f32>> {
         let adapted = AdaptedRows::of(batch).select(&batch.sampled);
         let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
-        let mut x = hidden.index_select(&rows, 0)?;
-        if let Some(norm) = &self.norm {
-            x = norm.forward(&x)?;
-        }
-        if let Some([_, project_out]) = &self.projections {
-            x = project_out.forward(&x)?;
-        }
+        let x = self.before_head(&hidden.index_select(&rows, 0)?)?;
         let mut logits = self.head.adapted_to_vec(&x, &adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
         if scale != 1.0 || softcap.is_some() {
@@ -211,7 +284,7 @@ impl Network {
 
 impl Forward for Decoder {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        let Self { network, cache, .. } = self;
+        let Self { network, cache } = self;
         let vocab_size = network.spec.vocab_size;
         if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
             return Err(Error::internal(format!("token {token} is not in a vocabulary of {vocab_size}")));
@@ -224,11 +297,11 @@ impl Forward for Decoder {
     }
 
     fn regime(&self, prompt_len: usize, len: usize) -> usize {
-        self.network.ropes.iter().map(|rope| rope.regime(prompt_len, len)).max().unwrap_or(0)
+        self.network.regime(prompt_len, len)
     }
 
     fn sites(&self) -> Option<Arc<Sites>> {
         // What they change is computed by the CPU's kernels.
-        self.network.device.is_cpu().then(|| self.sites.clone())
+        self.network.device.is_cpu().then(|| self.network.sites.clone())
     }
 }

@@ -2,6 +2,7 @@
 //! candle's backward pass goes through them, too.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor};
+use rayon::prelude::*;
 
 /// An operation on contiguous tensors, `[rows, …]`, that makes rows of `columns` numbers.
 struct Op<F, B> {
@@ -19,6 +20,34 @@ where
     B: Fn(&[f32], &[f32], &[f32]) -> Result<Vec<f32>> + Send + Sync + 'static,
 {
     x.apply_op1(Op { columns, forward, backward })
+}
+
+/// `-ln softmax(logits)[target]` of each row, `[rows, 1]`.
+pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let (columns, targets) = (logits.dim(1)?, targets.to_vec());
+    let back = targets.clone();
+    let normaliser = |logits: &[f32]| {
+        let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        greatest + logits.iter().map(|logit| (logit - greatest).exp()).sum::<f32>().ln()
+    };
+    unary(
+        logits,
+        1,
+        move |logits| {
+            let rows = logits.par_chunks(columns).zip(&targets);
+            Ok(rows.map(|(logits, target)| normaliser(logits) - logits[*target as usize]).collect())
+        },
+        move |logits, _, gradient| {
+            let mut by_logits = logits.to_vec();
+            let rows = by_logits.par_chunks_mut(columns).zip(&back).zip(gradient);
+            rows.for_each(|((logits, target), gradient)| {
+                let normaliser = normaliser(logits);
+                logits.iter_mut().for_each(|logit| *logit = (*logit - normaliser).exp() * gradient);
+                logits[*target as usize] -= gradient;
+            });
+            Ok(by_logits)
+        },
+    )
 }
 
 /// As `unary`, of two tensors.

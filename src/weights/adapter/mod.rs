@@ -86,11 +86,10 @@ impl LoraTensors {
         }
     }
 
-    /// What the output of a row of the weight, changed by B and A, is multiplied by.
-    pub(crate) fn row_factor(&self, row: usize, mut weights: Vec<f32>) -> Option<f32> {
-        let magnitude = self.magnitude.as_ref()?[row];
+    /// The length of a row of the weight, changed by B and A.
+    pub(crate) fn row_norm(&self, row: usize, mut weights: Vec<f32>) -> f32 {
         self.add_to(row, &mut weights);
-        Some(magnitude / norm(&weights))
+        norm(&weights)
     }
 
     fn add_to(&self, row: usize, weights: &mut [f32]) {
