@@ -23,6 +23,8 @@ macro_rules! setters {
     };
 }
 
+pub(crate) use setters;
+
 /// How a model is loaded. `LoadConfig::new()` and the builder methods.
 ///
 /// ```

@@ -63,6 +63,7 @@ mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod text;
+mod training;
 mod weights;
 
 pub use config::{Deadline, GenerateConfig, KvCacheType, LoadConfig, LoadProgress, ProgressFn, Quantize};
@@ -71,8 +72,11 @@ pub use error::{Cause, Error, Result};
 pub use merge::merge_adapter;
 pub use message::{Message, Role};
 pub use model::{
-    AttentionInspector, BatchResult, ClassifyResult, GenerateMetrics, ModelInfo, ModelStats, TextModel, TrainableModel,
-    load_model, load_trainable,
+    AttentionInspector, BatchResult, ClassifyResult, GenerateMetrics, ModelInfo, ModelStats, TextModel, load_model,
+    load_trainable,
 };
 pub use stream::{FinishReason, Token, TokenLogprobs, TokenSender, TokenStream};
+pub use training::{
+    Adapter, LoraConfig, Schedule, TrainConfig, TrainExample, TrainProgress, TrainStream, TrainableModel,
+};
 pub use weights::{AdapterFile, LoraTensors};

@@ -2,7 +2,7 @@ use std::{path::Path, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{Error, GenerateConfig, LoadConfig, Message, Result, Token, TokenStream, backend};
+use crate::{Error, GenerateConfig, LoadConfig, Message, Result, Token, TokenStream, TrainableModel, backend};
 
 /// A loaded language model: one handle for any number of tasks.
 ///
@@ -125,9 +125,6 @@ pub trait TextModel: Send + Sync {
         None
     }
 }
-
-/// A model that can be fine-tuned. No backend of this version has one.
-pub trait TrainableModel: TextModel {}
 
 /// A model whose attention can be read. No backend of this version has one.
 pub trait AttentionInspector: TextModel {}
@@ -333,9 +330,11 @@ pub async fn load_model(path: impl AsRef<Path>, config: LoadConfig) -> Result<Bo
 /// Loads the model at `path` for training.
 ///
 /// # Errors
-/// As [`load_model`], and [`Error::NotTrainable`]: no backend of this version can train.
+/// As [`load_model`], and [`Error::NotTrainable`] if the backend cannot train: that of this crate for the CPU can.
+///
+/// # Examples
+/// See [`TrainableModel`].
 pub async fn load_trainable(path: impl AsRef<Path>, config: LoadConfig) -> Result<Box<dyn TrainableModel>> {
     let backend = backend::select(config.backend.as_deref())?;
-    let reason = format!("backend {:?} cannot train {}", backend.name(), path.as_ref().display());
-    Err(Error::NotTrainable { reason })
+    backend.load_trainable(path.as_ref(), &config).await
 }

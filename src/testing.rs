@@ -210,8 +210,8 @@ fn text(config: &LoadConfig) -> Result<TextProcessor> {
     let appended = appended.special_tokens(vec![(REPLY, reply)]).build().map_err(|error| failed(error.into()))?;
     tokenizer.with_post_processor(Some(appended));
     let tokenizer = Tokenizer::new(Path::new("scripted"), tokenizer);
-    let end_ids = tokenizer.id_of(END).into_iter().collect();
+    let end_of_text = tokenizer.id_of(END);
     let template = config.chat_template.clone().unwrap_or_else(|| TEMPLATE.into());
     let template = ChatTemplate::new(Path::new("scripted"), template, String::new(), END.into())?;
-    Ok(TextProcessor { tokenizer, template: Some(template), end_ids })
+    Ok(TextProcessor { tokenizer, template: Some(template), end_ids: end_of_text.into_iter().collect(), end_of_text })
 }

@@ -7,19 +7,22 @@ use futures::{
 };
 
 use crate::{
-    AdapterFile, BatchResult, ClassifyResult, Error, GenerateConfig, GenerateMetrics, Message, ModelInfo, ModelStats,
-    Result, TextModel, TokenStream, blocking, engine::Engine, text::Prompt,
+    Adapter, AdapterFile, BatchResult, ClassifyResult, Error, GenerateConfig, GenerateMetrics, LoraConfig, Message,
+    ModelInfo, ModelStats, Result, TextModel, TokenStream, TrainConfig, TrainExample, TrainStream, TrainableModel,
+    blocking, engine::Engine, text::Prompt, training::Trainer,
 };
 
 /// A model that runs in this process.
 pub struct LocalModel {
     info: ModelInfo,
     engine: Engine,
+    /// `None` if the model cannot be trained where it is.
+    trainer: Option<Trainer>,
 }
 
 impl LocalModel {
-    pub fn new(info: ModelInfo, engine: Engine) -> Self {
-        Self { info, engine }
+    pub fn new(info: ModelInfo, engine: Engine, trainer: Option<Trainer>) -> Self {
+        Self { info, engine, trainer }
     }
 
     fn start(&self, prompt: Prompt, config: GenerateConfig) -> TokenStream {
@@ -165,6 +168,48 @@ impl TextModel for LocalModel {
 
     async fn close(&self) -> Result<()> {
         self.engine.close().await;
+        if let Some(trainer) = &self.trainer {
+            trainer.close().await;
+        }
         Ok(())
+    }
+
+    fn as_trainable(&self) -> Option<&dyn TrainableModel> {
+        self.trainer.as_ref().map(|_| self as &dyn TrainableModel)
+    }
+}
+
+impl LocalModel {
+    fn trainer(&self) -> Result<&Trainer> {
+        self.trainer.as_ref().ok_or_else(|| Error::NotTrainable { reason: "models are trained on the CPU".into() })
+    }
+}
+
+impl TrainableModel for LocalModel {
+    fn apply_lora(&self, config: LoraConfig) -> Result<Box<dyn Adapter>> {
+        self.trainer()?.apply_lora(&config)
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.trainer()?.text().tokenizer.encode(text, true)
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.info.vocab_size) {
+            let reason = format!("{id} is not in a vocabulary of {}", self.info.vocab_size);
+            return Err(Error::config("ids", reason));
+        }
+        self.trainer()?.text().tokenizer.decode(ids)
+    }
+
+    fn num_layers(&self) -> usize {
+        self.info.num_layers
+    }
+
+    fn train(&self, examples: Vec<TrainExample>, config: TrainConfig) -> TrainStream {
+        match self.trainer() {
+            Ok(trainer) => trainer.train(examples, config),
+            Err(error) => TrainStream::failed(error),
+        }
     }
 }

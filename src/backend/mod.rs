@@ -14,7 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use crate::{Error, LoadConfig, Result, TextModel};
+use crate::{Error, LoadConfig, Result, TextModel, TrainableModel};
 
 /// Something that can load and run models.
 #[async_trait]
@@ -30,6 +30,16 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// As [`load_model`](crate::load_model).
     async fn load_model(&self, path: &Path, config: &LoadConfig) -> Result<Box<dyn TextModel>>;
+
+    /// Loads the model at `path` for training, if this backend can train.
+    ///
+    /// # Errors
+    /// As [`load_trainable`](crate::load_trainable).
+    async fn load_trainable(&self, path: &Path, config: &LoadConfig) -> Result<Box<dyn TrainableModel>> {
+        let _ = config;
+        let reason = format!("backend {:?} cannot train {}", self.name(), path.display());
+        Err(Error::NotTrainable { reason })
+    }
 }
 
 type Registry = BTreeMap<String, Arc<dyn Backend>>;

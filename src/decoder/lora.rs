@@ -39,7 +39,7 @@ impl Site {
     }
 
     /// Which row of the module's output a row is.
-    fn module_row(&self, row: usize) -> usize {
+    pub fn module_row(&self, row: usize) -> usize {
         self.rows.as_ref().map_or(row, |rows| rows[row])
     }
 }

@@ -10,11 +10,13 @@ mod scheduler;
 mod sequence;
 mod state;
 mod ticket;
+mod turns;
 mod worker;
 
 use std::{sync::Arc, thread, time::Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error, GenerateConfig, GenerateMetrics, ModelStats, Result, TokenStream,
@@ -27,7 +29,8 @@ use front::{Front, PromptLimits};
 pub use scheduler::Limits;
 use state::State;
 use ticket::Ticket;
-use worker::Worker;
+pub use turns::{Turn, Turns};
+use worker::{Inbox, Worker};
 
 /// Requests of batches that may wait beside those of streams. Few, so that a long batch never stands
 /// before a stream with more than these.
@@ -64,7 +67,9 @@ pub struct Engine {
     stream_buffer: usize,
     wake: Arc<Notify>,
     state: Arc<State>,
-    pub adapters: Adapters,
+    pub adapters: Arc<Adapters>,
+    /// Whose turn it is to compute.
+    pub turns: Arc<Turns>,
 }
 
 /// A request on its way to the worker.
@@ -87,7 +92,7 @@ impl Engine {
     /// Starts the threads.
     pub fn start(decoder: Box<dyn Forward>, text: Arc<TextProcessor>, options: Options) -> Result<Self> {
         let state = Arc::new(State::default());
-        let wake = Arc::new(Notify::new());
+        let (wake, turns) = (Arc::new(Notify::new()), Arc::new(Turns::default()));
         let places = options.queue_limit + BATCH_PLACES;
         let (jobs, front_jobs) = mpsc::channel(places);
         let (ready, worker_jobs) = mpsc::channel(places);
@@ -111,9 +116,11 @@ impl Engine {
             stream_buffer: options.stream_buffer,
             wake: wake.clone(),
             state: state.clone(),
-            adapters: Adapters::new(decoder.sites().as_ref()),
+            adapters: Arc::new(Adapters::new(decoder.sites().as_ref())),
+            turns: turns.clone(),
         };
-        let worker = Worker::new(decoder, text, options.clone(), worker_jobs, wake, state);
+        let inbox = Inbox { jobs: worker_jobs, wake, turns };
+        let worker = Worker::new(decoder, text, options, inbox, state);
         // The loop is on one of the threads of its passes, so that none of them waits for another to wake.
         // They end with it.
         threads.spawn(|| worker.run());
@@ -201,6 +208,11 @@ impl Engine {
     pub fn adapter(&self, config: &GenerateConfig) -> Result<Option<Loaded>> {
         self.check_open()?;
         self.adapters.get(config.adapter.as_deref())
+    }
+
+    /// Fires when the model is to close.
+    pub fn closing(&self) -> CancellationToken {
+        self.state.closing.clone()
     }
 
     /// Whether requests are still taken.

@@ -19,6 +19,7 @@ use super::{
     sequence::{Memory, Sequence, Step},
     state::State,
     ticket::{self, End},
+    turns::Turns,
 };
 use crate::{
     Error, Result,
@@ -26,13 +27,21 @@ use crate::{
     text::TextProcessor,
 };
 
+/// What reaches the worker from outside.
+pub struct Inbox {
+    pub jobs: mpsc::Receiver<Prepared>,
+    /// Rung when a reader has made room.
+    pub wake: Arc<Notify>,
+    /// Shared with whoever else computes with the model.
+    pub turns: Arc<Turns>,
+}
+
 /// What owns a model's decoder, on one of the model's threads. Its loop is four moves: schedule, run, sample, deliver.
 pub struct Worker {
     decoder: Box<dyn Forward>,
     text: Arc<TextProcessor>,
     options: Options,
-    jobs: mpsc::Receiver<Prepared>,
-    wake: Arc<Notify>,
+    inbox: Inbox,
     state: Arc<State>,
     scheduler: Scheduler,
     pace: Pace,
@@ -46,15 +55,13 @@ impl Worker {
         decoder: Box<dyn Forward>,
         text: Arc<TextProcessor>,
         options: Options,
-        jobs: mpsc::Receiver<Prepared>,
-        wake: Arc<Notify>,
+        inbox: Inbox,
         state: Arc<State>,
     ) -> Self {
         let scheduler = Scheduler::new(options.limits.clone());
         let peak_memory = options.weight_bytes;
         let (pace, sequences, next_id) = Default::default();
-        let worker =
-            Self { decoder, text, options, jobs, wake, state, scheduler, pace, sequences, next_id, peak_memory };
+        let worker = Self { decoder, text, options, inbox, state, scheduler, pace, sequences, next_id, peak_memory };
         worker.report();
         worker
     }
@@ -80,8 +87,8 @@ impl Worker {
         for id in self.sequences.keys().copied().collect::<Vec<_>>() {
             self.end(id, Error::Closed.into());
         }
-        self.jobs.close();
-        while let Ok(prepared) = self.jobs.try_recv() {
+        self.inbox.jobs.close();
+        while let Ok(prepared) = self.inbox.jobs.try_recv() {
             prepared.request.ticket.fail(Error::Closed);
         }
         drop(self);
@@ -90,7 +97,7 @@ impl Worker {
 
     /// Takes what has come, and lets go of what nobody waits for any more.
     fn intake(&mut self) {
-        while let Ok(prepared) = self.jobs.try_recv() {
+        while let Ok(prepared) = self.inbox.jobs.try_recv() {
             self.add(prepared);
         }
         let now = Instant::now();
@@ -129,10 +136,10 @@ impl Worker {
         let prepared = block_on(async {
             tokio::select! {
                 () = self.state.closing.cancelled() => None,
-                () = self.wake.notified() => None,
+                () = self.inbox.wake.notified() => None,
                 Some(()) = cancellations.next() => None,
                 () = ticket::reached(deadline) => None,
-                prepared = self.jobs.recv() => match prepared {
+                prepared = self.inbox.jobs.recv() => match prepared {
                     Some(prepared) => Some(prepared),
                     // The front is gone; only the end is left to wait for.
                     None => { self.state.closing.cancelled().await; None }
@@ -150,11 +157,13 @@ impl Worker {
         self.start(chunks);
         let batch = self.pack(chunks);
         let memory = self.memory();
-        let Self { decoder, sequences, pace, state, .. } = self;
+        let Self { decoder, inbox, sequences, pace, state, .. } = self;
         let run = || {
+            let turn = inbox.turns.pass();
             let begun = Instant::now();
             let logits = decoder.forward(&batch)?;
             let took = begun.elapsed();
+            drop(turn);
             note_pass(chunks, took, pace, state);
             advance(sequences, chunks, &logits, memory)
         };

@@ -38,6 +38,8 @@ pub struct TextProcessor {
     pub template: Option<ChatTemplate>,
     /// The ids that end an answer.
     pub end_ids: Vec<u32>,
+    /// The id that ends a text in what the model learned from.
+    pub end_of_text: Option<u32>,
 }
 
 impl TextProcessor {
@@ -74,7 +76,7 @@ fn chat_context(messages: &[Message], vars: &Map<String, Value>) -> Result<Map<S
     }
     let mut context = vars.clone();
     context.insert("messages".into(), messages.into());
-    context.insert("add_generation_prompt".into(), true.into());
+    context.entry("add_generation_prompt").or_insert(true.into());
     Ok(context)
 }
 

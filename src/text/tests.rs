@@ -60,7 +60,8 @@ fn tokenizers() -> Vec<(String, Arc<TextProcessor>, Value)> {
     let expected = json("gguf/expected.json");
     let files =
         GGUF_FILES.map(|name| (name.to_owned(), gguf_tokenizer(&golden("gguf").join(name)), expected[name].clone()));
-    let text = |tokenizer| Arc::new(TextProcessor { tokenizer, template: None, end_ids: Vec::new() });
+    let text =
+        |tokenizer| Arc::new(TextProcessor { tokenizer, template: None, end_ids: Vec::new(), end_of_text: None });
     directories
         .into_iter()
         .chain([opt])
@@ -226,7 +227,12 @@ const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.cont
 
 fn chatml() -> TextProcessor {
     let tokenizer = Tokenizer::read(&golden("mha_tied/tokenizer.json")).unwrap();
-    TextProcessor { tokenizer, template: Some(template(CHATML.to_owned(), &Value::Null)), end_ids: Vec::new() }
+    TextProcessor {
+        tokenizer,
+        template: Some(template(CHATML.to_owned(), &Value::Null)),
+        end_ids: Vec::new(),
+        end_of_text: None,
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::{
     decoder::{self, Decoder, Placement, Spec},
     engine::{Engine, Options},
     text::{ChatTemplate, TemplateSource, TextProcessor, Tokenizer, gguf, vocabulary},
+    training::Trainer,
     weights::{Checkpoint, Config, Store, gguf::Metadata},
 };
 
@@ -60,12 +61,14 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         weight_bytes: decoder.weight_bytes(),
         block_bytes,
     };
-    let engine = Engine::start(Box::new(decoder), text, options)?;
+    let network = decoder.network().clone();
+    let engine = Engine::start(Box::new(decoder), text.clone(), options)?;
+    let trainer = network.differentiable().then(|| Trainer::new(&network, text, &engine));
     if let Some(adapter) = adapter {
         engine.adapters.set_default(engine.adapters.sites()?.resolve(&adapter)?);
     }
     tracing::info!(path = %path.display(), ?info, "loaded a model");
-    Ok(LocalModel::new(info, engine))
+    Ok(LocalModel::new(info, engine, trainer))
 }
 
 /// The device all layers run on: splitting them is not possible, leaving it aside is.
@@ -132,11 +135,12 @@ fn text(checkpoint: &Checkpoint, config: &LoadConfig) -> Result<TextProcessor> {
     if let Some(source) = &config.chat_template {
         found.template = Some(source.clone().into());
     }
+    let end_of_text = found.tokenizer.id_of(&found.eos_token);
     let template = match found.template {
         Some(source) => Some(ChatTemplate::new(&checkpoint.path, source, found.bos_token, found.eos_token)?),
         None => None,
     };
-    Ok(TextProcessor { tokenizer: found.tokenizer, template, end_ids: found.end_ids })
+    Ok(TextProcessor { tokenizer: found.tokenizer, template, end_ids: found.end_ids, end_of_text })
 }
 
 /// What a model's files say about text.

@@ -7,8 +7,8 @@ use std::{path::Path, sync::Arc};
 use async_trait::async_trait;
 use candle_core::Device;
 
-use super::Backend;
-use crate::{Error, LoadConfig, Result, TextModel, blocking};
+use super::{Backend, local::LocalModel};
+use crate::{Error, LoadConfig, Result, TextModel, TrainableModel, blocking};
 
 /// The backends of this module.
 pub fn backends() -> [Arc<dyn Backend>; 3] {
@@ -31,6 +31,15 @@ impl CandleBackend {
             Self::Metal => Device::new_metal(0),
         }
     }
+
+    async fn load(self, path: &Path, config: &LoadConfig) -> Result<LocalModel> {
+        config.validate()?;
+        let device = self
+            .device()
+            .map_err(|error| Error::BackendUnavailable { name: self.name().to_owned(), reason: error.to_string() })?;
+        let (path, config) = (path.to_owned(), config.clone());
+        blocking::run("load", move || load::load(&path, &config, device)).await
+    }
 }
 
 #[async_trait]
@@ -52,11 +61,16 @@ impl Backend for CandleBackend {
     }
 
     async fn load_model(&self, path: &Path, config: &LoadConfig) -> Result<Box<dyn TextModel>> {
-        config.validate()?;
-        let device = self
-            .device()
-            .map_err(|error| Error::BackendUnavailable { name: self.name().to_owned(), reason: error.to_string() })?;
-        let (path, config) = (path.to_owned(), config.clone());
-        Ok(Box::new(blocking::run("load", move || load::load(&path, &config, device)).await?))
+        Ok(Box::new(self.load(path, config).await?))
+    }
+
+    async fn load_trainable(&self, path: &Path, config: &LoadConfig) -> Result<Box<dyn TrainableModel>> {
+        let model = self.load(path, config).await?;
+        match model.as_trainable() {
+            Some(_) => Ok(Box::new(model)),
+            None => {
+                Err(Error::NotTrainable { reason: format!("models are trained on the CPU, not on {}", self.name()) })
+            }
+        }
     }
 }

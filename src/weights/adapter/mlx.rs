@@ -33,5 +33,5 @@ pub fn read(path: &Path, config: &Config) -> Result<AdapterFile> {
     };
     let modules = Storage { part, scale: scale_of, transposed: true, dora, file: &file }.read()?;
     let base_model = config.opt_str("model")?.map(str::to_owned);
-    Ok(AdapterFile { base_model, modules, path: path.to_owned() })
+    Ok(AdapterFile { base_model, modules, path: path.to_owned(), bfloat16: false })
 }

@@ -32,6 +32,8 @@ pub struct AdapterFile {
     pub base_model: Option<String>,
     /// What changes each module, by the module's name in the Hugging Face model: `model.layers.0.self_attn.q_proj`.
     pub modules: BTreeMap<String, LoraTensors>,
+    /// Whether [`write`](Self::write) rounds to bfloat16, half as many bytes.
+    pub bfloat16: bool,
     /// Where it was read from.
     pub(crate) path: PathBuf,
 }

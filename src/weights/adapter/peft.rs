@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use half::bf16;
 use regex::Regex;
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, Value, json};
@@ -53,7 +54,7 @@ pub fn read(path: &Path, config: &Config) -> Result<AdapterFile> {
         file: &file,
     };
     let base_model = config.opt_str("base_model_name_or_path")?.filter(|name| !name.is_empty()).map(str::to_owned);
-    Ok(AdapterFile { base_model, modules: storage.read()?, path: path.to_owned() })
+    Ok(AdapterFile { base_model, modules: storage.read()?, path: path.to_owned(), bfloat16: false })
 }
 
 /// Refuses what is no LoRA of linear maps.
@@ -186,7 +187,10 @@ fn tensors(adapter: &AdapterFile) -> std::result::Result<Vec<u8>, safetensors::S
     for (module, tensors) in &adapter.modules {
         let LoraTensors { rank, a, b, magnitude, .. } = tensors;
         let mut add = |suffix: &str, shape: Vec<usize>, numbers: &[f32]| {
-            let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            let bytes = match adapter.bfloat16 {
+                true => numbers.iter().flat_map(|number| bf16::from_f32(*number).to_le_bytes()).collect(),
+                false => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
+            };
             stored.push((format!("{PREFIX}{module}.{suffix}"), shape, bytes));
         };
         add("lora_A.weight", vec![*rank, tensors.inputs()], a);
@@ -195,8 +199,8 @@ fn tensors(adapter: &AdapterFile) -> std::result::Result<Vec<u8>, safetensors::S
             add("lora_magnitude_vector", vec![magnitude.len()], magnitude);
         }
     }
-    let views =
-        stored.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
+    let dtype = if adapter.bfloat16 { Dtype::BF16 } else { Dtype::F32 };
+    let views = stored.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(dtype, shape.clone(), bytes)?)));
     let views: Vec<_> = views.collect::<std::result::Result<_, safetensors::SafeTensorError>>()?;
     safetensors::serialize(views, Some(HashMap::from([("format".to_owned(), "pt".to_owned())])))
 }

@@ -1,0 +1,167 @@
+//! Checkpoints of a training: `step-000100/` with the adapter as PEFT reads it, and all that going on from there needs.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    TrainConfig,
+    adamw::{AdamW, Moments},
+    data::Sample,
+    lora::parameters,
+};
+use crate::{AdapterFile, Error, Result};
+
+const STATE: &str = "training.json";
+const NUMBERS: &str = "training.safetensors";
+/// Checkpoints that are kept.
+const KEPT: usize = 2;
+
+/// Where a training is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Steps taken.
+    pub step: usize,
+    /// Evaluations in a row without a lower loss, and the lowest.
+    pub without_improvement: usize,
+    pub best_loss: Option<f32>,
+    /// What has to be as it was for training to go on: examples and configuration.
+    pub fingerprint: String,
+}
+
+impl State {
+    /// Takes note of an evaluation, and says whether the loss has been no lower for as long as `patience` goes.
+    pub fn note(&mut self, loss: f32, patience: Option<usize>) -> bool {
+        if self.best_loss.is_none_or(|best| loss < best) {
+            (self.best_loss, self.without_improvement) = (Some(loss), 0);
+        } else {
+            self.without_improvement += 1;
+        }
+        patience.is_some_and(|patience| self.without_improvement >= patience)
+    }
+}
+
+/// Writes a checkpoint. A crash leaves it out, or whole; those before it stay until it is there.
+pub fn write(dir: &Path, state: &State, file: &mut AdapterFile, adamw: &AdamW) -> Result<()> {
+    let name = format!("step-{:06}", state.step);
+    let part = dir.join(format!("{name}.part"));
+    let failed = |error: io::Error| Error::model(&part, format!("the checkpoint could not be written: {error}"));
+    if part.exists() {
+        fs::remove_dir_all(&part).map_err(failed)?;
+    }
+    fs::create_dir_all(&part).map_err(failed)?;
+    file.write(&part)?;
+    let mut numbers = Vec::new();
+    for (i, values) in parameters(file).into_iter().enumerate() {
+        numbers.push((format!("value.{i}"), &*values));
+    }
+    for (i, moments) in adamw.moments.iter().enumerate() {
+        numbers.push((format!("first.{i}"), &moments.first));
+        numbers.push((format!("second.{i}"), &moments.second));
+    }
+    let views = numbers.iter().map(|(name, values)| {
+        let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
+        Ok((name, view.map_err(|error| Error::internal(error.to_string()))?))
+    });
+    let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None)
+        .map_err(|error| Error::internal(error.to_string()))?;
+    synced(&part.join(NUMBERS), &bytes).map_err(failed)?;
+    let state_json = serde_json::to_vec_pretty(state).map_err(|error| Error::internal(error.to_string()))?;
+    synced(&part.join(STATE), &state_json).map_err(failed)?;
+    let whole = dir.join(&name);
+    if whole.exists() {
+        fs::remove_dir_all(&whole).map_err(failed)?;
+    }
+    fs::rename(&part, &whole).map_err(failed)?;
+    for (_, old) in found(dir)?.into_iter().rev().skip(KEPT) {
+        fs::remove_dir_all(&old).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The state after the latest whole checkpoint, if there is one; what it holds is put into `file` and `adamw`.
+pub fn read(dir: &Path, file: &mut AdapterFile, adamw: &mut AdamW) -> Result<Option<State>> {
+    let Some((_, latest)) = found(dir)?.pop() else { return Ok(None) };
+    let path = latest.join(STATE);
+    let state: State =
+        serde_json::from_slice(&bytes(&path)?).map_err(|error| Error::model(&path, error.to_string()))?;
+    let path = latest.join(NUMBERS);
+    let stored = bytes(&path)?;
+    let tensors = SafeTensors::deserialize(&stored).map_err(|error| Error::model(&path, error.to_string()))?;
+    let numbers = |name: String, len: usize| {
+        let bad = |reason: String| Error::model(&path, format!("tensor {name}: {reason}"));
+        let tensor = tensors.tensor(&name).map_err(|error| bad(error.to_string()))?;
+        if tensor.dtype() != Dtype::F32 || tensor.shape() != [len] {
+            return Err(bad(format!("{:?} of {:?} and not {len} of F32", tensor.shape(), tensor.dtype())));
+        }
+        Ok(tensor
+            .data()
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+            .collect())
+    };
+    let mut moments = Vec::new();
+    for (i, values) in parameters(file).into_iter().enumerate() {
+        *values = numbers(format!("value.{i}"), values.len())?;
+        moments.push(Moments {
+            first: numbers(format!("first.{i}"), values.len())?,
+            second: numbers(format!("second.{i}"), values.len())?,
+        });
+    }
+    *adamw = AdamW { steps: state.step as u32, moments };
+    Ok(Some(state))
+}
+
+/// Whole checkpoints, the latest last.
+fn found(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::model(dir, error.to_string())),
+    };
+    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<usize>().ok();
+    let mut found: Vec<_> =
+        entries.flatten().map(|entry| entry.path()).filter_map(|path| Some((step(&path)?, path))).collect();
+    found.sort();
+    Ok(found)
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| Error::model(path, error.to_string()))
+}
+
+/// Writes a file and waits until it is on the disk.
+fn synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    io::Write::write_all(&mut file, bytes)?;
+    file.sync_all()
+}
+
+/// What tells trainings apart: whatever decides how an example changes the adapter.
+pub fn fingerprint(config: &TrainConfig, file: &AdapterFile, samples: &[Sample]) -> String {
+    // How long training is to go on, and what is kept of it, may change.
+    let fresh = TrainConfig::default();
+    let config = TrainConfig {
+        epochs: fresh.epochs,
+        max_steps: fresh.max_steps,
+        patience: fresh.patience,
+        eval_every: fresh.eval_every,
+        checkpoint_dir: fresh.checkpoint_dir,
+        checkpoint_every: fresh.checkpoint_every,
+        checkpoint_activations: fresh.checkpoint_activations,
+        ..config.clone()
+    };
+    let shapes =
+        file.modules.iter().map(|(module, of)| format!("{module} {} {} {}", of.rank, of.scale, of.magnitude.is_some()));
+    let samples = samples.iter().map(|sample| format!("{sample:?}"));
+    // FNV-1a, the same in every build.
+    let parts = [format!("{config:?}")].into_iter().chain(shapes).chain(samples);
+    let hash = parts
+        .flat_map(|part| part.into_bytes().into_iter().chain([0]))
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}")
+}

@@ -1,0 +1,322 @@
+use std::path::PathBuf;
+
+use crate::{Error, Message, Result, config::setters};
+
+/// Which adapter is trained. `LoraConfig::new()` and the builder methods.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct LoraConfig {
+    /// The rank of what is added to a matrix (8).
+    pub rank: usize,
+    /// What is added is multiplied by `alpha / rank` (16).
+    pub alpha: f32,
+    /// The linear maps that are adapted, by what their modules' names end with (`q_proj`, `v_proj`); `all-linear` stands
+    /// for all of the layers.
+    pub target_keys: Vec<String>,
+    /// Whether the adapter is saved in bfloat16 (`false`: in 32 bits). It is trained in 32 bits.
+    pub bfloat16: bool,
+    /// Whether it is multiplied by `alpha / √rank` instead ([rsLoRA](https://arxiv.org/abs/2312.03732)).
+    pub rank_stabilised: bool,
+    /// Whether the lengths of the weights' rows are learned, too ([DoRA](https://arxiv.org/abs/2402.09353)).
+    pub dora: bool,
+    /// What the random numbers of a new adapter are made from (0).
+    pub seed: u64,
+    /// A directory of PEFT or MLX-LM with an adapter to begin with, whose ranks, scales and modules take the place of those
+    /// here.
+    pub initial: Option<PathBuf>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            target_keys: vec!["q_proj".into(), "v_proj".into()],
+            bfloat16: false,
+            rank_stabilised: false,
+            dora: false,
+            seed: 0,
+            initial: None,
+        }
+    }
+}
+
+impl LoraConfig {
+    /// Rank 8 on queries and values.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    setters! {
+        /// Sets [`rank`](Self::rank).
+        rank: usize => rank;
+        /// Sets [`alpha`](Self::alpha).
+        alpha: f32 => alpha;
+        /// Sets [`bfloat16`](Self::bfloat16).
+        bfloat16: bool => bfloat16;
+        /// Sets [`rank_stabilised`](Self::rank_stabilised).
+        rank_stabilised: bool => rank_stabilised;
+        /// Sets [`dora`](Self::dora).
+        dora: bool => dora;
+        /// Sets [`initial`](Self::initial).
+        initial: impl Into<PathBuf> => Some(initial.into());
+        /// Sets [`seed`](Self::seed).
+        seed: u64 => seed;
+    }
+
+    /// Sets [`target_keys`](Self::target_keys).
+    #[must_use]
+    pub fn target_keys<S: Into<String>>(mut self, keys: impl IntoIterator<Item = S>) -> Self {
+        self.target_keys = keys.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// What the product of the two matrices is multiplied by.
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        f64::from(self.alpha) / if self.rank_stabilised { rank.sqrt() } else { rank }
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.rank == 0 {
+            return Err(Error::config("rank", "at least 1 is needed"));
+        }
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return Err(Error::config("alpha", format!("{} is not above zero", self.alpha)));
+        }
+        if self.target_keys.is_empty() {
+            return Err(Error::config("target_keys", "there are none"));
+        }
+        Ok(())
+    }
+}
+
+/// How the learning rate goes on after it has risen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Schedule {
+    /// Down to zero in a straight line.
+    #[default]
+    Linear,
+    /// Down to zero along half a cosine.
+    Cosine,
+    /// It stays.
+    Constant,
+}
+
+/// What a model learns from.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum TrainExample {
+    /// A text, all of which is learned but its first token.
+    Text(String),
+    /// A conversation, written down by the model's chat template: what the assistant says is learned.
+    Chat(Vec<Message>),
+    /// Tokens, all of which are learned but the first.
+    Tokens(Vec<u32>),
+}
+
+impl TrainExample {
+    /// A text.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::Text(text.into())
+    }
+
+    /// A conversation.
+    pub fn chat(messages: impl Into<Vec<Message>>) -> Self {
+        Self::Chat(messages.into())
+    }
+}
+
+/// How an adapter is trained. `TrainConfig::new()` and the builder methods.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct TrainConfig {
+    /// How often each example is learned from (3).
+    pub epochs: usize,
+    /// Ends training after that many steps; `None`: after all epochs.
+    pub max_steps: Option<usize>,
+    /// Examples that go through the model together (4), side by side without padding: short ones cost no more than they are.
+    pub batch_size: usize,
+    /// Such batches that a step learns from (1).
+    pub gradient_accumulation: usize,
+    /// Tokens of an example (1024); what is longer is cut off.
+    pub max_tokens: usize,
+    /// Whether texts end with the model's end of text, so that it learns to stop there (`false`).
+    pub end_of_text: bool,
+    /// Whether each epoch takes the examples in another order (`true`).
+    pub shuffle: bool,
+    /// The greatest learning rate (2e-4).
+    pub learning_rate: f32,
+    /// Steps in which the learning rate rises to it (0).
+    pub warmup_steps: usize,
+    /// How it goes on.
+    pub schedule: Schedule,
+    /// What parameters lose per step, times the learning rate (0).
+    pub weight_decay: f32,
+    /// The longest gradient a step follows (1); 0: any.
+    pub max_grad_norm: f32,
+    /// The part of the examples that is not learned but asked for (0).
+    pub eval_split: f32,
+    /// Steps between two evaluations; `None`: one after each epoch.
+    pub eval_every: Option<usize>,
+    /// Ends training after that many evaluations in a row without a lower loss; `None`: never.
+    pub patience: Option<usize>,
+    /// Where checkpoints are kept, the last two; `None`: nowhere. If there is one of the same training, it goes on from
+    /// there, to the bit.
+    pub checkpoint_dir: Option<PathBuf>,
+    /// Steps between two checkpoints (100). The last step makes one, too.
+    pub checkpoint_every: usize,
+    /// Computes what layers do anew on the way back instead of holding it: less memory, a third more work (`false`).
+    pub checkpoint_activations: bool,
+    /// What decides the order of the examples (0).
+    pub seed: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 3,
+            max_steps: None,
+            batch_size: 4,
+            gradient_accumulation: 1,
+            max_tokens: 1024,
+            end_of_text: false,
+            shuffle: true,
+            learning_rate: 2e-4,
+            warmup_steps: 0,
+            schedule: Schedule::default(),
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            eval_split: 0.0,
+            eval_every: None,
+            patience: None,
+            checkpoint_dir: None,
+            checkpoint_every: 100,
+            checkpoint_activations: false,
+            seed: 0,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Three epochs of batches of four.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    setters! {
+        /// Sets [`epochs`](Self::epochs).
+        epochs: usize => epochs;
+        /// Sets [`max_steps`](Self::max_steps).
+        max_steps: usize => Some(max_steps);
+        /// Sets [`batch_size`](Self::batch_size).
+        batch_size: usize => batch_size;
+        /// Sets [`gradient_accumulation`](Self::gradient_accumulation).
+        gradient_accumulation: usize => gradient_accumulation;
+        /// Sets [`max_tokens`](Self::max_tokens).
+        max_tokens: usize => max_tokens;
+        /// Sets [`end_of_text`](Self::end_of_text).
+        end_of_text: bool => end_of_text;
+        /// Sets [`shuffle`](Self::shuffle).
+        shuffle: bool => shuffle;
+        /// Sets [`learning_rate`](Self::learning_rate).
+        learning_rate: f32 => learning_rate;
+        /// Sets [`warmup_steps`](Self::warmup_steps).
+        warmup_steps: usize => warmup_steps;
+        /// Sets [`schedule`](Self::schedule).
+        schedule: Schedule => schedule;
+        /// Sets [`weight_decay`](Self::weight_decay).
+        weight_decay: f32 => weight_decay;
+        /// Sets [`max_grad_norm`](Self::max_grad_norm).
+        max_grad_norm: f32 => max_grad_norm;
+        /// Sets [`eval_split`](Self::eval_split).
+        eval_split: f32 => eval_split;
+        /// Sets [`eval_every`](Self::eval_every).
+        eval_every: usize => Some(eval_every);
+        /// Sets [`patience`](Self::patience).
+        patience: usize => Some(patience);
+        /// Sets [`checkpoint_dir`](Self::checkpoint_dir).
+        checkpoint_dir: impl Into<PathBuf> => Some(checkpoint_dir.into());
+        /// Sets [`checkpoint_every`](Self::checkpoint_every).
+        checkpoint_every: usize => checkpoint_every;
+        /// Sets [`checkpoint_activations`](Self::checkpoint_activations).
+        checkpoint_activations: bool => checkpoint_activations;
+        /// Sets [`seed`](Self::seed).
+        seed: u64 => seed;
+    }
+
+    /// The learning rate of a step, counted from 0, of `total`.
+    pub(crate) fn rate(&self, step: usize, total: usize) -> f32 {
+        let risen = match self.warmup_steps {
+            warmup if step < warmup => return self.learning_rate * step as f32 / warmup as f32,
+            warmup => (step - warmup) as f32 / total.saturating_sub(warmup).max(1) as f32,
+        };
+        self.learning_rate
+            * match self.schedule {
+                Schedule::Linear => (1.0 - risen).max(0.0),
+                Schedule::Cosine => 0.5 * (1.0 + (std::f32::consts::PI * risen.min(1.0)).cos()),
+                Schedule::Constant => 1.0,
+            }
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        let counts = [
+            ("epochs", self.epochs),
+            ("batch_size", self.batch_size),
+            ("gradient_accumulation", self.gradient_accumulation),
+            ("checkpoint_every", self.checkpoint_every),
+            ("eval_every", self.eval_every.unwrap_or(1)),
+            ("max_steps", self.max_steps.unwrap_or(1)),
+            ("patience", self.patience.unwrap_or(1)),
+        ];
+        if let Some((field, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
+            return Err(Error::config(field, "at least 1 is needed"));
+        }
+        if self.max_tokens < 2 {
+            return Err(Error::config("max_tokens", "at least 2 are needed, one to learn from the other"));
+        }
+        let numbers = [
+            ("learning_rate", self.learning_rate),
+            ("weight_decay", self.weight_decay),
+            ("max_grad_norm", self.max_grad_norm),
+            ("eval_split", self.eval_split),
+        ];
+        if let Some((field, number)) = numbers.into_iter().find(|(_, number)| !(number.is_finite() && *number >= 0.0)) {
+            return Err(Error::config(field, format!("{number} is not zero or above")));
+        }
+        if self.eval_split >= 1.0 {
+            return Err(Error::config("eval_split", "nothing is left to learn from"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_those_of_transformers() {
+        // get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup, 2 of 10 steps to warm up.
+        let linear = TrainConfig::new().learning_rate(1.0).warmup_steps(2);
+        let cosine = linear.clone().schedule(Schedule::Cosine);
+        for (step, by_line, by_cosine) in
+            [(0, 0.0, 0.0), (1, 0.5, 0.5), (2, 1.0, 1.0), (4, 0.75, 0.853_553), (9, 0.125, 0.038_06)]
+        {
+            assert!((linear.rate(step, 10) - by_line).abs() < 1e-5, "{step}");
+            assert!((cosine.rate(step, 10) - by_cosine).abs() < 1e-5, "{step}");
+        }
+        assert_eq!(linear.schedule(Schedule::Constant).rate(9, 10), 1.0);
+    }
+
+    #[test]
+    fn senseless_configurations_are_refused_by_name() {
+        let field = |config: TrainConfig| config.validate().unwrap_err().to_string();
+        assert!(field(TrainConfig::new().batch_size(0)).contains("batch_size"));
+        assert!(field(TrainConfig::new().learning_rate(f32::NAN)).contains("learning_rate"));
+        assert!(field(TrainConfig::new().eval_split(1.0)).contains("eval_split"));
+        assert!(LoraConfig::new().rank(0).validate().unwrap_err().to_string().contains("rank"));
+        assert!(LoraConfig::new().target_keys([""; 0]).validate().unwrap_err().to_string().contains("target_keys"));
+    }
+}

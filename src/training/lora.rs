@@ -1,0 +1,94 @@
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use super::{Adapter, LoraConfig, random::Random};
+use crate::{AdapterFile, Error, LoraTensors, Result, decoder::Sites};
+
+/// Stands for all linear maps of the layers, as in PEFT.
+const ALL_LINEAR: &str = "all-linear";
+
+/// An adapter between the steps of its training.
+pub struct Learned(Mutex<AdapterFile>);
+
+impl Learned {
+    pub fn new(file: AdapterFile) -> Self {
+        Self(Mutex::new(file))
+    }
+
+    pub fn get(&self) -> AdapterFile {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set(&self, file: &AdapterFile) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(file);
+    }
+}
+
+impl Adapter for std::sync::Arc<Learned> {
+    fn total_params(&self) -> usize {
+        parameters(&mut self.get()).iter().map(|values| values.len()).sum()
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        self.get().write(path)
+    }
+}
+
+/// The numbers of an adapter that are learned: A, B and, if there is one, the magnitude of each module.
+pub fn parameters(file: &mut AdapterFile) -> Vec<&mut Vec<f32>> {
+    let tensors = file.modules.values_mut();
+    tensors.flat_map(|LoraTensors { a, b, magnitude, .. }| [a, b].into_iter().chain(magnitude)).collect()
+}
+
+/// An adapter to begin with.
+pub fn begin(sites: &Sites, config: &LoraConfig) -> Result<AdapterFile> {
+    config.validate()?;
+    let mut file = match &config.initial {
+        Some(path) => AdapterFile::read(path)?,
+        None => random(sites, config)?,
+    };
+    // Whether it fits.
+    sites.matched(&file)?;
+    file.bfloat16 = config.bfloat16;
+    Ok(file)
+}
+
+/// A new adapter as PEFT begins one: A is random, B is zero, magnitudes are those of the weights.
+fn random(sites: &Sites, config: &LoraConfig) -> Result<AdapterFile> {
+    let known = sites.short_names();
+    let is_known = |key: &String| key == ALL_LINEAR || sites.modules().any(|(module, _)| is_called(module, key));
+    if let Some(unknown) = config.target_keys.iter().find(|key| !is_known(key)) {
+        let known = known.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(Error::config("target_keys", format!("{unknown:?} is none of {known}, {ALL_LINEAR}")));
+    }
+    let mut modules = BTreeMap::new();
+    for (stream, (module, parts)) in sites.modules().enumerate() {
+        let parts: Vec<_> = parts.collect();
+        let in_layer = parts.iter().all(|site| site.layer.is_some());
+        let targeted = |key: &String| is_called(module, key) || (key == ALL_LINEAR && in_layer);
+        let Some(first) = parts.first().filter(|_| config.target_keys.iter().any(targeted)) else { continue };
+        let ([_, inputs], outputs) = (first.weight.shape()?, first.module_outputs);
+        let mut random = Random::new(config.seed, stream as u64);
+        let bound = (inputs as f32).sqrt().recip();
+        let a = (0..config.rank * inputs).map(|_| bound * random.uniform()).collect();
+        let mut tensors = LoraTensors::new(config.rank, config.scale(), a, vec![0.0; outputs * config.rank])?;
+        if config.dora {
+            let mut magnitude = vec![0.0; outputs];
+            for site in &parts {
+                let norms = site.norms(&tensors)?.into_iter().enumerate();
+                norms.for_each(|(row, norm)| magnitude[site.module_row(row)] = norm);
+            }
+            tensors.magnitude = Some(magnitude);
+        }
+        modules.insert(module.to_owned(), tensors);
+    }
+    Ok(AdapterFile::new(modules))
+}
+
+/// Whether a key is a module's name, or what it ends with.
+fn is_called(module: &str, key: &str) -> bool {
+    module.strip_suffix(key).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}

@@ -1,0 +1,201 @@
+use std::{sync::Arc, time::Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    TrainConfig, TrainExample, TrainProgress,
+    adamw::{self, AdamW},
+    checkpoint::{self, State},
+    data::{self, Sample},
+    lora::{self, Learned},
+    progress::TrainSender,
+    step::Step,
+};
+use crate::{
+    AdapterFile, Error, Result,
+    decoder::{Network, Trained},
+    engine::{Adapters, Turns},
+    text::TextProcessor,
+};
+
+/// One training, from its first step to its last.
+pub struct Run {
+    pub network: Arc<Network>,
+    pub text: Arc<TextProcessor>,
+    pub turns: Arc<Turns>,
+    pub adapters: Arc<Adapters>,
+    pub closing: CancellationToken,
+    pub learned: Arc<Learned>,
+    pub config: TrainConfig,
+    pub sender: TrainSender,
+}
+
+/// What changes from step to step.
+struct Progress {
+    file: AdapterFile,
+    adamw: AdamW,
+    state: State,
+    /// The step of the last checkpoint.
+    kept: usize,
+}
+
+impl Run {
+    /// Lets go of the model.
+    pub fn end(self) -> TrainSender {
+        self.sender
+    }
+
+    pub fn all(&self, examples: &[TrainExample]) -> Result<()> {
+        let samples = examples.iter().map(|example| self.sample(example)).collect::<Result<Vec<_>>>()?;
+        let mut progress = self.begin(&samples)?;
+        let (learned, evaluated) = data::split(samples, &self.config);
+        if learned.is_empty() {
+            return Err(Error::config("examples", "there are none"));
+        }
+        let ended = self.steps(&learned, &evaluated, &mut progress);
+        if progress.state.step > progress.kept {
+            self.keep(&mut progress)?;
+        }
+        match ended {
+            // Nobody is there to hear of it.
+            Err(Error::Cancelled) => Ok(()),
+            ended => ended,
+        }
+    }
+
+    fn sample(&self, example: &TrainExample) -> Result<Sample> {
+        let sample = Sample::new(example, &self.text, self.network.vocab_size(), &self.config)?;
+        match sample.targets() {
+            0 => Err(Error::config("examples", format!("nothing can be learned from {example:?}"))),
+            _ => Ok(sample),
+        }
+    }
+
+    /// From the last checkpoint on, or from the adapter as it is.
+    fn begin(&self, samples: &[Sample]) -> Result<Progress> {
+        let mut file = self.learned.get();
+        let mut adamw = AdamW::default();
+        let fingerprint = checkpoint::fingerprint(&self.config, &file, samples);
+        let mut state = State { fingerprint: fingerprint.clone(), ..State::default() };
+        if let Some(dir) = &self.config.checkpoint_dir
+            && let Some(found) = checkpoint::read(dir, &mut file, &mut adamw)?
+        {
+            if found.fingerprint != fingerprint {
+                let reason = format!("{} has checkpoints of another training", dir.display());
+                return Err(Error::config("checkpoint_dir", reason));
+            }
+            state = found;
+            self.learned.set(&file);
+        }
+        let kept = state.step;
+        Ok(Progress { file, adamw, state, kept })
+    }
+
+    fn steps(&self, learned: &[Sample], evaluated: &[Sample], progress: &mut Progress) -> Result<()> {
+        let config = &self.config;
+        let per_epoch = learned.len().div_ceil(config.batch_size * config.gradient_accumulation);
+        let total = config.max_steps.unwrap_or(usize::MAX).min(per_epoch.saturating_mul(config.epochs));
+        let eval_every = config.eval_every.unwrap_or(per_epoch);
+        while progress.state.step < total {
+            let step = progress.state.step;
+            let (epoch, within) = (step / per_epoch, step % per_epoch);
+            let order = data::steps(learned.len(), epoch, config);
+            let samples: Vec<&Sample> = order[within].iter().map(|index| &learned[*index]).collect();
+            let mut report = self.step(&samples, config.rate(step, total), progress)?;
+            (report.epoch, report.total_steps) = (epoch, total);
+            let mut enough = false;
+            if !evaluated.is_empty() && (progress.state.step % eval_every == 0 || progress.state.step == total) {
+                let loss = self.evaluate(evaluated, progress)?;
+                report.eval_loss = Some(loss);
+                enough = progress.state.note(loss, config.patience);
+                self.publish(progress)?;
+            }
+            if progress.state.step % config.checkpoint_every == 0 {
+                self.keep(progress)?;
+            }
+            if !self.sender.step(report) {
+                return Err(Error::Cancelled);
+            }
+            if enough {
+                break;
+            }
+        }
+        self.publish(progress)
+    }
+
+    /// Learns from some samples.
+    fn step(&self, samples: &[&Sample], rate: f32, progress: &mut Progress) -> Result<TrainProgress> {
+        let begun = Instant::now();
+        let trained = Trained::new(self.network.sites(), &progress.file)?;
+        let step = self.with(&trained);
+        let mut parameters = lora::parameters(&mut progress.file);
+        let mut gradients: Vec<Vec<f32>> = parameters.iter().map(|values| vec![0.0; values.len()]).collect();
+        let targets: usize = samples.iter().map(|sample| sample.targets()).sum();
+        let mut sum = 0.0;
+        for batch in samples.chunks(self.config.batch_size) {
+            sum += step.learn(batch, 1.0 / targets as f64, &mut gradients)?;
+        }
+        let loss = (sum / targets as f64) as f32;
+        let grad_norm = adamw::clip(&mut gradients, self.config.max_grad_norm);
+        if !(loss.is_finite() && grad_norm.is_finite()) {
+            let reason = format!("{rate} led to a loss of {loss} and a gradient of length {grad_norm}");
+            return Err(Error::config("learning_rate", reason));
+        }
+        progress.adamw.step(&mut parameters, &gradients, rate, self.config.weight_decay);
+        progress.state.step += 1;
+        self.learned.set(&progress.file);
+        let tokens = samples.iter().map(|sample| sample.tokens.len()).sum();
+        Ok(TrainProgress {
+            step: progress.state.step,
+            loss,
+            learning_rate: rate,
+            grad_norm,
+            tokens,
+            tokens_per_sec: tokens as f32 / begun.elapsed().as_secs_f32(),
+            ..TrainProgress::default()
+        })
+    }
+
+    /// The mean loss of samples that are not learned from.
+    fn evaluate(&self, samples: &[Sample], progress: &Progress) -> Result<f32> {
+        let trained = Trained::new(self.network.sites(), &progress.file)?;
+        let step = self.with(&trained);
+        let samples: Vec<&Sample> = samples.iter().collect();
+        let sums = samples.chunks(self.config.batch_size).map(|batch| step.loss(batch));
+        let sum: f64 = sums.sum::<Result<f64>>()?;
+        Ok((sum / samples.iter().map(|sample| sample.targets()).sum::<usize>() as f64) as f32)
+    }
+
+    fn with<'a>(&'a self, trained: &'a Trained) -> Step<'a> {
+        Step {
+            network: &self.network,
+            trained,
+            turns: &self.turns,
+            goes_on: Box::new(|| self.goes_on()),
+            checkpoint_activations: self.config.checkpoint_activations,
+        }
+    }
+
+    /// Whether anybody still wants it.
+    fn goes_on(&self) -> Result<()> {
+        match (self.closing.is_cancelled(), self.sender.is_closed()) {
+            (true, _) => Err(Error::Closed),
+            (_, true) => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets requests use what has been learned.
+    fn publish(&self, progress: &Progress) -> Result<()> {
+        self.adapters.set_default(self.network.sites().resolve(&progress.file)?);
+        Ok(())
+    }
+
+    fn keep(&self, progress: &mut Progress) -> Result<()> {
+        if let Some(dir) = &self.config.checkpoint_dir {
+            checkpoint::write(dir, &progress.state, &mut progress.file, &progress.adamw)?;
+        }
+        progress.kept = progress.state.step;
+        Ok(())
+    }
+}
