@@ -126,7 +126,7 @@ impl ScriptedModel {
             weight_bytes: 0,
             block_bytes: BLOCK_TOKENS * SLOT_BYTES,
         };
-        Ok(Box::new(LocalModel::new(info, Engine::start(Box::new(decoder), text, options)?)))
+        Ok(Box::new(LocalModel::new(info, Engine::start(Box::new(decoder), text, options)?, None)))
     }
 }
 

@@ -33,7 +33,7 @@ use load::Loader;
 use lora::{AdaptedRows, Surveyor};
 pub use lora::{Adapter, Sites};
 use norm::Norm;
-pub use op::cross_entropy;
+pub use op::{cross_entropy, with_gradient};
 pub use pass::Pass;
 use rope::Rope;
 use spec::HeadSpec;

@@ -253,6 +253,7 @@ impl Drop for Engine {
     }
 }
 
-fn not_started(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+/// What it means that a thread could not be started.
+pub fn not_started(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Internal { reason: "a thread could not be started".into(), source: Some(Arc::new(error)) }
 }

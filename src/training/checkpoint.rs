@@ -83,12 +83,15 @@ pub fn write(dir: &Path, state: &State, file: &mut AdapterFile, adamw: &AdamW) -
     Ok(())
 }
 
-/// The state after the latest whole checkpoint, if there is one; what it holds is put into `file` and `adamw`.
-pub fn read(dir: &Path, file: &mut AdapterFile, adamw: &mut AdamW) -> Result<Option<State>> {
-    let Some((_, latest)) = found(dir)?.pop() else { return Ok(None) };
+/// Puts what the latest whole checkpoint holds, if there is one, into all of these. It is to be of the same training.
+pub fn read(dir: &Path, state: &mut State, file: &mut AdapterFile, adamw: &mut AdamW) -> Result<()> {
+    let Some((_, latest)) = found(dir)?.pop() else { return Ok(()) };
     let path = latest.join(STATE);
-    let state: State =
+    let found: State =
         serde_json::from_slice(&bytes(&path)?).map_err(|error| Error::model(&path, error.to_string()))?;
+    if found.fingerprint != state.fingerprint {
+        return Err(Error::config("checkpoint_dir", format!("{} has checkpoints of another training", dir.display())));
+    }
     let path = latest.join(NUMBERS);
     let stored = bytes(&path)?;
     let tensors = SafeTensors::deserialize(&stored).map_err(|error| Error::model(&path, error.to_string()))?;
@@ -112,8 +115,9 @@ pub fn read(dir: &Path, file: &mut AdapterFile, adamw: &mut AdamW) -> Result<Opt
             second: numbers(format!("second.{i}"), values.len())?,
         });
     }
-    *adamw = AdamW { steps: state.step as u32, moments };
-    Ok(Some(state))
+    *adamw = AdamW { steps: found.step as u32, moments };
+    *state = found;
+    Ok(())
 }
 
 /// Whole checkpoints, the latest last.

@@ -76,15 +76,9 @@ impl Run {
         let mut file = self.learned.get();
         let mut adamw = AdamW::default();
         let fingerprint = checkpoint::fingerprint(&self.config, &file, samples);
-        let mut state = State { fingerprint: fingerprint.clone(), ..State::default() };
-        if let Some(dir) = &self.config.checkpoint_dir
-            && let Some(found) = checkpoint::read(dir, &mut file, &mut adamw)?
-        {
-            if found.fingerprint != fingerprint {
-                let reason = format!("{} has checkpoints of another training", dir.display());
-                return Err(Error::config("checkpoint_dir", reason));
-            }
-            state = found;
+        let mut state = State { fingerprint, ..State::default() };
+        if let Some(dir) = &self.config.checkpoint_dir {
+            checkpoint::read(dir, &mut state, &mut file, &mut adamw)?;
             self.learned.set(&file);
         }
         let kept = state.step;

@@ -1,9 +1,9 @@
-use candle_core::{Tensor, Var, backprop::GradStore};
+use candle_core::{Tensor, Var};
 
 use super::data::Sample;
 use crate::{
     Result,
-    decoder::{Batch, Network, Pass, Span, Trained, cross_entropy},
+    decoder::{Batch, Network, Pass, Span, Trained, cross_entropy, with_gradient},
     engine::{Turn, Turns},
 };
 
@@ -103,7 +103,7 @@ impl Step<'_> {
         for (layer, Held { input, output }) in (self.first_layer()..self.network.num_layers()).zip(held).rev() {
             let _turn = self.turn()?;
             let output = output.map_or_else(|| self.network.layer(layer, &input, pass), Ok)?;
-            let found: GradStore = (output * gradient)?.sum_all()?.backward()?;
+            let found = with_gradient(&output, gradient)?.backward()?;
             self.trained.collect(&found, gradients)?;
             let Some(by_input) = found.get(&input) else { break };
             gradient = by_input.clone();

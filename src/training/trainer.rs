@@ -4,6 +4,7 @@ use std::{
     thread,
 };
 
+use rayon::ThreadPoolBuilder;
 use tokio::sync::{Semaphore, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,7 @@ use super::{
 use crate::{
     Error, Result,
     decoder::Network,
-    engine::{Adapters, Engine, Turns},
+    engine::{Adapters, Engine, Turns, not_started},
     text::TextProcessor,
 };
 
@@ -84,16 +85,18 @@ impl Trainer {
         let (text, turns) = (self.text.clone(), self.turns.clone());
         let (adapters, closing) = (self.adapters.clone(), self.closing.clone());
         let run = Run { network, text, turns, adapters, closing, learned, config, sender };
+        // Products run on threads of its own: those of the worker are never idle.
+        let threads = ThreadPoolBuilder::new().thread_name(|i| format!("training {i}")).build();
+        let threads = threads.map_err(not_started)?;
         let work = move || {
-            let ended = catch_unwind(AssertUnwindSafe(|| run.all(&examples)));
+            let ended = catch_unwind(AssertUnwindSafe(|| threads.install(|| run.all(&examples))));
             let ended = ended.unwrap_or_else(|panic| Err(Error::panicked("a training", panic.as_ref())));
             // Whoever learns of the end may begin anew.
             let sender = run.end();
             drop(place);
             sender.end(ended);
         };
-        let thread = thread::Builder::new().name("tokenflow training".into()).spawn(work);
-        thread.map_err(|error| Error::internal(format!("a thread could not be started: {error}")))?;
+        thread::Builder::new().name("tokenflow training".into()).spawn(work).map_err(not_started)?;
         Ok(stream)
     }
 

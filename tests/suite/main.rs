@@ -15,6 +15,7 @@ mod scripted;
 mod serving;
 mod smollm2;
 mod templates;
+mod training;
 
 use std::{
     path::PathBuf,

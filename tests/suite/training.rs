@@ -1,0 +1,257 @@
+//! Training against PEFT, and beside requests.
+
+use std::{fs, path::Path};
+
+use futures::StreamExt;
+use serde_json::Value;
+use tokenflow::{
+    Error, GenerateConfig, LoadConfig, LoraConfig, Message, Quantize, Result, Schedule, TextModel, TrainConfig,
+    TrainExample, TrainProgress, TrainStream, TrainableModel, load_trainable,
+};
+
+use crate::{TempDir, adapters::adapters, golden_path, read_json};
+
+async fn trainable(model: &str) -> Box<dyn TrainableModel> {
+    trainable_with(model, LoadConfig::new()).await
+}
+
+async fn trainable_with(model: &str, config: LoadConfig) -> Box<dyn TrainableModel> {
+    load_trainable(golden_path(model), config).await.unwrap()
+}
+
+/// All steps, and how they ended.
+async fn all(mut stream: TrainStream) -> (Vec<TrainProgress>, Result<()>) {
+    let mut steps = Vec::new();
+    while let Some(step) = stream.next().await {
+        steps.push(step);
+    }
+    (steps, stream.result())
+}
+
+async fn losses(stream: TrainStream) -> Vec<f32> {
+    let (steps, ended) = all(stream).await;
+    ended.unwrap();
+    steps.iter().map(|step| step.loss).collect()
+}
+
+/// Sequences to learn from, one after another.
+fn sequences(count: u32) -> Vec<TrainExample> {
+    (0..count).map(|i| TrainExample::Tokens((0..12 + i % 5).map(|j| 3 + (i * 31 + j * 17) % 200).collect())).collect()
+}
+
+fn plain(settings: &Value) -> TrainConfig {
+    let number = |key: &str| settings[key].as_f64().unwrap() as f32;
+    TrainConfig::new()
+        .epochs(1)
+        .batch_size(2)
+        .shuffle(false)
+        .schedule(Schedule::Constant)
+        .learning_rate(number("learning_rate"))
+        .weight_decay(number("weight_decay"))
+        .max_grad_norm(number("max_grad_norm"))
+}
+
+fn floats(values: &Value) -> Vec<f32> {
+    values.as_array().unwrap().iter().map(|value| value.as_f64().unwrap() as f32).collect()
+}
+
+/// Losses and lengths of gradients, of an adapter that goes on as `training.json` beside it says.
+async fn goes_on(model: &dyn TrainableModel, name: &str, expected: &Value, loss_within: f32, norm_within: f32) {
+    model.apply_lora(LoraConfig::new().initial(golden_path("adapters").join(name))).unwrap();
+    let batches: Vec<Vec<Vec<u32>>> = serde_json::from_value(expected["batches"].clone()).unwrap();
+    let examples = batches.into_iter().flatten().map(TrainExample::Tokens).collect();
+    let (steps, ended) = all(model.train(examples, plain(expected))).await;
+    ended.unwrap();
+    let expected = floats(&expected["losses"]).into_iter().zip(floats(&expected["norms"]));
+    assert_eq!(steps.len(), expected.len());
+    for (step, (loss, norm)) in steps.iter().zip(expected) {
+        assert!((step.loss / loss - 1.0).abs() < loss_within, "{name}: loss {} and not {loss}", step.loss);
+        assert!((step.grad_norm / norm - 1.0).abs() < norm_within, "{name}: gradient {} not {norm}", step.grad_norm);
+    }
+}
+
+#[tokio::test]
+async fn losses_and_gradients_are_those_of_peft() {
+    let mut checked = 0;
+    for name in adapters() {
+        let path = format!("adapters/{name}/training.json");
+        if !golden_path(&path).exists() {
+            continue;
+        }
+        let model = read_json(&format!("adapters/{name}/expected.json"))["model"].as_str().unwrap().to_owned();
+        goes_on(&*trainable(&model).await, &name, &read_json(&path), 1e-4, 1e-3).await;
+        checked += 1;
+    }
+    assert!(checked > 10);
+}
+
+#[tokio::test]
+async fn adapters_of_quantised_weights_learn() {
+    for (name, bits) in [("q_v", Quantize::Int8), ("fused_dora", Quantize::Int8), ("q_v", Quantize::Int4)] {
+        let model = read_json(&format!("adapters/{name}/expected.json"))["model"].as_str().unwrap().to_owned();
+        let model = trainable_with(&model, LoadConfig::new().quantize(bits)).await;
+        let within = if bits == Quantize::Int8 { 0.03 } else { 0.3 };
+        goes_on(&*model, name, &read_json(&format!("adapters/{name}/training.json")), within, 3.0 * within).await;
+    }
+}
+
+#[tokio::test]
+async fn every_target_learns() {
+    for name in ["gqa_llama3", "gemma2_v5", "qwen3", "phi3_v4", "gpt_neox_v5", "bloom_v5", "olmoe", "gpt2_v5"] {
+        let model = trainable(name).await;
+        let adapter = model.apply_lora(LoraConfig::new().target_keys(["all-linear"]).dora(true)).unwrap();
+        assert!(adapter.total_params() > 0);
+        let config = TrainConfig::new().epochs(4).learning_rate(1e-2).schedule(Schedule::Cosine).warmup_steps(1);
+        let losses = losses(model.train(sequences(4), config)).await;
+        assert_eq!(losses.len(), 4);
+        assert!(losses[3] < losses[1], "{name}: {losses:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_learned_is_used_saved_and_read_again() {
+    let model = trainable("gqa_llama3").await;
+    let logits = async |model: &dyn TextModel| {
+        let config = GenerateConfig::new().return_logits(true);
+        model.classify(&["The dog"], config).await.unwrap().remove(0).logits.unwrap()
+    };
+    let before = logits(&*model).await;
+    let adapter = model.apply_lora(LoraConfig::new().rank(4).rank_stabilised(true)).unwrap();
+    assert_eq!(logits(&*model).await, before, "it changes nothing yet");
+    losses(model.train(sequences(6), TrainConfig::new().learning_rate(1e-2))).await;
+    let after = logits(&*model).await;
+    assert_ne!(after, before);
+    let dir = TempDir::new("learned");
+    adapter.save(&dir.0).unwrap();
+    let again = trainable_with("gqa_llama3", LoadConfig::new().adapter_path(&dir.0)).await;
+    assert_eq!(logits(&*again).await, after);
+}
+
+#[tokio::test]
+async fn less_memory_gives_the_same_bits() {
+    let model = trainable("qwen3").await;
+    let mut runs = Vec::new();
+    for config in [TrainConfig::new(), TrainConfig::new().checkpoint_activations(true)] {
+        model.apply_lora(LoraConfig::new()).unwrap();
+        runs.push(losses(model.train(sequences(8), config.learning_rate(1e-2))).await);
+    }
+    assert_eq!(runs[0], runs[1]);
+}
+
+/// Trains with checkpoints, for as many steps.
+async fn with_checkpoints(model: &dyn TrainableModel, dir: &Path, steps: usize) -> Vec<f32> {
+    model.apply_lora(LoraConfig::new().dora(true)).unwrap();
+    let config = TrainConfig::new().checkpoint_dir(dir).checkpoint_every(2).max_steps(steps).batch_size(2).epochs(9);
+    losses(model.train(sequences(5), config.learning_rate(1e-2).schedule(Schedule::Constant))).await
+}
+
+#[tokio::test]
+async fn training_goes_on_from_its_checkpoints_to_the_bit() {
+    let model = trainable("gqa_llama3").await;
+    let (whole, parts) = (TempDir::new("whole"), TempDir::new("parts"));
+    let expected = with_checkpoints(&*model, &whole.0, 7).await;
+    assert_eq!(expected.len(), 7);
+    let mut losses = with_checkpoints(&*model, &parts.0, 3).await;
+    // What a crash may leave behind.
+    fs::create_dir(parts.0.join("step-000004.part")).unwrap();
+    losses.extend(with_checkpoints(&*model, &parts.0, 6).await);
+    losses.extend(with_checkpoints(&*model, &parts.0, 7).await);
+    assert_eq!(losses, expected);
+    let weights = |dir: &TempDir| fs::read(dir.0.join("step-000007/adapter_model.safetensors")).unwrap();
+    assert_eq!(weights(&parts), weights(&whole));
+    // Another training does not go on from it.
+    model.apply_lora(LoraConfig::new()).unwrap();
+    let (steps, ended) = all(model.train(sequences(5), TrainConfig::new().checkpoint_dir(&parts.0))).await;
+    assert!(steps.is_empty());
+    assert!(matches!(ended, Err(Error::InvalidConfig { field: "checkpoint_dir", .. })), "{ended:?}");
+    // Nor from what is damaged.
+    fs::write(whole.0.join("step-000007/training.safetensors"), b"nothing").unwrap();
+    let stream = {
+        model.apply_lora(LoraConfig::new().dora(true)).unwrap();
+        let config = TrainConfig::new().checkpoint_dir(&whole.0).batch_size(2);
+        model.train(sequences(5), config.learning_rate(1e-2).schedule(Schedule::Constant))
+    };
+    let ended = all(stream).await.1.unwrap_err();
+    assert!(ended.to_string().contains("training.safetensors"), "{ended}");
+}
+
+#[tokio::test]
+async fn a_dropped_stream_ends_training_and_keeps_its_last_step() {
+    let model = trainable("gqa_llama3").await;
+    let dir = TempDir::new("dropped");
+    let config = TrainConfig::new().epochs(100_000).checkpoint_dir(&dir.0);
+    let mut stream = model.train(sequences(4), config.clone());
+    assert_eq!(stream.next().await.unwrap().step, 1);
+    let (_, busy) = all(model.train(sequences(4), TrainConfig::new())).await;
+    assert!(matches!(busy, Err(Error::InvalidConfig { field: "examples", .. })), "{busy:?}");
+    drop(stream);
+    // Its place is free once it has ended.
+    let mut stream = loop {
+        let mut stream = model.train(sequences(4), config.clone());
+        match stream.next().await {
+            Some(step) => break (stream, step),
+            None => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+        }
+    };
+    assert!(stream.1.step > 1, "it goes on from a checkpoint");
+    model.close().await.unwrap();
+    while stream.0.next().await.is_some() {}
+    assert!(matches!(stream.0.result(), Err(Error::Closed)));
+    assert!(matches!(model.apply_lora(LoraConfig::new()).err(), Some(Error::Closed)));
+    assert!(matches!(all(model.train(sequences(1), config)).await.1, Err(Error::Closed)));
+}
+
+#[tokio::test]
+async fn requests_are_answered_meanwhile_as_ever() {
+    let model = trainable("qwen3").await;
+    let answer = async || {
+        let tokens = model.generate("The dog", GenerateConfig::new().max_tokens(40)).collect::<Vec<_>>().await;
+        tokens.into_iter().map(|token| token.id).collect::<Vec<_>>()
+    };
+    let expected = answer().await;
+    let mut training = model.train(sequences(8), TrainConfig::new().epochs(10_000).learning_rate(1e-2));
+    let mut step = 0;
+    for _ in 0..5 {
+        assert_eq!(answer().await, expected);
+        step = training.next().await.unwrap().step;
+    }
+    assert!(step >= 5);
+}
+
+#[tokio::test]
+async fn examples_set_aside_are_asked_and_end_training() {
+    let model = trainable("gqa_llama3").await;
+    let config = TrainConfig::new().epochs(50).eval_split(0.25).eval_every(2).patience(2).learning_rate(5e-2);
+    let (steps, ended) = all(model.train(sequences(8), config)).await;
+    ended.unwrap();
+    assert!(steps.iter().all(|step| step.eval_loss.is_some() == (step.step % 2 == 0)));
+    let last = steps.last().unwrap();
+    assert!(last.step < last.total_steps, "{last:?}");
+    let asked: Vec<f32> = steps.iter().filter_map(|step| step.eval_loss).collect();
+    let best = asked.iter().copied().fold(f32::INFINITY, f32::min);
+    assert_eq!(asked[asked.len() - 3], best, "{asked:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_learned_is_refused_by_name() {
+    let model = trainable("gqa_llama3").await;
+    let unknown = model.apply_lora(LoraConfig::new().target_keys(["q_proj", "w_proj"])).err().unwrap().to_string();
+    assert!(unknown.contains("\"w_proj\"") && unknown.contains("down_proj, gate_proj"), "{unknown}");
+    let error = async |examples, config| all(model.train(examples, config)).await.1.unwrap_err();
+    let field = |error: Error| match error {
+        Error::InvalidConfig { field, .. } => field,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(field(error(vec![], TrainConfig::new()).await), "examples");
+    assert_eq!(field(error(vec![TrainExample::Tokens(vec![1])], TrainConfig::new()).await), "examples");
+    assert_eq!(field(error(vec![TrainExample::Tokens(vec![1, 1 << 30])], TrainConfig::new()).await), "examples");
+    let unanswered = [Message::user("Well?")];
+    assert_eq!(field(error(vec![TrainExample::chat(unanswered)], TrainConfig::new()).await), "examples");
+    assert_eq!(field(error(sequences(1), TrainConfig::new().batch_size(0)).await), "batch_size");
+    let far = TrainConfig::new().learning_rate(1e38).max_grad_norm(0.0);
+    assert_eq!(field(error(sequences(4), far).await), "learning_rate");
+    let ids = model.encode("The dog").unwrap();
+    assert!(model.decode(&ids).unwrap().ends_with("The dog"));
+    assert_eq!(field(model.decode(&[1 << 30]).unwrap_err()), "ids");
+    assert_eq!(model.num_layers(), model.info().num_layers);
+}
