@@ -4,6 +4,11 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
+use crate::kernels::{
+    Isa,
+    logits::{log_sum, scaled_softmax},
+};
+
 /// An operation on contiguous tensors, `[rows, …]`, that makes rows of `columns` numbers.
 struct Op<F, B> {
     columns: usize,
@@ -24,30 +29,22 @@ where
 
 /// `-ln softmax(logits)[target]` of each row, `[rows, 1]`.
 pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
-    let (columns, targets) = (logits.dim(1)?, targets.to_vec());
+    let (columns, targets, isa) = (logits.dim(1)?, targets.to_vec(), Isa::detect());
     let back = targets.clone();
-    let normaliser = |logits: &[f32]| {
-        let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        greatest + logits.iter().map(|logit| (logit - greatest).exp()).sum::<f32>().ln()
+    let forward = move |logits: &[f32]| {
+        let rows = logits.par_chunks(columns).zip(&targets);
+        Ok(rows.map(|(logits, target)| log_sum(logits, isa) - logits[*target as usize]).collect())
     };
-    unary(
-        logits,
-        1,
-        move |logits| {
-            let rows = logits.par_chunks(columns).zip(&targets);
-            Ok(rows.map(|(logits, target)| normaliser(logits) - logits[*target as usize]).collect())
-        },
-        move |logits, _, gradient| {
-            let mut by_logits = logits.to_vec();
-            let rows = by_logits.par_chunks_mut(columns).zip(&back).zip(gradient);
-            rows.for_each(|((logits, target), gradient)| {
-                let normaliser = normaliser(logits);
-                logits.iter_mut().for_each(|logit| *logit = (*logit - normaliser).exp() * gradient);
-                logits[*target as usize] -= gradient;
-            });
-            Ok(by_logits)
-        },
-    )
+    let backward = move |logits: &[f32], _: &[f32], gradient: &[f32]| {
+        let mut by_logits = vec![0f32; logits.len()];
+        let rows = by_logits.par_chunks_mut(columns).zip(logits.par_chunks(columns)).zip(&back).zip(gradient);
+        rows.for_each(|(((by_logits, logits), target), gradient)| {
+            scaled_softmax(logits, *gradient, by_logits, isa);
+            by_logits[*target as usize] -= gradient;
+        });
+        Ok(by_logits)
+    };
+    unary(logits, 1, forward, backward)
 }
 
 /// What has this gradient by `x`; its value is of no use.

@@ -1,11 +1,13 @@
 //! Attention within whole sequences, as training needs it, and its gradients. Scores are computed anew on the way
 //! back ([FlashAttention](https://arxiv.org/abs/2205.14135), algorithm 4), a few queries at a time.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{
     Isa,
-    attention::{BLOCK_TOKENS, Heads, PagedCache, Scoring, Sequence, attend, slope},
+    attention::{BLOCK_TOKENS, Heads, PagedCache, Scoring, Sequence, attend, slope, softmax_lanes},
     math::{exp, tanh},
     panels::{ElementType, LANES, Product},
 };
@@ -171,8 +173,17 @@ impl Head<'_> {
             gradient.times(&values, width, &mut slopes, 0, self.isa);
             for row in 0..rows {
                 let at = row * columns..(row + 1) * columns;
-                let taken: f32 = self.out.row(first + row).iter().zip(gradient.row(row)).map(|(a, b)| a * b).sum();
-                self.row(first + row, &mut weights.numbers[at.clone()], &mut slopes.numbers[at], taken);
+                let (query, window) = (first + row, self.scoring.window.unwrap_or(usize::MAX));
+                let row = Row {
+                    scoring: self.scoring,
+                    fall: self.fall,
+                    sink: self.sink,
+                    seen: (query + 1).saturating_sub(window)..query + 1,
+                    out: self.out.row(query),
+                    gradient: gradient.row(row),
+                };
+                let (weights, slopes) = (&mut weights.numbers[at.clone()], &mut slopes.numbers[at]);
+                compiled_for!(self.isa, weigh_row(&row, weights, slopes));
             }
             slopes.times(&self.keys, seen, &mut by_queries, first, self.isa);
             let back = |of: &Rows| Rows { len: seen, ..of.transposed() };
@@ -181,38 +192,53 @@ impl Head<'_> {
         }
         [by_queries, by_keys, by_values]
     }
+}
 
-    /// Makes products of a row with all keys its weights, and those of its gradient with all values the gradient by
-    /// those products, where `taken` is the sum of all weights times these.
-    fn row(&self, row: usize, weights: &mut [f32], slopes: &mut [f32], taken: f32) {
-        let Scoring { scale, softcap, window, .. } = self.scoring;
-        let seen = (row + 1).saturating_sub(window.unwrap_or(usize::MAX))..row + 1;
-        for unseen in [0..seen.start, seen.end..weights.len()] {
-            weights[unseen.clone()].fill(0.0);
-            slopes[unseen].fill(0.0);
-        }
-        let (weights, slopes) = (&mut weights[seen.clone()], &mut slopes[seen]);
-        weights.iter_mut().for_each(|score| *score *= scale);
-        if let Some(fall) = self.fall {
-            let last = weights.len() - 1;
-            weights.iter_mut().enumerate().for_each(|(key, score)| *score -= fall * (last - key) as f32);
-        }
-        let mut bends = vec![1f32; if softcap.is_some() { weights.len() } else { 0 }];
-        if let Some(cap) = softcap {
-            for (score, bend) in weights.iter_mut().zip(&mut bends) {
-                let bent = tanh(*score / cap);
-                (*score, *bend) = (cap * bent, 1.0 - bent * bent);
-            }
-        }
-        let greatest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        weights.iter_mut().for_each(|score| *score = exp(*score - greatest));
-        let sum = weights.iter().sum::<f32>() + self.sink.map_or(0.0, |sink| exp(sink - greatest));
-        for (weight, slope) in weights.iter_mut().zip(&mut *slopes) {
-            *weight /= sum;
-            *slope = *weight * (*slope - taken) * scale;
-        }
-        slopes.iter_mut().zip(&bends).for_each(|(slope, bend)| *slope *= bend);
+/// One query of a head.
+pub struct Row<'a> {
+    scoring: Scoring<'a>,
+    fall: Option<f32>,
+    sink: Option<f32>,
+    /// The keys it attends to.
+    seen: Range<usize>,
+    /// What it makes of the values, and the gradient of that; whole lanes.
+    out: &'a [f32],
+    gradient: &'a [f32],
+}
+
+/// Makes products of a row with all keys its weights, and those of its gradient with all values the gradient by those
+/// products; whole lanes of them.
+#[inline(always)]
+pub fn weigh_row(row: &Row<'_>, weights: &mut [f32], slopes: &mut [f32]) {
+    let Scoring { scale, softcap, .. } = row.scoring;
+    weights.iter_mut().for_each(|score| *score *= scale);
+    if let Some(fall) = row.fall {
+        let last = row.seen.end as f32 - 1.0;
+        weights.iter_mut().zip(0u32..).for_each(|(score, key)| *score += fall * (key as f32 - last));
     }
+    let mut bends = vec![1f32; if softcap.is_some() { weights.len() } else { 0 }];
+    if let Some(cap) = softcap {
+        for (score, bend) in weights.iter_mut().zip(&mut bends) {
+            let bent = tanh(*score / cap);
+            (*score, *bend) = (cap * bent, 1.0 - bent * bent);
+        }
+    }
+    weights[..row.seen.start].fill(f32::NEG_INFINITY);
+    weights[row.seen.end..].fill(f32::NEG_INFINITY);
+    let (greatest, sum) = softmax_lanes(weights);
+    let sum = sum + row.sink.map_or(0.0, |sink| exp(sink - greatest));
+    // Of the values all weights together take this much.
+    let mut taken = [0f32; LANES];
+    let (out, gradient) = (row.out.as_chunks::<LANES>().0, row.gradient.as_chunks::<LANES>().0);
+    for (out, gradient) in out.iter().zip(gradient) {
+        taken.iter_mut().zip(out.iter().zip(gradient)).for_each(|(taken, (out, gradient))| *taken += out * gradient);
+    }
+    let taken: f32 = taken.iter().sum();
+    for (weight, slope) in weights.iter_mut().zip(&mut *slopes) {
+        *weight /= sum;
+        *slope = *weight * (*slope - taken) * scale;
+    }
+    slopes.iter_mut().zip(&bends).for_each(|(slope, bend)| *slope *= bend);
 }
 
 #[cfg(test)]

@@ -54,6 +54,23 @@ pub fn weigh_chunk(logits: &[f32], greatest: f32, temperature: f32, weights: &mu
     sums.iter().chain(rest).sum()
 }
 
+/// `ln Σ e^logit`
+pub fn log_sum(logits: &[f32], isa: Isa) -> f32 {
+    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut weights = [0f32; CHUNK];
+    let sum = |logits: &[f32]| weigh(logits, greatest, 1.0, &mut weights[..logits.len()], isa);
+    greatest + logits.chunks(CHUNK).map(sum).sum::<f32>().ln()
+}
+
+/// The probability times `factor` of each logit.
+pub fn scaled_softmax(logits: &[f32], factor: f32, out: &mut [f32], isa: Isa) {
+    let normaliser = log_sum(logits, isa);
+    for (logits, out) in logits.chunks(CHUNK).zip(out.chunks_mut(CHUNK)) {
+        weigh(logits, normaliser, 1.0, out, isa);
+        out.iter_mut().for_each(|weight| *weight *= factor);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -98,13 +98,14 @@ impl Run {
             let mut report = self.step(&samples, config.rate(step, total), progress)?;
             (report.epoch, report.total_steps) = (epoch, total);
             let mut enough = false;
-            if !evaluated.is_empty() && (progress.state.step % eval_every == 0 || progress.state.step == total) {
+            if !evaluated.is_empty() && (progress.state.step.is_multiple_of(eval_every) || progress.state.step == total)
+            {
                 let loss = self.evaluate(evaluated, progress)?;
                 report.eval_loss = Some(loss);
                 enough = progress.state.note(loss, config.patience);
                 self.publish(progress)?;
             }
-            if progress.state.step % config.checkpoint_every == 0 {
+            if progress.state.step.is_multiple_of(config.checkpoint_every) {
                 self.keep(progress)?;
             }
             if !self.sender.step(report) {

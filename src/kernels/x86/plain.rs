@@ -2,6 +2,7 @@
 
 use crate::kernels::{
     activations::{BlockScale, GROUP},
+    attention_gradient::Row,
     ggml::Format,
     rows::{Activation, Norm, Pairs},
 };
@@ -28,6 +29,8 @@ macro_rules! all {
     ($module:ident, $features:literal) => {
         compiled! { $module, $features:
             fn softmax_lanes = crate::kernels::attention::softmax_lanes, (scores: &mut [f32]) -> (f32, f32);
+            fn weigh_row = crate::kernels::attention_gradient::weigh_row,
+                (row: &Row<'_>, weights: &mut [f32], slopes: &mut [f32]);
             fn normalise_piece = crate::kernels::rows::normalise_piece, (x: &[f32], norm: Norm<'_>, out: &mut [f32]);
             fn rotate_heads = crate::kernels::rows::rotate_heads,
                 (heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], by: Pairs);
