@@ -55,6 +55,7 @@ mod engine;
 mod error;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod inspect;
 mod kernels;
 mod merge;
 mod message;
@@ -69,11 +70,11 @@ mod weights;
 pub use config::{Deadline, GenerateConfig, KvCacheType, LoadConfig, LoadProgress, ProgressFn, Quantize};
 pub use discover::{DiscoveredModel, discover};
 pub use error::{Cause, Error, Result};
+pub use inspect::{AttentionInspector, AttentionSnapshot, InspectConfig, Inspection};
 pub use merge::merge_adapter;
 pub use message::{Message, Role};
 pub use model::{
-    AttentionInspector, BatchResult, ClassifyResult, GenerateMetrics, ModelInfo, ModelStats, TextModel, load_model,
-    load_trainable,
+    BatchResult, ClassifyResult, GenerateMetrics, ModelInfo, ModelStats, TextModel, load_model, load_trainable,
 };
 pub use stream::{FinishReason, Token, TokenLogprobs, TokenSender, TokenStream};
 pub use training::{

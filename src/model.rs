@@ -2,7 +2,9 @@ use std::{path::Path, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{Error, GenerateConfig, LoadConfig, Message, Result, Token, TokenStream, TrainableModel, backend};
+use crate::{
+    AttentionInspector, Error, GenerateConfig, LoadConfig, Message, Result, Token, TokenStream, TrainableModel, backend,
+};
 
 /// A loaded language model: one handle for any number of tasks.
 ///
@@ -125,9 +127,6 @@ pub trait TextModel: Send + Sync {
         None
     }
 }
-
-/// A model whose attention can be read. No backend of this version has one.
-pub trait AttentionInspector: TextModel {}
 
 /// What a model is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-use std::{path::Path, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use futures::{
@@ -7,22 +7,28 @@ use futures::{
 };
 
 use crate::{
-    Adapter, AdapterFile, BatchResult, ClassifyResult, Error, GenerateConfig, GenerateMetrics, LoraConfig, Message,
-    ModelInfo, ModelStats, Result, TextModel, TokenStream, TrainConfig, TrainExample, TrainStream, TrainableModel,
-    blocking, engine::Engine, text::Prompt, training::Trainer,
+    Adapter, AdapterFile, AttentionInspector, AttentionSnapshot, BatchResult, ClassifyResult, Error, GenerateConfig,
+    GenerateMetrics, InspectConfig, Inspection, LoraConfig, Message, ModelInfo, ModelStats, Result, TextModel,
+    TokenStream, TrainConfig, TrainExample, TrainStream, TrainableModel, blocking,
+    engine::{Aside, Engine, unless_over},
+    inspect,
+    text::{Prompt, Tokenizer},
+    training::Trainer,
 };
 
 /// A model that runs in this process.
 pub struct LocalModel {
     info: ModelInfo,
     engine: Engine,
-    /// `None` if the model cannot be trained where it is.
+    /// `None` if requests are all that the model can be used for where it is.
+    aside: Option<Aside>,
     trainer: Option<Trainer>,
 }
 
 impl LocalModel {
-    pub fn new(info: ModelInfo, engine: Engine, trainer: Option<Trainer>) -> Self {
-        Self { info, engine, trainer }
+    pub fn new(info: ModelInfo, engine: Engine, aside: Option<Aside>) -> Self {
+        let trainer = aside.clone().map(Trainer::new);
+        Self { info, engine, aside, trainer }
     }
 
     fn start(&self, prompt: Prompt, config: GenerateConfig) -> TokenStream {
@@ -168,8 +174,8 @@ impl TextModel for LocalModel {
 
     async fn close(&self) -> Result<()> {
         self.engine.close().await;
-        if let Some(trainer) = &self.trainer {
-            trainer.close().await;
+        if let Some(aside) = &self.aside {
+            aside.ended().await;
         }
         Ok(())
     }
@@ -177,12 +183,47 @@ impl TextModel for LocalModel {
     fn as_trainable(&self) -> Option<&dyn TrainableModel> {
         self.trainer.as_ref().map(|_| self as &dyn TrainableModel)
     }
+
+    fn as_attention_inspector(&self) -> Option<&dyn AttentionInspector> {
+        self.aside.as_ref().map(|_| self as &dyn AttentionInspector)
+    }
+}
+
+#[async_trait]
+impl AttentionInspector for LocalModel {
+    async fn inspect_attention(&self, prompt: &str, config: GenerateConfig) -> Result<AttentionSnapshot> {
+        config.validate()?;
+        let inspection = self.inspect(prompt, config.clone().into());
+        Ok(unless_over(&config, Instant::now(), inspection).await?.snapshot)
+    }
+
+    async fn inspect(&self, prompt: &str, config: InspectConfig) -> Result<Inspection> {
+        self.engine.check_open()?;
+        let aside = self.aside.clone().ok_or_else(|| Error::config("config", "models are inspected on the CPU"))?;
+        let (prompt, context_len) = (prompt.to_owned(), self.info.context_len);
+        let wanted = Arc::new(());
+        let waits = Arc::downgrade(&wanted);
+        let goes_on = move || if waits.strong_count() > 0 { Ok(()) } else { Err(Error::Cancelled) };
+        let seen =
+            blocking::run("inspect", move || inspect::inspect(&aside, prompt, context_len, &config, goes_on)).await;
+        // Dropped earlier if the future is.
+        drop(wanted);
+        seen
+    }
 }
 
 impl LocalModel {
     fn trainer(&self) -> Result<&Trainer> {
-        self.trainer.as_ref().ok_or_else(|| Error::NotTrainable { reason: "models are trained on the CPU".into() })
+        self.trainer.as_ref().ok_or_else(not_trainable)
     }
+
+    fn tokenizer(&self) -> Result<&Tokenizer> {
+        Ok(&self.aside.as_ref().ok_or_else(not_trainable)?.text.tokenizer)
+    }
+}
+
+fn not_trainable() -> Error {
+    Error::NotTrainable { reason: "models are trained on the CPU".into() }
 }
 
 impl TrainableModel for LocalModel {
@@ -191,7 +232,7 @@ impl TrainableModel for LocalModel {
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.trainer()?.text().tokenizer.encode(text, true)
+        self.tokenizer()?.encode(text, true)
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String> {
@@ -199,7 +240,7 @@ impl TrainableModel for LocalModel {
             let reason = format!("{id} is not in a vocabulary of {}", self.info.vocab_size);
             return Err(Error::config("ids", reason));
         }
-        self.trainer()?.text().tokenizer.decode(ids)
+        self.tokenizer()?.decode(ids)
     }
 
     fn num_layers(&self) -> usize {

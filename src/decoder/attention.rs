@@ -3,7 +3,7 @@ use std::sync::Arc;
 use candle_core::{D, Result, Tensor};
 
 use super::{
-    Batch, Pass, Span, Spec,
+    Batch, Pass, Span, Spec, Watch,
     kv_cache::{BLOCK_TOKENS, LayerCache},
     linear::Linear,
     load::Loader,
@@ -128,7 +128,12 @@ impl Attention {
                 cache.store(pass.batch, &keys, &values)?;
                 self.attend(pass.batch, &queries, cache)?
             }
-            None => self.within(pass.batch, &queries, &keys, &values)?,
+            None => {
+                if let Some(watch) = pass.watch {
+                    self.show(&queries, &keys, watch)?;
+                }
+                self.within(pass.batch, &queries, &keys, &values)?
+            }
         };
         self.out.adapted(&attended, &pass.adapted)
     }
@@ -181,6 +186,20 @@ impl Attention {
         )
     }
 
+    /// Shows what one whole sequence is attended to with.
+    fn show(&self, queries: &Tensor, keys: &Tensor, watch: &Watch) -> Result<()> {
+        let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
+        let len = queries.dim(0)?;
+        let by_head = |x: &Tensor, heads| x.reshape((len, heads, head_dim))?.transpose(0, 1)?.contiguous();
+        let (queries, keys) = (by_head(queries, num_heads)?, by_head(keys, num_kv_heads)?);
+        let weights = watch.weights.then(|| {
+            let shared = (num_kv_heads, num_heads / num_kv_heads, len, head_dim);
+            let keys = keys.unsqueeze(1)?.broadcast_as(shared)?.reshape((num_heads, len, head_dim))?;
+            self.weights(&queries, &keys)
+        });
+        watch.note(&queries, &keys, weights.transpose()?.as_ref())
+    }
+
     /// One sequence at a time in tensor operations, for devices without a kernel of our own.
     fn gathered(&self, span: &Span, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
@@ -195,34 +214,40 @@ impl Attention {
         };
         let (keys, values) = (cached(keys)?, cached(values)?);
         let queries = queries.narrow(0, span.start, span.len)?.reshape((span.len, num_heads, head_dim))?;
-        let queries = queries.transpose(0, 1)?.contiguous()?;
+        let weights = self.weights(&queries.transpose(0, 1)?.contiguous()?, &keys)?;
+        weights.matmul(&values)?.transpose(0, 1)?.contiguous()?.reshape((span.len, num_heads * head_dim))
+    }
+
+    /// What part of its attention each of the last rows, `[num_heads, rows, head_dim]`, gives to each key,
+    /// `[num_heads, keys, head_dim]`: `[num_heads, rows, keys]`.
+    fn weights(&self, queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
+        let (num_heads, len, context_len) = (self.heads.num_heads, queries.dim(1)?, keys.dim(1)?);
         let mut scores = (queries.matmul(&keys.t()?)? * f64::from(self.scoring.scale))?;
         if let Some(alibi) = self.scoring.alibi {
             // What is the same for all keys of a row makes no difference.
             let biases = (0..num_heads).flat_map(|head| {
                 let slope = alibi * slope(head, num_heads);
-                (0..span.context_len).map(move |key| slope * key as f32)
+                (0..context_len).map(move |key| slope * key as f32)
             });
-            let biases = Tensor::from_iter(biases, queries.device())?.reshape((num_heads, 1, span.context_len))?;
+            let biases = Tensor::from_iter(biases, queries.device())?.reshape((num_heads, 1, context_len))?;
             scores = scores.broadcast_add(&biases.to_dtype(scores.dtype())?)?;
         }
         if let Some(cap) = self.scoring.softcap.map(f64::from) {
             scores = ((scores / cap)?.tanh()? * cap)?;
         }
-        let first = span.context_len - span.len;
-        let mask = (0..span.len).flat_map(|row| {
+        let first = context_len - len;
+        let mask = (0..len).flat_map(|row| {
             let end = first + row + 1;
             let seen = end.saturating_sub(self.scoring.window.unwrap_or(usize::MAX))..end;
-            (0..span.context_len).map(move |key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
+            (0..context_len).map(move |key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
         });
-        let mask = Tensor::from_iter(mask, queries.device())?.reshape((1, span.len, span.context_len))?;
+        let mask = Tensor::from_iter(mask, queries.device())?.reshape((1, len, context_len))?;
         let mut scores = scores.broadcast_add(&mask.to_dtype(scores.dtype())?)?;
         if let Some(sinks) = &self.sinks {
             let sinks = Tensor::new(&**sinks, queries.device())?.to_dtype(scores.dtype())?;
-            let sinks = sinks.reshape((num_heads, 1, 1))?.broadcast_as((num_heads, span.len, 1))?;
+            let sinks = sinks.reshape((num_heads, 1, 1))?.broadcast_as((num_heads, len, 1))?;
             scores = Tensor::cat(&[&scores, &sinks], 2)?;
         }
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.narrow(2, 0, span.context_len)?.contiguous()?;
-        weights.matmul(&values)?.transpose(0, 1)?.contiguous()?.reshape((span.len, num_heads * head_dim))
+        candle_nn::ops::softmax(&scores, D::Minus1)?.narrow(2, 0, context_len)?.contiguous()
     }
 }

@@ -18,6 +18,7 @@ mod rope;
 mod router;
 mod spec;
 mod trained;
+mod watch;
 
 use std::sync::Arc;
 
@@ -39,10 +40,11 @@ use rope::Rope;
 use spec::HeadSpec;
 pub use spec::Spec;
 pub use trained::Trained;
+pub use watch::Watch;
 
 use crate::{
     Error, Quantize, Result,
-    kernels::{Isa, rows::scale_and_cap},
+    kernels::{Isa, attention::Heads, rows::scale_and_cap},
     weights::Checkpoint,
 };
 
@@ -179,12 +181,17 @@ impl Network {
     /// What all layers of a pass share.
     fn pass<'a>(&self, batch: &'a Batch, adapted: AdaptedRows<'a>) -> candle_core::Result<Pass<'a>> {
         let rotations = self.ropes.iter().map(|rope| rope.at(batch, self.dtype));
-        Ok(Pass { batch, rotations: rotations.collect::<candle_core::Result<_>>()?, adapted })
+        Ok(Pass { batch, rotations: rotations.collect::<candle_core::Result<_>>()?, adapted, watch: None })
     }
 
     /// A pass over whole sequences with an adapter that is being trained.
     pub fn training_pass<'a>(&self, batch: &'a Batch, trained: &'a Trained) -> candle_core::Result<Pass<'a>> {
         self.pass(batch, AdaptedRows::all(trained))
+    }
+
+    /// A pass over whole sequences that can be watched.
+    pub fn watched_pass<'a>(&self, batch: &'a Batch, watch: &'a Watch) -> candle_core::Result<Pass<'a>> {
+        Ok(Pass { watch: Some(watch), ..self.pass(batch, AdaptedRows::of(batch))? })
     }
 
     /// What the first layer takes, `[rows, hidden]`.
@@ -228,6 +235,18 @@ impl Network {
         self.layers.len()
     }
 
+    pub fn architecture(&self) -> &str {
+        self.spec.architecture
+    }
+
+    pub fn hidden_size(&self) -> usize {
+        self.spec.hidden_size
+    }
+
+    pub fn heads(&self) -> Heads {
+        self.spec.heads()
+    }
+
     pub fn vocab_size(&self) -> usize {
         self.spec.vocab_size
     }
@@ -236,8 +255,8 @@ impl Network {
         &self.sites
     }
 
-    /// Whether gradients can be found: they are by the CPU's kernels.
-    pub fn differentiable(&self) -> bool {
+    /// Whether the CPU's kernels compute it: they find gradients, and attend within whole sequences.
+    pub fn is_on_cpu(&self) -> bool {
         self.device.is_cpu()
     }
 
@@ -257,7 +276,7 @@ impl Network {
     }
 
     /// What the head takes.
-    fn before_head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+    pub fn before_head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
         let x = match &self.norm {
             Some(norm) => norm.forward(hidden)?,
             None => hidden.clone(),
@@ -301,7 +320,6 @@ impl Forward for Decoder {
     }
 
     fn sites(&self) -> Option<Arc<Sites>> {
-        // What they change is computed by the CPU's kernels.
-        self.network.device.is_cpu().then(|| self.network.sites.clone())
+        self.network.is_on_cpu().then(|| self.network.sites.clone())
     }
 }

@@ -1,4 +1,4 @@
-use super::{Batch, lora::AdaptedRows, rope::Rotation};
+use super::{Batch, Watch, lora::AdaptedRows, rope::Rotation};
 
 /// What all layers of a forward pass share.
 pub struct Pass<'a> {
@@ -7,4 +7,6 @@ pub struct Pass<'a> {
     pub rotations: Vec<Rotation>,
     /// The rows that adapters change.
     pub adapted: AdaptedRows<'a>,
+    /// Who wants to see the attention to whole sequences.
+    pub watch: Option<&'a Watch>,
 }

@@ -2,6 +2,7 @@
 //! all running sequences into shared forward passes. It knows no architecture.
 
 mod adapters;
+mod aside;
 mod blocks;
 mod front;
 mod pace;
@@ -16,7 +17,6 @@ mod worker;
 use std::{sync::Arc, thread, time::Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error, GenerateConfig, GenerateMetrics, ModelStats, Result, TokenStream,
@@ -25,11 +25,13 @@ use crate::{
 };
 pub use adapters::Adapters;
 use adapters::Loaded;
+pub use aside::{Access, Aside};
 use front::{Front, PromptLimits};
 pub use scheduler::Limits;
 use state::State;
 use ticket::Ticket;
-pub use turns::{Turn, Turns};
+pub use turns::Turn;
+use turns::Turns;
 use worker::{Inbox, Worker};
 
 /// Requests of batches that may wait beside those of streams. Few, so that a long batch never stands
@@ -69,7 +71,7 @@ pub struct Engine {
     state: Arc<State>,
     pub adapters: Arc<Adapters>,
     /// Whose turn it is to compute.
-    pub turns: Arc<Turns>,
+    turns: Arc<Turns>,
 }
 
 /// A request on its way to the worker.
@@ -158,19 +160,8 @@ impl Engine {
     }
 
     async fn batch_place(&self, config: &GenerateConfig, submitted: Instant) -> Result<OwnedSemaphorePermit> {
-        let cancelled = async {
-            match &config.cancellation {
-                Some(token) => token.cancelled().await,
-                None => std::future::pending().await,
-            }
-        };
-        let deadline = config.deadline.and_then(|deadline| deadline.at(submitted));
-        tokio::select! {
-            biased;
-            () = cancelled => Err(Error::Cancelled),
-            place = Arc::clone(&self.batch_queue).acquire_owned() => place.map_err(|_| Error::Closed),
-            () = ticket::reached(deadline) => Err(Error::DeadlineExceeded),
-        }
+        let place = Arc::clone(&self.batch_queue).acquire_owned();
+        unless_over(config, submitted, async { place.await.map_err(|_| Error::Closed) }).await
     }
 
     fn start_with(
@@ -208,11 +199,6 @@ impl Engine {
     pub fn adapter(&self, config: &GenerateConfig) -> Result<Option<Loaded>> {
         self.check_open()?;
         self.adapters.get(config.adapter.as_deref())
-    }
-
-    /// Fires when the model is to close.
-    pub fn closing(&self) -> CancellationToken {
-        self.state.closing.clone()
     }
 
     /// Whether requests are still taken.
@@ -253,7 +239,27 @@ impl Drop for Engine {
     }
 }
 
-/// What it means that a thread could not be started.
-pub fn not_started(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+/// Does work unless the request is cancelled, or its deadline comes, before it is done.
+pub async fn unless_over<T>(
+    config: &GenerateConfig,
+    submitted: Instant,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let cancelled = async {
+        match &config.cancellation {
+            Some(token) => token.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    let deadline = config.deadline.and_then(|deadline| deadline.at(submitted));
+    tokio::select! {
+        biased;
+        () = cancelled => Err(Error::Cancelled),
+        done = work => done,
+        () = ticket::reached(deadline) => Err(Error::DeadlineExceeded),
+    }
+}
+
+fn not_started(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Internal { reason: "a thread could not be started".into(), source: Some(Arc::new(error)) }
 }

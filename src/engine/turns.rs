@@ -3,7 +3,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// Who computes: a model's passes and its training take turns, and passes go first.
+/// Who computes: a model's passes take turns with what is computed aside, and go first.
 #[derive(Debug, Default)]
 pub struct Turns {
     busy: Mutex<bool>,
@@ -26,8 +26,8 @@ impl Turns {
         turn
     }
 
-    /// Waits for a turn of training, as long as passes wait for theirs.
-    pub fn training(&self) -> Turn<'_> {
+    /// Waits for a turn of other work, as long as passes wait for theirs.
+    pub fn aside(&self) -> Turn<'_> {
         self.take(|turns| turns.passes.load(Ordering::SeqCst) > 0)
     }
 
@@ -54,21 +54,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passes_that_wait_go_before_training() {
+    fn passes_that_wait_go_first() {
         let turns = Turns::default();
         let (sender, order) = mpsc::channel();
         thread::scope(|scope| {
             let held = turns.pass();
-            for name in ["training", "pass"] {
+            for name in ["aside", "pass"] {
                 let (turns, sender) = (&turns, sender.clone());
                 scope.spawn(move || {
-                    let _turn = if name == "pass" { turns.pass() } else { turns.training() };
+                    let _turn = if name == "pass" { turns.pass() } else { turns.aside() };
                     sender.send(name).unwrap();
                 });
                 thread::sleep(Duration::from_millis(50));
             }
             drop(held);
         });
-        assert_eq!(order.try_iter().collect::<Vec<_>>(), ["pass", "training"]);
+        assert_eq!(order.try_iter().collect::<Vec<_>>(), ["pass", "aside"]);
     }
 }

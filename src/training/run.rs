@@ -1,7 +1,5 @@
 use std::{sync::Arc, time::Instant};
 
-use tokio_util::sync::CancellationToken;
-
 use super::{
     TrainConfig, TrainExample, TrainProgress,
     adamw::{self, AdamW},
@@ -13,18 +11,16 @@ use super::{
 };
 use crate::{
     AdapterFile, Error, Result,
-    decoder::{Network, Trained},
-    engine::{Adapters, Turns},
+    decoder::Trained,
+    engine::{Access, Adapters},
     text::TextProcessor,
 };
 
 /// One training, from its first step to its last.
 pub struct Run {
-    pub network: Arc<Network>,
+    pub access: Access,
     pub text: Arc<TextProcessor>,
-    pub turns: Arc<Turns>,
     pub adapters: Arc<Adapters>,
-    pub closing: CancellationToken,
     pub learned: Arc<Learned>,
     pub config: TrainConfig,
     pub sender: TrainSender,
@@ -64,7 +60,7 @@ impl Run {
     }
 
     fn sample(&self, example: &TrainExample) -> Result<Sample> {
-        let sample = Sample::new(example, &self.text, self.network.vocab_size(), &self.config)?;
+        let sample = Sample::new(example, &self.text, self.access.network.vocab_size(), &self.config)?;
         match sample.targets() {
             0 => Err(Error::config("examples", format!("nothing can be learned from {example:?}"))),
             _ => Ok(sample),
@@ -121,7 +117,7 @@ impl Run {
     /// Learns from some samples.
     fn step(&self, samples: &[&Sample], rate: f32, progress: &mut Progress) -> Result<TrainProgress> {
         let begun = Instant::now();
-        let trained = Trained::new(self.network.sites(), &progress.file)?;
+        let trained = Trained::new(self.access.network.sites(), &progress.file)?;
         let step = self.with(&trained);
         let mut parameters = lora::parameters(&mut progress.file);
         let mut gradients: Vec<Vec<f32>> = parameters.iter().map(|values| vec![0.0; values.len()]).collect();
@@ -153,7 +149,7 @@ impl Run {
 
     /// The mean loss of samples that are not learned from.
     fn evaluate(&self, samples: &[Sample], progress: &Progress) -> Result<f32> {
-        let trained = Trained::new(self.network.sites(), &progress.file)?;
+        let trained = Trained::new(self.access.network.sites(), &progress.file)?;
         let step = self.with(&trained);
         let samples: Vec<&Sample> = samples.iter().collect();
         let sums = samples.chunks(self.config.batch_size).map(|batch| step.loss(batch));
@@ -163,26 +159,16 @@ impl Run {
 
     fn with<'a>(&'a self, trained: &'a Trained) -> Step<'a> {
         Step {
-            network: &self.network,
+            access: &self.access,
             trained,
-            turns: &self.turns,
-            goes_on: Box::new(|| self.goes_on()),
+            is_wanted: Box::new(|| !self.sender.is_closed()),
             checkpoint_activations: self.config.checkpoint_activations,
-        }
-    }
-
-    /// Whether anybody still wants it.
-    fn goes_on(&self) -> Result<()> {
-        match (self.closing.is_cancelled(), self.sender.is_closed()) {
-            (true, _) => Err(Error::Closed),
-            (_, true) => Err(Error::Cancelled),
-            _ => Ok(()),
         }
     }
 
     /// Lets requests use what has been learned.
     fn publish(&self, progress: &Progress) -> Result<()> {
-        self.adapters.set_default(self.network.sites().resolve(&progress.file)?);
+        self.adapters.set_default(self.access.network.sites().resolve(&progress.file)?);
         Ok(())
     }
 

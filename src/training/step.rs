@@ -2,9 +2,9 @@ use candle_core::{Tensor, Var};
 
 use super::data::Sample;
 use crate::{
-    Result,
+    Error, Result,
     decoder::{Batch, Network, Pass, Span, Trained, cross_entropy, with_gradient},
-    engine::{Turn, Turns},
+    engine::{Access, Turn},
 };
 
 /// Positions whose logits are there at once.
@@ -12,11 +12,10 @@ const LOGIT_ROWS: usize = 64;
 
 /// What a network makes of samples side by side, and what would make it better.
 pub struct Step<'a> {
-    pub network: &'a Network,
+    pub access: &'a Access,
     pub trained: &'a Trained,
-    pub turns: &'a Turns,
-    /// Asked before each piece of work; an error ends it.
-    pub goes_on: Box<dyn Fn() -> Result<()> + 'a>,
+    /// Asked before each piece of work.
+    pub is_wanted: Box<dyn Fn() -> bool + 'a>,
     /// Whether layers are computed anew on the way back.
     pub checkpoint_activations: bool,
 }
@@ -30,26 +29,26 @@ struct Held {
 impl Step<'_> {
     /// The sum of the losses of all targets.
     pub fn loss(&self, samples: &[&Sample]) -> Result<f64> {
-        let (batch, rows, targets) = pack(self.network, samples);
-        let pass = &self.network.training_pass(&batch, self.trained)?;
-        let mut x = self.network.embed(&batch)?;
-        for layer in 0..self.network.num_layers() {
+        let (batch, rows, targets) = pack(&self.access.network, samples);
+        let pass = &self.access.network.training_pass(&batch, self.trained)?;
+        let mut x = self.access.network.embed(&batch)?;
+        for layer in 0..self.access.network.num_layers() {
             let _turn = self.turn()?;
-            x = self.network.layer(layer, &x, pass)?.detach();
+            x = self.access.network.layer(layer, &x, pass)?.detach();
         }
         let mut sum = 0.0;
         for (rows, targets) in rows.chunks(LOGIT_ROWS).zip(targets.chunks(LOGIT_ROWS)) {
             let _turn = self.turn()?;
             let x = x.index_select(&Tensor::new(rows, x.device())?, 0)?;
-            sum += total(&cross_entropy(&self.network.head(&x, pass)?, targets)?)?;
+            sum += total(&cross_entropy(&self.access.network.head(&x, pass)?, targets)?)?;
         }
         Ok(sum)
     }
 
     /// As `loss`, and adds the gradients of that sum times `scale` by all parameters to `gradients`.
     pub fn learn(&self, samples: &[&Sample], scale: f64, gradients: &mut [Vec<f32>]) -> Result<f64> {
-        let (batch, rows, targets) = pack(self.network, samples);
-        let pass = &self.network.training_pass(&batch, self.trained)?;
+        let (batch, rows, targets) = pack(&self.access.network, samples);
+        let pass = &self.access.network.training_pass(&batch, self.trained)?;
         let (held, last) = self.forth(&batch, pass)?;
         let mut sum = 0.0;
         let mut by_last = last.zeros_like()?;
@@ -57,7 +56,7 @@ impl Step<'_> {
             let _turn = self.turn()?;
             let rows = Tensor::new(rows, last.device())?;
             let x = Var::from_tensor(&last.index_select(&rows, 0)?)?;
-            let losses = cross_entropy(&self.network.head(&x, pass)?, targets)?;
+            let losses = cross_entropy(&self.access.network.head(&x, pass)?, targets)?;
             sum += total(&losses)?;
             let found = (losses.sum_all()? * scale)?.backward()?;
             self.trained.collect(&found, gradients)?;
@@ -70,28 +69,30 @@ impl Step<'_> {
     }
 
     fn first_layer(&self) -> usize {
-        self.trained.first_layer(self.network.num_layers())
+        self.trained.first_layer(self.access.network.num_layers())
     }
 
     /// Waits for a turn of a piece of work.
     fn turn(&self) -> Result<Turn<'_>> {
-        (self.goes_on)()?;
-        Ok(self.turns.training())
+        match (self.is_wanted)() {
+            true => self.access.turn(),
+            false => Err(Error::Cancelled),
+        }
     }
 
     /// Through all layers, of which those are held that gradients go back through.
     fn forth(&self, batch: &Batch, pass: &Pass<'_>) -> Result<(Vec<Held>, Tensor)> {
         let (mut held, first) = (Vec::new(), self.first_layer());
-        let mut x = self.network.embed(batch)?;
-        for layer in 0..self.network.num_layers() {
+        let mut x = self.access.network.embed(batch)?;
+        for layer in 0..self.access.network.num_layers() {
             let _turn = self.turn()?;
             if layer < first {
-                x = self.network.layer(layer, &x, pass)?;
+                x = self.access.network.layer(layer, &x, pass)?;
                 continue;
             }
             // Nothing is learned below the first one.
             let input = if layer == first { x } else { Var::from_tensor(&x)?.into_inner() };
-            let output = self.network.layer(layer, &input, pass)?;
+            let output = self.access.network.layer(layer, &input, pass)?;
             x = output.detach();
             held.push(Held { input, output: (!self.checkpoint_activations).then_some(output) });
         }
@@ -100,9 +101,9 @@ impl Step<'_> {
 
     /// Takes the gradient by the last layer's output back through all that is held.
     fn back(&self, held: Vec<Held>, pass: &Pass<'_>, mut gradient: Tensor, gradients: &mut [Vec<f32>]) -> Result<()> {
-        for (layer, Held { input, output }) in (self.first_layer()..self.network.num_layers()).zip(held).rev() {
+        for (layer, Held { input, output }) in (self.first_layer()..self.access.network.num_layers()).zip(held).rev() {
             let _turn = self.turn()?;
-            let output = output.map_or_else(|| self.network.layer(layer, &input, pass), Ok)?;
+            let output = output.map_or_else(|| self.access.network.layer(layer, &input, pass), Ok)?;
             let found = with_gradient(&output, gradient)?.backward()?;
             self.trained.collect(&found, gradients)?;
             let Some(by_input) = found.get(&input) else { break };

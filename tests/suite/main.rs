@@ -7,6 +7,7 @@ mod bad_input;
 mod discover;
 mod engine;
 mod golden;
+mod inspect;
 mod invariance;
 #[path = "../../examples/support/mod.rs"]
 mod models;

@@ -9,9 +9,8 @@ use crate::{
     AdapterFile, Error, KvCacheType, LoadConfig, ModelInfo, Quantize, Result,
     backend::{cache_plan::CachePlan, local::LocalModel},
     decoder::{self, Decoder, Placement, Spec},
-    engine::{Engine, Options},
+    engine::{Aside, Engine, Options},
     text::{ChatTemplate, TemplateSource, TextProcessor, Tokenizer, gguf, vocabulary},
-    training::Trainer,
     weights::{Checkpoint, Config, Store, gguf::Metadata},
 };
 
@@ -63,12 +62,12 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     };
     let network = decoder.network().clone();
     let engine = Engine::start(Box::new(decoder), text.clone(), options)?;
-    let trainer = network.differentiable().then(|| Trainer::new(&network, text, &engine));
+    let aside = network.is_on_cpu().then(|| Aside::new(&network, text, &engine));
     if let Some(adapter) = adapter {
         engine.adapters.set_default(engine.adapters.sites()?.resolve(&adapter)?);
     }
     tracing::info!(path = %path.display(), ?info, "loaded a model");
-    Ok(LocalModel::new(info, engine, trainer))
+    Ok(LocalModel::new(info, engine, aside))
 }
 
 /// The device all layers run on: splitting them is not possible, leaving it aside is.
