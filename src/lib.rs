@@ -34,6 +34,10 @@
 //! [`TextModel::load_adapter`] adds an adapter (LoRA or DoRA) under a name, and [`GenerateConfig::adapter`] chooses it for a
 //! request. Requests with different adapters share passes, and none shares keys and values with another adapter's.
 //!
+//! # Training and inspection
+//! [`TrainableModel::train`] learns an adapter, and [`AttentionInspector::inspect`] reads what a model computes. Both run on
+//! threads of their own and take turns with the model's requests, which go first, layer by layer.
+//!
 //! # Cancel safety
 //! Dropping a [`TokenStream`], or the future of [`TextModel::classify`] or
 //! [`TextModel::batch_generate`], cancels its requests: nothing more is computed for them, and their
