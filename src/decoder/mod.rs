@@ -247,6 +247,11 @@ impl Network {
         self.spec.heads()
     }
 
+    /// Tokens that a sequence may have.
+    pub fn max_positions(&self) -> usize {
+        self.spec.max_positions
+    }
+
     pub fn vocab_size(&self) -> usize {
         self.spec.vocab_size
     }

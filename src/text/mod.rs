@@ -7,7 +7,7 @@ pub mod gguf;
 mod marks;
 mod python;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 mod tokenizer;
 pub mod vocabulary;
 mod words;

@@ -225,14 +225,15 @@ fn expressions_are_those_of_python() {
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}\
                       {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-fn chatml() -> TextProcessor {
+/// Another template.
+pub fn chatml_with(source: &str) -> Option<ChatTemplate> {
+    Some(template(source.to_owned(), &Value::Null))
+}
+
+/// A processor that writes conversations in ChatML.
+pub fn chatml() -> TextProcessor {
     let tokenizer = Tokenizer::read(&golden("mha_tied/tokenizer.json")).unwrap();
-    TextProcessor {
-        tokenizer,
-        template: Some(template(CHATML.to_owned(), &Value::Null)),
-        end_ids: Vec::new(),
-        end_of_text: None,
-    }
+    TextProcessor { tokenizer, template: chatml_with(CHATML), end_ids: Vec::new(), end_of_text: None }
 }
 
 #[test]

@@ -140,7 +140,7 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Such batches that a step learns from (1).
     pub gradient_accumulation: usize,
-    /// Tokens of an example (1024); what is longer is cut off.
+    /// Tokens of an example (1024), as many as the model takes; what is longer is cut off.
     pub max_tokens: usize,
     /// Whether texts end with the model's end of text, so that it learns to stop there (`false`).
     pub end_of_text: bool,

@@ -1,6 +1,7 @@
 use super::{TrainConfig, TrainExample, random::Random};
 use crate::{
     Error, Message, Result, Role,
+    decoder::Network,
     text::{Prompt, TextProcessor},
 };
 
@@ -14,7 +15,7 @@ pub struct Sample {
 
 impl Sample {
     /// What is learned from an example.
-    pub fn new(example: &TrainExample, text: &TextProcessor, vocab_size: usize, config: &TrainConfig) -> Result<Self> {
+    pub fn new(example: &TrainExample, text: &TextProcessor, network: &Network, config: &TrainConfig) -> Result<Self> {
         let (mut tokens, mut learned) = match example {
             TrainExample::Text(written) => {
                 let mut tokens = text.encode(&Prompt::Text(written.clone()), &Default::default())?;
@@ -24,11 +25,15 @@ impl Sample {
             TrainExample::Tokens(tokens) => all_but_first(tokens.clone()),
             TrainExample::Chat(messages) => chat(messages, text)?,
         };
-        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
-            return Err(Error::config("examples", format!("token {id} is not in a vocabulary of {vocab_size}")));
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= network.vocab_size()) {
+            return Err(Error::config(
+                "examples",
+                format!("token {id} is not in a vocabulary of {}", network.vocab_size()),
+            ));
         }
-        tokens.truncate(config.max_tokens);
-        learned.truncate(config.max_tokens);
+        let longest = config.max_tokens.min(network.max_positions());
+        tokens.truncate(longest);
+        learned.truncate(longest);
         Ok(Self { tokens, learned })
     }
 
@@ -101,6 +106,33 @@ mod tests {
         assert_eq!(steps(20, 1, &config).iter().map(Vec::len).collect::<Vec<_>>(), [6, 6, 6, 2]);
         assert_eq!(steps(20, 1, &config), steps(20, 1, &config));
         assert_ne!(steps(20, 1, &config), steps(20, 2, &config));
+    }
+
+    #[test]
+    fn of_chats_the_answers_are_learned_and_their_ends() {
+        let text = crate::text::tests::chatml();
+        let messages = [
+            Message::system("Be brief."),
+            Message::user("Hello"),
+            Message::assistant("Hi."),
+            Message::user("And?"),
+            Message::assistant("Bye now."),
+        ];
+        let (tokens, learned) = chat(&messages, &text).unwrap();
+        let some = |wanted: bool| {
+            let ids: Vec<u32> =
+                tokens.iter().zip(&learned).filter(|(_, learned)| **learned == wanted).map(|(id, _)| *id).collect();
+            text.tokenizer.decode(&ids).unwrap()
+        };
+        assert_eq!(some(true), "Hi.<|im_end|>\nBye now.<|im_end|>\n");
+        assert!(some(false).ends_with("<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"), "{}", some(false));
+        // What a template writes in another way later cannot be learned in one go.
+        let forgets = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last or m.role == 'user' %}\
+                       {{ m.content }}{% endif %}<|im_end|>\n{% endfor %}";
+        let text = TextProcessor { template: crate::text::tests::chatml_with(forgets), ..text };
+        let error = chat(&messages, &text).unwrap_err().to_string();
+        assert!(error.contains("message 2"), "{error}");
+        assert!(chat(&messages[..3], &text).is_ok());
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Run {
     }
 
     fn sample(&self, example: &TrainExample) -> Result<Sample> {
-        let sample = Sample::new(example, &self.text, self.access.network.vocab_size(), &self.config)?;
+        let sample = Sample::new(example, &self.text, &self.access.network, &self.config)?;
         match sample.targets() {
             0 => Err(Error::config("examples", format!("nothing can be learned from {example:?}"))),
             _ => Ok(sample),
