@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use tokenflow::{Error, GenerateConfig, LoadConfig, Message, backend, load_model, load_trainable};
+use tokenflow::{Error, GenerateConfig, LoadConfig, Message, TextModel, backend, load_model, load_trainable};
 
 use crate::{TempDir, golden_model, golden_path};
 
@@ -228,8 +228,29 @@ async fn backends_that_are_not_there() {
     }
     assert!(backend::list().starts_with(&["cpu".to_owned(), "cuda".to_owned(), "metal".to_owned()]));
     assert!(backend::default_backend().is_ok());
-    let trainable = load_trainable(golden_path("mha_tied"), LoadConfig::new()).await;
-    assert!(matches!(trainable.err(), Some(Error::NotTrainable { .. })));
+}
+
+#[tokio::test]
+async fn backends_that_cannot_train() {
+    struct Reader;
+    #[async_trait::async_trait]
+    impl backend::Backend for Reader {
+        fn name(&self) -> &str {
+            "reader"
+        }
+
+        fn available(&self) -> bool {
+            true
+        }
+
+        async fn load_model(&self, path: &Path, config: &LoadConfig) -> tokenflow::Result<Box<dyn TextModel>> {
+            load_model(path, config.clone()).await
+        }
+    }
+    let trainable = backend::Backend::load_trainable(&Reader, &golden_path("mha_tied"), &LoadConfig::new()).await;
+    assert!(matches!(trainable.err(), Some(Error::NotTrainable { reason }) if reason.contains("reader")));
+    let missing = load_trainable(golden_path("no such model"), LoadConfig::new()).await;
+    assert!(matches!(missing.err(), Some(Error::InvalidModel { .. })));
 }
 
 #[tokio::test]
