@@ -120,8 +120,9 @@ async fn dropped_calls_leave_nothing_behind_in_any_state() {
 #[tokio::test]
 async fn deadlines_hold_wherever_a_request_is() {
     let model = model(LoadConfig::new().parallel_slots(1).stream_buffer(1).queue_limit(1000));
-    let config = || GenerateConfig::new().max_tokens(10_000).deadline(Duration::from_millis(100));
     let begun = Instant::now();
+    // The same instant for all: none has time left when another's is over.
+    let config = || GenerateConfig::new().max_tokens(10_000).deadline(begun + Duration::from_millis(100));
     // One runs until its reader is slow, the others wait; a batch waits with them.
     let mut streams: Vec<_> = (0..100).map(|_| model.generate("prompt", config())).collect();
     let prompts = vec!["prompt"; 200];
