@@ -187,19 +187,19 @@ impl View for Merged<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         match self.change {
-            None => Cow::Borrowed(self.tensor.bytes),
+            None => Cow::Borrowed(&self.tensor.bytes),
             Some(change) => Cow::Owned(match self.dtype() {
                 Dtype::F16 => change.merge(
-                    self.tensor.bytes,
+                    &self.tensor.bytes,
                     |b| f16::from_le_bytes(b).to_f32(),
                     |x| f16::from_f32(x).to_le_bytes(),
                 ),
                 Dtype::BF16 => change.merge(
-                    self.tensor.bytes,
+                    &self.tensor.bytes,
                     |b| bf16::from_le_bytes(b).to_f32(),
                     |x| bf16::from_f32(x).to_le_bytes(),
                 ),
-                _ => change.merge(self.tensor.bytes, f32::from_le_bytes, f32::to_le_bytes),
+                _ => change.merge(&self.tensor.bytes, f32::from_le_bytes, f32::to_le_bytes),
             }),
         }
     }

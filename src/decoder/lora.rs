@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{Batch, layout::Layout, op::numbers, trained::Trained};
 use crate::{
     Error, Result,
-    kernels::{Isa, dense::DenseMatrix},
+    kernels::{Isa, dense::DenseMatrix, panels::ElementType},
     weights::{AdapterFile, LoraTensors, Matrix},
 };
 
@@ -224,7 +224,7 @@ impl Change {
 
 fn panels(values: impl Iterator<Item = f32>, rows: usize, columns: usize) -> DenseMatrix {
     let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
-    DenseMatrix::of_f32(&bytes, rows, columns)
+    DenseMatrix::new(ElementType::F32, &bytes, rows, columns)
 }
 
 /// The rows of a tensor that adapters change.

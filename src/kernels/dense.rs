@@ -1,6 +1,5 @@
 //! Products with matrices that are not quantised, in the type they are stored in.
 
-use candle_core::DType;
 use rayon::prelude::*;
 
 use super::{
@@ -24,19 +23,27 @@ pub struct DenseMatrix {
 }
 
 impl DenseMatrix {
-    /// A matrix whose rows are `bytes`, little endian; `None` if `dtype` is none of [`ElementType`].
-    pub fn new(dtype: DType, bytes: &[u8], rows: usize, columns: usize) -> Option<Self> {
-        let elements = match ElementType::of(dtype)? {
+    /// A matrix whose rows are `bytes`, little endian.
+    pub fn new(kind: ElementType, bytes: &[u8], rows: usize, columns: usize) -> Self {
+        let elements = match kind {
             ElementType::F32 => Elements::F32(panels(bytes, rows, columns)),
             ElementType::F16 => Elements::F16(panels(bytes, rows, columns)),
             ElementType::Bf16 => Elements::Bf16(panels(bytes, rows, columns)),
         };
-        Some(Self { rows, columns, elements })
+        Self { rows, columns, elements }
     }
 
-    /// As `new`, of 32-bit numbers.
-    pub fn of_f32(bytes: &[u8], rows: usize, columns: usize) -> Self {
-        Self { rows, columns, elements: Elements::F32(panels(bytes, rows, columns)) }
+    /// A matrix of `rows` rows out of bands that have them one after another, all but the last as many and whole panels.
+    /// Bands are asked for as they are needed, so that little is there twice.
+    pub fn of_bands(rows: usize, bands: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let mut bands = bands.into_iter();
+        let mut this = bands.next()?;
+        this.elements.reserve(rows.div_ceil(this.rows.max(1)) - 1);
+        for band in bands {
+            this.rows += band.rows;
+            this.elements.append(band.elements);
+        }
+        Some(this)
     }
 
     /// The memory it takes.
@@ -117,7 +124,7 @@ impl Unpack for DenseMatrix {
 fn panels<T: Element>(bytes: &[u8], rows: usize, columns: usize) -> Vec<T> {
     let mut panels = vec![T::zeroed(); rows.next_multiple_of(LANES) * columns];
     let rows: Vec<&[u8]> = bytes.chunks_exact(columns * size_of::<T>()).collect();
-    panels.par_chunks_mut(LANES * columns).zip(rows.par_chunks(LANES)).for_each(|(panel, rows)| {
+    panels.chunks_mut(LANES * columns).zip(rows.chunks(LANES)).for_each(|(panel, rows)| {
         for (lane, row) in rows.iter().enumerate() {
             for (column, bytes) in row.chunks_exact(size_of::<T>()).enumerate() {
                 panel[column * LANES + lane] = T::from_le_bytes(bytes);
@@ -129,6 +136,8 @@ fn panels<T: Element>(bytes: &[u8], rows: usize, columns: usize) -> Vec<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use half::{bf16, f16};
 
     use super::*;
@@ -144,8 +153,8 @@ mod tests {
         let wide: Vec<u8> = noise.iter().flat_map(|value| value.to_le_bytes()).collect();
         let half: Vec<u8> = noise.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect();
         let brain: Vec<u8> = noise.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect();
-        let stored = [(DType::F32, wide), (DType::F16, half), (DType::BF16, brain)];
-        stored.into_iter().map(|(dtype, bytes)| DenseMatrix::new(dtype, &bytes, rows, columns).unwrap()).collect()
+        let stored = [(ElementType::F32, wide), (ElementType::F16, half), (ElementType::Bf16, brain)];
+        stored.into_iter().map(|(kind, bytes)| DenseMatrix::new(kind, &bytes, rows, columns)).collect()
     }
 
     #[test]
@@ -205,7 +214,15 @@ mod tests {
     }
 
     #[test]
-    fn other_types_are_refused() {
-        assert!(DenseMatrix::new(DType::F64, &[0; 8], 1, 1).is_none());
+    fn bands_are_the_matrix() {
+        for whole in matrices(75, 10) {
+            let part = |rows: Range<usize>| {
+                let bytes = rows.flat_map(|row| whole.row(row)).flat_map(f32::to_le_bytes).collect::<Vec<_>>();
+                DenseMatrix::new(ElementType::F32, &bytes, bytes.len() / 40, 10)
+            };
+            let joined = DenseMatrix::of_bands(75, [0..32, 32..64, 64..75].map(part)).unwrap();
+            assert_eq!((joined.rows, joined.columns), (75, 10));
+            assert!((0..75).all(|row| joined.row(row) == whole.row(row)));
+        }
     }
 }

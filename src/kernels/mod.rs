@@ -19,6 +19,7 @@ mod activations;
 pub mod affine;
 pub mod attention;
 pub mod attention_gradient;
+mod codes;
 pub mod dense;
 pub mod ggml;
 pub mod gradients;

@@ -28,6 +28,18 @@ impl ElementType {
             _ => None,
         }
     }
+
+    /// Numbers of this type, little endian.
+    pub fn read(self, bytes: &[u8]) -> Vec<f32> {
+        fn read<T: Element>(bytes: &[u8]) -> Vec<f32> {
+            bytes.chunks_exact(size_of::<T>()).map(|bytes| T::from_le_bytes(bytes).to_f32()).collect()
+        }
+        match self {
+            Self::F32 => read::<f32>(bytes),
+            Self::F16 => read::<f16>(bytes),
+            Self::Bf16 => read::<bf16>(bytes),
+        }
+    }
 }
 
 mod sealed {
@@ -112,6 +124,21 @@ macro_rules! with_elements {
 pub(crate) use with_elements;
 
 impl Elements {
+    /// Makes space for `times` as many as there are.
+    pub fn reserve(&mut self, times: usize) {
+        with_elements!(self, elements => elements.reserve_exact(elements.len() * times));
+    }
+
+    /// Takes those of the same type to the end.
+    pub fn append(&mut self, after: Self) {
+        match (self, after) {
+            (Self::F32(elements), Self::F32(mut after)) => elements.append(&mut after),
+            (Self::F16(elements), Self::F16(mut after)) => elements.append(&mut after),
+            (Self::Bf16(elements), Self::Bf16(mut after)) => elements.append(&mut after),
+            _ => debug_assert!(false, "elements of two types"),
+        }
+    }
+
     /// The memory they take.
     pub fn bytes(&self) -> usize {
         with_elements!(self, elements => size_of_val(elements.as_slice()))

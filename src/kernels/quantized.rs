@@ -13,15 +13,16 @@ use super::{
     Isa,
     activations::{GROUP, QuantRows, TILE, Tile, WORK, keep_what_rounding_loses},
     affine::Affine,
+    codes::{Factors, Line, Panel, PanelFactors, ROWS},
     ggml::{Format, GgmlType, Stored},
     panels::LANES,
     transposed::{self, Unpack},
 };
 
-/// The rows of a panel.
-pub const ROWS: usize = 16;
 /// Strips of a matrix for each thread, so that a slow thread holds up the others less.
 const STRIPS: usize = 4;
+/// Weights in a block of those that are not ggml's.
+const AFFINE_BLOCK: usize = 32;
 
 /// A matrix, `[rows, columns]`, of codes with `weight = scale * (code - bias) + offset` in each block.
 pub struct QuantMatrix {
@@ -36,40 +37,6 @@ pub struct QuantMatrix {
     order: Option<Vec<u32>>,
     /// Whether activations keep 16 bits and not 8.
     precise: bool,
-}
-
-/// A group of columns: 4 codes of each row of a panel. If codes are nibbles, the low ones are one
-/// group and the high ones the next.
-#[derive(Clone)]
-#[repr(C, align(64))]
-pub struct Line(pub [u8; ROWS * GROUP]);
-
-/// The scales, or the offsets, of all blocks, panel by panel.
-struct Factors {
-    /// One for each block, or for all blocks that are stored together.
-    halves: Vec<[f16; ROWS]>,
-    /// What the blocks multiply those with, if they share them.
-    multiples: Option<Vec<[i8; ROWS]>>,
-    /// The blocks that share a half, as a power of two.
-    shared: u32,
-}
-
-/// The scales, or the offsets, of a panel.
-#[derive(Clone, Copy)]
-pub struct PanelFactors<'a> {
-    pub halves: &'a [[f16; ROWS]],
-    pub multiples: Option<&'a [[i8; ROWS]]>,
-    pub shared: u32,
-}
-
-/// What a kernel reads of 16 rows of weights.
-pub struct Panel<'a> {
-    pub codes: &'a [Line],
-    /// As in [`Format`].
-    pub table: Option<&'static [u8; 16]>,
-    pub bias: u8,
-    pub scales: PanelFactors<'a>,
-    pub offsets: Option<PanelFactors<'a>>,
 }
 
 impl QuantMatrix {
@@ -89,13 +56,15 @@ impl QuantMatrix {
         this
     }
 
-    /// Takes over a matrix of another origin, if it can be cut into blocks. If `precise`, products keep 16 bits of
-    /// the activations: so compute those who made it.
-    pub fn from_affine(matrix: &Affine, precise: bool) -> Option<Self> {
-        let block = 32;
-        if !matrix.columns.is_multiple_of(block) || !matrix.group.is_multiple_of(block) {
-            return None;
-        }
+    /// Whether `from_affine` takes such a matrix: it can be cut into blocks.
+    pub fn takes(matrix: &Affine) -> bool {
+        matrix.columns.is_multiple_of(AFFINE_BLOCK) && matrix.group.is_multiple_of(AFFINE_BLOCK)
+    }
+
+    /// Takes over a matrix of another origin. If `precise`, products keep 16 bits of the activations: so compute those who
+    /// made it.
+    pub fn from_affine(matrix: &Affine, precise: bool) -> Self {
+        let block = AFFINE_BLOCK;
         // What shares a scale is kept together if that is a power of two.
         let stored = if (matrix.group / block).is_power_of_two() { matrix.group } else { block };
         let stored = stored.min(256);
@@ -104,10 +73,8 @@ impl QuantMatrix {
         let bias = 1u8 << (matrix.bits - 1);
         let format = Format { nibbles, table: None, bias, block, stored, offsets: true };
         let mut this = Self::zeros(format, matrix.rows, matrix.columns);
-        (this.scales.multiples, this.order, this.precise) = (None, matrix.order.clone(), precise);
-        if let Some(offsets) = &mut this.offsets {
-            offsets.multiples = None;
-        }
+        (this.order, this.precise) = (matrix.order.clone(), precise);
+        [Some(&mut this.scales), this.offsets.as_mut()].into_iter().flatten().for_each(Factors::without_multiples);
         for row in 0..matrix.rows {
             for (i, codes) in matrix.codes(row).chunks_exact(stored).enumerate() {
                 let (scale, offset) = matrix.factors(row, i * stored / matrix.group);
@@ -115,7 +82,7 @@ impl QuantMatrix {
                 this.put(row, i, codes, (f16::from_f32(scale), &[]), (f16::from_f32(offset), &[]));
             }
         }
-        Some(this)
+        this
     }
 
     /// A matrix without codes.
@@ -144,6 +111,34 @@ impl QuantMatrix {
         self.scales.put(at, lane, scale.0, scale.1);
         if let Some(offsets) = &mut self.offsets {
             offsets.put(at, lane, offset.0, offset.1);
+        }
+    }
+
+    /// A matrix of `rows` rows out of bands that have them one after another, all but the last as many and whole panels.
+    /// Bands are asked for as they are needed, so that little is there twice.
+    pub fn of_bands(rows: usize, bands: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let mut bands = bands.into_iter();
+        let mut this = bands.next()?;
+        this.reserve(rows.div_ceil(this.rows.max(1)) - 1);
+        bands.for_each(|band| this.append(band));
+        Some(this)
+    }
+
+    fn reserve(&mut self, times: usize) {
+        self.codes.reserve_exact(self.codes.len() * times);
+        self.scales.reserve(times);
+        if let Some(offsets) = &mut self.offsets {
+            offsets.reserve(times);
+        }
+    }
+
+    fn append(&mut self, mut after: Self) {
+        debug_assert!(self.rows.is_multiple_of(ROWS) && self.columns == after.columns);
+        self.rows += after.rows;
+        self.codes.append(&mut after.codes);
+        self.scales.append(after.scales);
+        if let (Some(offsets), Some(after)) = (&mut self.offsets, after.offsets) {
+            offsets.append(after);
         }
     }
 
@@ -327,81 +322,6 @@ fn column_strips(matrix: &mut [f32], columns: usize, width: usize) -> Vec<Vec<&m
     strips
 }
 
-impl Format {
-    /// The lines of a panel.
-    fn lines(self, columns: usize) -> usize {
-        columns / GROUP / if self.nibbles { 2 } else { 1 }
-    }
-
-    /// Where a code is: its line, its byte in there, and its lowest bit.
-    fn place(self, lane: usize, column: usize) -> (usize, usize, usize) {
-        let (group, byte) = (column / GROUP, lane * GROUP + column % GROUP);
-        if self.nibbles { (group / 2, byte, group % 2 * 4) } else { (group, byte, 0) }
-    }
-
-    /// Writes the codes of a lane, which are zero yet, from `column` on.
-    fn put(self, lines: &mut [Line], lane: usize, column: usize, codes: &[u8]) {
-        for (i, codes) in codes.as_chunks::<GROUP>().0.iter().enumerate() {
-            let (line, first, shift) = self.place(lane, column + i * GROUP);
-            for (byte, code) in lines[line].0[first..][..GROUP].iter_mut().zip(codes) {
-                *byte |= code << shift;
-            }
-        }
-    }
-
-    fn get(self, lines: &[Line], lane: usize, column: usize) -> u8 {
-        let (line, byte, shift) = self.place(lane, column);
-        let code = lines[line].0[byte] >> shift & if self.nibbles { 15 } else { 255 };
-        self.table.map_or(code, |table| table[usize::from(code)])
-    }
-}
-
-impl Factors {
-    /// Zeros for panels of `columns` in all.
-    fn new(format: Format, columns: usize) -> Self {
-        let shared = (format.stored / format.block).ilog2();
-        Self {
-            halves: vec![[f16::ZERO; ROWS]; columns / format.stored],
-            multiples: (shared > 0).then(|| vec![[0; ROWS]; columns / format.block]),
-            shared,
-        }
-    }
-
-    /// Writes those of a lane that are stored together.
-    fn put(&mut self, at: usize, lane: usize, half: f16, multiples: &[i8]) {
-        self.halves[at][lane] = half;
-        if let Some(to) = &mut self.multiples {
-            for (to, from) in to[at << self.shared..][..1 << self.shared].iter_mut().zip(multiples) {
-                to[lane] = *from;
-            }
-        }
-    }
-
-    fn panel(&self, panel: usize, blocks: usize) -> PanelFactors<'_> {
-        let halves = blocks >> self.shared;
-        PanelFactors {
-            halves: &self.halves[panel * halves..][..halves],
-            multiples: self.multiples.as_ref().map(|multiples| &multiples[panel * blocks..][..blocks]),
-            shared: self.shared,
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        size_of_val(&*self.halves) + self.multiples.as_ref().map_or(0, |multiples| size_of_val(&**multiples))
-    }
-}
-
-impl PanelFactors<'_> {
-    /// Those of a block.
-    fn lanes(&self, block: usize) -> [f32; ROWS] {
-        let halves = self.halves[block >> self.shared].map(f16::to_f32);
-        match self.multiples {
-            Some(multiples) => std::array::from_fn(|lane| halves[lane] * f32::from(multiples[block][lane])),
-            None => halves,
-        }
-    }
-}
-
 /// The products of a panel with `T` tokens; `TABLE` says whether nibbles are looked up.
 fn products<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     isa: Isa,
@@ -532,6 +452,20 @@ mod tests {
     }
 
     #[test]
+    fn bands_are_the_matrix() {
+        for dtype in FORMATS {
+            let columns = 512;
+            let bands = || [32, 32, 11].map(|rows| matrix(dtype, rows, columns).0);
+            let joined = QuantMatrix::of_bands(75, bands()).unwrap();
+            let rows: Vec<_> = bands().iter().flat_map(|band| (0..band.rows).map(|row| band.row(row))).collect();
+            assert!(rows.iter().enumerate().all(|(row, expected)| joined.row(row) == *expected), "{dtype:?}");
+            let x = noise(columns, 3);
+            let products: Vec<f32> = bands().iter().flat_map(|band| band.multiply(&x, Isa::detect())).collect();
+            assert_eq!(joined.multiply(&x, Isa::detect()), products, "{dtype:?}");
+        }
+    }
+
+    #[test]
     fn what_candle_quantises_is_near_what_it_was() {
         let (rows, columns) = (3, 256);
         let values = noise(rows * columns, 13);
@@ -581,7 +515,7 @@ mod tests {
         for bits in [2, 3, 4, 6, 8] {
             let (rows, columns, tokens) = (37, 320, 6);
             let affine = affine(bits, rows, columns);
-            let matrix = QuantMatrix::from_affine(&affine, true).unwrap();
+            let matrix = QuantMatrix::from_affine(&affine, true);
             let exact = affine.to_f32();
             for row in 0..rows {
                 let weights = &exact[row * columns..][..columns];
@@ -609,7 +543,7 @@ mod tests {
         let (rows, columns) = (5, 96);
         let weights = noise(rows * columns, 3);
         for (bits, tolerance) in [(8, 0.005), (4, 0.075)] {
-            let matrix = QuantMatrix::from_affine(&Affine::quantized(&weights, rows, columns, bits), false).unwrap();
+            let matrix = QuantMatrix::from_affine(&Affine::quantized(&weights, rows, columns, bits), false);
             let ours: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
             assert!(ours.iter().zip(&weights).all(|(ours, weight)| (ours - weight).abs() < tolerance), "{bits} bits");
         }

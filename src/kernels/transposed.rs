@@ -77,7 +77,7 @@ mod tests {
         let affine = |bits, rows: usize, columns: usize| {
             let mut affine = Affine::quantized(&noise(rows * columns, 1), rows, columns, bits);
             affine.order = Some((0..columns as u32).map(|column| (column * 37 + 5) % columns as u32).collect());
-            QuantMatrix::from_affine(&affine, true).unwrap()
+            QuantMatrix::from_affine(&affine, true)
         };
         // Scales are a quarter.
         let floats: Vec<u8> = (0..20 * 3 * 17).map(|i| if i % 17 == 0 { 125 } else { (i * 89 % 251) as u8 }).collect();

@@ -5,10 +5,13 @@ use candle_core::{
     quantized::{QStorage, QTensor},
 };
 
-use super::Encoding;
+use super::{
+    Encoding, StoredMatrix,
+    stored::{Bytes, Rows, bands, to_tensor},
+};
 use crate::{
-    Result,
-    kernels::{affine::Affine, dense::DenseMatrix, quantized::QuantMatrix},
+    Error, Result,
+    kernels::{affine::Affine, dense::DenseMatrix, panels::ElementType, quantized::QuantMatrix},
 };
 
 /// A weight matrix, `[rows, columns]`, where it is computed with.
@@ -28,57 +31,75 @@ impl Matrix {
     /// Takes over a matrix: on the CPU as it is stored, else as `dtype` unless candle knows its quantised form.
     pub fn new(stored: StoredMatrix<'_>, dtype: DType, device: &Device) -> Result<Self> {
         match stored {
-            StoredMatrix::Rows(rows) => Self::of_rows(rows, dtype, device),
-            StoredMatrix::Affine(affine) => Self::of_affine(&affine, dtype, device, true),
+            StoredMatrix::Rows(rows) => Self::of_rows(&rows, dtype, device),
+            StoredMatrix::Mlx(matrix) => {
+                let band = |rows| matrix.take(rows);
+                let parts = bands(matrix.rows, matrix.row_len(), band, |rows| matrix.release(rows));
+                Self::of_affine([matrix.rows, matrix.columns], parts, true, dtype, device)
+            }
+            StoredMatrix::Affine(affine) => {
+                Self::of_affine([affine.rows, affine.columns], [affine].into_iter(), true, dtype, device)
+            }
         }
     }
 
-    fn of_rows(stored: Rows<'_>, dtype: DType, device: &Device) -> Result<Self> {
-        let Rows { rows, columns, encoding, bytes, precise } = stored;
+    fn of_rows(stored: &Rows<'_>, dtype: DType, device: &Device) -> Result<Self> {
+        let Rows { rows, columns, encoding, precise, .. } = *stored;
         match encoding {
-            Encoding::Dense(stored) => {
-                if device.is_cpu()
-                    && let Some(panels) = DenseMatrix::new(stored, &bytes, rows, columns)
-                {
+            Encoding::Dense(kind) => {
+                if let (true, Some(kind)) = (device.is_cpu(), ElementType::of(kind)) {
+                    let bands = stored.bands(|bytes, rows| DenseMatrix::new(kind, bytes, rows, columns));
+                    let panels = DenseMatrix::of_bands(rows, bands).ok_or_else(no_rows)?;
                     return Ok(Self::Panels(Arc::new(panels)));
                 }
-                Ok(Self::Dense(to_tensor(&bytes, stored, &[rows, columns])?.to_dtype(dtype)?.to_device(device)?))
+                Ok(Self::Dense(to_tensor(&stored.bytes, kind, &[rows, columns])?.to_dtype(dtype)?.to_device(device)?))
             }
-            Encoding::Ggml(kind) if device.is_cpu() => {
-                Ok(Self::Packed(Arc::new(QuantMatrix::from_ggml(kind, &bytes, rows, columns, precise))))
+            Encoding::Ggml(kind) => {
+                let pack = |bytes: &[u8], rows| QuantMatrix::from_ggml(kind, bytes, rows, columns, precise);
+                if device.is_cpu() {
+                    let packed = QuantMatrix::of_bands(rows, stored.bands(pack)).ok_or_else(no_rows)?;
+                    return Ok(Self::Packed(Arc::new(packed)));
+                }
+                match kind.candle() {
+                    Some(kind) => {
+                        let storage = QStorage::from_data(Cow::Borrowed(&stored.bytes), device, kind)?;
+                        Ok(Self::Quantized(Arc::new(QTensor::new(storage, (rows, columns))?)))
+                    }
+                    None => {
+                        let matrix = pack(&stored.bytes, rows);
+                        let weights: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
+                        dense(weights, [rows, columns], dtype, device)
+                    }
+                }
             }
-            Encoding::Ggml(kind) => match kind.candle() {
-                Some(kind) => {
-                    let storage = QStorage::from_data(bytes, device, kind)?;
-                    Ok(Self::Quantized(Arc::new(QTensor::new(storage, (rows, columns))?)))
-                }
-                None => {
-                    let matrix = QuantMatrix::from_ggml(kind, &bytes, rows, columns, precise);
-                    let weights: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
-                    dense(weights, rows, columns, dtype, device)
-                }
-            },
         }
     }
 
-    /// If `precise`, products keep 16 bits of the activations.
-    fn of_affine(matrix: &Affine, dtype: DType, device: &Device, precise: bool) -> Result<Self> {
-        if device.is_cpu()
-            && let Some(packed) = QuantMatrix::from_affine(matrix, precise)
-        {
-            return Ok(Self::Packed(Arc::new(packed)));
+    /// Takes over bands of a matrix of this shape. If `precise`, products keep 16 bits of the activations.
+    fn of_affine(
+        shape: [usize; 2],
+        bands: impl Iterator<Item = Affine>,
+        precise: bool,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut bands = bands.peekable();
+        if device.is_cpu() && bands.peek().is_some_and(QuantMatrix::takes) {
+            let packed = bands.map(|band| QuantMatrix::from_affine(&band, precise));
+            return Ok(Self::Packed(Arc::new(QuantMatrix::of_bands(shape[0], packed).ok_or_else(no_rows)?)));
         }
-        dense(matrix.to_f32(), matrix.rows, matrix.columns, dtype, device)
+        dense(bands.flat_map(|band| band.to_f32()).collect(), shape, dtype, device)
     }
 
     /// Quantises to `bits` on the way, 4 or 8, if the matrix is not quantised yet and can be cut into blocks.
     pub fn quantized(stored: StoredMatrix<'_>, bits: u32, dtype: DType, device: &Device) -> Result<Self> {
         match stored {
-            StoredMatrix::Rows(Rows { rows, columns, encoding: Encoding::Dense(stored), bytes, .. })
-                if columns % 32 == 0 =>
+            StoredMatrix::Rows(matrix @ Rows { encoding: Encoding::Dense(kind), columns, .. })
+                if columns % 32 == 0
+                    && let Some(kind) = ElementType::of(kind) =>
             {
-                let weights = Affine::quantized(&to_f32(&bytes, stored)?, rows, columns, bits);
-                Self::of_affine(&weights, dtype, device, false)
+                let bands = matrix.bands(|bytes, rows| Affine::quantized(&kind.read(bytes), rows, columns, bits));
+                Self::of_affine([matrix.rows, columns], bands, false, dtype, device)
             }
             stored => Self::new(stored, dtype, device),
         }
@@ -117,77 +138,15 @@ impl Matrix {
     }
 }
 
-/// A matrix as it is stored.
-pub enum StoredMatrix<'a> {
-    Rows(Rows<'a>),
-    Affine(Affine),
-}
-
-/// A matrix row by row.
-pub struct Rows<'a> {
-    pub rows: usize,
-    pub columns: usize,
-    pub encoding: Encoding,
-    pub bytes: Cow<'a, [u8]>,
-    /// Whether products with quantised rows keep 16 bits of the activations.
-    pub precise: bool,
-}
-
-impl<'a> StoredMatrix<'a> {
-    /// These rows, in this order.
-    pub fn take(&self, rows: impl ExactSizeIterator<Item = usize> + Clone) -> StoredMatrix<'static> {
-        match self {
-            Self::Rows(matrix) => StoredMatrix::Rows(matrix.take(rows)),
-            Self::Affine(matrix) => StoredMatrix::Affine(matrix.take(rows)),
-        }
-    }
-
-    /// With rows for columns, if it is not quantised.
-    pub fn transposed(self) -> Option<StoredMatrix<'a>> {
-        match self {
-            Self::Rows(matrix) => matrix.transposed().map(StoredMatrix::Rows),
-            Self::Affine(_) => None,
-        }
-    }
-}
-
-impl Rows<'_> {
-    fn take(&self, rows: impl ExactSizeIterator<Item = usize>) -> Rows<'static> {
-        let row_len = self.bytes.len() / self.rows;
-        let count = rows.len();
-        let mut bytes = Vec::with_capacity(count * row_len);
-        rows.for_each(|row| bytes.extend_from_slice(&self.bytes[row * row_len..][..row_len]));
-        Rows { rows: count, bytes: Cow::Owned(bytes), ..*self }
-    }
-
-    fn transposed(&self) -> Option<Rows<'static>> {
-        let Encoding::Dense(dtype) = self.encoding else { return None };
-        let (rows, columns, size) = (self.columns, self.rows, dtype.size_in_bytes());
-        let mut bytes = Vec::with_capacity(self.bytes.len());
-        for row in 0..rows {
-            (0..columns)
-                .for_each(|column| bytes.extend_from_slice(&self.bytes[(column * rows + row) * size..][..size]));
-        }
-        Some(Rows { rows, columns, bytes: Cow::Owned(bytes), ..*self })
-    }
-}
-
-/// Numbers of this type.
-pub fn to_f32(bytes: &[u8], dtype: DType) -> Result<Vec<f32>> {
-    let tensor = to_tensor(bytes, dtype, &[bytes.len() / dtype.size_in_bytes()])?;
-    Ok(tensor.to_dtype(DType::F32)?.to_vec1()?)
-}
-
-fn to_tensor(bytes: &[u8], dtype: DType, shape: &[usize]) -> Result<Tensor> {
-    Ok(Tensor::from_raw_buffer(bytes, dtype, shape, &Device::Cpu)?)
-}
-
-fn dense(weights: Vec<f32>, rows: usize, columns: usize, dtype: DType, device: &Device) -> Result<Matrix> {
+fn dense(weights: Vec<f32>, [rows, columns]: [usize; 2], dtype: DType, device: &Device) -> Result<Matrix> {
     if device.is_cpu() {
-        let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
-        let (encoding, bytes) = (Encoding::Dense(DType::F32), Cow::Owned(bytes));
-        let rows = Rows { rows, columns, encoding, bytes, precise: false };
-        return Matrix::of_rows(rows, dtype, device);
+        let bytes = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+        let (encoding, bytes) = (Encoding::Dense(DType::F32), Bytes::Owned(bytes));
+        return Matrix::of_rows(&Rows { rows, columns, encoding, bytes, precise: false }, dtype, device);
     }
     Ok(Matrix::Dense(Tensor::from_vec(weights, (rows, columns), device)?.to_dtype(dtype)?))
+}
+
+fn no_rows() -> Error {
+    Error::internal("a matrix has no rows")
 }

@@ -1,7 +1,11 @@
 //! Memory-mapped files.
 #![allow(unsafe_code)]
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::File,
+    ops::{Deref, Range},
+    path::Path,
+};
 
 use memmap2::Mmap;
 
@@ -15,21 +19,51 @@ pub fn map(path: &Path) -> Result<Mmap> {
     unsafe { Mmap::map(&file) }.map_err(|error| Error::model_because(path, "cannot be mapped", error))
 }
 
-/// Gives the memory of bytes of a mapping back. They can be read again: from the file.
-pub fn release(map: &Mmap, bytes: &[u8]) {
-    #[cfg(unix)]
-    {
-        const PAGE: usize = 4096;
-        let start = (bytes.as_ptr() as usize - map.as_ptr() as usize).next_multiple_of(PAGE);
-        let end = bytes.as_ptr() as usize - map.as_ptr() as usize + bytes.len();
-        if let Some(len) = end.checked_sub(start).filter(|len| *len > 0) {
-            // SAFETY: a mapping of a file that is never written to has nothing to lose.
-            let advised = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) };
-            if let Err(error) = advised {
-                tracing::debug!(%error, "the pages of a mapped file stay");
+/// Bytes of a mapped file.
+#[derive(Clone, Copy)]
+pub struct Mapped<'a> {
+    map: &'a Mmap,
+    start: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Mapped<'a> {
+    /// These of a mapping; panics if they are not there.
+    pub fn new(map: &'a Mmap, range: Range<usize>) -> Self {
+        Self { map, start: range.start, bytes: &map[range] }
+    }
+
+    pub fn bytes(self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Gives the memory of a part back, but for pages that it shares with what is around it. It can be read again: from
+    /// the file.
+    pub fn release(self, part: Range<usize>) {
+        #[cfg(unix)]
+        {
+            const PAGE: usize = 4096;
+            let (start, end) = ((self.start + part.start).next_multiple_of(PAGE), self.start + part.end);
+            // Where the file ends a page does, too.
+            let end = if end == self.map.len() { end } else { end / PAGE * PAGE };
+            if let Some(len) = end.checked_sub(start).filter(|len| *len > 0) {
+                // SAFETY: a mapping of a file that is never written to has nothing to lose.
+                let advised =
+                    unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) };
+                if let Err(error) = advised {
+                    tracing::debug!(%error, "the pages of a mapped file stay");
+                }
             }
         }
+        #[cfg(not(unix))]
+        let _ = part;
     }
-    #[cfg(not(unix))]
-    let _ = (map, bytes);
+}
+
+impl Deref for Mapped<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
 }

@@ -4,24 +4,25 @@ mod adapter;
 mod config;
 pub mod gguf;
 mod matrix;
+mod mlx;
 mod mmap;
 mod packed;
 mod safetensors;
+mod stored;
 
-use std::{
-    borrow::Cow,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 
 pub use adapter::{AdapterFile, LoraTensors};
 pub use config::Config;
 use gguf::GgufFile;
-use matrix::to_f32;
-pub use matrix::{Matrix, Rows, StoredMatrix};
+pub use matrix::Matrix;
+use mmap::Mapped;
 use packed::Module;
 pub use safetensors::{RawTensor, SafetensorsDir};
+pub use stored::StoredMatrix;
+use stored::{Bytes, Rows, to_f32};
 
 use crate::{Error, Result, kernels::ggml::GgmlType};
 
@@ -45,7 +46,7 @@ pub struct StoredTensor<'a> {
     pub encoding: Encoding,
     /// Outermost dimension first.
     pub shape: &'a [usize],
-    pub bytes: &'a [u8],
+    pub bytes: Mapped<'a>,
 }
 
 /// How the numbers of a tensor are stored.
@@ -127,7 +128,7 @@ impl Checkpoint {
             return Err(shape_error(name, &tensor, shape));
         }
         tensor.check_numbers(name)?;
-        let (encoding, bytes) = (tensor.encoding, Cow::Borrowed(tensor.bytes));
+        let (encoding, bytes) = (tensor.encoding, Bytes::Mapped(tensor.bytes));
         Ok(StoredMatrix::Rows(Rows { rows, columns, encoding, bytes, precise: false }))
     }
 
@@ -146,7 +147,7 @@ impl StoredTensor<'_> {
     fn numbers(&self, name: &str) -> Result<Vec<f32>> {
         self.check_numbers(name)?;
         match self.encoding {
-            Encoding::Dense(dtype) => to_f32(self.bytes, dtype),
+            Encoding::Dense(dtype) => to_f32(&self.bytes, dtype),
             Encoding::Ggml(kind) => {
                 Err(Error::model(self.path, format!("tensor {name} has type {kind:?}; a vector must not")))
             }

@@ -4,7 +4,7 @@
 use candle_core::DType;
 use half::f16;
 
-use super::{Checkpoint, Encoding, Rows, StoredMatrix, StoredTensor};
+use super::{Bytes, Checkpoint, Encoding, Rows, StoredMatrix, StoredTensor, mlx::MlxMatrix};
 use crate::{
     Error, Result,
     kernels::{affine::Affine, ggml::GgmlType},
@@ -16,18 +16,18 @@ const AWQ_ORDER: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 /// A module whose weight, `[rows, columns]`, may be quantised.
 pub struct Module<'a> {
     checkpoint: &'a Checkpoint,
-    name: &'a str,
+    name: String,
     rows: usize,
     columns: usize,
 }
 
 impl<'a> Module<'a> {
-    pub fn new(checkpoint: &'a Checkpoint, name: &'a str, rows: usize, columns: usize) -> Self {
-        Self { checkpoint, name, rows, columns }
+    pub fn new(checkpoint: &'a Checkpoint, name: &str, rows: usize, columns: usize) -> Self {
+        Self { checkpoint, name: name.to_owned(), rows, columns }
     }
 
     /// The weight, if it is stored in one of these forms.
-    pub fn read(&self) -> Result<Option<StoredMatrix<'static>>> {
+    pub fn read(&self) -> Result<Option<StoredMatrix<'a>>> {
         if self.contains("qweight") {
             let config = self.checkpoint.config.opt_object("quantization_config")?;
             return match config.as_ref().map(|config| config.opt_str("quant_method")).transpose()?.flatten() {
@@ -94,9 +94,8 @@ impl<'a> Module<'a> {
         self.checkpoint.vector(&self.parameter(parameter), len)
     }
 
-    /// MLX: codes of a row in a stream of bits, the lowest first, with a scale and a bias for each group. How many
-    /// bits and how large a group is the shapes say: it may differ between modules.
-    fn mlx(&self) -> Result<StoredMatrix<'static>> {
+    /// MLX's: how many bits and how large a group is the shapes say; it may differ between modules.
+    fn mlx(&self) -> Result<StoredMatrix<'a>> {
         let (weight, scales) = (self.tensor("weight")?, self.tensor("scales")?);
         let (Some(words), Some(groups)) = (weight.shape.last(), scales.shape.last()) else {
             return Err(self.bad_shape("weight", &weight));
@@ -118,18 +117,9 @@ impl<'a> Module<'a> {
                 }
             };
         }
-        let words = self.words("weight", self.rows, *words)?;
-        let codes = words.chunks_exact(self.columns * bits / 32).flat_map(|row| unpacked(row, bits)).collect();
-        Ok(StoredMatrix::Affine(Affine {
-            rows: self.rows,
-            columns: self.columns,
-            bits: bits as u32,
-            group,
-            codes,
-            scales: self.numbers("scales", self.rows.saturating_mul(*groups))?,
-            offsets: self.numbers("biases", self.rows.saturating_mul(*groups))?,
-            order: None,
-        }))
+        let biases = self.tensor("biases")?;
+        let matrix = MlxMatrix::new([self.rows, self.columns], [bits, group], [weight, scales, biases]);
+        matrix.map(StoredMatrix::Mlx).ok_or_else(|| self.bad("has tensors of other sizes or types than MLX writes"))
     }
 
     /// [MXFP4](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf): floats of 4 bits,
@@ -150,7 +140,7 @@ impl<'a> Module<'a> {
                 *pair = [first & 15 | last << 4, first >> 4 | last & 0xf0];
             }
         }
-        Ok(Rows { rows, columns, encoding: Encoding::Ggml(GgmlType::MXFP4), bytes: bytes.into(), precise: true })
+        Ok(Rows { rows, columns, encoding: Encoding::Ggml(GgmlType::MXFP4), bytes: Bytes::Owned(bytes), precise: true })
     }
 
     /// The bytes of a tensor of whole numbers, as many for each row.
@@ -158,7 +148,7 @@ impl<'a> Module<'a> {
         let tensor = self.checkpoint.tensor(name)?;
         let whole = matches!(tensor.encoding, Encoding::Dense(DType::U8 | DType::U32));
         match whole && self.rows.checked_mul(per_row) == Some(tensor.bytes.len()) {
-            true => Ok(tensor.bytes),
+            true => Ok(tensor.bytes.bytes()),
             false => Err(self.bad_tensor(name, &tensor)),
         }
     }
@@ -290,7 +280,7 @@ impl<'a> Module<'a> {
             let scaled = e4m3(*byte) * scales[row / high * across + column / wide];
             bytes.extend(f16::from_f32(scaled).to_le_bytes());
         }
-        Ok(Rows { rows, columns, encoding: Encoding::Dense(DType::F16), bytes: bytes.into(), precise: false })
+        Ok(Rows { rows, columns, encoding: Encoding::Dense(DType::F16), bytes: Bytes::Owned(bytes), precise: false })
     }
 
     fn fp8_block(&self) -> Result<(usize, usize)> {
@@ -301,17 +291,6 @@ impl<'a> Module<'a> {
             _ => Ok((128, 128)),
         }
     }
-}
-
-/// The codes of a row, `bits` each, the lowest bits of the first word first.
-fn unpacked(words: &[u32], bits: usize) -> impl Iterator<Item = u8> {
-    let mask = (1u64 << bits) - 1;
-    (0..words.len() * 32 / bits).map(move |i| {
-        let (word, shift) = (i * bits / 32, i * bits % 32);
-        let next = words.get(word + 1).copied().unwrap_or(0);
-        let both = u64::from(words[word]) | u64::from(next) << 32;
-        (both >> shift & mask) as u8
-    })
 }
 
 /// A float of a sign, four bits of an exponent and three of a fraction.

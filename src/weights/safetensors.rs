@@ -7,7 +7,11 @@ use candle_core::DType;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
-use super::{Encoding, StoredTensor, config::Config, mmap};
+use super::{
+    Encoding, StoredTensor,
+    config::Config,
+    mmap::{self, Mapped},
+};
 use crate::{Error, Result};
 
 /// The memory-mapped `*.safetensors` files of a directory.
@@ -21,7 +25,7 @@ pub struct RawTensor<'a> {
     pub path: &'a Path,
     pub dtype: Dtype,
     pub shape: &'a [usize],
-    pub bytes: &'a [u8],
+    pub bytes: Mapped<'a>,
 }
 
 struct Entry {
@@ -88,8 +92,7 @@ impl SafetensorsDir {
     /// Gives the memory of a tensor back.
     pub fn release(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name) {
-            let map = &self.files[entry.file].1;
-            mmap::release(map, &map[entry.start..entry.end]);
+            Mapped::new(&self.files[entry.file].1, entry.start..entry.end).release(0..entry.end - entry.start);
         }
     }
 
@@ -99,7 +102,7 @@ impl SafetensorsDir {
             return Err(Error::model(self.path(), format!("tensor {name} is missing")));
         };
         let (path, map) = &self.files[entry.file];
-        Ok(RawTensor { path, dtype: entry.dtype, shape: &entry.shape, bytes: &map[entry.start..entry.end] })
+        Ok(RawTensor { path, dtype: entry.dtype, shape: &entry.shape, bytes: Mapped::new(map, entry.start..entry.end) })
     }
 
     /// The tensor of this name.

@@ -2,7 +2,7 @@ use std::arch::x86_64::*;
 
 use crate::kernels::{
     activations::{GROUP, Tile},
-    quantized::{Panel, PanelFactors, ROWS},
+    codes::{Panel, PanelFactors, ROWS},
 };
 
 /// How far ahead of the codes in use others are asked for: hardware does not look beyond a page.

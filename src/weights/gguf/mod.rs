@@ -18,7 +18,10 @@ pub use config::config;
 pub use metadata::{Array, Metadata};
 use reader::Reader;
 
-use super::{Encoding, StoredTensor, mmap};
+use super::{
+    Encoding, StoredTensor,
+    mmap::{self, Mapped},
+};
 use crate::{Error, Result, kernels::ggml::GgmlType};
 
 /// A memory-mapped GGUF file, or the several that a model was split into.
@@ -90,13 +93,13 @@ impl GgufFile {
         let len = elements(&entry.shape).map(|n| n / block).and_then(|blocks| blocks.checked_mul(block_bytes));
         let end = len.and_then(|len| entry.start.checked_add(len)).filter(|end| *end <= map.len());
         let end = end.ok_or_else(|| bad(format!("tensor {name} {:?} ends beyond the file", entry.shape)))?;
-        Ok(StoredTensor { path, encoding, shape: &entry.shape, bytes: &map[entry.start..end] })
+        Ok(StoredTensor { path, encoding, shape: &entry.shape, bytes: Mapped::new(map, entry.start..end) })
     }
 
     /// Gives the memory of a tensor back.
     pub fn release(&self, name: &str) {
-        if let (Some(entry), Ok(tensor)) = (self.tensors.get(name), self.get(name)) {
-            mmap::release(&self.parts[entry.part].map, tensor.bytes);
+        if let Ok(tensor) = self.get(name) {
+            tensor.bytes.release(0..tensor.bytes.len());
         }
     }
 

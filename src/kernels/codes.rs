@@ -1,0 +1,138 @@
+//! How quantised weights lie in memory: panels of 16 rows, whose codes come in the order in which kernels read them.
+
+use half::f16;
+
+use super::{activations::GROUP, ggml::Format};
+
+/// The rows of a panel.
+pub const ROWS: usize = 16;
+
+/// A group of columns: 4 codes of each row of a panel. If codes are nibbles, the low ones are one
+/// group and the high ones the next.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub struct Line(pub [u8; ROWS * GROUP]);
+
+/// The scales, or the offsets, of all blocks, panel by panel.
+pub struct Factors {
+    /// One for each block, or for all blocks that are stored together.
+    halves: Vec<[f16; ROWS]>,
+    /// What the blocks multiply those with, if they share them.
+    multiples: Option<Vec<[i8; ROWS]>>,
+    /// The blocks that share a half, as a power of two.
+    shared: u32,
+}
+
+/// The scales, or the offsets, of a panel.
+#[derive(Clone, Copy)]
+pub struct PanelFactors<'a> {
+    pub halves: &'a [[f16; ROWS]],
+    pub multiples: Option<&'a [[i8; ROWS]]>,
+    pub shared: u32,
+}
+
+/// What a kernel reads of 16 rows of weights.
+pub struct Panel<'a> {
+    pub codes: &'a [Line],
+    /// As in [`Format`].
+    pub table: Option<&'static [u8; 16]>,
+    pub bias: u8,
+    pub scales: PanelFactors<'a>,
+    pub offsets: Option<PanelFactors<'a>>,
+}
+
+impl Format {
+    /// The lines of a panel.
+    pub fn lines(self, columns: usize) -> usize {
+        columns / GROUP / if self.nibbles { 2 } else { 1 }
+    }
+
+    /// Where a code is: its line, its byte in there, and its lowest bit.
+    fn place(self, lane: usize, column: usize) -> (usize, usize, usize) {
+        let (group, byte) = (column / GROUP, lane * GROUP + column % GROUP);
+        if self.nibbles { (group / 2, byte, group % 2 * 4) } else { (group, byte, 0) }
+    }
+
+    /// Writes the codes of a lane, which are zero yet, from `column` on.
+    pub fn put(self, lines: &mut [Line], lane: usize, column: usize, codes: &[u8]) {
+        for (i, codes) in codes.as_chunks::<GROUP>().0.iter().enumerate() {
+            let (line, first, shift) = self.place(lane, column + i * GROUP);
+            for (byte, code) in lines[line].0[first..][..GROUP].iter_mut().zip(codes) {
+                *byte |= code << shift;
+            }
+        }
+    }
+
+    pub fn get(self, lines: &[Line], lane: usize, column: usize) -> u8 {
+        let (line, byte, shift) = self.place(lane, column);
+        let code = lines[line].0[byte] >> shift & if self.nibbles { 15 } else { 255 };
+        self.table.map_or(code, |table| table[usize::from(code)])
+    }
+}
+
+impl Factors {
+    /// Zeros for panels of `columns` in all.
+    pub fn new(format: Format, columns: usize) -> Self {
+        let shared = (format.stored / format.block).ilog2();
+        Self {
+            halves: vec![[f16::ZERO; ROWS]; columns / format.stored],
+            multiples: (shared > 0).then(|| vec![[0; ROWS]; columns / format.block]),
+            shared,
+        }
+    }
+
+    /// Writes those of a lane that are stored together.
+    pub fn put(&mut self, at: usize, lane: usize, half: f16, multiples: &[i8]) {
+        self.halves[at][lane] = half;
+        if let Some(to) = &mut self.multiples {
+            for (to, from) in to[at << self.shared..][..1 << self.shared].iter_mut().zip(multiples) {
+                to[lane] = *from;
+            }
+        }
+    }
+
+    /// Each is its half alone.
+    pub fn without_multiples(&mut self) {
+        self.multiples = None;
+    }
+
+    /// Those of panels that come after these.
+    pub fn append(&mut self, mut after: Self) {
+        self.halves.append(&mut after.halves);
+        if let (Some(multiples), Some(after)) = (&mut self.multiples, &mut after.multiples) {
+            multiples.append(after);
+        }
+    }
+
+    /// Makes space for `times` as many as there are.
+    pub fn reserve(&mut self, times: usize) {
+        self.halves.reserve_exact(self.halves.len() * times);
+        if let Some(multiples) = &mut self.multiples {
+            multiples.reserve_exact(multiples.len() * times);
+        }
+    }
+
+    pub fn panel(&self, panel: usize, blocks: usize) -> PanelFactors<'_> {
+        let halves = blocks >> self.shared;
+        PanelFactors {
+            halves: &self.halves[panel * halves..][..halves],
+            multiples: self.multiples.as_ref().map(|multiples| &multiples[panel * blocks..][..blocks]),
+            shared: self.shared,
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.halves) + self.multiples.as_ref().map_or(0, |multiples| size_of_val(&**multiples))
+    }
+}
+
+impl PanelFactors<'_> {
+    /// Those of a block.
+    pub fn lanes(&self, block: usize) -> [f32; ROWS] {
+        let halves = self.halves[block >> self.shared].map(f16::to_f32);
+        match self.multiples {
+            Some(multiples) => std::array::from_fn(|lane| halves[lane] * f32::from(multiples[block][lane])),
+            None => halves,
+        }
+    }
+}

@@ -1,0 +1,93 @@
+use std::ops::Range;
+
+use candle_core::DType;
+
+use super::{Encoding, StoredTensor};
+use crate::kernels::{affine::Affine, panels::ElementType};
+
+/// A matrix as MLX quantises it: codes of a row in a stream of bits, the lowest first, with a scale and a bias for each
+/// group.
+pub struct MlxMatrix<'a> {
+    pub rows: usize,
+    pub columns: usize,
+    pub bits: usize,
+    pub group: usize,
+    words: StoredTensor<'a>,
+    scales: Factors<'a>,
+    biases: Factors<'a>,
+}
+
+struct Factors<'a> {
+    tensor: StoredTensor<'a>,
+    kind: ElementType,
+}
+
+impl<'a> MlxMatrix<'a> {
+    /// `None` if the tensors are not of the right sizes and types.
+    pub fn new(
+        [rows, columns]: [usize; 2],
+        [bits, group]: [usize; 2],
+        [words, scales, biases]: [StoredTensor<'a>; 3],
+    ) -> Option<Self> {
+        let whole = matches!(words.encoding, Encoding::Dense(DType::U32 | DType::I32));
+        let bytes = rows.checked_mul(columns)?.checked_mul(bits)? / 8;
+        if !whole || words.bytes.len() != bytes || !(columns * bits).is_multiple_of(32) {
+            return None;
+        }
+        let factors = |tensor: StoredTensor<'a>| {
+            let Encoding::Dense(dtype) = tensor.encoding else { return None };
+            let kind = ElementType::of(dtype)?;
+            let fits = tensor.bytes.len() == rows * (columns / group) * dtype.size_in_bytes();
+            fits.then_some(Factors { tensor, kind })
+        };
+        Some(Self { rows, columns, bits, group, words, scales: factors(scales)?, biases: factors(biases)? })
+    }
+
+    /// The bytes that the codes of a row take.
+    pub fn row_len(&self) -> usize {
+        self.columns * self.bits / 8
+    }
+
+    /// These rows, in this order.
+    pub fn take(&self, rows: impl ExactSizeIterator<Item = usize> + Clone) -> Affine {
+        let codes = |row: usize| {
+            let bytes = &self.words.bytes[row * self.row_len()..][..self.row_len()];
+            let words: Vec<u32> = bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+            unpacked(&words, self.bits)
+        };
+        let factors = |of: &Factors<'_>| {
+            let row_len = of.tensor.bytes.len() / self.rows;
+            rows.clone().flat_map(|row| of.kind.read(&of.tensor.bytes[row * row_len..][..row_len])).collect()
+        };
+        Affine {
+            rows: rows.len(),
+            columns: self.columns,
+            bits: self.bits as u32,
+            group: self.group,
+            codes: rows.clone().flat_map(codes).collect(),
+            scales: factors(&self.scales),
+            offsets: factors(&self.biases),
+            order: None,
+        }
+    }
+
+    /// Gives back what memory of these rows the system holds.
+    pub fn release(&self, rows: Range<usize>) {
+        for tensor in [&self.words, &self.scales.tensor, &self.biases.tensor] {
+            let row_len = tensor.bytes.len() / self.rows;
+            tensor.bytes.release(rows.start * row_len..rows.end * row_len);
+        }
+    }
+}
+
+/// The codes of a row, `bits` each, the lowest bits of the first word first.
+fn unpacked(words: &[u32], bits: usize) -> Vec<u8> {
+    let mask = (1u64 << bits) - 1;
+    let code = |i: usize| {
+        let (word, shift) = (i * bits / 32, i * bits % 32);
+        let next = words.get(word + 1).copied().unwrap_or(0);
+        let both = u64::from(words[word]) | u64::from(next) << 32;
+        (both >> shift & mask) as u8
+    };
+    (0..words.len() * 32 / bits).map(code).collect()
+}
