@@ -5,8 +5,17 @@ use std::{fs, time::Duration};
 
 /// Bytes of physical memory.
 pub fn resident_bytes() -> usize {
+    status("VmRSS:")
+}
+
+/// The most bytes of physical memory there were.
+pub fn peak_bytes() -> usize {
+    status("VmHWM:")
+}
+
+fn status(key: &str) -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
     let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok());
     kibibytes.unwrap_or_default() * 1024
 }
