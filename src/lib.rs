@@ -61,6 +61,7 @@ mod error;
 pub mod hub;
 mod inspect;
 mod kernels;
+mod memory;
 mod merge;
 mod message;
 mod model;

@@ -11,7 +11,7 @@ use super::{
     lora::{self, Learned},
     run::Run,
 };
-use crate::{Error, Result, engine::Aside};
+use crate::{Error, Result, engine::Aside, memory};
 
 /// What trains a model's adapters.
 pub struct Trainer {
@@ -63,6 +63,7 @@ impl Trainer {
             // Whoever learns of the end may begin anew.
             let sender = run.end();
             drop(place);
+            memory::trim();
             sender.end(ended);
         };
         let thread = thread::Builder::new().name("tokenflow training".into()).spawn(work);

@@ -10,6 +10,7 @@ use crate::{
     backend::{cache_plan::CachePlan, local::LocalModel},
     decoder::{self, Decoder, Placement, Spec},
     engine::{Aside, Engine, Options},
+    memory,
     text::{ChatTemplate, TemplateSource, TextProcessor, Tokenizer, gguf, vocabulary},
     weights::{Checkpoint, Config, Store, gguf::Metadata},
 };
@@ -24,6 +25,8 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     let spec = decoder::spec(&checkpoint)?;
     let device = on_device(config, &spec, device)?;
     let text = Arc::new(text(&checkpoint, config)?);
+    // A vocabulary is read by way of more than is kept of it.
+    memory::trim();
     if text.tokenizer.vocab_size() > spec.vocab_size {
         let reason = format!("{} tokens for {} rows of the embedding", text.tokenizer.vocab_size(), spec.vocab_size);
         tracing::warn!(path = %path.display(), reason, "the tokenizer knows more tokens than the model");
@@ -67,6 +70,8 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         engine.adapters.set_default(engine.adapters.sites()?.resolve(&adapter)?);
     }
     tracing::info!(path = %path.display(), ?info, "loaded a model");
+    drop(checkpoint);
+    memory::trim();
     Ok(LocalModel::new(info, engine, aside))
 }
 
