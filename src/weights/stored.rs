@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::{Encoding, mlx::MlxMatrix, mmap::Mapped};
 use crate::{Result, kernels::affine::Affine};
 
-/// Bytes that a thread takes over at a time.
-const BAND_BYTES: usize = 1 << 20;
+/// Bytes that a thread takes over at a time: few, for allocators keep what is freed of more.
+const BAND_BYTES: usize = 1 << 17;
 /// The rows of a band are a multiple of this: of whole panels.
 const BAND_ROWS: usize = 16;
 
