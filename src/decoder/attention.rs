@@ -13,8 +13,9 @@ use super::{
 };
 use crate::kernels::{
     Isa,
-    attention::{Heads, PagedCache, Scoring, Sequence, attend, slope},
+    attention::{Scoring, Sequence, attend, slope},
     attention_gradient::{self, Sequences},
+    paged_cache::{Heads, PagedCache},
 };
 
 /// The attention of a layer with its projections.

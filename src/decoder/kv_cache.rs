@@ -4,12 +4,12 @@ use super::{Batch, Spec, op::with_f32};
 use crate::{
     Error,
     kernels::{
-        attention::{Heads, PagedCache},
+        paged_cache::{Heads, PagedCache},
         panels::ElementType,
     },
 };
 
-pub use crate::kernels::attention::BLOCK_TOKENS;
+pub use crate::kernels::paged_cache::BLOCK_TOKENS;
 
 /// Keys and values of all layers, in slots that sequences hold block by block.
 pub struct KvCache {

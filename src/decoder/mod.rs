@@ -44,7 +44,7 @@ pub use watch::Watch;
 
 use crate::{
     Error, Quantize, Result,
-    kernels::{Isa, attention::Heads, rows::scale_and_cap},
+    kernels::{Isa, paged_cache::Heads, rows::scale_and_cap},
     weights::Checkpoint,
 };
 

@@ -1,6 +1,7 @@
 use super::layout::Layout;
 use crate::kernels::{
-    attention::{Heads, Scoring},
+    attention::Scoring,
+    paged_cache::Heads,
     rows::{Activation, Pairs},
 };
 

@@ -7,8 +7,9 @@ use rayon::prelude::*;
 
 use super::{
     Isa,
-    attention::{BLOCK_TOKENS, Heads, PagedCache, Scoring, Sequence, attend, slope, softmax_lanes},
+    attention::{Scoring, Sequence, attend, slope, softmax_lanes},
     math::{exp, tanh},
+    paged_cache::{BLOCK_TOKENS, Heads, PagedCache},
     panels::{ElementType, LANES, Product},
 };
 

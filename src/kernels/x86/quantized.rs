@@ -8,7 +8,7 @@ use crate::kernels::{
 /// How far ahead of the codes in use others are asked for: hardware does not look beyond a page.
 const AHEAD: usize = 160;
 
-/// As `quantized::scalar`. The machine must have AVX2, FMA and F16C, which `Isa::detect` made sure of.
+/// As `dots::scalar`. The machine must have AVX2, FMA and F16C, which `Isa::detect` made sure of.
 pub fn products_avx2<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
@@ -19,7 +19,7 @@ pub fn products_avx2<const T: usize, const NIBBLES: bool, const TABLE: bool, con
     unsafe { avx2::<T, NIBBLES, TABLE, GROUPS>(panel, x) }
 }
 
-/// As `quantized::scalar`. The machine must have AVX-512 VNNI.
+/// As `dots::scalar`. The machine must have AVX-512 VNNI.
 pub fn products_avx512<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
