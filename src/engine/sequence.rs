@@ -3,10 +3,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rayon::prelude::*;
+
 use super::{
     Mode, Request,
     adapters::Loaded,
     sampler::Sampler,
+    scheduler::Chunk,
     ticket::{End, Ticket},
 };
 use crate::{
@@ -21,6 +24,10 @@ pub struct Sequence {
     pub ticket: Ticket,
     text: Arc<TextProcessor>,
     prompt_len: usize,
+    /// The tokens of a prompt that is scored.
+    prompt: Vec<u32>,
+    /// Tokens of it that are.
+    scored: usize,
     /// Tokens of the prompt that the cache had.
     cached_len: usize,
     /// Tokens sampled, an end-of-text token not among them.
@@ -41,6 +48,8 @@ pub struct Sequence {
 pub enum Step {
     /// Its next token.
     Token(u32),
+    /// There is more of the prompt.
+    More,
     End(End),
 }
 
@@ -52,6 +61,8 @@ impl Sequence {
         let GenerateConfig { max_tokens, stop, stop_tokens, .. } = config;
         Self {
             prompt_len: prompt.len(),
+            prompt: if matches!(mode, Mode::Score) { prompt.to_vec() } else { Vec::new() },
+            scored: 0,
             cached_len: 0,
             sampled: 0,
             max_tokens: max_tokens.min(context_len.saturating_sub(prompt.len())),
@@ -81,6 +92,11 @@ impl Sequence {
         first
     }
 
+    /// Whether its prompt is what the logits are wanted of.
+    pub fn is_scored(&self) -> bool {
+        !self.prompt.is_empty()
+    }
+
     /// Tokens of the prompt.
     pub fn prompt_len(&self) -> usize {
         self.prompt_len
@@ -91,9 +107,33 @@ impl Sequence {
         self.adapter.as_ref().map(|loaded| loaded.adapter.clone())
     }
 
-    /// Takes the logits after its last token: samples, and delivers what is decided.
-    pub fn advance(&mut self, logits: &[f32], memory: Memory) -> Step {
-        self.step(logits, memory).unwrap_or_else(|error| Step::End(error.into()))
+    /// Takes the logits after its last token, or after each one of a chunk that is scored, `[rows, vocab_size]`. Samples,
+    /// and delivers what is decided.
+    pub fn advance(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> Step {
+        let step = if chunk.scored { self.score(chunk, logits, memory) } else { self.step(logits, memory) };
+        step.unwrap_or_else(|error| Step::End(error.into()))
+    }
+
+    /// Tells how likely the tokens after those of a chunk are. One that is computed again, after a preemption, may be
+    /// known already.
+    fn score(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> Result<Step> {
+        let mut ready = Vec::new();
+        if self.scored == 0 {
+            ready.extend(self.answer.push(self.prompt[0], None)?.ready);
+            self.scored = 1;
+        }
+        let rows = logits.par_chunks_exact(logits.len() / chunk.len).zip(&self.prompt[chunk.start + 1..]);
+        let found: Vec<_> =
+            rows.skip(self.scored - chunk.start - 1).map(|(row, id)| self.sampler.score(row, *id)).collect();
+        for logprobs in found {
+            ready.extend(self.answer.push(self.prompt[self.scored], Some(logprobs?))?.ready);
+            self.scored += 1;
+        }
+        if chunk.samples {
+            ready.extend(self.answer.finish()?);
+        }
+        self.deliver(ready, memory);
+        Ok(if chunk.samples { Step::End(End::stop()) } else { Step::More })
     }
 
     fn step(&mut self, logits: &[f32], memory: Memory) -> Result<Step> {
@@ -135,7 +175,9 @@ impl Sequence {
         if tokens.is_empty() {
             return;
         }
-        self.delivered += tokens.len();
+        if !self.is_scored() {
+            self.delivered += tokens.len();
+        }
         // There is room: the sequence was not scheduled without. A reader that is gone is noticed
         // by its cancellation token.
         let _ = self.ticket.sender.try_send(tokens, self.metrics(memory));

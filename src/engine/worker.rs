@@ -123,7 +123,8 @@ impl Worker {
         let priority = request.config.priority;
         let entropy = RandomState::new().hash_one(id);
         let sequence = Sequence::new(request, &tokens, self.text.clone(), self.options.context_len, entropy);
-        self.scheduler.add(id, Arrival { tokens, priority, realm });
+        let scored = sequence.is_scored();
+        self.scheduler.add(id, Arrival { tokens, priority, realm, scored });
         self.sequences.insert(id, sequence);
     }
 
@@ -175,6 +176,7 @@ impl Worker {
         for (chunk, step) in steps {
             match step {
                 Step::Token(id) => self.append(chunk, id),
+                Step::More => {}
                 Step::End(end) => self.end(chunk.id, end),
             }
         }
@@ -222,9 +224,8 @@ impl Worker {
             });
             batch.tokens.extend(self.scheduler.tokens(chunk));
             batch.positions.extend(start as u32..end as u32);
-            if chunk.samples {
-                batch.sampled.push(batch.tokens.len() as u32 - 1);
-            }
+            let rows = batch.tokens.len();
+            batch.sampled.extend((rows - sampled_rows(chunk)) as u32..rows as u32);
         }
         batch
     }
@@ -277,24 +278,33 @@ fn note_pass(chunks: &[Chunk], took: Duration, pace: &mut Pace, state: &State) {
     });
 }
 
+/// Rows of a chunk whose logits are wanted: the last, or all.
+fn sampled_rows(chunk: &Chunk) -> usize {
+    if chunk.scored { chunk.len } else { usize::from(chunk.samples) }
+}
+
 /// Does what follows from the logits, `[sampled rows, vocab_size]`, for each sequence that samples. They share
 /// nothing, so it is done for several at a time.
 fn advance<'a>(
     sequences: &mut BTreeMap<SequenceId, Sequence>,
     chunks: &'a [Chunk],
-    logits: &[f32],
+    mut logits: &[f32],
     memory: Memory,
 ) -> Result<Vec<(&'a Chunk, Step)>> {
-    let mut sequences: BTreeMap<_, _> = sequences.iter_mut().collect();
-    let sampled = chunks.iter().filter(|chunk| chunk.samples);
-    let turns: Vec<_> = sampled.filter_map(|chunk| Some((chunk, sequences.remove(&chunk.id)?))).collect();
-    let rows = turns.len();
+    let rows = chunks.iter().map(sampled_rows).sum();
     if rows == 0 {
         return Ok(Vec::new());
     }
     if logits.is_empty() || !logits.len().is_multiple_of(rows) {
         return Err(Error::internal(format!("a forward pass gave {} logits for {rows} rows", logits.len())));
     }
-    let steps = turns.into_par_iter().zip(logits.par_chunks(logits.len() / rows));
-    Ok(steps.map(|((chunk, sequence), logits)| (chunk, sequence.advance(logits, memory))).collect())
+    let vocab_size = logits.len() / rows;
+    let mut sequences: BTreeMap<_, _> = sequences.iter_mut().collect();
+    let mut turns = Vec::with_capacity(chunks.len());
+    for chunk in chunks.iter().filter(|chunk| sampled_rows(chunk) > 0) {
+        let own = logits.split_off(..sampled_rows(chunk) * vocab_size).unwrap_or_default();
+        turns.extend(sequences.remove(&chunk.id).map(|sequence| (chunk, sequence, own)));
+    }
+    let steps = turns.into_par_iter();
+    Ok(steps.map(|(chunk, sequence, logits)| (chunk, sequence.advance(chunk, logits, memory))).collect())
 }
