@@ -11,6 +11,7 @@ mod inspect;
 mod invariance;
 #[path = "../../examples/support/mod.rs"]
 mod models;
+mod perplexity;
 #[path = "../support/scripted.rs"]
 mod scripted;
 mod serving;
