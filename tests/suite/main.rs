@@ -12,6 +12,7 @@ mod invariance;
 #[path = "../../examples/support/mod.rs"]
 mod models;
 mod perplexity;
+mod score;
 #[path = "../support/scripted.rs"]
 mod scripted;
 mod serving;
