@@ -8,7 +8,7 @@ use super::{
     linear::Linear,
     load::Loader,
     norm::Norm,
-    op::{ternary, with_f32},
+    op::{composed, ternary, with_f32},
     spec::{LayerSpec, NormOver, QueryGrowth},
 };
 use crate::kernels::{
@@ -109,7 +109,7 @@ impl Attention {
         }
         if let Some(bound) = self.clip {
             for x in [&mut queries, &mut keys, &mut values] {
-                *x = x.clamp(-bound, bound)?;
+                *x = composed([&*x], move |[x]| x.clamp(-bound, bound))?;
             }
         }
         if let Some(rope) = self.rope.map(|rope| &pass.rotations[rope]) {
@@ -122,7 +122,7 @@ impl Attention {
         if let Some(growth) = self.query_growth {
             let scales: Vec<f32> = pass.batch.positions.iter().map(|position| growth.at(*position)).collect();
             let scales = Tensor::new(scales, queries.device())?.to_dtype(queries.dtype())?.unsqueeze(1)?;
-            queries = queries.broadcast_mul(&scales)?;
+            queries = composed([&queries], move |[queries]| queries.broadcast_mul(&scales))?;
         }
         let attended = match cache {
             Some(cache) => {

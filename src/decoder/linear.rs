@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Module, Result, Tensor, quantized::QMatMul};
+use candle_core::{DType, Module, Result, Tensor, quantized::QMatMul};
 
 use super::{
     lora::AdaptedRows,
-    op::{binary, unary, with_f32},
+    op::{binary, rows_of, unary, with_f32},
+    tape::note,
 };
 use crate::{
     kernels::{Isa, dense::DenseMatrix, quantized::QuantMatrix, rows, transposed},
@@ -70,7 +71,11 @@ impl Linear {
             Weight::Quantized(weight) => weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
         };
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => {
+                let sum = y.broadcast_add(bias)?;
+                note(&[&y], &sum, || |gradient| Ok(vec![gradient]));
+                Ok(sum)
+            }
             None => Ok(y),
         }
     }
@@ -101,12 +106,6 @@ impl Linear {
         }
         Ok(y)
     }
-}
-
-/// Rows of `len` numbers as a tensor.
-fn rows_of(values: Vec<f32>, len: usize) -> Result<Tensor> {
-    let rows = values.len() / len;
-    Tensor::from_vec(values, (rows, len), &Device::Cpu)
 }
 
 /// The rows of these tokens as a tensor.

@@ -17,6 +17,7 @@ mod pass;
 mod rope;
 mod router;
 mod spec;
+mod tape;
 mod trained;
 mod watch;
 
@@ -34,11 +35,13 @@ use load::Loader;
 use lora::{AdaptedRows, Surveyor};
 pub use lora::{Adapter, Sites};
 use norm::Norm;
-pub use op::{cross_entropy, with_gradient};
+use op::composed;
+pub use op::cross_entropy;
 pub use pass::Pass;
 use rope::Rope;
 use spec::HeadSpec;
 pub use spec::Spec;
+pub use tape::Tape;
 pub use trained::Trained;
 pub use watch::Watch;
 
@@ -224,11 +227,16 @@ impl Network {
     pub fn head(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let logits = self.head.adapted(&self.before_head(x)?, &pass.adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
-        let logits = if scale == 1.0 { logits } else { (logits * f64::from(scale))? };
-        match softcap.map(f64::from) {
-            Some(cap) => (logits / cap)?.tanh()? * cap,
-            None => Ok(logits),
+        if scale == 1.0 && softcap.is_none() {
+            return Ok(logits);
         }
+        composed([&logits], move |[logits]| {
+            let logits = (logits * f64::from(scale))?;
+            match softcap.map(f64::from) {
+                Some(cap) => (logits / cap)?.tanh()? * cap,
+                None => Ok(logits),
+            }
+        })
     }
 
     pub fn num_layers(&self) -> usize {

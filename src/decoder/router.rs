@@ -106,9 +106,8 @@ fn leave_groups(ranks: &mut [f32], count: usize, per_token: usize) {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
-
     use super::*;
+    use crate::decoder::Tape;
 
     #[test]
     fn gradients_are_what_small_steps_show() {
@@ -119,10 +118,9 @@ mod tests {
         {
             let routing = Routing { gating, groups: None, weight_scale: 1.5, biases: false };
             let router = Router { per_token: 3, normalise, routing, biases: None };
-            let x = Var::from_slice(&logits, (2, experts), &Device::Cpu).unwrap();
-            let wanted_tensor = Tensor::from_slice(&wanted, (2, experts), &Device::Cpu).unwrap();
-            let sum = (router.weights(&x).unwrap() * wanted_tensor).unwrap().sum_all().unwrap();
-            let found = sum.backward().unwrap().get(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let x = Tensor::from_slice(&logits, (2, experts), &Device::Cpu).unwrap();
+            let (weights, tape) = Tape::record([&x], || router.weights(&x)).unwrap();
+            let found = tape.back(&weights, wanted.clone()).unwrap().take(&x).unwrap();
             let at = |logits: &[f32]| -> f64 {
                 let weights = logits.chunks(experts).flat_map(|row| router.of_row(row));
                 weights.zip(&wanted).map(|(weight, wanted)| f64::from(weight * wanted)).sum()

@@ -195,6 +195,11 @@ pub fn add(x: &[f32], y: &[f32], scale: f32, isa: Isa) -> Vec<f32> {
     out
 }
 
+/// Adds `y` to `x`, number by number.
+pub fn add_to(x: &mut [f32], y: &[f32], isa: Isa) {
+    for_rows(x, ROW_LEN, |row, x| compiled_for!(isa, add_row(x, &y[row * ROW_LEN..], 1.0)));
+}
+
 #[inline(always)]
 pub fn add_row(x: &mut [f32], y: &[f32], scale: f32) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x = y.mul_add(scale, *x));
