@@ -55,17 +55,31 @@ impl Linear {
 
     /// Maps `[rows, inputs]` to `[rows, outputs]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_as(x, false)
+    }
+
+    /// As `forward`, in bfloat16 if it is to be `rounded`.
+    fn forward_as(&self, x: &Tensor, rounded: bool) -> Result<Tensor> {
+        let isa = self.isa;
         let y = match &self.weight {
             Weight::Dense(weight) => x.matmul(weight)?,
             Weight::Panels(matrix) => {
-                let (isa, matrix, back) = (self.isa, matrix.clone(), matrix.clone());
-                let forward = move |x: &[f32]| Ok(matrix.multiply(x, isa));
-                unary(x, back.rows, forward, move |_, _, gradient| Ok(transposed::multiply(gradient, &*back, isa)))?
+                let back = matrix.clone();
+                let forward = |x: &[f32]| match rounded {
+                    true => Ok(matrix.multiply_rounded(x, isa)),
+                    false => Ok(matrix.multiply(x, isa)),
+                };
+                unary(x, matrix.rows, forward, move |_, _, gradient| match rounded {
+                    true => Ok(transposed::multiply_rounded(gradient, &*back, isa)),
+                    false => Ok(transposed::multiply(gradient, &*back, isa)),
+                })?
             }
             Weight::Packed(matrix) => {
-                let (isa, matrix, back) = (self.isa, matrix.clone(), matrix.clone());
-                let forward = move |x: &[f32]| Ok(matrix.multiply(x, isa));
-                unary(x, back.rows, forward, move |_, _, gradient| Ok(back.multiply_transposed(gradient, isa)))?
+                let back = matrix.clone();
+                let forward = |x: &[f32]| Ok(matrix.multiply(x, isa));
+                unary(x, matrix.rows, forward, move |_, _, gradient| {
+                    Ok(back.multiply_transposed(gradient, rounded, isa))
+                })?
             }
             // Quantised products take and give f32.
             Weight::Quantized(weight) => weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
@@ -91,7 +105,7 @@ impl Linear {
 
     /// As `forward`, with what adapters change in some rows.
     pub fn adapted(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Tensor> {
-        let y = self.forward(x)?;
+        let y = self.forward_as(x, rows.are_rounded())?;
         match self.site.filter(|_| !rows.is_empty()) {
             Some(site) => rows.apply(site, x, y),
             None => Ok(y),

@@ -260,6 +260,11 @@ impl<'a> AdaptedRows<'a> {
         self.groups.is_empty() && self.trained.is_none()
     }
 
+    /// Whether products of these rows may be in bfloat16.
+    pub fn are_rounded(&self) -> bool {
+        self.trained.is_some_and(Trained::is_rounded)
+    }
+
     /// Those of a tensor that has some of the rows.
     #[must_use]
     pub fn select(&self, rows: &[u32]) -> Self {

@@ -16,6 +16,8 @@ pub struct Trained {
     /// For each of the model's sites how it is changed.
     changes: Vec<Option<Change>>,
     first_layer: Option<usize>,
+    /// Whether products with the weights are in bfloat16.
+    is_rounded: bool,
 }
 
 /// The numbers of a module.
@@ -56,12 +58,16 @@ impl Trained {
             }
             modules.push(Module::new(tensors)?);
         }
-        Ok(Self { modules, changes, first_layer })
+        Ok(Self { modules, changes, first_layer, is_rounded: file.bfloat16 })
     }
 
     /// The first layer, of `num_layers`, in which anything is trained.
     pub fn first_layer(&self, num_layers: usize) -> usize {
         self.first_layer.map_or(num_layers, |first| first.min(num_layers))
+    }
+
+    pub fn is_rounded(&self) -> bool {
+        self.is_rounded
     }
 
     /// What gradients are found by.

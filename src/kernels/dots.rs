@@ -17,7 +17,9 @@ pub fn products<const T: usize, const NIBBLES: bool, const TABLE: bool, const GR
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => super::x86::quantized::products_avx2::<T, NIBBLES, TABLE, GROUPS>(panel, x),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::x86::quantized::products_avx512::<T, NIBBLES, TABLE, GROUPS>(panel, x),
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => {
+            super::x86::quantized::products_avx512::<T, NIBBLES, TABLE, GROUPS>(panel, x)
+        }
     }
 }
 

@@ -172,9 +172,12 @@ impl QuantMatrix {
         }
     }
 
-    /// `x W`: from `[tokens, rows]` to `[tokens, columns]`, with activations as they are.
-    pub fn multiply_transposed(&self, x: &[f32], isa: Isa) -> Vec<f32> {
-        let y = transposed::multiply(x, self, isa);
+    /// `x W`: from `[tokens, rows]` to `[tokens, columns]`, in bfloat16 if it is to be `rounded`.
+    pub fn multiply_transposed(&self, x: &[f32], rounded: bool, isa: Isa) -> Vec<f32> {
+        let y = match rounded {
+            true => transposed::multiply_rounded(x, self, isa),
+            false => transposed::multiply(x, self, isa),
+        };
         let Some(order) = &self.order else { return y };
         let mut arranged = vec![0f32; y.len()];
         for (to, y) in arranged.chunks_mut(self.columns).zip(y.chunks(self.columns)) {
