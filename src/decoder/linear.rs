@@ -4,7 +4,7 @@ use candle_core::{DType, Module, Result, Tensor, quantized::QMatMul};
 
 use super::{
     lora::AdaptedRows,
-    op::{binary, rows_of, unary, with_f32},
+    op::{self, rows_of, with_f32},
     tape::note,
 };
 use crate::{
@@ -69,16 +69,16 @@ impl Linear {
                     true => Ok(matrix.multiply_rounded(x, isa)),
                     false => Ok(matrix.multiply(x, isa)),
                 };
-                unary(x, matrix.rows, forward, move |_, _, gradient| match rounded {
-                    true => Ok(transposed::multiply_rounded(gradient, &*back, isa)),
-                    false => Ok(transposed::multiply(gradient, &*back, isa)),
+                op::linear(x, matrix.rows, forward, move |gradient| match rounded {
+                    true => Ok(transposed::multiply_rounded(&gradient, &*back, isa)),
+                    false => Ok(transposed::multiply(&gradient, &*back, isa)),
                 })?
             }
             Weight::Packed(matrix) => {
                 let back = matrix.clone();
                 let forward = |x: &[f32]| Ok(matrix.multiply(x, isa));
-                unary(x, matrix.rows, forward, move |_, _, gradient| {
-                    Ok(back.multiply_transposed(gradient, rounded, isa))
+                op::linear(x, matrix.rows, forward, move |gradient| {
+                    Ok(back.multiply_transposed(&gradient, rounded, isa))
                 })?
             }
             // Quantised products take and give f32.
@@ -132,17 +132,15 @@ pub fn add(x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x + (y * f64::from(scale))?;
     }
-    let isa = Isa::detect();
-    let by = move |gradient: &[f32]| match scale {
-        1.0 => gradient.to_vec(),
-        _ => gradient.iter().map(|number| number * scale).collect(),
-    };
-    binary(
-        [x, y],
-        x.dim(1)?,
-        move |[x, y]| Ok(rows::add(x, y, scale, isa)),
-        move |_, gradient| Ok([gradient.to_vec(), by(gradient)]),
-    )
+    let add = |x: &[f32], y: &[f32]| rows::add(x, y, scale, Isa::detect());
+    let sum = rows_of(with_f32(x, |x| with_f32(y, |y| add(x, y)))??, x.dim(1)?)?;
+    note(&[x, y], &sum, || {
+        move |gradient: Vec<f32>| {
+            let by_y = gradient.iter().map(|number| number * scale).collect();
+            Ok(vec![gradient, by_y])
+        }
+    });
+    Ok(sum)
 }
 
 /// Looks up token vectors.

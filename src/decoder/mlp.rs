@@ -95,7 +95,7 @@ impl Dense {
                     x,
                     columns,
                     move |x| Ok(activate(x, None, activation, isa)),
-                    move |x, _, gradient| Ok(gradients::activate(x, None, gradient, activation, isa).0),
+                    move |x, gradient| Ok(gradients::activate(x, None, gradient, activation, isa).0),
                 ),
             };
         }

@@ -9,47 +9,57 @@ use crate::kernels::{
     logits::{log_sum, scaled_softmax},
 };
 
-/// Rows of `columns` numbers, `forward(x)`, whose gradient by `x` is `backward(x, result, gradient of the result)`.
+/// Rows of `columns` numbers, `forward(x)`, that are linear in `x`: its gradient is `backward(gradient of the result)`.
+pub fn linear<F, B>(x: &Tensor, columns: usize, forward: F, backward: B) -> Result<Tensor>
+where
+    F: FnOnce(&[f32]) -> Result<Vec<f32>>,
+    B: FnOnce(Vec<f32>) -> Result<Vec<f32>> + 'static,
+{
+    let result = rows_of(with_f32(x, forward)??, columns)?;
+    note(&[x], &result, || move |gradient| Ok(vec![backward(gradient)?]));
+    Ok(result)
+}
+
+/// Rows of `columns` numbers, `forward(x)`, whose gradient by `x` is `backward(x, gradient of the result)`.
 pub fn unary<F, B>(x: &Tensor, columns: usize, forward: F, backward: B) -> Result<Tensor>
 where
     F: FnOnce(&[f32]) -> Result<Vec<f32>>,
-    B: FnOnce(&[f32], &[f32], &[f32]) -> Result<Vec<f32>> + 'static,
+    B: FnOnce(&[f32], &[f32]) -> Result<Vec<f32>> + 'static,
 {
-    let backward = |[x]: [&[f32]; 1], result: &[f32], gradient: &[f32]| Ok([backward(x, result, gradient)?]);
-    operation([x], columns, |[x]| forward(x), backward)
+    let result = rows_of(with_f32(x, forward)??, columns)?;
+    note(&[x], &result, || {
+        let x = x.clone();
+        move |gradient| Ok(vec![with_f32(&x, |x| backward(x, &gradient))??])
+    });
+    Ok(result)
 }
 
-/// As `unary`, of two tensors. Their gradients do not need the result.
+/// As `unary`, of two tensors.
 pub fn binary<F, B>(tensors: [&Tensor; 2], columns: usize, forward: F, backward: B) -> Result<Tensor>
 where
     F: FnOnce([&[f32]; 2]) -> Result<Vec<f32>>,
     B: FnOnce([&[f32]; 2], &[f32]) -> Result<[Vec<f32>; 2]> + 'static,
 {
-    operation(tensors, columns, forward, |numbers, _, gradient| backward(numbers, gradient))
+    let result = rows_of(with_all(tensors, forward)?, columns)?;
+    note(&tensors, &result, || {
+        let tensors = tensors.map(Tensor::clone);
+        move |gradient| Ok(with_all(tensors.each_ref(), |numbers| backward(numbers, &gradient))?.into())
+    });
+    Ok(result)
 }
 
-/// As `unary`, of three tensors.
+/// As `unary`, of three tensors. Their gradients are `backward(numbers, result, gradient of the result)`.
 pub fn ternary<F, B>(tensors: [&Tensor; 3], columns: usize, forward: F, backward: B) -> Result<Tensor>
 where
     F: FnOnce([&[f32]; 3]) -> Result<Vec<f32>>,
     B: FnOnce([&[f32]; 3], &[f32], &[f32]) -> Result<[Vec<f32>; 3]> + 'static,
 {
-    operation(tensors, columns, forward, backward)
-}
-
-fn operation<const N: usize, F, B>(tensors: [&Tensor; N], columns: usize, forward: F, backward: B) -> Result<Tensor>
-where
-    F: FnOnce([&[f32]; N]) -> Result<Vec<f32>>,
-    B: FnOnce([&[f32]; N], &[f32], &[f32]) -> Result<[Vec<f32>; N]> + 'static,
-{
     let result = rows_of(with_all(tensors, forward)?, columns)?;
     note(&tensors, &result, || {
         let (tensors, result) = (tensors.map(Tensor::clone), result.clone());
         move |gradient| {
-            let by_tensors = with_f32(&result, |result| {
-                with_all(tensors.each_ref(), |numbers| backward(numbers, result, &gradient))
-            })??;
-            Ok(by_tensors.into())
+            let back = |result: &[f32]| with_all(tensors.each_ref(), |numbers| backward(numbers, result, &gradient));
+            Ok(with_f32(&result, back)??.into())
         }
     });
     Ok(result)
@@ -85,7 +95,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
         let rows = logits.par_chunks(columns).zip(targets);
         Ok(rows.map(|(logits, target)| log_sum(logits, isa) - logits[*target as usize]).collect())
     };
-    let backward = move |logits: &[f32], _: &[f32], gradient: &[f32]| {
+    let backward = move |logits: &[f32], gradient: &[f32]| {
         let mut by_logits = vec![0f32; logits.len()];
         let rows = by_logits.par_chunks_mut(columns).zip(logits.par_chunks(columns)).zip(&back).zip(gradient);
         rows.for_each(|(((by_logits, logits), target), gradient)| {

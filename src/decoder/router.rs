@@ -24,9 +24,9 @@ impl Router {
         let (experts, this, back) = (logits.dim(1)?, self.clone(), self.clone());
         let on_cpu = logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let forward = move |logits: &[f32]| Ok(logits.chunks(experts).flat_map(|row| this.of_row(row)).collect());
-        let backward = move |logits: &[f32], weights: &[f32], gradient: &[f32]| {
-            let rows = logits.chunks(experts).zip(weights.chunks(experts)).zip(gradient.chunks(experts));
-            Ok(rows.flat_map(|((logits, weights), gradient)| back.gradient(logits, weights, gradient)).collect())
+        let backward = move |logits: &[f32], gradient: &[f32]| {
+            let rows = logits.chunks(experts).zip(gradient.chunks(experts));
+            Ok(rows.flat_map(|(logits, gradient)| back.gradient(logits, gradient)).collect())
         };
         unary(&on_cpu, experts, forward, backward)?.to_device(logits.device())?.to_dtype(logits.dtype())
     }
@@ -52,8 +52,8 @@ impl Router {
     }
 
     /// Of the weights a logarithm grows by: `w' = w (ln s)' - w (ln S)'`, where `S` is what scores `s` are divided by.
-    fn gradient(&self, logits: &[f32], weights: &[f32], gradient: &[f32]) -> Vec<f32> {
-        let scores = self.scores(logits);
+    fn gradient(&self, logits: &[f32], gradient: &[f32]) -> Vec<f32> {
+        let (scores, weights) = (self.scores(logits), self.of_row(logits));
         let by_logs: Vec<f32> = weights.iter().zip(gradient).map(|(weight, by_weight)| weight * by_weight).collect();
         let sum: f32 = by_logs.iter().sum();
         let all = !self.normalise && self.routing.gating == Gating::Softmax;

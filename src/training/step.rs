@@ -7,8 +7,8 @@ use crate::{
     engine::{Access, Turn},
 };
 
-/// Logits that are there at once.
-const LOGITS: usize = 1 << 23;
+/// Logits that are there at once: few enough for allocators to keep their memory for the next ones.
+const LOGITS: usize = 7 << 20;
 
 /// What a network makes of samples side by side, and what would make it better.
 pub struct Step<'a> {
