@@ -21,6 +21,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc
 use crate::{
     Error, GenerateConfig, GenerateMetrics, ModelStats, Result, TokenStream,
     decoder::Forward,
+    kernels::team::{self, Team},
     text::{Prompt, TextProcessor},
 };
 pub use adapters::Adapters;
@@ -51,8 +52,8 @@ pub struct Options {
     pub queue_limit: usize,
     /// Events a stream buffers.
     pub stream_buffer: usize,
-    /// Threads of a forward pass; 0 for as many as there are processors.
-    pub threads: usize,
+    /// Threads of a forward pass; `None` for one on each core.
+    pub threads: Option<usize>,
     pub limits: Limits,
     /// The memory of the weights and of a block of the cache, for the metrics.
     pub weight_bytes: usize,
@@ -98,10 +99,12 @@ impl Engine {
         let places = options.queue_limit + BATCH_PLACES;
         let (jobs, front_jobs) = mpsc::channel(places);
         let (ready, worker_jobs) = mpsc::channel(places);
-        let name = options.name.clone();
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .thread_name(move |i| format!("{name} {i}"))
+        let team = Team::new(&options.name, options.threads.unwrap_or_else(team::cores)).map_err(not_started)?;
+        let name = format!("{} 0", options.name);
+        // What candle shares with rayon's threads stays on this one.
+        let thread = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .thread_name(move |_| name.clone())
             .panic_handler(|panic| tracing::error!(error = %Error::panicked("a model's worker", panic.as_ref())))
             .build()
             .map_err(not_started)?;
@@ -122,10 +125,8 @@ impl Engine {
             turns: turns.clone(),
         };
         let inbox = Inbox { jobs: worker_jobs, wake, turns };
-        let worker = Worker::new(decoder, text, options, inbox, state);
-        // The loop is on one of the threads of its passes, so that none of them waits for another to wake.
-        // They end with it.
-        threads.spawn(|| worker.run());
+        let worker = Worker::new((decoder, team), text, options, inbox, state);
+        thread.spawn(|| worker.run());
         Ok(engine)
     }
 

@@ -1,10 +1,9 @@
 //! Products with matrices that are not quantised, in the type they are stored in.
 
-use rayon::prelude::*;
-
 use super::{
     Isa,
     panels::{Element, ElementType, Elements, LANES, Product, with_elements},
+    team,
     transposed::{Unpack, from_strips},
 };
 
@@ -67,11 +66,11 @@ impl DenseMatrix {
         let tokens = x.len() / self.columns;
         // By strips first, so that threads write to pieces of their own.
         let mut by_strip = vec![0f32; self.rows.div_ceil(STRIP_ROWS) * STRIP_ROWS * tokens];
-        let strips = elements.par_chunks(STRIP_ROWS * self.columns);
-        by_strip.par_chunks_mut(STRIP_ROWS * tokens).zip(strips).for_each(|(sums, strip)| {
-            let panels: Vec<&[T]> = strip.chunks(LANES * self.columns).collect();
-            let x = x.par_chunks(STRIP_TOKENS * self.columns);
-            sums.par_chunks_mut(STRIP_TOKENS * STRIP_ROWS).zip(x).for_each(|(sums, x)| {
+        let strips: Vec<&[T]> = elements.chunks(STRIP_ROWS * self.columns).collect();
+        team::for_chunks_mut(&mut by_strip, STRIP_ROWS * tokens, |strip, sums| {
+            let panels: Vec<&[T]> = strips[strip].chunks(LANES * self.columns).collect();
+            let x = x.chunks(STRIP_TOKENS * self.columns);
+            sums.chunks_mut(STRIP_TOKENS * STRIP_ROWS).zip(x).for_each(|(sums, x)| {
                 let product = Product {
                     factors: x,
                     factor_stride: self.columns,

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{
     Isa,
     panels::{LANES, Product},
+    team,
 };
 
 /// Rows of weights that are unpacked at a time.
@@ -55,7 +56,7 @@ pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32
 /// Puts strips of `width` columns, `[strips, tokens, width]`, side by side: `[tokens, columns]`.
 pub fn from_strips(by_strip: &[f32], tokens: usize, columns: usize, width: usize) -> Vec<f32> {
     let mut out = vec![0f32; tokens * columns];
-    out.par_chunks_mut(columns).enumerate().for_each(|(token, out)| {
+    team::for_chunks_mut(&mut out, columns, |token, out| {
         for (strip, out) in out.chunks_mut(width).enumerate() {
             out.copy_from_slice(&by_strip[(strip * tokens + token) * width..][..out.len()]);
         }
