@@ -71,6 +71,9 @@ pub struct LoadConfig {
     pub stream_buffer: usize,
     /// A Jinja chat template in place of the model's own.
     pub chat_template: Option<String>,
+    /// Threads that compute on the CPU; `None`: one on each core. They are the model's own, spin while there is a forward
+    /// pass, and sleep while there is none. What a model answers does not depend on their number.
+    pub threads: Option<usize>,
 }
 
 impl Default for LoadConfig {
@@ -90,6 +93,7 @@ impl Default for LoadConfig {
             prefix_cache_tokens: None,
             stream_buffer: 64,
             chat_template: None,
+            threads: None,
         }
     }
 }
@@ -127,6 +131,8 @@ impl LoadConfig {
         stream_buffer: usize => stream_buffer;
         /// Replaces the model's chat template.
         chat_template: impl Into<String> => Some(chat_template.into());
+        /// Sets how many threads compute on the CPU.
+        threads: usize => Some(threads);
     }
 
     /// Calls `progress` as the model is loaded, on the thread that loads it: whenever a layer is there.
@@ -150,15 +156,21 @@ impl LoadConfig {
             ("queue_limit", Some(self.queue_limit)),
             ("max_batched_tokens", Some(self.max_batched_tokens)),
             ("stream_buffer", Some(self.stream_buffer)),
+            ("threads", self.threads),
         ];
         for (field, value) in positive {
             if value == Some(0) {
                 return Err(Error::config(field, "0; at least 1 is needed"));
             }
         }
-        for (field, value) in [("queue_limit", self.queue_limit), ("stream_buffer", self.stream_buffer)] {
-            if value > MAX_CHANNEL {
-                return Err(Error::config(field, format!("{value} is more than {MAX_CHANNEL}")));
+        let bounded = [
+            ("queue_limit", self.queue_limit, MAX_CHANNEL),
+            ("stream_buffer", self.stream_buffer, MAX_CHANNEL),
+            ("threads", self.threads.unwrap_or(1), MAX_THREADS),
+        ];
+        for (field, value, greatest) in bounded {
+            if value > greatest {
+                return Err(Error::config(field, format!("{value} is more than {greatest}")));
             }
         }
         Ok(())
@@ -218,6 +230,8 @@ pub enum KvCacheType {
 
 /// The most entries a queue may have.
 const MAX_CHANNEL: usize = 1 << 20;
+/// The most threads that compute together.
+const MAX_THREADS: usize = 1 << 10;
 
 /// How an answer is generated. `GenerateConfig::new()` and the builder methods.
 ///

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::Adapter;
 
@@ -13,6 +13,29 @@ pub struct Batch {
     pub spans: Vec<Span>,
     /// The rows whose logits are wanted.
     pub sampled: Vec<u32>,
+}
+
+impl Batch {
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Some of its rows, of which none is sampled.
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        let spans = self.spans.iter().filter_map(|span| {
+            let (start, end) = (span.start.max(rows.start), (span.start + span.len).min(rows.end));
+            let later = (span.start + span.len).saturating_sub(end);
+            let part = || Span {
+                start: start - rows.start,
+                len: end - start,
+                context_len: span.context_len - later,
+                ..span.clone()
+            };
+            (start < end).then(part)
+        });
+        let (tokens, positions) = (&self.tokens[rows.clone()], &self.positions[rows.clone()]);
+        Self { tokens: tokens.into(), positions: positions.into(), spans: spans.collect(), sampled: Vec::new() }
+    }
 }
 
 /// The rows of one sequence in a [`Batch`].

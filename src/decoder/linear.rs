@@ -1,14 +1,20 @@
 use std::sync::Arc;
 
-use candle_core::{DType, Module, Result, Tensor, quantized::QMatMul};
+use candle_core::{DType, Error, Module, Result, Tensor, quantized::QMatMul};
 
 use super::{
     lora::AdaptedRows,
     op::{self, rows_of, with_f32},
-    tape::note,
+    tape::{is_tracked, note},
 };
 use crate::{
-    kernels::{Isa, dense::DenseMatrix, quantized::QuantMatrix, rows, transposed},
+    kernels::{
+        Isa,
+        dense::DenseMatrix,
+        quantized::{QuantMatrix, multiply_all, multiply_gated},
+        rows::{self, Activation},
+        transposed,
+    },
     weights::Matrix,
 };
 
@@ -112,6 +118,57 @@ impl Linear {
         }
     }
 
+    /// As `adapted`, of several with the same input.
+    pub fn all_adapted<const N: usize>(linears: [&Self; N], x: &Tensor, rows: &AdaptedRows<'_>) -> Result<[Tensor; N]> {
+        let Some(matrices) = Self::all_packed(linears, x) else {
+            return all(linears.map(|linear| linear.adapted(x, rows)));
+        };
+        let numbers = with_f32(x, |x| multiply_all(matrices, x, linears[0].isa))?;
+        let mut index = 0;
+        all(numbers.map(|numbers| {
+            let linear = linears[index];
+            index += 1;
+            linear.completed(rows_of(numbers, matrices[index - 1].rows)?, x, rows)
+        }))
+    }
+
+    /// `activation(gate(x)) * up(x)`, if they can be computed together.
+    pub fn gated(gate: &Self, up: &Self, x: &Tensor, rows: &AdaptedRows<'_>, by: Activation) -> Result<Option<Tensor>> {
+        let adapted = |linear: &Self| linear.bias.is_some() || linear.site.is_some() && !rows.is_empty();
+        if adapted(gate) || adapted(up) {
+            return Ok(None);
+        }
+        let Some(matrices) = Self::all_packed([gate, up], x) else { return Ok(None) };
+        match with_f32(x, |x| multiply_gated(matrices, x, by, gate.isa))? {
+            Some(numbers) => rows_of(numbers, matrices[0].rows).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Their matrices, if our own kernels have them all and nobody asks for gradients.
+    fn all_packed<'a, const N: usize>(linears: [&'a Self; N], x: &Tensor) -> Option<[&'a QuantMatrix; N]> {
+        let packed: Vec<_> = linears
+            .iter()
+            .map_while(|linear| match &linear.weight {
+                Weight::Packed(matrix) if !is_tracked(x) => Some(&**matrix),
+                _ => None,
+            })
+            .collect();
+        packed.try_into().ok()
+    }
+
+    /// A product with its bias and what adapters change.
+    fn completed(&self, y: Tensor, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Tensor> {
+        let y = match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
+        match self.site.filter(|_| !rows.is_empty()) {
+            Some(site) => rows.apply(site, x, y),
+            None => Ok(y),
+        }
+    }
+
     /// As `forward_to_vec`, with what adapters change in some rows.
     pub fn adapted_to_vec(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Vec<f32>> {
         let mut y = self.forward_to_vec(x)?;
@@ -120,6 +177,11 @@ impl Linear {
         }
         Ok(y)
     }
+}
+
+fn all<const N: usize>(tensors: [Result<Tensor>; N]) -> Result<[Tensor; N]> {
+    let tensors = tensors.into_iter().collect::<Result<Vec<_>>>()?;
+    tensors.try_into().map_err(|_| Error::Msg("as many results as there are products".into()))
 }
 
 /// The rows of these tokens as a tensor.

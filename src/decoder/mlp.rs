@@ -41,6 +41,11 @@ impl Mlp {
         }
     }
 
+    /// Whether all rows go through the same matrices.
+    pub fn is_dense(&self) -> bool {
+        matches!(self, Self::Dense(_))
+    }
+
     /// Maps `[rows, hidden]` to as much.
     pub fn forward(&self, x: &Tensor, adapted: &AdaptedRows<'_>) -> Result<Tensor> {
         match self {
@@ -69,10 +74,15 @@ impl Dense {
     }
 
     fn forward(&self, x: &Tensor, adapted: &AdaptedRows<'_>) -> Result<Tensor> {
-        let up = self.up.adapted(x, adapted)?;
         let inner = match &self.gate {
-            Some(gate) => self.activate(&gate.adapted(x, adapted)?, Some(&up))?,
-            None => self.activate(&up, None)?,
+            Some(gate) => match Linear::gated(gate, &self.up, x, adapted, self.activation)? {
+                Some(inner) => inner,
+                None => {
+                    let [gate, up] = Linear::all_adapted([gate, &self.up], x, adapted)?;
+                    self.activate(&gate, Some(&up))?
+                }
+            },
+            None => self.activate(&self.up.adapted(x, adapted)?, None)?,
         };
         self.down.adapted(&inner, adapted)
     }

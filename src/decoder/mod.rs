@@ -29,7 +29,7 @@ pub use arch::spec;
 pub use batch::{Batch, Span};
 pub use kv_cache::BLOCK_TOKENS;
 use kv_cache::KvCache;
-use layer::Layer;
+use layer::{Begun, Layer};
 use linear::{Embedding, Linear};
 use load::Loader;
 use lora::{AdaptedRows, Surveyor};
@@ -47,14 +47,20 @@ pub use watch::Watch;
 
 use crate::{
     Error, Quantize, Result,
-    kernels::{Isa, paged_cache::Heads, rows::scale_and_cap},
+    kernels::{Isa, paged_cache::Heads, rows::scale_and_cap, team},
     weights::Checkpoint,
 };
+
+/// The rows of a tile are a multiple of this.
+const TILE_ROWS: usize = 16;
+/// Tiles that a thread has, so that all threads end together.
+const TILES_EACH: usize = 8;
 
 /// What the engine runs: a forward pass over a packed batch.
 pub trait Forward: Send {
     /// Computes a batch, stores its keys and values, and returns the logits of the rows that
-    /// [`Batch::sampled`] names: `[sampled rows, vocab_size]`. It runs on the caller's rayon threads.
+    /// [`Batch::sampled`] names: `[sampled rows, vocab_size]`. It is shared by the threads of the caller's
+    /// [team](crate::kernels::team).
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>>;
 
     /// How positions are encoded in a sequence of `len` tokens, of which `prompt_len` were its prompt. What was
@@ -220,7 +226,7 @@ impl Network {
 
     /// What a layer does to whole sequences, `[rows, hidden]`; differentiable.
     pub fn layer(&self, index: usize, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
-        self.layers[index].forward(x, pass, None)
+        self.layers[index].forward(x, pass)
     }
 
     /// The logits of rows of the last layer, `[rows, vocab_size]`; differentiable.
@@ -280,12 +286,48 @@ impl Network {
 
     /// Stores the keys and values of a batch and gives what its last layer does, `[rows, hidden]`.
     fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Tensor> {
-        let pass = &self.pass(batch, AdaptedRows::of(batch))?;
-        let mut x = self.embed(batch)?;
-        for (layer, cache) in self.layers.iter().zip(cache.layers()) {
-            x = layer.forward(&x, pass, Some(cache))?;
+        if let Some(tiles) = self.tiles(batch) {
+            return Tensor::cat(&self.through(&tiles, cache)?, 0);
         }
-        Ok(x)
+        let hidden = self.through(std::slice::from_ref(batch), cache)?;
+        hidden.into_iter().next().ok_or_else(|| candle_core::Error::Msg("a batch has no rows".into()))
+    }
+
+    /// A batch in tiles that threads take through layers side by side, if that is faster than to share each operation.
+    fn tiles(&self, batch: &Batch) -> Option<Vec<Batch>> {
+        let (rows, threads) = (batch.rows(), team::threads());
+        let worthwhile = threads > 1 && rows >= 2 * threads * TILE_ROWS;
+        if !worthwhile || !self.is_on_cpu() || !self.layers.iter().all(Layer::is_small) {
+            return None;
+        }
+        let len = rows.div_ceil(threads * TILES_EACH).next_multiple_of(TILE_ROWS);
+        Some((0..rows).step_by(len).map(|start| batch.part(start..rows.min(start + len))).collect())
+    }
+
+    /// Takes batches, which are parts of one, through all layers.
+    fn through(&self, batches: &[Batch], cache: &mut KvCache) -> candle_core::Result<Vec<Tensor>> {
+        let passes = batches.iter().map(|batch| self.pass(batch, AdaptedRows::of(batch)));
+        let passes = passes.collect::<candle_core::Result<Vec<_>>>()?;
+        let begin = |x: Tensor, layer: usize, pass: &Pass<'_>| {
+            let begun = self.layers.get(layer).map(|layer| layer.begin(&x, pass)).transpose()?;
+            Ok::<_, candle_core::Error>((x, begun))
+        };
+        let begun = team::map(&passes, |_, pass| begin(self.embed(pass.batch)?, 0, pass));
+        let mut begun = begun.into_iter().collect::<candle_core::Result<Vec<_>>>()?;
+        for (index, (layer, cache)) in self.layers.iter().zip(cache.layers()).enumerate() {
+            for (pass, (_, begun)) in passes.iter().zip(&begun) {
+                if let Some(Begun { projected, .. }) = begun {
+                    cache.store(pass.batch, &projected.keys, &projected.values)?;
+                }
+            }
+            let cache = &*cache;
+            let next = team::map(&passes, |i, pass| match &begun[i] {
+                (x, Some(begun)) => begin(layer.finish(x, begun, pass, Some(cache))?, index + 1, pass),
+                (x, None) => Ok((x.clone(), None)),
+            });
+            begun = next.into_iter().collect::<candle_core::Result<_>>()?;
+        }
+        Ok(begun.into_iter().map(|(x, _)| x).collect())
     }
 
     /// What the head takes.

@@ -1,13 +1,12 @@
 //! Operations on the rows of tensors by kernels of our own. Where a [tape](super::tape) records, gradients pass them.
 
-use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, Var};
-use rayon::prelude::*;
-
 use super::tape::note;
 use crate::kernels::{
     Isa,
     logits::{log_sum, scaled_softmax},
+    team,
 };
+use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, Var};
 
 /// Rows of `columns` numbers, `forward(x)`, that are linear in `x`: its gradient is `backward(gradient of the result)`.
 pub fn linear<F, B>(x: &Tensor, columns: usize, forward: F, backward: B) -> Result<Tensor>
@@ -92,15 +91,14 @@ pub fn composed<const N: usize>(
 pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let (columns, back, isa) = (logits.dim(1)?, targets.to_vec(), Isa::detect());
     let forward = |logits: &[f32]| {
-        let rows = logits.par_chunks(columns).zip(targets);
-        Ok(rows.map(|(logits, target)| log_sum(logits, isa) - logits[*target as usize]).collect())
+        let rows: Vec<_> = logits.chunks(columns).zip(targets).collect();
+        Ok(team::map(&rows, |_, (logits, target)| log_sum(logits, isa) - logits[**target as usize]))
     };
     let backward = move |logits: &[f32], gradient: &[f32]| {
         let mut by_logits = vec![0f32; logits.len()];
-        let rows = by_logits.par_chunks_mut(columns).zip(logits.par_chunks(columns)).zip(&back).zip(gradient);
-        rows.for_each(|(((by_logits, logits), target), gradient)| {
-            scaled_softmax(logits, *gradient, by_logits, isa);
-            by_logits[*target as usize] -= gradient;
+        team::for_chunks_mut(&mut by_logits, columns, |row, by_logits| {
+            scaled_softmax(&logits[row * columns..][..columns], gradient[row], by_logits, isa);
+            by_logits[back[row] as usize] -= gradient[row];
         });
         Ok(by_logits)
     };

@@ -90,6 +90,11 @@ where
     });
 }
 
+/// Whether gradients by a tensor are wanted.
+pub fn is_tracked(x: &Tensor) -> bool {
+    RECORDING.with_borrow(|tape| tape.as_ref().is_some_and(|tape| tape.tracked.contains(&x.id())))
+}
+
 impl Gradients {
     /// That by a leaf, if anything was made of it.
     pub fn take(&mut self, of: &Tensor) -> Option<Vec<f32>> {

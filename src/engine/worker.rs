@@ -7,7 +7,6 @@ use std::{
 };
 
 use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
-use rayon::prelude::*;
 use tokio::sync::{Notify, mpsc};
 
 use super::{
@@ -24,6 +23,7 @@ use super::{
 use crate::{
     Error, Result,
     decoder::{Batch, Forward, Span},
+    kernels::team::{self, Team},
     text::TextProcessor,
 };
 
@@ -39,6 +39,8 @@ pub struct Inbox {
 /// What owns a model's decoder, on one of the model's threads. Its loop is four moves: schedule, run, sample, deliver.
 pub struct Worker {
     decoder: Box<dyn Forward>,
+    /// What passes are computed by.
+    team: Team,
     text: Arc<TextProcessor>,
     options: Options,
     inbox: Inbox,
@@ -52,7 +54,7 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(
-        decoder: Box<dyn Forward>,
+        (decoder, team): (Box<dyn Forward>, Team),
         text: Arc<TextProcessor>,
         options: Options,
         inbox: Inbox,
@@ -61,7 +63,8 @@ impl Worker {
         let scheduler = Scheduler::new(options.limits.clone());
         let peak_memory = options.weight_bytes;
         let (pace, sequences, next_id) = Default::default();
-        let worker = Self { decoder, text, options, inbox, state, scheduler, pace, sequences, next_id, peak_memory };
+        let worker =
+            Self { decoder, team, text, options, inbox, state, scheduler, pace, sequences, next_id, peak_memory };
         worker.report();
         worker
     }
@@ -157,15 +160,17 @@ impl Worker {
         self.start(chunks);
         let batch = self.pack(chunks);
         let memory = self.memory();
-        let Self { decoder, inbox, sequences, pace, state, .. } = self;
+        let Self { decoder, team, inbox, sequences, pace, state, .. } = self;
         let run = || {
-            let turn = inbox.turns.pass();
-            let begun = Instant::now();
-            let logits = decoder.forward(&batch)?;
-            let took = begun.elapsed();
-            drop(turn);
-            note_pass(chunks, took, pace, state);
-            advance(sequences, chunks, &logits, memory)
+            team.pass(|| {
+                let turn = inbox.turns.pass();
+                let begun = Instant::now();
+                let logits = decoder.forward(&batch)?;
+                let took = begun.elapsed();
+                drop(turn);
+                note_pass(chunks, took, pace, state);
+                advance(sequences, chunks, &logits, memory)
+            })
         };
         let ran = catch_unwind(AssertUnwindSafe(run));
         let steps = ran.unwrap_or_else(|panic| Err(Error::panicked("the model's worker", panic.as_ref())))?;
@@ -287,7 +292,7 @@ fn advance<'a>(
 ) -> Result<Vec<(&'a Chunk, Step)>> {
     let mut sequences: BTreeMap<_, _> = sequences.iter_mut().collect();
     let sampled = chunks.iter().filter(|chunk| chunk.samples);
-    let turns: Vec<_> = sampled.filter_map(|chunk| Some((chunk, sequences.remove(&chunk.id)?))).collect();
+    let mut turns: Vec<_> = sampled.filter_map(|chunk| Some((chunk, sequences.remove(&chunk.id)?, None))).collect();
     let rows = turns.len();
     if rows == 0 {
         return Ok(Vec::new());
@@ -295,6 +300,9 @@ fn advance<'a>(
     if logits.is_empty() || !logits.len().is_multiple_of(rows) {
         return Err(Error::internal(format!("a forward pass gave {} logits for {rows} rows", logits.len())));
     }
-    let steps = turns.into_par_iter().zip(logits.par_chunks(logits.len() / rows));
-    Ok(steps.map(|((chunk, sequence), logits)| (chunk, sequence.advance(logits, memory))).collect())
+    let width = logits.len() / rows;
+    team::for_each_mut(&mut turns, |row, (_, sequence, step)| {
+        *step = Some(sequence.advance(&logits[row * width..][..width], memory));
+    });
+    Ok(turns.into_iter().filter_map(|(chunk, _, step)| Some((chunk, step?))).collect())
 }

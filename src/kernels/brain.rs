@@ -1,8 +1,6 @@
 //! Products with matrices of bfloat16, two columns at a time: the pairs that instructions for bfloat16 multiply and add.
 
-use rayon::prelude::*;
-
-use super::{Isa, panels::LANES};
+use super::{Isa, panels::LANES, team};
 
 /// Two columns of a panel: for each row its pair, the first column in the low half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,9 +107,14 @@ impl<F: Factor> Product<'_, F> {
 
 /// Rounds rows of `columns` numbers to pairs; an odd last one gets a zero beside it.
 pub fn rounded(x: &[f32], columns: usize, isa: Isa) -> Vec<u32> {
-    let mut pairs = vec![0; x.len() / columns * columns.div_ceil(2)];
-    let rows = pairs.par_chunks_mut(columns.div_ceil(2)).zip(x.par_chunks(columns)).with_min_len(16);
-    rows.for_each(|(pairs, x)| compiled_for!(isa, round_row(x, pairs)));
+    const ROWS: usize = 16;
+    let width = columns.div_ceil(2);
+    let mut pairs = vec![0; x.len() / columns * width];
+    team::for_chunks_mut(&mut pairs, ROWS * width, |part, pairs| {
+        for (pairs, x) in pairs.chunks_mut(width).zip(x[part * ROWS * columns..].chunks(columns)) {
+            compiled_for!(isa, round_row(x, pairs));
+        }
+    });
     pairs
 }
 

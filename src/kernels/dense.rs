@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 
 use half::f16;
-use rayon::prelude::*;
 
 use super::{
     Isa,
     brain::{self, Line, numbers, rounded},
     panels::{self, Element, ElementType, LANES},
-    transposed::{Unpack, from_strips},
+    team::{self, Strips},
+    transposed::Unpack,
 };
 
 /// Panels that a thread takes at a time.
@@ -146,21 +146,16 @@ impl DenseMatrix {
         (factors, width): (&[F], usize),
         multiply: impl Fn(&[&[W]], &[F], &mut [f32]) + Sync,
     ) -> Vec<f32> {
-        let tokens = factors.len() / width;
-        // By strips first, so that threads write to pieces of their own.
-        let mut by_strip = vec![0f32; self.rows.div_ceil(STRIP_ROWS) * STRIP_ROWS * tokens];
-        let strips = weights.par_chunks(STRIP_PANELS * panel);
-        by_strip.par_chunks_mut(STRIP_ROWS * tokens).zip(strips).for_each(|(sums, strip)| {
-            let panels: Vec<&[W]> = strip.chunks(panel).collect();
-            let factors = factors.par_chunks(STRIP_TOKENS * width);
-            let sums = sums.par_chunks_mut(STRIP_TOKENS * STRIP_ROWS);
-            sums.zip(factors).for_each(|(sums, factors)| multiply(&panels, factors, sums));
+        let mut out = vec![0f32; factors.len() / width * self.rows];
+        let strips = Strips { numbers: &mut out, columns: self.rows, width: STRIP_ROWS };
+        team::for_pieces(strips, STRIP_TOKENS, |token, mut strip| {
+            let panels = strip.columns.start / LANES..strip.columns.end.div_ceil(LANES);
+            let panels: Vec<&[W]> = panels.map(|at| &weights[at * panel..][..panel]).collect();
+            let mut sums = vec![0f32; strip.rows() * STRIP_ROWS];
+            multiply(&panels, &factors[token * width..][..strip.rows() * width], &mut sums);
+            strip.write(&sums, STRIP_ROWS);
         });
-        if tokens == 1 {
-            by_strip.truncate(self.rows);
-            return by_strip;
-        }
-        from_strips(&by_strip, tokens, self.rows, STRIP_ROWS)
+        out
     }
 }
 

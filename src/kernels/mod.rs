@@ -33,6 +33,7 @@ pub mod paged_cache;
 pub mod panels;
 pub mod quantized;
 pub mod rows;
+pub mod team;
 pub mod transposed;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -1,11 +1,10 @@
 //! Products with the transposes of weight matrices, which take gradients back through linear maps.
 
-use rayon::prelude::*;
-
 use super::{
     Isa,
     brain::{self, Line, rounded},
     panels::{LANES, Product},
+    team::{self, Strips},
 };
 
 /// Rows of weights that are unpacked at a time.
@@ -44,19 +43,16 @@ pub trait Unpack: Sync {
 /// `x W`: from `[tokens, rows]` to `[tokens, columns]`.
 pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32> {
     let rows = weights.rows();
-    let block = Block { len: BLOCK_ROWS.min(rows), zero: [0f32; LANES] };
     let unpack = |first, panel, out: &mut [_]| weights.unpack(first, panel, out);
-    by_blocks((x, rows), weights, block, unpack, |panels, (factors, first), sums| {
+    by_blocks((x, rows), weights, (BLOCK_ROWS, [0f32; LANES]), unpack, |panels, factors, sums| {
         let panels: Vec<&[f32]> = panels.iter().map(|panel| panel.as_flattened()).collect();
-        let product = Product {
-            factors: &factors[first..],
-            factor_stride: rows,
-            rows: sums.len() / STRIP_WIDTH,
-            steps: BLOCK_ROWS.min(rows - first),
-            panels: &panels,
-            panel_stride: LANES,
-        };
-        product.add_to(sums, STRIP_WIDTH, isa);
+        let (steps, rows_of_sums) = (panels[0].len() / LANES, sums.len() / STRIP_WIDTH);
+        let panels = &panels;
+        Product { factors, factor_stride: rows, rows: rows_of_sums, steps, panels, panel_stride: LANES }.add_to(
+            sums,
+            STRIP_WIDTH,
+            isa,
+        );
     })
 }
 
@@ -64,56 +60,43 @@ pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32
 pub fn multiply_rounded<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32> {
     let rows = weights.rows();
     let width = rows.div_ceil(2);
-    let block = Block { len: (BLOCK_ROWS / 2).min(width), zero: Line::ZERO };
     let unpack = |first, panel, out: &mut [_]| weights.unpack_pairs(2 * first, panel, out);
-    by_blocks((&rounded(x, rows, isa), width), weights, block, unpack, |panels, (factors, first), sums| {
-        let pairs = (BLOCK_ROWS / 2).min(width - first);
-        let rows = sums.len() / STRIP_WIDTH;
-        let product = brain::Product { factors: &factors[first..], factor_stride: width, rows, pairs, panels };
-        product.add_to(sums, STRIP_WIDTH, isa);
+    let (x, zero) = (rounded(x, rows, isa), (BLOCK_ROWS / 2, Line::ZERO));
+    by_blocks((&x, width), weights, zero, unpack, |panels, factors, sums| {
+        let (pairs, rows) = (panels[0].len(), sums.len() / STRIP_WIDTH);
+        brain::Product { factors, factor_stride: width, rows, pairs, panels }.add_to(sums, STRIP_WIDTH, isa);
     })
 }
 
-/// What is unpacked at a time of each panel.
-struct Block<L> {
-    len: usize,
-    zero: L,
-}
-
-/// Unpacks block by block, `unpack(first, panel, out)`, and calls `multiply(panels, (factors, first), sums)` for pieces of
-/// them and of the factors, which have `width` for each token.
+/// Of each strip of columns unpacks `block` of the weights' steps at a time, `unpack(first, panel, out)`, and calls
+/// `multiply(panels, factors, sums)` for pieces of the factors, which have `width` for each token, from their first step
+/// on.
 fn by_blocks<L: Copy + Send + Sync, F: Sync>(
     (factors, width): (&[F], usize),
     weights: &(impl Unpack + ?Sized),
-    block: Block<L>,
+    (block, zero): (usize, L),
     unpack: impl Fn(usize, usize, &mut [L]) + Sync,
-    multiply: impl Fn(&[&[L]], (&[F], usize), &mut [f32]) + Sync,
+    multiply: impl Fn(&[&[L]], &[F], &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    let (tokens, panels) = (factors.len() / width, weights.columns().div_ceil(LANES));
-    let mut by_strip = vec![0f32; panels.div_ceil(STRIP_PANELS) * tokens * STRIP_WIDTH];
-    let mut unpacked = vec![block.zero; panels * block.len];
-    for first in (0..width).step_by(block.len) {
-        let steps = block.len.min(width - first);
-        let unpacked = &mut unpacked[..panels * steps];
-        unpacked.par_chunks_mut(steps).enumerate().for_each(|(panel, out)| unpack(first, panel, out));
-        let strips = unpacked.par_chunks(STRIP_PANELS * steps);
-        by_strip.par_chunks_mut(tokens * STRIP_WIDTH).zip(strips).for_each(|(sums, strip)| {
-            let panels: Vec<&[L]> = strip.chunks(steps).collect();
-            sums.par_chunks_mut(STRIP_TOKENS * STRIP_WIDTH).enumerate().for_each(|(part, sums)| {
-                multiply(&panels, (&factors[part * STRIP_TOKENS * width..], first), sums);
-            });
-        });
-    }
-    from_strips(&by_strip, tokens, weights.columns(), STRIP_WIDTH)
-}
-
-/// Puts strips of `width` columns, `[strips, tokens, width]`, side by side: `[tokens, columns]`.
-pub fn from_strips(by_strip: &[f32], tokens: usize, columns: usize, width: usize) -> Vec<f32> {
+    let (tokens, columns) = (factors.len() / width, weights.columns());
     let mut out = vec![0f32; tokens * columns];
-    out.par_chunks_mut(columns).enumerate().for_each(|(token, out)| {
-        for (strip, out) in out.chunks_mut(width).enumerate() {
-            out.copy_from_slice(&by_strip[(strip * tokens + token) * width..][..out.len()]);
+    let strips = Strips { numbers: &mut out, columns, width: STRIP_WIDTH };
+    // So that the threads' shares differ by little.
+    let height = tokens.div_ceil(2 * team::threads()).next_multiple_of(STRIP_TOKENS);
+    team::for_pieces(strips, height, |token, mut strip| {
+        let panels = strip.columns.start / LANES..strip.columns.end.div_ceil(LANES);
+        let mut unpacked = vec![zero; panels.len() * block.min(width)];
+        let mut sums = vec![0f32; strip.rows() * STRIP_WIDTH];
+        for first in (0..width).step_by(block) {
+            let steps = block.min(width - first);
+            let unpacked = &mut unpacked[..panels.len() * steps];
+            unpacked.chunks_mut(steps).zip(panels.clone()).for_each(|(out, panel)| unpack(first, panel, out));
+            let held: Vec<&[L]> = unpacked.chunks(steps).collect();
+            for (part, sums) in sums.chunks_mut(STRIP_TOKENS * STRIP_WIDTH).enumerate() {
+                multiply(&held, &factors[(token + part * STRIP_TOKENS) * width + first..], sums);
+            }
         }
+        strip.write(&sums, STRIP_WIDTH);
     });
     out
 }

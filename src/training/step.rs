@@ -4,7 +4,7 @@ use super::data::Sample;
 use crate::{
     Error, Result,
     decoder::{Batch, Network, Pass, Span, Tape, Trained, cross_entropy},
-    engine::{Access, Turn},
+    engine::{Access, Shift},
 };
 
 /// Logits that are there at once: few enough for allocators to keep their memory for the next ones.
@@ -76,7 +76,7 @@ impl Step<'_> {
     }
 
     /// Waits for a turn of a piece of work.
-    fn turn(&self) -> Result<Turn<'_>> {
+    fn turn(&self) -> Result<Shift<'_>> {
         match (self.is_wanted)() {
             true => self.access.turn(),
             false => Err(Error::Cancelled),

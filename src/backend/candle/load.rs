@@ -58,7 +58,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         vocab_size: info.vocab_size,
         queue_limit: config.queue_limit,
         stream_buffer: config.stream_buffer,
-        threads: 0,
+        threads: config.threads,
         limits: cache.limits(config),
         weight_bytes: decoder.weight_bytes(),
         block_bytes,
