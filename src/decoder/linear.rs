@@ -24,6 +24,8 @@ pub struct Linear {
     bias: Option<Tensor>,
     bytes: usize,
     isa: Isa,
+    /// Whether activations are rounded to bfloat16 if the weights are of that.
+    rounded: bool,
     /// Its index among the model's [`Sites`](super::lora::Sites), if adapters may change it.
     site: Option<usize>,
 }
@@ -37,7 +39,7 @@ enum Weight {
 }
 
 impl Linear {
-    pub fn new(matrix: Matrix, bias: Option<Tensor>) -> Result<Self> {
+    pub fn new(matrix: Matrix, bias: Option<Tensor>, rounded: bool) -> Result<Self> {
         let bytes = matrix.bytes();
         let weight = match matrix {
             Matrix::Dense(tensor) => Weight::Dense(tensor.t()?),
@@ -45,7 +47,7 @@ impl Linear {
             Matrix::Packed(matrix) => Weight::Packed(matrix),
             Matrix::Quantized(tensor) => Weight::Quantized(QMatMul::from_arc(tensor)?),
         };
-        Ok(Self { weight, bias, bytes, isa: Isa::detect(), site: None })
+        Ok(Self { weight, bias, bytes, isa: Isa::detect(), rounded, site: None })
     }
 
     /// As the site of this index.
@@ -61,7 +63,7 @@ impl Linear {
 
     /// Maps `[rows, inputs]` to `[rows, outputs]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward_as(x, false)
+        self.forward_as(x, self.rounded)
     }
 
     /// As `forward`, in bfloat16 if it is to be `rounded`.
@@ -103,7 +105,10 @@ impl Linear {
     /// As `forward`, to numbers in memory. What our own kernels compute is there already.
     pub fn forward_to_vec(&self, x: &Tensor) -> Result<Vec<f32>> {
         match &self.weight {
-            Weight::Panels(matrix) if self.bias.is_none() => with_f32(x, |x| matrix.multiply(x, self.isa)),
+            Weight::Panels(matrix) if self.bias.is_none() => with_f32(x, |x| match self.rounded {
+                true => matrix.multiply_rounded(x, self.isa),
+                false => matrix.multiply(x, self.isa),
+            }),
             Weight::Packed(matrix) if self.bias.is_none() => with_f32(x, |x| matrix.multiply(x, self.isa)),
             _ => self.forward(x)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
         }
@@ -111,7 +116,7 @@ impl Linear {
 
     /// As `forward`, with what adapters change in some rows.
     pub fn adapted(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Tensor> {
-        let y = self.forward_as(x, rows.are_rounded())?;
+        let y = self.forward_as(x, self.rounded || rows.are_rounded())?;
         match self.site.filter(|_| !rows.is_empty()) {
             Some(site) => rows.apply(site, x, y),
             None => Ok(y),

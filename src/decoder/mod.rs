@@ -107,6 +107,8 @@ pub struct Placement {
     pub dtype: DType,
     /// Bits to quantise matrices to that are not quantised yet.
     pub quantize: Option<Quantize>,
+    /// Whether activations are rounded to bfloat16 where they meet a matrix of that.
+    pub rounded: bool,
     /// Blocks of [`BLOCK_TOKENS`] tokens that the key/value cache holds.
     pub cache_blocks: usize,
     /// The type of keys and values in the cache.
@@ -121,9 +123,9 @@ impl Decoder {
         placement: &Placement,
         progress: impl Fn(usize, usize),
     ) -> Result<Self> {
-        let Placement { device, dtype, quantize, cache_blocks, cache_dtype } = placement;
+        let Placement { device, dtype, cache_blocks, cache_dtype, .. } = placement;
         let surveyor = Surveyor::default();
-        let load = &Loader::new(checkpoint, &spec, &surveyor, device, *dtype, *quantize);
+        let load = &Loader::new(checkpoint, &spec, &surveyor, placement);
         let names = &spec.layout.names;
         let (hidden, embedded) = (spec.hidden_size, spec.embedding_size);
         let vocabulary = [spec.vocab_size, embedded];
