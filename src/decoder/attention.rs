@@ -41,7 +41,7 @@ pub struct Attention {
 
 /// The queries, keys and values of some rows.
 pub struct Projected {
-    queries: Tensor,
+    pub queries: Tensor,
     pub keys: Tensor,
     pub values: Tensor,
 }

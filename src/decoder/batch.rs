@@ -20,7 +20,7 @@ impl Batch {
         self.tokens.len()
     }
 
-    /// Some of its rows, of which none is sampled.
+    /// Some of its rows.
     pub fn part(&self, rows: Range<usize>) -> Self {
         let spans = self.spans.iter().filter_map(|span| {
             let (start, end) = (span.start.max(rows.start), (span.start + span.len).min(rows.end));
@@ -34,7 +34,26 @@ impl Batch {
             (start < end).then(part)
         });
         let (tokens, positions) = (&self.tokens[rows.clone()], &self.positions[rows.clone()]);
-        Self { tokens: tokens.into(), positions: positions.into(), spans: spans.collect(), sampled: Vec::new() }
+        let sampled = self.sampled.iter().filter(|row| rows.contains(&(**row as usize)));
+        Self {
+            tokens: tokens.into(),
+            positions: positions.into(),
+            spans: spans.collect(),
+            sampled: sampled.map(|row| row - rows.start as u32).collect(),
+        }
+    }
+
+    /// The rows that are sampled alone.
+    pub fn of_sampled(&self) -> Self {
+        let mut picked = Self::default();
+        for row in &self.sampled {
+            let one = self.part(*row as usize..*row as usize + 1);
+            picked.tokens.extend(one.tokens);
+            picked.positions.extend(one.positions);
+            picked.spans.extend(one.spans.into_iter().map(|span| Span { start: picked.sampled.len(), ..span }));
+            picked.sampled.push(picked.sampled.len() as u32);
+        }
+        picked
     }
 }
 

@@ -16,6 +16,16 @@ pub struct Begun {
     pub projected: Projected,
 }
 
+impl Begun {
+    /// That of some rows, whose keys and values are in the cache.
+    pub fn select(&self, rows: &Tensor) -> Result<Self> {
+        let Projected { queries, keys, values } = &self.projected;
+        let queries = queries.index_select(rows, 0)?;
+        let projected = Projected { queries, keys: keys.clone(), values: values.clone() };
+        Ok(Self { attention_in: self.attention_in.index_select(rows, 0)?, projected })
+    }
+}
+
 /// A transformer layer: attention and a feed-forward network, which add to the residual stream.
 pub struct Layer {
     attention_norm: Option<Norm>,

@@ -28,7 +28,7 @@ use candle_core::{DType, Device, Tensor};
 pub use arch::spec;
 pub use batch::{Batch, Span};
 pub use kv_cache::BLOCK_TOKENS;
-use kv_cache::KvCache;
+use kv_cache::{KvCache, LayerCache};
 use layer::{Begun, Layer};
 use linear::{Embedding, Linear};
 use load::Loader;
@@ -286,13 +286,18 @@ impl Network {
         self.ropes.iter().map(|rope| rope.regime(prompt_len, len)).max().unwrap_or(0)
     }
 
-    /// Stores the keys and values of a batch and gives what its last layer does, `[rows, hidden]`.
-    fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Tensor> {
-        if let Some(tiles) = self.tiles(batch) {
-            return Tensor::cat(&self.through(&tiles, cache)?, 0);
-        }
-        let hidden = self.through(std::slice::from_ref(batch), cache)?;
-        hidden.into_iter().next().ok_or_else(|| candle_core::Error::Msg("a batch has no rows".into()))
+    /// Stores the keys and values of a batch and gives what its last layer does to the rows that are sampled, if any are:
+    /// `[rows, hidden]`.
+    fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Option<Tensor>> {
+        let hidden = match self.tiles(batch) {
+            Some(tiles) => self.through(&tiles, cache)?,
+            None => self.through(std::slice::from_ref(batch), cache)?,
+        };
+        Ok(match hidden.as_slice() {
+            [] => None,
+            [hidden] => Some(hidden.clone()),
+            parts => Some(Tensor::cat(parts, 0)?),
+        })
     }
 
     /// A batch in tiles that threads take through layers side by side, if that is faster than to share each operation.
@@ -306,30 +311,53 @@ impl Network {
         Some((0..rows).step_by(len).map(|start| batch.part(start..rows.min(start + len))).collect())
     }
 
-    /// Takes batches, which are parts of one, through all layers.
+    /// Takes batches, which are parts of one, through all layers, the last one only with rows that are sampled.
     fn through(&self, batches: &[Batch], cache: &mut KvCache) -> candle_core::Result<Vec<Tensor>> {
         let passes = batches.iter().map(|batch| self.pass(batch, AdaptedRows::of(batch)));
         let passes = passes.collect::<candle_core::Result<Vec<_>>>()?;
         let begin = |x: Tensor, layer: usize, pass: &Pass<'_>| {
-            let begun = self.layers.get(layer).map(|layer| layer.begin(&x, pass)).transpose()?;
+            let begun = self.layers[layer].begin(&x, pass)?;
             Ok::<_, candle_core::Error>((x, begun))
         };
         let begun = team::map(&passes, |_, pass| begin(self.embed(pass.batch)?, 0, pass));
         let mut begun = begun.into_iter().collect::<candle_core::Result<Vec<_>>>()?;
         for (index, (layer, cache)) in self.layers.iter().zip(cache.layers()).enumerate() {
-            for (pass, (_, begun)) in passes.iter().zip(&begun) {
-                if let Some(Begun { projected, .. }) = begun {
-                    cache.store(pass.batch, &projected.keys, &projected.values)?;
-                }
+            for (pass, (_, Begun { projected, .. })) in passes.iter().zip(&begun) {
+                cache.store(pass.batch, &projected.keys, &projected.values)?;
             }
             let cache = &*cache;
-            let next = team::map(&passes, |i, pass| match &begun[i] {
-                (x, Some(begun)) => begin(layer.finish(x, begun, pass, Some(cache))?, index + 1, pass),
-                (x, None) => Ok((x.clone(), None)),
+            if index + 1 == self.layers.len() {
+                let hidden = team::map(&passes, |i, pass| self.finish_sampled(layer, &begun[i], pass, cache));
+                return hidden.into_iter().filter_map(Result::transpose).collect();
+            }
+            let next = team::map(&passes, |i, pass| {
+                let (x, begun) = &begun[i];
+                begin(layer.finish(x, begun, pass, Some(cache))?, index + 1, pass)
             });
             begun = next.into_iter().collect::<candle_core::Result<_>>()?;
         }
-        Ok(begun.into_iter().map(|(x, _)| x).collect())
+        Ok(Vec::new())
+    }
+
+    /// What a layer does to the rows that are sampled, if any are.
+    fn finish_sampled(
+        &self,
+        layer: &Layer,
+        (x, begun): &(Tensor, Begun),
+        pass: &Pass<'_>,
+        cache: &LayerCache,
+    ) -> candle_core::Result<Option<Tensor>> {
+        let batch = pass.batch;
+        if batch.sampled.is_empty() {
+            return Ok(None);
+        }
+        if batch.sampled.len() == batch.rows() {
+            return layer.finish(x, begun, pass, Some(cache)).map(Some);
+        }
+        let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
+        let sampled = batch.of_sampled();
+        let pass = self.pass(&sampled, AdaptedRows::of(&sampled))?;
+        layer.finish(&x.index_select(&rows, 0)?, &begun.select(&rows)?, &pass, Some(cache)).map(Some)
     }
 
     /// What the head takes.
@@ -347,8 +375,7 @@ impl Network {
     /// The logits of the rows that are sampled, `[rows, vocab_size]`.
     fn logits(&self, hidden: &Tensor, batch: &Batch) -> candle_core::Result<Vec<f32>> {
         let adapted = AdaptedRows::of(batch).select(&batch.sampled);
-        let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
-        let x = self.before_head(&hidden.index_select(&rows, 0)?)?;
+        let x = self.before_head(hidden)?;
         let mut logits = self.head.adapted_to_vec(&x, &adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
         if scale != 1.0 || softcap.is_some() {
@@ -365,11 +392,10 @@ impl Forward for Decoder {
         if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
             return Err(Error::internal(format!("token {token} is not in a vocabulary of {vocab_size}")));
         }
-        let hidden = network.hidden(batch, cache)?;
-        if batch.sampled.is_empty() {
-            return Ok(Vec::new());
+        match network.hidden(batch, cache)? {
+            Some(hidden) => Ok(network.logits(&hidden, batch)?),
+            None => Ok(Vec::new()),
         }
-        Ok(network.logits(&hidden, batch)?)
     }
 
     fn regime(&self, prompt_len: usize, len: usize) -> usize {

@@ -36,6 +36,9 @@ pub struct Tile<'a, const T: usize> {
     pub codes: &'a [[[i8; GROUP]; T]],
     /// `[blocks, tokens]`.
     pub scales: &'a [[BlockScale; T]],
+    /// Which tile it is, and of how many.
+    pub index: usize,
+    pub count: usize,
 }
 
 impl QuantRows {
@@ -77,6 +80,8 @@ impl QuantRows {
         Tile {
             codes: self.codes[tile * TILE * groups..][..T * groups].as_chunks().0,
             scales: self.scales[tile * TILE * blocks..][..T * blocks].as_chunks().0,
+            index: tile,
+            count: self.tokens().div_ceil(TILE),
         }
     }
 }

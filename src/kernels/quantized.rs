@@ -21,8 +21,10 @@ use super::{
     transposed::{self, Unpack},
 };
 
-/// Strips of a matrix for each thread, so that a slow thread holds up the others less.
-const STRIPS: usize = 4;
+/// Strips of a matrix for each thread, so that all end together.
+const STRIPS: usize = 16;
+/// Rows of a gate and of what it opens for, at most, that go through all tokens before they are put together.
+const GATED_ROWS: usize = 128;
 /// Weights in a block of those that are not ggml's.
 const AFFINE_BLOCK: usize = 32;
 
@@ -292,8 +294,8 @@ pub fn multiply_gated(matrices: [&QuantMatrix; 2], x: &[f32], activation: Activa
     let rounded = Rounded::new(matrices, x, isa);
     let tokens = x.len() / gate.columns;
     let mut out = vec![0f32; tokens * gate.rows];
-    let strips = Strips { numbers: &mut out, columns: gate.rows, width: strip_width(matrices, tokens) / 2 };
-    let strips = Strips { width: strips.width.next_multiple_of(ROWS), ..strips };
+    let width = (strip_width(matrices, tokens) / 2).min(GATED_ROWS).next_multiple_of(ROWS);
+    let strips = Strips { numbers: &mut out, columns: gate.rows, width };
     team::for_strips([strips], |_, mut strip| {
         gate.multiply_strip(rounded.of(0), isa, &mut strip);
         let mut ups = vec![0f32; tokens * strip.columns.len()];
@@ -310,7 +312,11 @@ fn strip_width<const N: usize>(matrices: [&QuantMatrix; N], tokens: usize) -> us
     let threads = team::threads();
     let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
     let work = rows * matrices[0].columns * tokens / WORK;
-    let strips = if work < threads { work.max(1) } else { threads * (work / threads).min(STRIPS) };
+    let strips = match threads {
+        1 => 1,
+        _ if work < threads => work.max(1),
+        _ => threads * (work / threads).min(STRIPS),
+    };
     rows.div_ceil(strips).next_multiple_of(ROWS)
 }
 

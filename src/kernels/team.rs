@@ -287,7 +287,7 @@ pub fn for_each(tasks: usize, task: impl Fn(usize) + Sync) {
     }
     // While it is replaced, loops within tasks find nobody to share with.
     match &Replaced::by(Ambient::Alone).0 {
-        Ambient::None => (0..tasks).into_par_iter().with_max_len(1).for_each(|i| task(i)),
+        Ambient::None => (0..tasks).into_par_iter().with_max_len(1).for_each(&task),
         Ambient::Alone => (0..tasks).for_each(task),
         Ambient::Team(shared) => shared.share(tasks, &task),
     }

@@ -153,3 +153,20 @@ fn adapters_beside_each_other_and_none() {
 fn all_architectures() {
     directories().iter().for_each(|name| answers_stay_the_same(name, 6));
 }
+
+#[tokio::test]
+async fn the_number_of_threads_changes_nothing() {
+    for name in ["mha_tied", "gqa_llama3"] {
+        let mut answers = Vec::new();
+        for threads in [1, 2, 3] {
+            let model = golden_model_with(name, LoadConfig::new().threads(threads)).await;
+            let config = GenerateConfig::new().max_tokens(4).logprobs(8);
+            // Prompts that are cut into tiles, and one that is not.
+            let prompts = ["the quick brown fox ".repeat(30), "over the lazy dog ".repeat(20), "jumps".into()];
+            let streams = prompts.iter().map(|prompt| model.generate(prompt, config.clone()).collect::<Vec<Token>>());
+            answers.push(join_all(streams).await);
+        }
+        assert!(answers[0].iter().all(|answer| !answer.is_empty()), "{name}");
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{name}");
+    }
+}

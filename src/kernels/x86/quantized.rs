@@ -6,8 +6,10 @@ use crate::kernels::{
     dots::for_tiles,
 };
 
-/// How far ahead of the codes in use others are asked for: hardware does not look beyond a page.
+/// How far ahead of a panel's codes those of others are asked for, at least: hardware does not look beyond a page.
 const AHEAD: usize = 160;
+/// A line in a fixed-point number of lines.
+const LINE: usize = 1 << 16;
 
 /// As `dots::multiply_panel`. The machine must have AVX2, FMA and F16C, which `Isa::detect` made sure of.
 pub fn panel_avx2<C: Codes, const GROUPS: usize>(
@@ -71,6 +73,10 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize>(
 ) -> [[f32; ROWS]; T] {
     let table = panel.table.unwrap_or(&[0; 16]);
     let mut sums = [_mm512_setzero_ps(); T];
+    // Each tile asks for its share of what comes next, so that memory is busy during all of them.
+    let lines = panel.codes.len();
+    let mut ahead = LINE * lines.max(AHEAD) + LINE * lines * x.index / x.count;
+    let step = LINE / x.count;
     // SAFETY: block `b` of every slice is inside it, and so are its groups.
     unsafe {
         let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
@@ -85,7 +91,8 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize>(
             for g in b * GROUPS..(b + 1) * GROUPS {
                 let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g });
                 if !C::NIBBLES || g % 2 == 0 {
-                    _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(panel.codes.as_ptr().wrapping_add(ahead / LINE).cast());
+                    ahead += step;
                 }
                 let line = _mm512_load_si512(line.cast());
                 let weights = match (C::NIBBLES, g % 2) {
