@@ -51,6 +51,8 @@ type Rank = (Reverse<i32>, SequenceId);
 struct Progress {
     tokens: Vec<u32>,
     computed: usize,
+    /// What may follow the tokens.
+    draft: Vec<u32>,
     table: BlockTable,
     rank: Rank,
     paused: bool,
@@ -80,6 +82,8 @@ pub struct Chunk {
     pub len: usize,
     /// Whether these are its last tokens, so that the next one is sampled.
     pub samples: bool,
+    /// Tokens that may follow them. What is computed and sampled for those that do saves passes.
+    pub draft: Vec<u32>,
     /// How its positions are encoded.
     pub regime: usize,
     pub blocks: Vec<u32>,
@@ -103,7 +107,8 @@ impl Scheduler {
         let Arrival { tokens, priority, realm } = arrival;
         let rank = (Reverse(priority), id);
         self.waiting.insert(rank);
-        self.sequences.insert(id, Progress { tokens, computed: 0, table: BlockTable::new(realm), rank, paused: false });
+        let table = BlockTable::new(realm);
+        self.sequences.insert(id, Progress { tokens, computed: 0, draft: Vec::new(), table, rank, paused: false });
     }
 
     /// Forgets a sequence and frees its blocks.
@@ -122,11 +127,23 @@ impl Scheduler {
         }
     }
 
-    /// Notes that a chunk has been computed, and which token was sampled after it.
-    pub fn computed(&mut self, chunk: &Chunk, sampled: Option<u32>) {
+    /// Notes that a chunk has been computed, and which tokens were sampled after it: those of its draft that were
+    /// right, and one more.
+    pub fn computed(&mut self, chunk: &Chunk, sampled: &[u32]) {
         if let Some(progress) = self.sequences.get_mut(&chunk.id) {
-            progress.computed = chunk.start + chunk.len;
+            let right = sampled.len().saturating_sub(1);
+            progress.computed = chunk.start + chunk.len + right;
             progress.tokens.extend(sampled);
+            progress.draft.clear();
+            self.pool.publish(&mut progress.table, &progress.tokens[..progress.computed]);
+            self.pool.shrink(&mut progress.table, progress.computed);
+        }
+    }
+
+    /// Notes which tokens may follow those of a sequence, until one is sampled.
+    pub fn set_draft(&mut self, id: SequenceId, draft: Vec<u32>) {
+        if let Some(progress) = self.sequences.get_mut(&id) {
+            progress.draft = draft;
         }
     }
 
@@ -145,7 +162,7 @@ impl Scheduler {
         }
     }
 
-    /// The tokens of a chunk.
+    /// The tokens of a chunk, its draft not among them.
     pub fn tokens(&self, chunk: &Chunk) -> &[u32] {
         self.sequences.get(&chunk.id).map_or(&[], |progress| &progress.tokens[chunk.start..chunk.start + chunk.len])
     }
@@ -170,8 +187,8 @@ impl Scheduler {
         self.preemptions
     }
 
-    /// The next pass; empty if there is nothing to compute. `pace` says how many tokens of prompts
-    /// may share the pass with that many streams which wait for their next token.
+    /// The next pass; empty if there is nothing to compute. `pace` says how many tokens of prompts and
+    /// drafts may share the pass with that many streams which wait for their next token.
     pub fn schedule(&mut self, pace: impl Fn(usize) -> usize) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         let ids = |of: fn(&Progress) -> bool| -> Vec<SequenceId> {
@@ -201,7 +218,32 @@ impl Scheduler {
                 self.publish(chunk);
             }
         }
+        self.add_drafts(&mut chunks, budget);
         chunks
+    }
+
+    /// Adds drafts to the chunks they follow, in equal parts of what others have left of the budget.
+    fn add_drafts(&mut self, chunks: &mut [Chunk], mut budget: usize) {
+        let drafted = |chunk: &Chunk| self.sequences.get(&chunk.id).is_some_and(|progress| !progress.draft.is_empty());
+        let mut drafting: Vec<_> = chunks.iter_mut().filter(|chunk| chunk.samples && drafted(chunk)).collect();
+        while let Some(chunk) = drafting.pop() {
+            let share = budget / (drafting.len() + 1);
+            self.add_draft(chunk, share);
+            budget -= chunk.draft.len();
+        }
+    }
+
+    /// Adds at most `len` tokens of a draft. Nobody gives way for it.
+    fn add_draft(&mut self, chunk: &mut Chunk, len: usize) {
+        let Some(progress) = self.sequences.get_mut(&chunk.id) else { return };
+        let mut draft = std::mem::take(&mut progress.draft);
+        draft.truncate(len);
+        let end = chunk.start + chunk.len;
+        if !self.pool.grow(&mut progress.table, end + draft.len()) {
+            draft.truncate(progress.table.blocks.len() * self.limits.block_tokens - end);
+        }
+        chunk.blocks.clone_from(&progress.table.blocks);
+        chunk.draft = draft;
     }
 
     /// Running sequences that are not paused, in rank.
@@ -222,7 +264,7 @@ impl Scheduler {
             }
             if self.pool.grow(&mut progress.table, start + len) {
                 let (regime, blocks) = (progress.table.regime(), progress.table.blocks.clone());
-                chunks.push(Chunk { id, start, len, samples: len == left, regime, blocks });
+                chunks.push(Chunk { id, start, len, samples: len == left, draft: Vec::new(), regime, blocks });
                 return len;
             }
             let Some(victim) = self.victim() else { return 0 };
@@ -323,7 +365,7 @@ mod tests {
     fn run(scheduler: &mut Scheduler, pace: usize) -> Vec<(SequenceId, usize, usize, bool)> {
         let chunks = scheduler.schedule(|_| pace);
         for chunk in &chunks {
-            scheduler.computed(chunk, chunk.samples.then_some(0));
+            scheduler.computed(chunk, if chunk.samples { &[0] } else { &[] });
         }
         chunks.into_iter().map(|c| (c.id, c.start, c.len, c.samples)).collect()
     }
