@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(lookup.guess(9), [3, 4, 5, 6]);
         assert_eq!(lookup.guess(2), [3, 4]);
         for unheard in [&[][..], &[1], &[1, 2], &[1, 2, 3, 2], &[3, 1, 2, 4, 1]] {
-            assert_eq!(Lookup::new(4, unheard).guess(9), [], "{unheard:?}");
+            assert!(Lookup::new(4, unheard).guess(9).is_empty(), "{unheard:?}");
         }
     }
 

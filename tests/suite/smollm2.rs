@@ -89,8 +89,9 @@ async fn a_chat_reads_the_templates_tokens() {
 async fn many_streams_answer_as_each_one_alone() {
     let words = ["Once upon a time", "Water is made of", "My favourite colour is", "The sun rises in the"];
     let prompt = |i: usize| format!("{} {}", "It is late. ".repeat(i % 7 * (i % 5)), words[i % words.len()]);
-    let config = |i: usize| {
+    let config = |i: usize, lookup: usize| {
         GenerateConfig::new()
+            .prompt_lookup(lookup)
             .max_tokens(1 + i % 13)
             .temperature([0.0, 0.7, 1.3][i % 3])
             .top_p([0.0, 0.9][i % 2])
@@ -100,13 +101,33 @@ async fn many_streams_answer_as_each_one_alone() {
             .seed(i as u64)
             .logprobs(5)
     };
-    let run = async |i: usize| -> Vec<Token> { model().await.generate(&prompt(i), config(i)).collect().await };
+    let run = async |i: usize, lookup: usize| -> Vec<Token> {
+        model().await.generate(&prompt(i), config(i, lookup)).collect().await
+    };
     let leaver = async |i: usize| {
         let stream = model().await.generate(&prompt(i), GenerateConfig::new());
         stream.take(i % 4).collect::<Vec<_>>().await
     };
-    let (together, _) = tokio::join!(join_all((0..72).map(run)), join_all((0..24).map(leaver)));
+    let (together, _) = tokio::join!(join_all((0..72).map(|i| run(i, i % 4 * 3))), join_all((0..24).map(leaver)));
     for (i, together) in together.into_iter().enumerate() {
-        assert_eq!(together, run(i).await, "stream {i}");
+        assert_eq!(together, run(i, 0).await, "stream {i}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_copied_takes_fewer_passes() {
+    let list = "milk, eggs, butter, seven green apples, two loaves of brown bread, a bar of dark chocolate";
+    let messages = [Message::user(format!("Repeat this shopping list word for word: {list}"))];
+    for temperature in [0.0, 0.8] {
+        let config = GenerateConfig::new().max_tokens(48).temperature(temperature).seed(3).logprobs(2);
+        let run = async |config| {
+            let mut stream = model().await.chat(&messages, config);
+            let tokens: Vec<Token> = (&mut stream).collect().await;
+            (tokens, stream.metrics())
+        };
+        let (plain, _) = run(config.clone()).await;
+        let (guessed, metrics) = run(config.prompt_lookup(8)).await;
+        assert_eq!(guessed, plain);
+        assert!(metrics.accepted_tokens > plain.len() / 4, "{} of {}", metrics.accepted_tokens, plain.len());
     }
 }
