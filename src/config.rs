@@ -275,8 +275,8 @@ pub struct GenerateConfig {
     ///
     /// Where the last tokens came before, in the prompt or the answer, what followed them then is guessed to follow
     /// again, and all guesses are checked in one forward pass. The answer is the same to the bit, and takes fewer
-    /// passes if it repeats much: summaries, edits, extraction, code. Wrong guesses cost time, so after them fewer are
-    /// made. 8 is a good start, 64 the most. [`accepted_tokens`](crate::GenerateMetrics::accepted_tokens) tells how
+    /// passes if it repeats much: summaries, edits, extraction, code. Guesses cost time, so as many are made as are
+    /// worth it by how often they were right, and fewer beside many streams. 8 is a good start, 64 the most. [`accepted_tokens`](crate::GenerateMetrics::accepted_tokens) tells how
     /// many of the [`drafted_tokens`](crate::GenerateMetrics::drafted_tokens) were right.
     ///
     /// Guesses take what prompts leave of a pass ([`max_batched_tokens`](LoadConfig::max_batched_tokens)), and memory

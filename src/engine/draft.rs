@@ -5,14 +5,23 @@ const MAX_PLACES: usize = 16;
 /// Tokens of a place that are compared. What agrees for so long agrees.
 const MAX_ALIKE: usize = 16;
 
+/// What the chance of a guess begins with.
+const FIRST_CHANCE: f64 = 0.8;
+/// The weight of the newest guess in it.
+const NEWEST: f64 = 1.0 / 8.0;
+/// Guesses left out for their price after which one is made nevertheless, to learn whether they have become better.
+const GUESSES_BETWEEN_TRIALS: usize = 32;
+
 /// Guesses how a sequence goes on: as it did where its last tokens, two at least, came before
 /// ([prompt lookup](https://github.com/apoorvumang/prompt-lookup-decoding)). Where several places
 /// begin alike, the one that does so for longest is followed, and of equals the latest.
 #[derive(Debug)]
 pub struct Lookup {
     max_len: usize,
-    /// What is worth guessing, as far as earlier guesses tell.
-    len: usize,
+    /// How often a token is right, if those before it in its draft are.
+    chance: f64,
+    /// Guesses left out since the last one.
+    left_out: usize,
     tokens: Vec<u32>,
     /// Where each pair of tokens ended last.
     last: HashMap<[u32; 2], u32>,
@@ -23,8 +32,9 @@ pub struct Lookup {
 impl Lookup {
     /// Guesses at most `max_len` tokens at a time.
     pub fn new(max_len: usize, prompt: &[u32]) -> Self {
-        let (last, before) = (HashMap::with_capacity(prompt.len()), Vec::with_capacity(prompt.len()));
-        let mut lookup = Self { max_len, len: max_len, tokens: Vec::with_capacity(prompt.len()), last, before };
+        let (tokens, before) = (Vec::with_capacity(prompt.len()), Vec::with_capacity(prompt.len()));
+        let last = HashMap::with_capacity(prompt.len());
+        let mut lookup = Self { max_len, chance: FIRST_CHANCE, left_out: 0, tokens, last, before };
         prompt.iter().for_each(|token| lookup.push(*token));
         lookup
     }
@@ -37,19 +47,25 @@ impl Lookup {
         self.tokens.push(token);
     }
 
-    /// Learns how many tokens of a draft were right. A wrong one makes the next drafts as long as this should have been.
+    /// Learns how many tokens of a draft were right. Those after a wrong one tell nothing.
     pub fn note(&mut self, drafted: usize, accepted: usize) {
-        if drafted > 0 {
-            self.len = if accepted == drafted { self.len.max(drafted) * 2 } else { accepted + 1 }.min(self.max_len);
+        (0..accepted).for_each(|_| self.chance += NEWEST * (1.0 - self.chance));
+        if accepted < drafted {
+            self.chance -= NEWEST * self.chance;
         }
     }
 
-    /// At most `limit` tokens that may come next.
-    pub fn guess(&self, limit: usize) -> Vec<u32> {
-        let Some((place, end)) = self.place().zip(self.tokens.len().checked_sub(1)) else { return Vec::new() };
+    /// At most `limit` tokens that may come next, as far as the chance that all are right is greater than `price`.
+    pub fn guess(&mut self, limit: usize, price: f64) -> Vec<u32> {
+        let Some(place) = self.place() else { return Vec::new() };
+        let most = self.max_len.min(limit);
+        let chances = iter::successors(Some(self.chance), |all| Some(all * self.chance));
+        let worth = chances.take(most).take_while(|chance| *chance > price).count();
+        let trial = worth == 0 && self.left_out == GUESSES_BETWEEN_TRIALS;
+        self.left_out = if worth == 0 && !trial { self.left_out + 1 } else { 0 };
         // What goes on into the guess itself repeats.
-        let then = &self.tokens[place + 1..=end];
-        then.iter().cycle().take(self.len.min(limit)).copied().collect()
+        let then = self.tokens[place + 1..].iter().cycle();
+        then.take(if trial { most.min(1) } else { worth }).copied().collect()
     }
 
     /// The earlier position that is most like the last one.
@@ -76,35 +92,43 @@ mod tests {
 
     #[test]
     fn what_came_before_is_expected_again() {
-        let lookup = Lookup::new(4, &[1, 2, 3, 4, 5, 6, 7, 1, 2]);
-        assert_eq!(lookup.guess(9), [3, 4, 5, 6]);
-        assert_eq!(lookup.guess(2), [3, 4]);
+        let mut lookup = Lookup::new(4, &[1, 2, 3, 4, 5, 6, 7, 1, 2]);
+        assert_eq!(lookup.guess(9, 0.0), [3, 4, 5, 6]);
+        assert_eq!(lookup.guess(2, 0.0), [3, 4]);
         for unheard in [&[][..], &[1], &[1, 2], &[1, 2, 3, 2], &[3, 1, 2, 4, 1]] {
-            assert!(Lookup::new(4, unheard).guess(9).is_empty(), "{unheard:?}");
+            assert!(Lookup::new(4, unheard).guess(9, 0.0).is_empty(), "{unheard:?}");
         }
     }
 
     #[test]
     fn the_place_that_is_alike_for_longest_is_followed_and_of_equals_the_latest() {
-        assert_eq!(Lookup::new(1, &[7, 1, 2, 3, 8, 1, 2, 4, 7, 1, 2]).guess(9), [3]);
-        assert_eq!(Lookup::new(1, &[6, 1, 2, 3, 8, 1, 2, 4, 7, 1, 2]).guess(9), [4]);
+        assert_eq!(Lookup::new(1, &[7, 1, 2, 3, 8, 1, 2, 4, 7, 1, 2]).guess(9, 0.0), [3]);
+        assert_eq!(Lookup::new(1, &[6, 1, 2, 3, 8, 1, 2, 4, 7, 1, 2]).guess(9, 0.0), [4]);
     }
 
     #[test]
     fn a_loop_goes_on() {
-        assert_eq!(Lookup::new(5, &[9, 1, 2, 1, 2]).guess(9), [1, 2, 1, 2, 1]);
-        assert_eq!(Lookup::new(3, &[5, 5, 5]).guess(9), [5, 5, 5]);
+        assert_eq!(Lookup::new(5, &[9, 1, 2, 1, 2]).guess(9, 0.0), [1, 2, 1, 2, 1]);
+        assert_eq!(Lookup::new(3, &[5, 5, 5]).guess(9, 0.0), [5, 5, 5]);
     }
 
     #[test]
-    fn guesses_are_as_long_as_they_use_to_be_right() {
+    fn guesses_are_as_long_as_is_worth_their_price() {
         let mut lookup = Lookup::new(8, &[5; 9]);
-        let mut lens = Vec::new();
-        for (drafted, accepted) in [(8, 8), (8, 2), (3, 0), (0, 0), (1, 1), (2, 2), (4, 4), (8, 7)] {
-            lookup.note(drafted, accepted);
-            lens.push(lookup.guess(9).len());
-        }
-        assert_eq!(lens, [8, 3, 1, 1, 2, 4, 8, 8]);
+        let lens = |lookup: &mut Lookup| [0.0, 0.1, 0.5, 0.7, 1.0].map(|price| lookup.guess(9, price).len());
+        assert_eq!(lens(&mut lookup), [8, 8, 3, 1, 0]);
+        (0..4).for_each(|_| lookup.note(8, 8));
+        assert_eq!(lens(&mut lookup), [8, 8, 8, 8, 0]);
+        (0..10).for_each(|_| lookup.note(8, 0));
+        assert_eq!(lens(&mut lookup), [8, 1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn bad_guesses_are_tried_again_now_and_then() {
+        let mut lookup = Lookup::new(8, &[5; 9]);
+        let mut guess = || lookup.guess(9, 1.0).len();
+        assert_eq!((0..330).map(|_| guess()).sum::<usize>(), 330 / (GUESSES_BETWEEN_TRIALS + 1));
+        assert!(Lookup::new(0, &[5; 9]).guess(9, 0.0).is_empty());
     }
 
     /// As `guess` says, by looking everywhere.
@@ -127,10 +151,10 @@ mod tests {
             let prompt_len = prompt_len.min(tokens.len());
             let mut lookup = Lookup::new(len, &tokens[..prompt_len]);
             for i in prompt_len..tokens.len() {
-                prop_assert_eq!(lookup.guess(usize::MAX), naive(&tokens[..i], len));
+                prop_assert_eq!(lookup.guess(usize::MAX, 0.0), naive(&tokens[..i], len));
                 lookup.push(tokens[i]);
             }
-            prop_assert_eq!(lookup.guess(usize::MAX), naive(&tokens, len));
+            prop_assert_eq!(lookup.guess(usize::MAX, 0.0), naive(&tokens, len));
         }
     }
 }

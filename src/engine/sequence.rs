@@ -47,8 +47,6 @@ pub struct Sequence {
 pub struct Step {
     /// Its next tokens: those of the draft that were right, and one more.
     pub tokens: Vec<u32>,
-    /// What may follow them.
-    pub draft: Vec<u32>,
     pub end: Option<End>,
 }
 
@@ -115,11 +113,8 @@ impl Sequence {
                 break;
             }
         }
-        self.note_draft(draft.len(), step.tokens.len().saturating_sub(1));
+        self.note_draft(draft.len(), &step.tokens);
         self.deliver(ready, memory);
-        if step.end.is_none() {
-            step.draft = self.guess(&step.tokens);
-        }
         step
     }
 
@@ -158,12 +153,13 @@ impl Sequence {
     }
 
     /// Counts a draft, before anybody can have seen its tokens.
-    fn note_draft(&mut self, drafted: usize, accepted: usize) {
+    fn note_draft(&mut self, drafted: usize, sampled: &[u32]) {
+        let Some(lookup) = &mut self.lookup else { return };
+        let accepted = sampled.len().saturating_sub(1);
+        lookup.note(drafted, accepted);
+        sampled.iter().for_each(|token| lookup.push(*token));
         self.drafted += drafted;
         self.accepted += accepted;
-        if let Some(lookup) = &mut self.lookup {
-            lookup.note(drafted, accepted);
-        }
         if accepted > 0 {
             self.ticket.state.update(|stats| {
                 stats.accepted_tokens += accepted as u64;
@@ -172,11 +168,11 @@ impl Sequence {
         }
     }
 
-    /// What may follow its last tokens. One more is sampled after that, so it ends before the last one there may be.
-    fn guess(&mut self, tokens: &[u32]) -> Vec<u32> {
+    /// What may follow its last token, if a guess that is wrong costs `price` tokens. One more is sampled after that,
+    /// so it ends before the last one there may be.
+    pub fn guess(&mut self, price: f64) -> Vec<u32> {
         let Some(lookup) = &mut self.lookup else { return Vec::new() };
-        tokens.iter().for_each(|token| lookup.push(*token));
-        let mut draft = lookup.guess(self.max_tokens.saturating_sub(self.sampled + 1));
+        let mut draft = lookup.guess(self.max_tokens.saturating_sub(self.sampled + 1), price);
         let end = draft.iter().position(|id| self.end_ids.contains(id));
         draft.truncate(end.unwrap_or(draft.len()));
         draft

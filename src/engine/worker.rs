@@ -172,20 +172,22 @@ impl Worker {
         for chunk in chunks.iter().filter(|chunk| !chunk.samples) {
             self.scheduler.computed(chunk, &[]);
         }
+        let price = self.pace.draft_price(steps.len());
         for (chunk, step) in steps {
-            self.append(chunk, step);
+            self.append(chunk, step, price);
         }
         Ok(())
     }
 
-    /// Adds what was sampled after a chunk to its sequence, or ends it.
-    fn append(&mut self, chunk: &Chunk, step: Step) {
-        let Step { tokens, mut draft, end } = step;
+    /// Adds what was sampled after a chunk to its sequence and guesses what follows, or ends it.
+    fn append(&mut self, chunk: &Chunk, step: Step, price: f64) {
+        let Step { tokens, end } = step;
         self.scheduler.computed(chunk, &tokens);
         if let Some(end) = end {
             return self.end(chunk.id, end);
         }
-        if let Some(sequence) = self.sequences.get(&chunk.id) {
+        if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
+            let mut draft = sequence.guess(price);
             let len = chunk.start + chunk.len + tokens.len();
             let regime = |len| self.decoder.regime(sequence.prompt_len(), len);
             self.scheduler.set_regime(chunk.id, regime(len));
@@ -273,7 +275,12 @@ fn note_pass(chunks: &[Chunk], took: Duration, pace: &mut Pace, state: &State) {
     let rows = chunks.iter().map(|chunk| chunk.len).sum::<usize>() + drafted;
     let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
     let sampled = chunks.iter().filter(|chunk| chunk.samples).count();
-    pace.note(streams, rows - streams, took);
+    match rows - streams - drafted {
+        prompts if drafted == 0 => pace.note(streams, prompts, took),
+        0 => pace.note_drafts(streams, drafted, took),
+        // Whose time it was is unknown.
+        _ => {}
+    }
     tracing::trace!(rows, streams, sampled, drafted, took_us = took.as_micros() as u64, "pass");
     state.update(|stats| {
         stats.passes += 1;
