@@ -118,19 +118,17 @@ async fn many_streams_answer_as_each_one_alone() {
 #[tokio::test]
 async fn guesses_at_what_is_copied_are_right_and_change_nothing() {
     let model = load_model(models::smollm2_gguf().await.unwrap(), LoadConfig::new()).await.unwrap();
-    let code = "fn load(path: &Path) -> Result<Config> {\n    let text = std::fs::read_to_string(path)?;\n    \
-                let config: Config = serde_json::from_str(&text)?;\n    Ok(config)\n}\n";
-    let messages = [Message::user(format!("Repeat this code exactly, and write nothing else:\n```rust\n{code}```"))];
+    let prompt = "let text = std::fs::read_to_string(path)?;\nlet config = serde_json::from_str(&text)?;\n\n".repeat(4);
     for temperature in [0.0, 0.7] {
         let run = async |lookup| {
             let config = GenerateConfig::new().max_tokens(48).temperature(temperature).seed(3).logprobs(2);
-            let mut stream = model.chat(&messages, config.prompt_lookup(lookup));
+            let mut stream = model.generate(&prompt, config.prompt_lookup(lookup));
             let tokens: Vec<Token> = (&mut stream).collect().await;
             (tokens, stream.metrics().accepted_tokens)
         };
         let (plain, none) = run(0).await;
         let (guessed, accepted) = run(8).await;
         assert_eq!(guessed, plain);
-        assert!(none == 0 && accepted > 0);
+        assert!(none == 0 && accepted > 0, "{none} and {accepted} at a temperature of {temperature}");
     }
 }
