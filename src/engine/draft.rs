@@ -4,7 +4,6 @@ use std::{collections::HashMap, iter};
 const MAX_PLACES: usize = 16;
 /// Tokens of a place that are compared. What agrees for so long agrees.
 const MAX_ALIKE: usize = 16;
-
 /// What the chance of a guess begins with.
 const FIRST_CHANCE: f64 = 0.8;
 /// The weight of the newest guess in it.
