@@ -302,6 +302,17 @@ pub struct GenerateConfig {
     /// The adapter that changes the model for this request, by the name that it was
     /// [loaded](crate::TextModel::load_adapter) under.
     pub adapter: Option<String>,
+    /// Tokens guessed for each step of an answer, at most; 0, the default, is off.
+    ///
+    /// Where the last tokens came before, in the prompt or the answer, what followed them then is guessed to follow
+    /// again, and all guesses are checked in one forward pass. The answer is the same to the bit, and takes fewer
+    /// passes if it repeats much: summaries, edits, extraction, code. Guesses cost time, so as many are made as are
+    /// worth it by how often they were right, and fewer beside many streams. 8 is a good start, 64 the most. [`accepted_tokens`](crate::GenerateMetrics::accepted_tokens) tells how
+    /// many of the [`drafted_tokens`](crate::GenerateMetrics::drafted_tokens) were right.
+    ///
+    /// Guesses take what prompts leave of a pass ([`max_batched_tokens`](LoadConfig::max_batched_tokens)), and memory
+    /// that nobody uses.
+    pub prompt_lookup: usize,
     /// What [`chat`](crate::TextModel::chat) gives the model's chat template beside the messages: `tools`,
     /// `documents`, `enable_thinking`, `date_string` or whatever else the template reads. Nothing in them
     /// becomes a control token.
@@ -387,6 +398,7 @@ impl Default for GenerateConfig {
             priority: 0,
             cache_salt: None,
             adapter: None,
+            prompt_lookup: 0,
             template_vars: Map::new(),
         }
     }
@@ -437,6 +449,14 @@ impl GenerateConfig {
         cache_salt: impl Into<String> => Some(cache_salt.into());
         /// Chooses an adapter.
         adapter: impl Into<String> => Some(adapter.into());
+        /// Guesses at most that many tokens of each step.
+        ///
+        /// ```
+        /// use tokenflow::GenerateConfig;
+        /// let config = GenerateConfig::new().prompt_lookup(8);
+        /// assert_eq!(config.prompt_lookup, 8);
+        /// ```
+        prompt_lookup: usize => prompt_lookup;
         /// Sets all variables of the chat template.
         template_vars: Map<String, Value> => template_vars;
     }
@@ -475,6 +495,10 @@ impl GenerateConfig {
         if let Some(n) = self.logprobs.filter(|&n| n > MAX_LOGPROBS) {
             return Err(Error::config("logprobs", format!("{n} is more than {MAX_LOGPROBS}")));
         }
+        if self.prompt_lookup > MAX_PROMPT_LOOKUP {
+            let reason = format!("{} is more than {MAX_PROMPT_LOOKUP}", self.prompt_lookup);
+            return Err(Error::config("prompt_lookup", reason));
+        }
         if let Some(name) = TEMPLATE_NAMES.into_iter().find(|name| self.template_vars.contains_key(*name)) {
             return Err(Error::config("template_vars", format!("{name:?} is set by the model and the conversation")));
         }
@@ -487,6 +511,9 @@ impl GenerateConfig {
 
 /// The most alternatives [`GenerateConfig::logprobs`] may ask for.
 const MAX_LOGPROBS: usize = 128;
+
+/// The most tokens [`GenerateConfig::prompt_lookup`] may guess.
+const MAX_PROMPT_LOOKUP: usize = 64;
 
 /// Template variables that are not the caller's.
 const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_token", "eos_token"];
@@ -535,6 +562,7 @@ mod tests {
             (config().max_tokens(0), "max_tokens"),
             (config().stop(vec![String::new()]), "stop"),
             (config().logprobs(100_000), "logprobs"),
+            (config().prompt_lookup(65), "prompt_lookup"),
             (config().template_var("messages", Value::Null), "template_vars"),
             (config().template_var("add_generation_prompt", false), "template_vars"),
             (config().template_var("bos_token", "<s>"), "template_vars"),

@@ -154,17 +154,22 @@ impl Forward for Script {
                 self.slots.insert(span.slot(batch.positions[row] as usize, BLOCK_TOKENS), batch.tokens[row]);
             }
         }
-        let samples = |span: &&Span| batch.sampled.contains(&((span.start + span.len) as u32 - 1));
-        let rows: Vec<Vec<f32>> =
-            batch.spans.iter().filter(samples).map(|span| self.logits(span)).collect::<Result<_>>()?;
-        Ok(rows.concat())
+        let mut logits = Vec::new();
+        for span in &batch.spans {
+            let rows = span.start as u32..(span.start + span.len) as u32;
+            for row in batch.sampled.iter().filter(|row| rows.contains(row)) {
+                logits.extend(self.logits(span, batch.positions[*row as usize] as usize)?);
+            }
+        }
+        Ok(logits)
     }
 }
 
 impl Script {
-    fn logits(&mut self, span: &Span) -> Result<Vec<f32>> {
+    /// After the token at a position.
+    fn logits(&mut self, span: &Span, position: usize) -> Result<Vec<f32>> {
         let context: Option<Vec<u32>> =
-            (0..span.context_len).map(|position| self.slots.get(&span.slot(position, BLOCK_TOKENS)).copied()).collect();
+            (0..=position).map(|position| self.slots.get(&span.slot(position, BLOCK_TOKENS)).copied()).collect();
         let context = context.ok_or_else(|| Error::internal("a slot of the cache was never written"))?;
         let next = self.next(&context)?;
         let mut logits = vec![UNLIKELY; self.text.tokenizer.vocab_size()];

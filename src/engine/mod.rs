@@ -4,6 +4,7 @@
 mod adapters;
 mod aside;
 mod blocks;
+mod draft;
 mod front;
 mod pace;
 mod sampler;

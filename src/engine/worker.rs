@@ -175,23 +175,30 @@ impl Worker {
         let ran = catch_unwind(AssertUnwindSafe(run));
         let steps = ran.unwrap_or_else(|panic| Err(Error::panicked("the model's worker", panic.as_ref())))?;
         for chunk in chunks.iter().filter(|chunk| !chunk.samples) {
-            self.scheduler.computed(chunk, None);
+            self.scheduler.computed(chunk, &[]);
         }
+        let price = self.pace.draft_price(steps.len());
         for (chunk, step) in steps {
-            match step {
-                Step::Token(id) => self.append(chunk, id),
-                Step::End(end) => self.end(chunk.id, end),
-            }
+            self.append(chunk, step, price);
         }
         Ok(())
     }
 
-    /// Adds the token that was sampled after a chunk to its sequence.
-    fn append(&mut self, chunk: &Chunk, token: u32) {
-        self.scheduler.computed(chunk, Some(token));
-        if let Some(sequence) = self.sequences.get(&chunk.id) {
-            let regime = self.decoder.regime(sequence.prompt_len(), chunk.start + chunk.len + 1);
-            self.scheduler.set_regime(chunk.id, regime);
+    /// Adds what was sampled after a chunk to its sequence and guesses what follows, or ends it.
+    fn append(&mut self, chunk: &Chunk, step: Step, price: f64) {
+        let Step { tokens, end } = step;
+        self.scheduler.computed(chunk, &tokens);
+        if let Some(end) = end {
+            return self.end(chunk.id, end);
+        }
+        if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
+            let mut draft = sequence.guess(price);
+            let len = chunk.start + chunk.len + tokens.len();
+            let regime = |len| self.decoder.regime(sequence.prompt_len(), len);
+            self.scheduler.set_regime(chunk.id, regime(len));
+            // A chunk is computed in one regime.
+            draft.truncate((1..=draft.len()).take_while(|more| regime(len + more) == regime(len)).count());
+            self.scheduler.set_draft(chunk.id, draft);
         }
     }
 
@@ -216,20 +223,20 @@ impl Worker {
     fn pack(&self, chunks: &[Chunk]) -> Batch {
         let mut batch = Batch::default();
         for chunk in chunks {
-            let (start, end) = (chunk.start, chunk.start + chunk.len);
+            let len = chunk.len + chunk.draft.len();
+            let (start, end) = (chunk.start, chunk.start + len);
             batch.spans.push(Span {
                 start: batch.tokens.len(),
-                len: chunk.len,
+                len,
                 context_len: end,
                 regime: chunk.regime,
                 blocks: chunk.blocks.clone(),
                 adapter: self.sequences.get(&chunk.id).and_then(Sequence::adapter),
             });
-            batch.tokens.extend(self.scheduler.tokens(chunk));
+            batch.tokens.extend(self.scheduler.tokens(chunk).iter().chain(&chunk.draft));
             batch.positions.extend(start as u32..end as u32);
-            if chunk.samples {
-                batch.sampled.push(batch.tokens.len() as u32 - 1);
-            }
+            let rows = batch.tokens.len();
+            batch.sampled.extend((rows - sampled_rows(chunk)) as u32..rows as u32);
         }
         batch
     }
@@ -269,17 +276,29 @@ impl Worker {
 
 /// Learns from a pass and counts it, before anybody can have seen its tokens.
 fn note_pass(chunks: &[Chunk], took: Duration, pace: &mut Pace, state: &State) {
-    let rows: usize = chunks.iter().map(|chunk| chunk.len).sum();
+    let drafted: usize = chunks.iter().map(|chunk| chunk.draft.len()).sum();
+    let rows = chunks.iter().map(|chunk| chunk.len).sum::<usize>() + drafted;
     let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
     let sampled = chunks.iter().filter(|chunk| chunk.samples).count();
-    pace.note(streams, rows - streams, took);
-    tracing::trace!(rows, streams, sampled, took_us = took.as_micros() as u64, "pass");
+    match rows - streams - drafted {
+        prompts if drafted == 0 => pace.note(streams, prompts, took),
+        0 => pace.note_drafts(streams, drafted, took),
+        // Whose time it was is unknown.
+        _ => {}
+    }
+    tracing::trace!(rows, streams, sampled, drafted, took_us = took.as_micros() as u64, "pass");
     state.update(|stats| {
         stats.passes += 1;
         stats.pass_duration += took;
         stats.batched_tokens += rows as u64;
         stats.sampled_tokens += sampled as u64;
+        stats.drafted_tokens += drafted as u64;
     });
+}
+
+/// Rows of a chunk whose logits are wanted: that of its last token, and those of its draft.
+fn sampled_rows(chunk: &Chunk) -> usize {
+    if chunk.samples { 1 + chunk.draft.len() } else { 0 }
 }
 
 /// Does what follows from the logits, `[sampled rows, vocab_size]`, for each sequence that samples. They share
@@ -287,22 +306,25 @@ fn note_pass(chunks: &[Chunk], took: Duration, pace: &mut Pace, state: &State) {
 fn advance<'a>(
     sequences: &mut BTreeMap<SequenceId, Sequence>,
     chunks: &'a [Chunk],
-    logits: &[f32],
+    mut logits: &[f32],
     memory: Memory,
 ) -> Result<Vec<(&'a Chunk, Step)>> {
-    let mut sequences: BTreeMap<_, _> = sequences.iter_mut().collect();
-    let sampled = chunks.iter().filter(|chunk| chunk.samples);
-    let mut turns: Vec<_> = sampled.filter_map(|chunk| Some((chunk, sequences.remove(&chunk.id)?, None))).collect();
-    let rows = turns.len();
+    let rows = chunks.iter().map(sampled_rows).sum();
     if rows == 0 {
         return Ok(Vec::new());
     }
     if logits.is_empty() || !logits.len().is_multiple_of(rows) {
         return Err(Error::internal(format!("a forward pass gave {} logits for {rows} rows", logits.len())));
     }
-    let width = logits.len() / rows;
-    team::for_each_mut(&mut turns, |row, (_, sequence, step)| {
-        *step = Some(sequence.advance(&logits[row * width..][..width], memory));
+    let vocab_size = logits.len() / rows;
+    let mut sequences: BTreeMap<_, _> = sequences.iter_mut().collect();
+    let mut turns = Vec::with_capacity(chunks.len());
+    for chunk in chunks.iter().filter(|chunk| chunk.samples) {
+        let own = logits.split_off(..sampled_rows(chunk) * vocab_size).unwrap_or_default();
+        turns.extend(sequences.remove(&chunk.id).map(|sequence| (chunk, sequence, own, None)));
+    }
+    team::for_each_mut(&mut turns, |_, (chunk, sequence, logits, step)| {
+        *step = Some(sequence.advance(&chunk.draft, logits, memory));
     });
-    Ok(turns.into_iter().filter_map(|(chunk, _, step)| Some((chunk, step?))).collect())
+    Ok(turns.into_iter().filter_map(|(chunk, _, _, step)| Some((chunk, step?))).collect())
 }
