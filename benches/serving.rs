@@ -62,6 +62,7 @@ async fn main() -> support::Result<()> {
     }
     chats(&*model, 1, &mut report).await;
     chats(&*model, 16, &mut report).await;
+    copy(&*model, &mut report).await;
     long_prompt_among_streams(&*model, &mut report).await;
     newcomer_among_streams(&*model, &mut report).await;
     cancel(&*model, &mut report).await;
@@ -143,6 +144,27 @@ async fn chats(model: &dyn TextModel, count: usize, report: &mut Report) {
     }
     report.add(&format!("chats, {count} at once"), speeds, "tokens/s");
     report.add(&format!("chats, {count} at once: median time to the first token"), firsts, "ms");
+}
+
+/// An answer that repeats what is in its prompt, without and with guesses.
+async fn copy(model: &dyn TextModel, report: &mut Report) {
+    let check =
+        |field: &str| format!("    if config.{field} == 0 {{\n        return Err(Error::zero(\"{field}\"));\n    }}\n");
+    let checks: String = ["layers", "heads", "width"].map(check).concat();
+    let code = format!("fn check(config: &Config) -> Result<()> {{\n{checks}    Ok(())\n}}\n");
+    let messages = [Message::user(format!("Repeat this code exactly, and write nothing else:\n```rust\n{code}```"))];
+    for lookup in [0, 8] {
+        let (mut speeds, mut right) = (Vec::new(), Vec::new());
+        for _ in 0..RUNS {
+            let mut stream = model.chat(&messages, GenerateConfig::new().max_tokens(100).prompt_lookup(lookup));
+            read(&mut stream).await;
+            let metrics = stream.metrics();
+            speeds.push(metrics.decode_tokens_per_sec);
+            right.push(100.0 * metrics.accepted_tokens as f64 / metrics.drafted_tokens.max(1) as f64);
+        }
+        report.add(&format!("code copied, {lookup} tokens guessed at a time"), speeds, "tokens/s");
+        report.add(&format!("code copied, {lookup} tokens guessed at a time: right"), right, "%");
+    }
 }
 
 fn median(sorted: &[f64]) -> f64 {

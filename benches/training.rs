@@ -77,28 +77,28 @@ async fn compare(dir: &Path, steps: usize, place: &Path) -> support::Result<()> 
         }
         Ok(Some(serde_json::from_slice(&output.stdout)?))
     };
-    println!("{:>20} {:>10} {:>10}   greatest difference of a loss", "tokens/s", "GB", "times");
+    println!("{:>30} {:>10} {:>10}   greatest difference of a loss", "tokens/s", "GB", "times");
     for round in 0..ROUNDS {
         // The first round takes all steps, the others are for speed only.
         let steps = if round == 0 { steps } else { steps.min(10) };
-        let adapter = model.apply_lora(LoraConfig::new().initial(&initial))?;
-        let ours = run(model.train(to_examples(&examples), config(steps))).await?;
-        println!("tokenflow {:10.0} {:10.2}", ours.tokens_per_second, ours.memory / 1e9);
         for dtype in ["float32", "bfloat16"] {
+            let adapter = model.apply_lora(LoraConfig::new().initial(&initial).bfloat16(dtype == "bfloat16"))?;
+            let ours = run(model.train(to_examples(&examples), config(steps))).await?;
+            println!("tokenflow {dtype:9} {:10.0} {:10.2}", ours.tokens_per_second, ours.memory / 1e9);
+            if round == 0 && dtype == "float32" {
+                let learned = place.join("learned");
+                adapter.save(&learned)?;
+                if let Some(theirs) = peer(&learned, "float32", 1)? {
+                    model.apply_lora(LoraConfig::new().initial(&learned))?;
+                    let ours = run(model.train(to_examples(&examples), config(1))).await?;
+                    println!("what was learned, in PEFT: loss {:.5}, here {:.5}", theirs.losses[0], ours.losses[0]);
+                }
+            }
             let Some(theirs) = peer(&initial, dtype, steps)? else { continue };
             let apart = ours.losses.iter().zip(&theirs.losses).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             let times = ours.tokens_per_second / theirs.tokens_per_second;
             let memory = theirs.memory / 1e9;
-            println!("{dtype:9} {:10.0} {memory:10.2} {times:10.2}   {apart:.1e}", theirs.tokens_per_second);
-        }
-        if round == 0 {
-            let learned = place.join("learned");
-            adapter.save(&learned)?;
-            if let Some(theirs) = peer(&learned, "float32", 1)? {
-                model.apply_lora(LoraConfig::new().initial(&learned))?;
-                let ours = run(model.train(to_examples(&examples), config(1))).await?;
-                println!("what was learned, in PEFT: loss {:.5}, here {:.5}", theirs.losses[0], ours.losses[0]);
-            }
+            println!("PEFT      {dtype:9} {:10.0} {memory:10.2} {times:10.2}   {apart:.1e}", theirs.tokens_per_second);
         }
     }
     latency(&*model, &examples).await?;

@@ -50,12 +50,15 @@ pub struct LoadConfig {
     /// sequence has used yet is reserved but not resident.
     pub kv_cache_bytes: Option<usize>,
     /// How keys and values are stored. `None`: in 16 bits ([`F16`](KvCacheType::F16)) beside the quantised
-    /// weights of a GGUF file or of [`quantize`](Self::quantize), else with the precision of the computation, so that
+    /// weights of a GGUF file or of [`quantize`](Self::quantize) and beside activations of
+    /// [16 bits](Self::activation_type), else with the precision of the computation, so that
     /// logits lose none.
     pub kv_cache_type: Option<KvCacheType>,
     /// Quantises the matrices of a checkpoint that is not quantised yet, as they are loaded. `None`: they stay as
     /// they are.
     pub quantize: Option<Quantize>,
+    /// What activations are as they meet matrices of bfloat16 on the CPU.
+    pub activation_type: ActivationType,
     /// Is told how far the model is loaded.
     pub progress: Option<ProgressFn>,
     /// Requests that may wait for their turn (512); beyond them is [`Error::Overloaded`].
@@ -71,6 +74,9 @@ pub struct LoadConfig {
     pub stream_buffer: usize,
     /// A Jinja chat template in place of the model's own.
     pub chat_template: Option<String>,
+    /// Threads that compute on the CPU; `None`: one on each core. They are the model's own, spin while there is a forward
+    /// pass, and sleep while there is none. What a model answers does not depend on their number.
+    pub threads: Option<usize>,
 }
 
 impl Default for LoadConfig {
@@ -84,12 +90,14 @@ impl Default for LoadConfig {
             kv_cache_bytes: None,
             kv_cache_type: None,
             quantize: None,
+            activation_type: ActivationType::F32,
             progress: None,
             queue_limit: 512,
             max_batched_tokens: 512,
             prefix_cache_tokens: None,
             stream_buffer: 64,
             chat_template: None,
+            threads: None,
         }
     }
 }
@@ -117,6 +125,8 @@ impl LoadConfig {
         kv_cache_type: KvCacheType => Some(kv_cache_type);
         /// Quantises the weights as they are loaded.
         quantize: Quantize => Some(quantize);
+        /// Sets what activations are as they meet matrices of bfloat16.
+        activation_type: ActivationType => activation_type;
         /// Sets how many requests may wait.
         queue_limit: usize => queue_limit;
         /// Limits how many tokens of prompts one pass computes.
@@ -127,6 +137,8 @@ impl LoadConfig {
         stream_buffer: usize => stream_buffer;
         /// Replaces the model's chat template.
         chat_template: impl Into<String> => Some(chat_template.into());
+        /// Sets how many threads compute on the CPU.
+        threads: usize => Some(threads);
     }
 
     /// Calls `progress` as the model is loaded, on the thread that loads it: whenever a layer is there.
@@ -150,15 +162,21 @@ impl LoadConfig {
             ("queue_limit", Some(self.queue_limit)),
             ("max_batched_tokens", Some(self.max_batched_tokens)),
             ("stream_buffer", Some(self.stream_buffer)),
+            ("threads", self.threads),
         ];
         for (field, value) in positive {
             if value == Some(0) {
                 return Err(Error::config(field, "0; at least 1 is needed"));
             }
         }
-        for (field, value) in [("queue_limit", self.queue_limit), ("stream_buffer", self.stream_buffer)] {
-            if value > MAX_CHANNEL {
-                return Err(Error::config(field, format!("{value} is more than {MAX_CHANNEL}")));
+        let bounded = [
+            ("queue_limit", self.queue_limit, MAX_CHANNEL),
+            ("stream_buffer", self.stream_buffer, MAX_CHANNEL),
+            ("threads", self.threads.unwrap_or(1), MAX_THREADS),
+        ];
+        for (field, value, greatest) in bounded {
+            if value > greatest {
+                return Err(Error::config(field, format!("{value} is more than {greatest}")));
             }
         }
         Ok(())
@@ -216,8 +234,21 @@ pub enum KvCacheType {
     Bf16,
 }
 
+/// What activations are as they meet matrices of bfloat16; sums have 32 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum ActivationType {
+    /// As they are, in 32 bits: logits are those of exact arithmetic to about 1e-5.
+    #[default]
+    F32,
+    /// Rounded to bfloat16, as engines that run in bfloat16 have them: twice as fast with AVX-512 BF16.
+    Bf16,
+}
+
 /// The most entries a queue may have.
 const MAX_CHANNEL: usize = 1 << 20;
+/// The most threads that compute together.
+const MAX_THREADS: usize = 1 << 10;
 
 /// How an answer is generated. `GenerateConfig::new()` and the builder methods.
 ///
@@ -271,6 +302,17 @@ pub struct GenerateConfig {
     /// The adapter that changes the model for this request, by the name that it was
     /// [loaded](crate::TextModel::load_adapter) under.
     pub adapter: Option<String>,
+    /// Tokens guessed for each step of an answer, at most; 0, the default, is off.
+    ///
+    /// Where the last tokens came before, in the prompt or the answer, what followed them then is guessed to follow
+    /// again, and all guesses are checked in one forward pass. The answer is the same to the bit, and takes fewer
+    /// passes if it repeats much: summaries, edits, extraction, code. Guesses cost time, so as many are made as are
+    /// worth it by how often they were right, and fewer beside many streams. 8 is a good start, 64 the most. [`accepted_tokens`](crate::GenerateMetrics::accepted_tokens) tells how
+    /// many of the [`drafted_tokens`](crate::GenerateMetrics::drafted_tokens) were right.
+    ///
+    /// Guesses take what prompts leave of a pass ([`max_batched_tokens`](LoadConfig::max_batched_tokens)), and memory
+    /// that nobody uses.
+    pub prompt_lookup: usize,
     /// What [`chat`](crate::TextModel::chat) gives the model's chat template beside the messages: `tools`,
     /// `documents`, `enable_thinking`, `date_string` or whatever else the template reads. Nothing in them
     /// becomes a control token.
@@ -356,6 +398,7 @@ impl Default for GenerateConfig {
             priority: 0,
             cache_salt: None,
             adapter: None,
+            prompt_lookup: 0,
             template_vars: Map::new(),
         }
     }
@@ -406,6 +449,14 @@ impl GenerateConfig {
         cache_salt: impl Into<String> => Some(cache_salt.into());
         /// Chooses an adapter.
         adapter: impl Into<String> => Some(adapter.into());
+        /// Guesses at most that many tokens of each step.
+        ///
+        /// ```
+        /// use tokenflow::GenerateConfig;
+        /// let config = GenerateConfig::new().prompt_lookup(8);
+        /// assert_eq!(config.prompt_lookup, 8);
+        /// ```
+        prompt_lookup: usize => prompt_lookup;
         /// Sets all variables of the chat template.
         template_vars: Map<String, Value> => template_vars;
     }
@@ -444,6 +495,10 @@ impl GenerateConfig {
         if let Some(n) = self.logprobs.filter(|&n| n > MAX_LOGPROBS) {
             return Err(Error::config("logprobs", format!("{n} is more than {MAX_LOGPROBS}")));
         }
+        if self.prompt_lookup > MAX_PROMPT_LOOKUP {
+            let reason = format!("{} is more than {MAX_PROMPT_LOOKUP}", self.prompt_lookup);
+            return Err(Error::config("prompt_lookup", reason));
+        }
         if let Some(name) = TEMPLATE_NAMES.into_iter().find(|name| self.template_vars.contains_key(*name)) {
             return Err(Error::config("template_vars", format!("{name:?} is set by the model and the conversation")));
         }
@@ -456,6 +511,9 @@ impl GenerateConfig {
 
 /// The most alternatives [`GenerateConfig::logprobs`] may ask for.
 const MAX_LOGPROBS: usize = 128;
+
+/// The most tokens [`GenerateConfig::prompt_lookup`] may guess.
+const MAX_PROMPT_LOOKUP: usize = 64;
 
 /// Template variables that are not the caller's.
 const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_token", "eos_token"];
@@ -504,6 +562,7 @@ mod tests {
             (config().max_tokens(0), "max_tokens"),
             (config().stop(vec![String::new()]), "stop"),
             (config().logprobs(100_000), "logprobs"),
+            (config().prompt_lookup(65), "prompt_lookup"),
             (config().template_var("messages", Value::Null), "template_vars"),
             (config().template_var("add_generation_prompt", false), "template_vars"),
             (config().template_var("bos_token", "<s>"), "template_vars"),

@@ -72,7 +72,9 @@ mod text;
 mod training;
 mod weights;
 
-pub use config::{Deadline, GenerateConfig, KvCacheType, LoadConfig, LoadProgress, ProgressFn, Quantize};
+pub use config::{
+    ActivationType, Deadline, GenerateConfig, KvCacheType, LoadConfig, LoadProgress, ProgressFn, Quantize,
+};
 pub use discover::{DiscoveredModel, discover};
 pub use error::{Cause, Error, Result};
 pub use inspect::{AttentionInspector, AttentionSnapshot, InspectConfig, Inspection};

@@ -200,10 +200,14 @@ pub struct ModelStats {
     pub passes: u64,
     /// Time spent in forward passes.
     pub pass_duration: Duration,
-    /// Tokens computed in them: of prompts, of answers, and again after a preemption.
+    /// Tokens computed in them: of prompts, of answers, of drafts, and again after a preemption.
     pub batched_tokens: u64,
     /// Tokens sampled.
     pub sampled_tokens: u64,
+    /// Tokens guessed by [`prompt_lookup`](GenerateConfig::prompt_lookup).
+    pub drafted_tokens: u64,
+    /// Those of them that were right, each of which saved a request a pass.
+    pub accepted_tokens: u64,
     /// Tokens of the prompts that began to run.
     pub prompt_tokens: u64,
     /// Tokens of those prompts whose keys and values were already there.
@@ -238,6 +242,10 @@ pub struct GenerateMetrics {
     pub generated_tokens: usize,
     /// Tokens of the prompt whose keys and values were already there.
     pub cached_prompt_tokens: usize,
+    /// Tokens guessed by [`prompt_lookup`](GenerateConfig::prompt_lookup).
+    pub drafted_tokens: usize,
+    /// Those of them that were right, each of which saved a forward pass.
+    pub accepted_tokens: usize,
     /// From the call until the first forward pass, tokenizing included.
     pub queue_duration: Duration,
     /// From the first forward pass until the first token was sampled.
@@ -272,6 +280,8 @@ impl GenerateMetrics {
             prompt_tokens,
             cached_prompt_tokens,
             generated_tokens: sum(|part| part.generated_tokens),
+            drafted_tokens: sum(|part| part.drafted_tokens),
+            accepted_tokens: sum(|part| part.accepted_tokens),
             queue_duration: slowest(|part| part.queue_duration),
             prefill_duration,
             decode_duration,

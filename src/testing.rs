@@ -121,7 +121,7 @@ impl ScriptedModel {
             vocab_size,
             queue_limit: config.queue_limit,
             stream_buffer: config.stream_buffer,
-            threads: 1,
+            threads: Some(1),
             limits: cache.limits(&config),
             weight_bytes: 0,
             block_bytes: BLOCK_TOKENS * SLOT_BYTES,

@@ -14,10 +14,10 @@ pub struct Ours {
 }
 
 impl Ours {
-    pub async fn load(path: &Path) -> Result<Self> {
+    pub async fn load(path: &Path, threads: usize) -> Result<Self> {
         let before = process::resident_bytes();
         // Every run computes its prompt anew.
-        let model = load_model(path, LoadConfig::new().prefix_cache_tokens(0)).await?;
+        let model = load_model(path, LoadConfig::new().threads(threads).prefix_cache_tokens(0)).await?;
         Ok(Self { model, before })
     }
 

@@ -1,7 +1,16 @@
-//! What the operating system says of this process; Linux only, zeros elsewhere.
+//! What the operating system says of this process; its figures on Linux only, zeros elsewhere.
 #![allow(dead_code, reason = "not every benchmark asks for everything")]
 
-use std::{fs, time::Duration};
+use std::{collections::HashSet, fs, thread, time::Duration};
+
+/// Cores that this process may use: of threads that share one, only one is counted.
+pub fn cores() -> usize {
+    let available = thread::available_parallelism().map_or(1, usize::from);
+    let siblings =
+        |cpu: usize| fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")).ok();
+    let cores: HashSet<String> = (0..).map_while(siblings).collect();
+    if cores.is_empty() { available } else { available.min(cores.len()) }
+}
 
 /// Bytes of physical memory.
 pub fn resident_bytes() -> usize {

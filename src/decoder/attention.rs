@@ -8,7 +8,7 @@ use super::{
     linear::Linear,
     load::Loader,
     norm::Norm,
-    op::{ternary, with_f32},
+    op::{composed, ternary, with_f32},
     spec::{LayerSpec, NormOver, QueryGrowth},
 };
 use crate::kernels::{
@@ -37,6 +37,13 @@ pub struct Attention {
     rope: Option<usize>,
     out: Linear,
     isa: Isa,
+}
+
+/// The queries, keys and values of some rows.
+pub struct Projected {
+    pub queries: Tensor,
+    pub keys: Tensor,
+    pub values: Tensor,
 }
 
 /// Whole sequences, for as long as gradients may be asked for.
@@ -99,17 +106,16 @@ impl Attention {
         [&self.query, &self.key, &self.value, &self.out].iter().map(|linear| linear.bytes()).sum()
     }
 
-    /// Stores the keys and values of `x`, `[rows, hidden]`, and gives what attends to them and those before. Without a
-    /// cache sequences are whole, and the result is differentiable.
-    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        let project = |linear: &Linear| linear.adapted(x, &pass.adapted);
-        let (mut queries, mut keys, mut values) = (project(&self.query)?, project(&self.key)?, project(&self.value)?);
+    /// The queries, keys and values of `x`, `[rows, hidden]`.
+    pub fn project(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Projected> {
+        let linears = [&self.query, &self.key, &self.value];
+        let [mut queries, mut keys, mut values] = Linear::all_adapted(linears, x, &pass.adapted)?;
         if !self.norm_after_rope {
             (queries, keys) = self.normed(queries, keys)?;
         }
         if let Some(bound) = self.clip {
             for x in [&mut queries, &mut keys, &mut values] {
-                *x = x.clamp(-bound, bound)?;
+                *x = composed([&*x], move |[x]| x.clamp(-bound, bound))?;
             }
         }
         if let Some(rope) = self.rope.map(|rope| &pass.rotations[rope]) {
@@ -122,18 +128,22 @@ impl Attention {
         if let Some(growth) = self.query_growth {
             let scales: Vec<f32> = pass.batch.positions.iter().map(|position| growth.at(*position)).collect();
             let scales = Tensor::new(scales, queries.device())?.to_dtype(queries.dtype())?.unsqueeze(1)?;
-            queries = queries.broadcast_mul(&scales)?;
+            queries = composed([&queries], move |[queries]| queries.broadcast_mul(&scales))?;
         }
+        Ok(Projected { queries, keys, values })
+    }
+
+    /// What attends to the keys and values, which a cache has got already, and to those before. Without a cache
+    /// sequences are whole, and the result is differentiable.
+    pub fn finish(&self, projected: &Projected, pass: &Pass<'_>, cache: Option<&LayerCache>) -> Result<Tensor> {
+        let Projected { queries, keys, values } = projected;
         let attended = match cache {
-            Some(cache) => {
-                cache.store(pass.batch, &keys, &values)?;
-                self.attend(pass.batch, &queries, cache)?
-            }
+            Some(cache) => self.attend(pass.batch, queries, cache)?,
             None => {
                 if let Some(watch) = pass.watch {
-                    self.show(&queries, &keys, watch)?;
+                    self.show(queries, keys, watch)?;
                 }
-                self.within(pass.batch, &queries, &keys, &values)?
+                self.within(pass.batch, queries, keys, values)?
             }
         };
         self.out.adapted(&attended, &pass.adapted)

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::Adapter;
 
@@ -13,6 +13,48 @@ pub struct Batch {
     pub spans: Vec<Span>,
     /// The rows whose logits are wanted.
     pub sampled: Vec<u32>,
+}
+
+impl Batch {
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Some of its rows.
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        let spans = self.spans.iter().filter_map(|span| {
+            let (start, end) = (span.start.max(rows.start), (span.start + span.len).min(rows.end));
+            let later = (span.start + span.len).saturating_sub(end);
+            let part = || Span {
+                start: start - rows.start,
+                len: end - start,
+                context_len: span.context_len - later,
+                ..span.clone()
+            };
+            (start < end).then(part)
+        });
+        let (tokens, positions) = (&self.tokens[rows.clone()], &self.positions[rows.clone()]);
+        let sampled = self.sampled.iter().filter(|row| rows.contains(&(**row as usize)));
+        Self {
+            tokens: tokens.into(),
+            positions: positions.into(),
+            spans: spans.collect(),
+            sampled: sampled.map(|row| row - rows.start as u32).collect(),
+        }
+    }
+
+    /// The rows that are sampled alone.
+    pub fn of_sampled(&self) -> Self {
+        let mut picked = Self::default();
+        for row in &self.sampled {
+            let one = self.part(*row as usize..*row as usize + 1);
+            picked.tokens.extend(one.tokens);
+            picked.positions.extend(one.positions);
+            picked.spans.extend(one.spans.into_iter().map(|span| Span { start: picked.sampled.len(), ..span }));
+            picked.sampled.push(picked.sampled.len() as u32);
+        }
+        picked
+    }
 }
 
 /// The rows of one sequence in a [`Batch`].

@@ -1,6 +1,30 @@
 use candle_core::{Result, Tensor};
 
-use super::{Pass, Spec, attention::Attention, kv_cache::LayerCache, linear::add, load::Loader, mlp::Mlp, norm::Norm};
+use super::{
+    Pass, Spec,
+    attention::{Attention, Projected},
+    kv_cache::LayerCache,
+    linear::add,
+    load::Loader,
+    mlp::Mlp,
+    norm::Norm,
+};
+
+/// What a layer's first half gives to its second.
+pub struct Begun {
+    attention_in: Tensor,
+    pub projected: Projected,
+}
+
+impl Begun {
+    /// That of some rows, whose keys and values are in the cache.
+    pub fn select(&self, rows: &Tensor) -> Result<Self> {
+        let Projected { queries, keys, values } = &self.projected;
+        let queries = queries.index_select(rows, 0)?;
+        let projected = Projected { queries, keys: keys.clone(), values: values.clone() };
+        Ok(Self { attention_in: self.attention_in.index_select(rows, 0)?, projected })
+    }
+}
 
 /// A transformer layer: attention and a feed-forward network, which add to the residual stream.
 pub struct Layer {
@@ -36,19 +60,35 @@ impl Layer {
         })
     }
 
+    /// Whether rows can be taken through in tiles without reading matrices from far for each of them.
+    pub fn is_small(&self) -> bool {
+        const NEAR_BYTES: usize = 8 << 20;
+        self.bytes() <= NEAR_BYTES && self.mlp.is_dense()
+    }
+
     /// The memory the matrices take.
     pub fn bytes(&self) -> usize {
         self.attention.bytes() + self.mlp.bytes()
     }
 
     /// Maps the residual stream, `[rows, hidden]`, to the next layer's.
-    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.finish(x, &self.begin(x, pass)?, pass, None)
+    }
+
+    /// What comes before the keys and values of all rows have to be there.
+    pub fn begin(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Begun> {
         let attention_in = normed(self.attention_norm.as_ref(), x)?;
-        let attention = self.attention.forward(&attention_in, pass, cache)?;
+        Ok(Begun { projected: self.attention.project(&attention_in, pass)?, attention_in })
+    }
+
+    /// The rest. Without a cache sequences are whole, and the result is differentiable.
+    pub fn finish(&self, x: &Tensor, begun: &Begun, pass: &Pass<'_>, cache: Option<&LayerCache>) -> Result<Tensor> {
+        let attention = self.attention.finish(&begun.projected, pass, cache)?;
         let sum = self.add(x, &attention, self.attention_out_norm.as_ref())?;
         let mlp_in = match (&self.mlp_norm, self.parallel) {
             (Some(norm), true) => norm.forward(x)?,
-            (None, true) => attention_in,
+            (None, true) => begun.attention_in.clone(),
             (norm, false) => normed(norm.as_ref(), &sum)?,
         };
         self.add(&sum, &self.mlp.forward(&mlp_in, &pass.adapted)?, self.mlp_out_norm.as_ref())

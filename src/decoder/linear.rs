@@ -1,13 +1,20 @@
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Module, Result, Tensor, quantized::QMatMul};
+use candle_core::{DType, Error, Module, Result, Tensor, quantized::QMatMul};
 
 use super::{
     lora::AdaptedRows,
-    op::{binary, unary, with_f32},
+    op::{self, rows_of, with_f32},
+    tape::{is_tracked, note},
 };
 use crate::{
-    kernels::{Isa, dense::DenseMatrix, quantized::QuantMatrix, rows, transposed},
+    kernels::{
+        Isa,
+        dense::DenseMatrix,
+        quantized::{QuantMatrix, multiply_all, multiply_gated},
+        rows::{self, Activation},
+        transposed,
+    },
     weights::Matrix,
 };
 
@@ -17,6 +24,8 @@ pub struct Linear {
     bias: Option<Tensor>,
     bytes: usize,
     isa: Isa,
+    /// Whether activations are rounded to bfloat16 if the weights are of that.
+    rounded: bool,
     /// Its index among the model's [`Sites`](super::lora::Sites), if adapters may change it.
     site: Option<usize>,
 }
@@ -30,7 +39,7 @@ enum Weight {
 }
 
 impl Linear {
-    pub fn new(matrix: Matrix, bias: Option<Tensor>) -> Result<Self> {
+    pub fn new(matrix: Matrix, bias: Option<Tensor>, rounded: bool) -> Result<Self> {
         let bytes = matrix.bytes();
         let weight = match matrix {
             Matrix::Dense(tensor) => Weight::Dense(tensor.t()?),
@@ -38,7 +47,7 @@ impl Linear {
             Matrix::Packed(matrix) => Weight::Packed(matrix),
             Matrix::Quantized(tensor) => Weight::Quantized(QMatMul::from_arc(tensor)?),
         };
-        Ok(Self { weight, bias, bytes, isa: Isa::detect(), site: None })
+        Ok(Self { weight, bias, bytes, isa: Isa::detect(), rounded, site: None })
     }
 
     /// As the site of this index.
@@ -54,23 +63,41 @@ impl Linear {
 
     /// Maps `[rows, inputs]` to `[rows, outputs]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_as(x, self.rounded)
+    }
+
+    /// As `forward`, in bfloat16 if it is to be `rounded`.
+    fn forward_as(&self, x: &Tensor, rounded: bool) -> Result<Tensor> {
+        let isa = self.isa;
         let y = match &self.weight {
             Weight::Dense(weight) => x.matmul(weight)?,
             Weight::Panels(matrix) => {
-                let (isa, matrix, back) = (self.isa, matrix.clone(), matrix.clone());
-                let forward = move |x: &[f32]| Ok(matrix.multiply(x, isa));
-                unary(x, back.rows, forward, move |_, _, gradient| Ok(transposed::multiply(gradient, &*back, isa)))?
+                let back = matrix.clone();
+                let forward = |x: &[f32]| match rounded {
+                    true => Ok(matrix.multiply_rounded(x, isa)),
+                    false => Ok(matrix.multiply(x, isa)),
+                };
+                op::linear(x, matrix.rows, forward, move |gradient| match rounded {
+                    true => Ok(transposed::multiply_rounded(&gradient, &*back, isa)),
+                    false => Ok(transposed::multiply(&gradient, &*back, isa)),
+                })?
             }
             Weight::Packed(matrix) => {
-                let (isa, matrix, back) = (self.isa, matrix.clone(), matrix.clone());
-                let forward = move |x: &[f32]| Ok(matrix.multiply(x, isa));
-                unary(x, back.rows, forward, move |_, _, gradient| Ok(back.multiply_transposed(gradient, isa)))?
+                let back = matrix.clone();
+                let forward = |x: &[f32]| Ok(matrix.multiply(x, isa));
+                op::linear(x, matrix.rows, forward, move |gradient| {
+                    Ok(back.multiply_transposed(&gradient, rounded, isa))
+                })?
             }
             // Quantised products take and give f32.
             Weight::Quantized(weight) => weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
         };
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => {
+                let sum = y.broadcast_add(bias)?;
+                note(&[&y], &sum, || |gradient| Ok(vec![gradient]));
+                Ok(sum)
+            }
             None => Ok(y),
         }
     }
@@ -78,7 +105,10 @@ impl Linear {
     /// As `forward`, to numbers in memory. What our own kernels compute is there already.
     pub fn forward_to_vec(&self, x: &Tensor) -> Result<Vec<f32>> {
         match &self.weight {
-            Weight::Panels(matrix) if self.bias.is_none() => with_f32(x, |x| matrix.multiply(x, self.isa)),
+            Weight::Panels(matrix) if self.bias.is_none() => with_f32(x, |x| match self.rounded {
+                true => matrix.multiply_rounded(x, self.isa),
+                false => matrix.multiply(x, self.isa),
+            }),
             Weight::Packed(matrix) if self.bias.is_none() => with_f32(x, |x| matrix.multiply(x, self.isa)),
             _ => self.forward(x)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
         }
@@ -86,7 +116,58 @@ impl Linear {
 
     /// As `forward`, with what adapters change in some rows.
     pub fn adapted(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Tensor> {
-        let y = self.forward(x)?;
+        let y = self.forward_as(x, self.rounded || rows.are_rounded())?;
+        match self.site.filter(|_| !rows.is_empty()) {
+            Some(site) => rows.apply(site, x, y),
+            None => Ok(y),
+        }
+    }
+
+    /// As `adapted`, of several with the same input.
+    pub fn all_adapted<const N: usize>(linears: [&Self; N], x: &Tensor, rows: &AdaptedRows<'_>) -> Result<[Tensor; N]> {
+        let Some(matrices) = Self::all_packed(linears, x) else {
+            return all(linears.map(|linear| linear.adapted(x, rows)));
+        };
+        let numbers = with_f32(x, |x| multiply_all(matrices, x, linears[0].isa))?;
+        let mut index = 0;
+        all(numbers.map(|numbers| {
+            let linear = linears[index];
+            index += 1;
+            linear.completed(rows_of(numbers, matrices[index - 1].rows)?, x, rows)
+        }))
+    }
+
+    /// `activation(gate(x)) * up(x)`, if they can be computed together.
+    pub fn gated(gate: &Self, up: &Self, x: &Tensor, rows: &AdaptedRows<'_>, by: Activation) -> Result<Option<Tensor>> {
+        let adapted = |linear: &Self| linear.bias.is_some() || linear.site.is_some() && !rows.is_empty();
+        if adapted(gate) || adapted(up) {
+            return Ok(None);
+        }
+        let Some(matrices) = Self::all_packed([gate, up], x) else { return Ok(None) };
+        match with_f32(x, |x| multiply_gated(matrices, x, by, gate.isa))? {
+            Some(numbers) => rows_of(numbers, matrices[0].rows).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Their matrices, if our own kernels have them all and nobody asks for gradients.
+    fn all_packed<'a, const N: usize>(linears: [&'a Self; N], x: &Tensor) -> Option<[&'a QuantMatrix; N]> {
+        let packed: Vec<_> = linears
+            .iter()
+            .map_while(|linear| match &linear.weight {
+                Weight::Packed(matrix) if !is_tracked(x) => Some(&**matrix),
+                _ => None,
+            })
+            .collect();
+        packed.try_into().ok()
+    }
+
+    /// A product with its bias and what adapters change.
+    fn completed(&self, y: Tensor, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Tensor> {
+        let y = match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
         match self.site.filter(|_| !rows.is_empty()) {
             Some(site) => rows.apply(site, x, y),
             None => Ok(y),
@@ -103,10 +184,9 @@ impl Linear {
     }
 }
 
-/// Rows of `len` numbers as a tensor.
-fn rows_of(values: Vec<f32>, len: usize) -> Result<Tensor> {
-    let rows = values.len() / len;
-    Tensor::from_vec(values, (rows, len), &Device::Cpu)
+fn all<const N: usize>(tensors: [Result<Tensor>; N]) -> Result<[Tensor; N]> {
+    let tensors = tensors.into_iter().collect::<Result<Vec<_>>>()?;
+    tensors.try_into().map_err(|_| Error::Msg("as many results as there are products".into()))
 }
 
 /// The rows of these tokens as a tensor.
@@ -119,17 +199,15 @@ pub fn add(x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x + (y * f64::from(scale))?;
     }
-    let isa = Isa::detect();
-    let by = move |gradient: &[f32]| match scale {
-        1.0 => gradient.to_vec(),
-        _ => gradient.iter().map(|number| number * scale).collect(),
-    };
-    binary(
-        [x, y],
-        x.dim(1)?,
-        move |[x, y]| Ok(rows::add(x, y, scale, isa)),
-        move |_, gradient| Ok([gradient.to_vec(), by(gradient)]),
-    )
+    let add = |x: &[f32], y: &[f32]| rows::add(x, y, scale, Isa::detect());
+    let sum = rows_of(with_f32(x, |x| with_f32(y, |y| add(x, y)))??, x.dim(1)?)?;
+    note(&[x, y], &sum, || {
+        move |gradient: Vec<f32>| {
+            let by_y = gradient.iter().map(|number| number * scale).collect();
+            Ok(vec![gradient, by_y])
+        }
+    });
+    Ok(sum)
 }
 
 /// Looks up token vectors.

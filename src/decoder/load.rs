@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    Spec,
+    Placement, Spec,
     layout::{Layout, MlpNames},
     linear::Linear,
     lora::{Site, Surveyor},
@@ -37,21 +37,19 @@ pub struct Loader<'a> {
     pub dtype: DType,
     /// Bits to quantise matrices to that are not quantised yet.
     quantize: Option<Quantize>,
+    /// Whether activations are rounded to bfloat16 where the matrix is of that.
+    rounded: bool,
 }
 
 impl<'a> Loader<'a> {
-    pub fn new(
-        checkpoint: &'a Checkpoint,
-        spec: &'a Spec,
-        surveyor: &'a Surveyor,
-        device: &'a Device,
-        dtype: DType,
-        quantize: Option<Quantize>,
-    ) -> Self {
+    pub fn new(checkpoint: &'a Checkpoint, spec: &'a Spec, surveyor: &'a Surveyor, placement: &'a Placement) -> Self {
+        let Placement { device, dtype, quantize, rounded, .. } = placement;
+        let (dtype, quantize, rounded) = (*dtype, *quantize, *rounded);
         let layout = &spec.layout;
         let hub_layout = spec.hub_layout.as_ref().unwrap_or(layout);
-        let (prefix, surveyor) = (("", ""), Some(surveyor));
-        let mut this = Self { checkpoint, layout, hub_layout, surveyor, prefix, layer: None, device, dtype, quantize };
+        let (prefix, surveyor, layer) = (("", ""), Some(surveyor), None);
+        let mut this =
+            Self { checkpoint, layout, hub_layout, surveyor, prefix, layer, device, dtype, quantize, rounded };
         let there = |prefix: &(&'a str, &'a str)| Self { prefix: *prefix, ..this }.contains(layout.names.embedding);
         if let Some(prefix) = layout.prefixes.iter().find(|prefix| there(prefix)) {
             this.prefix = *prefix;
@@ -59,9 +57,9 @@ impl<'a> Loader<'a> {
         this
     }
 
-    /// Keeps what it loads as it is stored, adapters or not.
+    /// Keeps what it loads and what meets it as they are, adapters or not.
     pub fn as_stored(&self) -> Self {
-        Self { quantize: None, surveyor: None, ..*self }
+        Self { quantize: None, surveyor: None, rounded: false, ..*self }
     }
 
     /// For the modules of a layer.
@@ -182,7 +180,7 @@ impl<'a> Loader<'a> {
             }
             _ => None,
         };
-        Ok(Linear::new(weight, bias)?.at(site))
+        Ok(Linear::new(weight, bias, self.rounded)?.at(site))
     }
 
     /// What the Hugging Face model calls a module of several linear maps, or of one.
@@ -307,7 +305,7 @@ impl<'a> Loader<'a> {
                 true => self.transposed(&name, all.take(expert * width..(expert + 1) * width))?.take(rows.clone()),
                 false => all.take(rows_of_all),
             };
-            Ok(Linear::new(self.place(weight)?, bias.transpose()?)?)
+            Ok(Linear::new(self.place(weight)?, bias.transpose()?, self.rounded)?)
         };
         let linears = (0..experts).into_par_iter().map(linear).collect();
         self.release(module);

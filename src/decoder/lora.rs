@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{Batch, layout::Layout, op::numbers, trained::Trained};
 use crate::{
     Error, Result,
-    kernels::{Isa, dense::DenseMatrix, panels::ElementType},
+    kernels::{Isa, dense::DenseMatrix, panels::ElementType, team},
     weights::{AdapterFile, LoraTensors, Matrix},
 };
 
@@ -193,8 +193,8 @@ impl Change {
     /// Changes some rows of the output `y`. What becomes of a row does not depend on the others.
     fn apply(&self, rows: &[u32], x: &[f32], y: &mut [f32], isa: Isa) {
         let (inputs, outputs) = (self.a.columns, self.b.rows);
-        let chunks = x.par_chunks(CHUNK_ROWS * inputs).zip(y.par_chunks_mut(CHUNK_ROWS * outputs));
-        chunks.enumerate().for_each(|(chunk, (x, y))| {
+        team::for_chunks_mut(y, CHUNK_ROWS * outputs, |chunk, y| {
+            let x = &x[chunk * CHUNK_ROWS * inputs..][..y.len() / outputs * inputs];
             let before = |end: usize| rows.partition_point(|row| (*row as usize) < end);
             let first = chunk * CHUNK_ROWS;
             let rows: Vec<usize> =
@@ -258,6 +258,11 @@ impl<'a> AdaptedRows<'a> {
 
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty() && self.trained.is_none()
+    }
+
+    /// Whether products of these rows may be in bfloat16.
+    pub fn are_rounded(&self) -> bool {
+        self.trained.is_some_and(Trained::is_rounded)
     }
 
     /// Those of a tensor that has some of the rows.

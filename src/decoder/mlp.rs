@@ -7,7 +7,7 @@ use super::{
     linear::Linear,
     load::{Loader, MlpLinears},
     lora::AdaptedRows,
-    op::{binary, unary},
+    op::{binary, composed, unary},
     router::Router,
     spec::{DenseSpec, ExpertsSpec, MlpSpec},
 };
@@ -41,6 +41,11 @@ impl Mlp {
         }
     }
 
+    /// Whether all rows go through the same matrices.
+    pub fn is_dense(&self) -> bool {
+        matches!(self, Self::Dense(_))
+    }
+
     /// Maps `[rows, hidden]` to as much.
     pub fn forward(&self, x: &Tensor, adapted: &AdaptedRows<'_>) -> Result<Tensor> {
         match self {
@@ -69,10 +74,15 @@ impl Dense {
     }
 
     fn forward(&self, x: &Tensor, adapted: &AdaptedRows<'_>) -> Result<Tensor> {
-        let up = self.up.adapted(x, adapted)?;
         let inner = match &self.gate {
-            Some(gate) => self.activate(&gate.adapted(x, adapted)?, Some(&up))?,
-            None => self.activate(&up, None)?,
+            Some(gate) => match Linear::gated(gate, &self.up, x, adapted, self.activation)? {
+                Some(inner) => inner,
+                None => {
+                    let [gate, up] = Linear::all_adapted([gate, &self.up], x, adapted)?;
+                    self.activate(&gate, Some(&up))?
+                }
+            },
+            None => self.activate(&self.up.adapted(x, adapted)?, None)?,
         };
         self.down.adapted(&inner, adapted)
     }
@@ -95,7 +105,7 @@ impl Dense {
                     x,
                     columns,
                     move |x| Ok(activate(x, None, activation, isa)),
-                    move |x, _, gradient| Ok(gradients::activate(x, None, gradient, activation, isa).0),
+                    move |x, gradient| Ok(gradients::activate(x, None, gradient, activation, isa).0),
                 ),
             };
         }
@@ -180,7 +190,8 @@ impl Experts {
         // Experts add to a row in their order, whichever other rows there are.
         let mut sum = x.zeros_like()?;
         // By expert, `[experts, rows]`.
-        let weights = self.choice.weights(&self.router.forward(x)?)?.t()?.contiguous()?;
+        let weights = self.choice.weights(&self.router.forward(x)?)?;
+        let weights = composed([&weights], |[weights]| weights.t()?.contiguous())?;
         let chosen = weights.to_dtype(DType::F32)?.to_vec2::<f32>()?;
         for (index, (expert, chosen)) in self.experts.iter().zip(chosen).enumerate() {
             let rows: Vec<u32> =
@@ -190,17 +201,21 @@ impl Experts {
             }
             let adapted = adapted.select(&rows);
             let rows = Tensor::new(rows, x.device())?;
-            let weights = weights.get(index)?.index_select(&rows, 0)?.unsqueeze(1)?;
-            let y = expert.forward(&x.index_select(&rows, 0)?, &adapted)?;
-            sum = sum.index_add(&rows, &y.broadcast_mul(&weights)?, 0)?;
+            let own = rows.clone();
+            let y = expert.forward(&composed([x], move |[x]| x.index_select(&own, 0))?, &adapted)?;
+            sum = composed([&sum, &y, &weights], move |[sum, y, weights]| {
+                let weights = weights.get(index)?.index_select(&rows, 0)?.unsqueeze(1)?;
+                sum.index_add(&rows, &y.broadcast_mul(&weights)?, 0)
+            })?;
         }
         match &self.shared {
             Some(Shared { network, gate }) => {
                 let mut y = network.forward(x, adapted)?;
                 if let Some(gate) = gate {
-                    y = y.broadcast_mul(&candle_nn::ops::sigmoid(&gate.adapted(x, adapted)?)?)?;
+                    let gate = gate.adapted(x, adapted)?;
+                    y = composed([&y, &gate], |[y, gate]| y.broadcast_mul(&candle_nn::ops::sigmoid(gate)?))?;
                 }
-                sum + y
+                composed([&sum, &y], |[sum, y]| sum + y)
             }
             None => Ok(sum),
         }

@@ -17,6 +17,7 @@ mod pass;
 mod rope;
 mod router;
 mod spec;
+mod tape;
 mod trained;
 mod watch;
 
@@ -27,31 +28,39 @@ use candle_core::{DType, Device, Tensor};
 pub use arch::spec;
 pub use batch::{Batch, Span};
 pub use kv_cache::BLOCK_TOKENS;
-use kv_cache::KvCache;
-use layer::Layer;
+use kv_cache::{KvCache, LayerCache};
+use layer::{Begun, Layer};
 use linear::{Embedding, Linear};
 use load::Loader;
 use lora::{AdaptedRows, Surveyor};
 pub use lora::{Adapter, Sites};
 use norm::Norm;
-pub use op::{cross_entropy, with_gradient};
+use op::composed;
+pub use op::cross_entropy;
 pub use pass::Pass;
 use rope::Rope;
 use spec::HeadSpec;
 pub use spec::Spec;
+pub use tape::Tape;
 pub use trained::Trained;
 pub use watch::Watch;
 
 use crate::{
     Error, Quantize, Result,
-    kernels::{Isa, paged_cache::Heads, rows::scale_and_cap},
+    kernels::{Isa, paged_cache::Heads, rows::scale_and_cap, team},
     weights::Checkpoint,
 };
+
+/// The rows of a tile are a multiple of this.
+const TILE_ROWS: usize = 16;
+/// Tiles that a thread has, so that all threads end together.
+const TILES_EACH: usize = 8;
 
 /// What the engine runs: a forward pass over a packed batch.
 pub trait Forward: Send {
     /// Computes a batch, stores its keys and values, and returns the logits of the rows that
-    /// [`Batch::sampled`] names: `[sampled rows, vocab_size]`. It runs on the caller's rayon threads.
+    /// [`Batch::sampled`] names: `[sampled rows, vocab_size]`. It is shared by the threads of the caller's
+    /// [team](crate::kernels::team).
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>>;
 
     /// How positions are encoded in a sequence of `len` tokens, of which `prompt_len` were its prompt. What was
@@ -98,6 +107,8 @@ pub struct Placement {
     pub dtype: DType,
     /// Bits to quantise matrices to that are not quantised yet.
     pub quantize: Option<Quantize>,
+    /// Whether activations are rounded to bfloat16 where they meet a matrix of that.
+    pub rounded: bool,
     /// Blocks of [`BLOCK_TOKENS`] tokens that the key/value cache holds.
     pub cache_blocks: usize,
     /// The type of keys and values in the cache.
@@ -112,9 +123,9 @@ impl Decoder {
         placement: &Placement,
         progress: impl Fn(usize, usize),
     ) -> Result<Self> {
-        let Placement { device, dtype, quantize, cache_blocks, cache_dtype } = placement;
+        let Placement { device, dtype, cache_blocks, cache_dtype, .. } = placement;
         let surveyor = Surveyor::default();
-        let load = &Loader::new(checkpoint, &spec, &surveyor, device, *dtype, *quantize);
+        let load = &Loader::new(checkpoint, &spec, &surveyor, placement);
         let names = &spec.layout.names;
         let (hidden, embedded) = (spec.hidden_size, spec.embedding_size);
         let vocabulary = [spec.vocab_size, embedded];
@@ -217,18 +228,23 @@ impl Network {
 
     /// What a layer does to whole sequences, `[rows, hidden]`; differentiable.
     pub fn layer(&self, index: usize, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
-        self.layers[index].forward(x, pass, None)
+        self.layers[index].forward(x, pass)
     }
 
     /// The logits of rows of the last layer, `[rows, vocab_size]`; differentiable.
     pub fn head(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let logits = self.head.adapted(&self.before_head(x)?, &pass.adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
-        let logits = if scale == 1.0 { logits } else { (logits * f64::from(scale))? };
-        match softcap.map(f64::from) {
-            Some(cap) => (logits / cap)?.tanh()? * cap,
-            None => Ok(logits),
+        if scale == 1.0 && softcap.is_none() {
+            return Ok(logits);
         }
+        composed([&logits], move |[logits]| {
+            let logits = (logits * f64::from(scale))?;
+            match softcap.map(f64::from) {
+                Some(cap) => (logits / cap)?.tanh()? * cap,
+                None => Ok(logits),
+            }
+        })
     }
 
     pub fn num_layers(&self) -> usize {
@@ -270,14 +286,78 @@ impl Network {
         self.ropes.iter().map(|rope| rope.regime(prompt_len, len)).max().unwrap_or(0)
     }
 
-    /// Stores the keys and values of a batch and gives what its last layer does, `[rows, hidden]`.
-    fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Tensor> {
-        let pass = &self.pass(batch, AdaptedRows::of(batch))?;
-        let mut x = self.embed(batch)?;
-        for (layer, cache) in self.layers.iter().zip(cache.layers()) {
-            x = layer.forward(&x, pass, Some(cache))?;
+    /// Stores the keys and values of a batch and gives what its last layer does to the rows that are sampled, if any are:
+    /// `[rows, hidden]`.
+    fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Option<Tensor>> {
+        let hidden = match self.tiles(batch) {
+            Some(tiles) => self.through(&tiles, cache)?,
+            None => self.through(std::slice::from_ref(batch), cache)?,
+        };
+        Ok(match hidden.as_slice() {
+            [] => None,
+            [hidden] => Some(hidden.clone()),
+            parts => Some(Tensor::cat(parts, 0)?),
+        })
+    }
+
+    /// A batch in tiles that threads take through layers side by side, if that is faster than to share each operation.
+    fn tiles(&self, batch: &Batch) -> Option<Vec<Batch>> {
+        let (rows, threads) = (batch.rows(), team::threads());
+        let worthwhile = threads > 1 && rows >= 2 * threads * TILE_ROWS;
+        if !worthwhile || !self.is_on_cpu() || !self.layers.iter().all(Layer::is_small) {
+            return None;
         }
-        Ok(x)
+        let len = rows.div_ceil(threads * TILES_EACH).next_multiple_of(TILE_ROWS);
+        Some((0..rows).step_by(len).map(|start| batch.part(start..rows.min(start + len))).collect())
+    }
+
+    /// Takes batches, which are parts of one, through all layers, the last one only with rows that are sampled.
+    fn through(&self, batches: &[Batch], cache: &mut KvCache) -> candle_core::Result<Vec<Tensor>> {
+        let passes = batches.iter().map(|batch| self.pass(batch, AdaptedRows::of(batch)));
+        let passes = passes.collect::<candle_core::Result<Vec<_>>>()?;
+        let begin = |x: Tensor, layer: usize, pass: &Pass<'_>| {
+            let begun = self.layers[layer].begin(&x, pass)?;
+            Ok::<_, candle_core::Error>((x, begun))
+        };
+        let begun = team::map(&passes, |_, pass| begin(self.embed(pass.batch)?, 0, pass));
+        let mut begun = begun.into_iter().collect::<candle_core::Result<Vec<_>>>()?;
+        for (index, (layer, cache)) in self.layers.iter().zip(cache.layers()).enumerate() {
+            for (pass, (_, Begun { projected, .. })) in passes.iter().zip(&begun) {
+                cache.store(pass.batch, &projected.keys, &projected.values)?;
+            }
+            let cache = &*cache;
+            if index + 1 == self.layers.len() {
+                let hidden = team::map(&passes, |i, pass| self.finish_sampled(layer, &begun[i], pass, cache));
+                return hidden.into_iter().filter_map(Result::transpose).collect();
+            }
+            let next = team::map(&passes, |i, pass| {
+                let (x, begun) = &begun[i];
+                begin(layer.finish(x, begun, pass, Some(cache))?, index + 1, pass)
+            });
+            begun = next.into_iter().collect::<candle_core::Result<_>>()?;
+        }
+        Ok(Vec::new())
+    }
+
+    /// What a layer does to the rows that are sampled, if any are.
+    fn finish_sampled(
+        &self,
+        layer: &Layer,
+        (x, begun): &(Tensor, Begun),
+        pass: &Pass<'_>,
+        cache: &LayerCache,
+    ) -> candle_core::Result<Option<Tensor>> {
+        let batch = pass.batch;
+        if batch.sampled.is_empty() {
+            return Ok(None);
+        }
+        if batch.sampled.len() == batch.rows() {
+            return layer.finish(x, begun, pass, Some(cache)).map(Some);
+        }
+        let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
+        let sampled = batch.of_sampled();
+        let pass = self.pass(&sampled, AdaptedRows::of(&sampled))?;
+        layer.finish(&x.index_select(&rows, 0)?, &begun.select(&rows)?, &pass, Some(cache)).map(Some)
     }
 
     /// What the head takes.
@@ -295,8 +375,7 @@ impl Network {
     /// The logits of the rows that are sampled, `[rows, vocab_size]`.
     fn logits(&self, hidden: &Tensor, batch: &Batch) -> candle_core::Result<Vec<f32>> {
         let adapted = AdaptedRows::of(batch).select(&batch.sampled);
-        let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
-        let x = self.before_head(&hidden.index_select(&rows, 0)?)?;
+        let x = self.before_head(hidden)?;
         let mut logits = self.head.adapted_to_vec(&x, &adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
         if scale != 1.0 || softcap.is_some() {
@@ -313,11 +392,10 @@ impl Forward for Decoder {
         if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
             return Err(Error::internal(format!("token {token} is not in a vocabulary of {vocab_size}")));
         }
-        let hidden = network.hidden(batch, cache)?;
-        if batch.sampled.is_empty() {
-            return Ok(Vec::new());
+        match network.hidden(batch, cache)? {
+            Some(hidden) => Ok(network.logits(&hidden, batch)?),
+            None => Ok(Vec::new()),
         }
-        Ok(network.logits(&hidden, batch)?)
     }
 
     fn regime(&self, prompt_len: usize, len: usize) -> usize {

@@ -34,7 +34,7 @@ impl Norm {
         }
         let (this, back) = (self.clone(), self.clone());
         let forward = move |x: &[f32]| this.with_numbers(|norm| normalise(x, norm, this.isa));
-        unary(x, x.dim(1)?, forward, move |x, _, gradient| {
+        unary(x, x.dim(1)?, forward, move |x, gradient| {
             back.with_numbers(|norm| gradients::normalise(x, gradient, norm, back.isa))
         })
     }

@@ -5,7 +5,7 @@ use candle_nn::rotary_emb::{rope_i, rope_thd};
 
 use super::{
     Batch,
-    op::{unary, with_f32},
+    op::{self, with_f32},
     spec::{RopeScaling, RopeSpec},
 };
 use crate::kernels::{
@@ -104,7 +104,7 @@ impl Rotation {
                 }
             };
             let back = turn(true);
-            return unary(x, width, turn(false), move |_, _, gradient| back(gradient));
+            return op::linear(x, width, turn(false), move |gradient| back(&gradient));
         }
         let dims = 2 * self.cos.dim(1)?;
         let heads = x.reshape((1, rows, width / head_dim, head_dim))?;

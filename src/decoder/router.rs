@@ -24,9 +24,9 @@ impl Router {
         let (experts, this, back) = (logits.dim(1)?, self.clone(), self.clone());
         let on_cpu = logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let forward = move |logits: &[f32]| Ok(logits.chunks(experts).flat_map(|row| this.of_row(row)).collect());
-        let backward = move |logits: &[f32], weights: &[f32], gradient: &[f32]| {
-            let rows = logits.chunks(experts).zip(weights.chunks(experts)).zip(gradient.chunks(experts));
-            Ok(rows.flat_map(|((logits, weights), gradient)| back.gradient(logits, weights, gradient)).collect())
+        let backward = move |logits: &[f32], gradient: &[f32]| {
+            let rows = logits.chunks(experts).zip(gradient.chunks(experts));
+            Ok(rows.flat_map(|(logits, gradient)| back.gradient(logits, gradient)).collect())
         };
         unary(&on_cpu, experts, forward, backward)?.to_device(logits.device())?.to_dtype(logits.dtype())
     }
@@ -52,8 +52,8 @@ impl Router {
     }
 
     /// Of the weights a logarithm grows by: `w' = w (ln s)' - w (ln S)'`, where `S` is what scores `s` are divided by.
-    fn gradient(&self, logits: &[f32], weights: &[f32], gradient: &[f32]) -> Vec<f32> {
-        let scores = self.scores(logits);
+    fn gradient(&self, logits: &[f32], gradient: &[f32]) -> Vec<f32> {
+        let (scores, weights) = (self.scores(logits), self.of_row(logits));
         let by_logs: Vec<f32> = weights.iter().zip(gradient).map(|(weight, by_weight)| weight * by_weight).collect();
         let sum: f32 = by_logs.iter().sum();
         let all = !self.normalise && self.routing.gating == Gating::Softmax;
@@ -106,9 +106,8 @@ fn leave_groups(ranks: &mut [f32], count: usize, per_token: usize) {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
-
     use super::*;
+    use crate::decoder::Tape;
 
     #[test]
     fn gradients_are_what_small_steps_show() {
@@ -119,10 +118,9 @@ mod tests {
         {
             let routing = Routing { gating, groups: None, weight_scale: 1.5, biases: false };
             let router = Router { per_token: 3, normalise, routing, biases: None };
-            let x = Var::from_slice(&logits, (2, experts), &Device::Cpu).unwrap();
-            let wanted_tensor = Tensor::from_slice(&wanted, (2, experts), &Device::Cpu).unwrap();
-            let sum = (router.weights(&x).unwrap() * wanted_tensor).unwrap().sum_all().unwrap();
-            let found = sum.backward().unwrap().get(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let x = Tensor::from_slice(&logits, (2, experts), &Device::Cpu).unwrap();
+            let (weights, tape) = Tape::record([&x], || router.weights(&x)).unwrap();
+            let found = tape.back(&weights, wanted.clone()).unwrap().take(&x).unwrap();
             let at = |logits: &[f32]| -> f64 {
                 let weights = logits.chunks(experts).flat_map(|row| router.of_row(row));
                 weights.zip(&wanted).map(|(weight, wanted)| f64::from(weight * wanted)).sum()

@@ -1,28 +1,39 @@
-use candle_core::{DType, Device, Result, Tensor, Var, backprop::GradStore};
+use candle_core::{DType, Device, Result, Tensor};
 
-use super::lora::{Site, Sites};
-use crate::weights::{AdapterFile, LoraTensors};
+use super::{
+    lora::{Site, Sites},
+    op::{rows_of, with_f32},
+    tape::{Gradients, note},
+};
+use crate::{
+    kernels::{Isa, rows::add},
+    weights::{AdapterFile, LoraTensors},
+};
 
-/// An adapter that is being trained: its numbers are variables that gradients are found for.
+/// An adapter that is being trained: its numbers are what gradients are found for.
 pub struct Trained {
     modules: Vec<Module>,
     /// For each of the model's sites how it is changed.
     changes: Vec<Option<Change>>,
     first_layer: Option<usize>,
+    /// Whether products with the weights are in bfloat16.
+    is_rounded: bool,
 }
 
-/// The variables of a module.
+/// The numbers of a module.
+#[derive(Clone)]
 struct Module {
     /// `[rank, inputs]`
-    a: Var,
+    a: Tensor,
     /// `[outputs, rank]`
-    b: Var,
+    b: Tensor,
     /// `[outputs]`
-    magnitude: Option<Var>,
+    magnitude: Option<Tensor>,
     scale: f64,
 }
 
 /// How a site is changed.
+#[derive(Clone)]
 struct Change {
     module: usize,
     /// The rows of the module's output that it makes, if not all in order.
@@ -47,7 +58,7 @@ impl Trained {
             }
             modules.push(Module::new(tensors)?);
         }
-        Ok(Self { modules, changes, first_layer })
+        Ok(Self { modules, changes, first_layer, is_rounded: file.bfloat16 })
     }
 
     /// The first layer, of `num_layers`, in which anything is trained.
@@ -55,45 +66,52 @@ impl Trained {
         self.first_layer.map_or(num_layers, |first| first.min(num_layers))
     }
 
-    /// The output `y` that a site has for `x`, as the adapter changes it.
-    pub fn apply(&self, site: usize, x: &Tensor, y: Tensor) -> Result<Tensor> {
-        let Some(Change { module, rows, norms, bias }) = &self.changes[site] else { return Ok(y) };
-        let Module { a, b, magnitude, scale } = &self.modules[*module];
-        let own = |all: &Tensor| match rows {
-            Some(rows) => all.index_select(rows, 0),
-            None => Ok(all.clone()),
-        };
-        let y = (y + (x.matmul(&a.t()?)?.matmul(&own(b)?.t()?)? * *scale)?)?;
-        let (Some(magnitude), Some(norms)) = (magnitude, norms) else { return Ok(y) };
-        let factors = (own(magnitude)? / norms)?;
-        let y = y.broadcast_mul(&factors)?;
-        match bias {
-            Some(bias) => y.broadcast_add(&(bias - (&factors * bias)?)?),
-            None => Ok(y),
-        }
+    pub fn is_rounded(&self) -> bool {
+        self.is_rounded
     }
 
-    /// Adds the gradients that a backward pass found, in the order of the file's modules: A, B and the magnitude of each.
-    pub fn collect(&self, found: &GradStore, gradients: &mut [Vec<f32>]) -> Result<()> {
-        let variables =
-            self.modules.iter().flat_map(|module| [&module.a, &module.b].into_iter().chain(&module.magnitude));
-        for (variable, sum) in variables.zip(gradients) {
-            if let Some(gradient) = found.get(variable) {
-                let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
+    /// What gradients are found by.
+    pub fn leaves(&self) -> impl Iterator<Item = &Tensor> {
+        self.modules.iter().flat_map(|module| [&module.a, &module.b].into_iter().chain(&module.magnitude))
+    }
+
+    /// The output `y` that a site has for `x`, as the adapter changes it.
+    pub fn apply(&self, site: usize, x: &Tensor, y: Tensor) -> Result<Tensor> {
+        let Some(change) = &self.changes[site] else { return Ok(y) };
+        let module = &self.modules[change.module];
+        let inner = x.matmul(&module.a.t()?)?;
+        let sum = plus(&y, &change.low_rank(module, &inner)?)?;
+        let out = change.sized(module, &sum)?;
+        let inputs = [x, &y, &module.a, &module.b].into_iter().chain(&module.magnitude).collect::<Vec<_>>();
+        note(&inputs, &out, || {
+            let (change, module, x) = (change.clone(), module.clone(), x.clone());
+            move |gradient| change.back(&module, [&x, &inner, &sum], gradient)
+        });
+        Ok(out)
+    }
+
+    /// Adds the gradients that were found, in the order of the file's modules: A, B and the magnitude of each.
+    pub fn collect(&self, found: &mut Gradients, gradients: &mut [Vec<f32>]) {
+        for (leaf, sum) in self.leaves().zip(gradients) {
+            if let Some(gradient) = found.take(leaf) {
                 sum.iter_mut().zip(gradient).for_each(|(sum, gradient)| *sum += gradient);
             }
         }
-        Ok(())
     }
+}
+
+/// `x + y`, of which no tape is to know.
+fn plus(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    rows_of(with_f32(x, |x| with_f32(y, |y| add(x, y, 1.0, Isa::detect())))??, x.dim(1)?)
 }
 
 impl Module {
     fn new(tensors: &LoraTensors) -> Result<Self> {
         let LoraTensors { rank, scale, a, b, magnitude } = tensors;
-        let vector = |values: &Vec<f32>| Var::from_slice(values, values.len(), &Device::Cpu);
+        let vector = |values: &Vec<f32>| Tensor::from_slice(values, values.len(), &Device::Cpu);
         Ok(Self {
-            a: Var::from_slice(a, (*rank, tensors.inputs()), &Device::Cpu)?,
-            b: Var::from_slice(b, (tensors.outputs(), *rank), &Device::Cpu)?,
+            a: Tensor::from_slice(a, (*rank, tensors.inputs()), &Device::Cpu)?,
+            b: Tensor::from_slice(b, (tensors.outputs(), *rank), &Device::Cpu)?,
             magnitude: magnitude.as_ref().map(vector).transpose()?,
             scale: *scale,
         })
@@ -107,5 +125,64 @@ impl Change {
         let norms = tensors.magnitude.as_ref().map(|_| site.norms(tensors)).transpose()?;
         let bias = site.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)).transpose()?;
         Ok(Self { module, rows, norms: norms.map(|norms| Tensor::new(norms, &Device::Cpu)).transpose()?, bias })
+    }
+
+    /// Of all rows of the module's output those that the site makes.
+    fn own(&self, all: &Tensor) -> Result<Tensor> {
+        self.rows.as_ref().map_or_else(|| Ok(all.clone()), |rows| all.index_select(rows, 0))
+    }
+
+    /// The reverse of `own`, with zeros elsewhere.
+    fn among(&self, all: &Tensor, own: Tensor) -> Result<Vec<f32>> {
+        let all = match &self.rows {
+            Some(rows) => all.zeros_like()?.index_add(rows, &own, 0)?,
+            None => own,
+        };
+        all.flatten_all()?.to_vec1()
+    }
+
+    /// What is added: `inner` is `A x`, `[rows, rank]`.
+    fn low_rank(&self, module: &Module, inner: &Tensor) -> Result<Tensor> {
+        inner.matmul(&(self.own(&module.b)? * module.scale)?.t()?)
+    }
+
+    /// What becomes of a sum where a magnitude sets the lengths of its rows: `factors * (sum - bias) + bias`.
+    fn sized(&self, module: &Module, sum: &Tensor) -> Result<Tensor> {
+        let Some(factors) = self.factors(module)? else { return Ok(sum.clone()) };
+        let sized = sum.broadcast_mul(&factors)?;
+        match &self.bias {
+            Some(bias) => sized.broadcast_add(&(bias - (&factors * bias)?)?),
+            None => Ok(sized),
+        }
+    }
+
+    fn factors(&self, module: &Module) -> Result<Option<Tensor>> {
+        let parts = module.magnitude.as_ref().zip(self.norms.as_ref());
+        parts.map(|(magnitude, norms)| self.own(magnitude)? / norms).transpose()
+    }
+
+    /// The gradients by `x`, by the output it is added to, by A, B and the magnitude.
+    fn back(&self, module: &Module, [x, inner, sum]: [&Tensor; 3], gradient: Vec<f32>) -> Result<Vec<Vec<f32>>> {
+        let by_out = rows_of(gradient, sum.dim(1)?)?;
+        let (by_sum, by_magnitude) = match self.factors(module)? {
+            Some(factors) => (by_out.broadcast_mul(&factors)?, Some(self.by_magnitude(module, sum, &by_out)?)),
+            None => (by_out, None),
+        };
+        let by_inner = (by_sum.matmul(&self.own(&module.b)?)? * module.scale)?;
+        let by_b = (by_sum.t()?.matmul(inner)? * module.scale)?;
+        let by_a = by_inner.t()?.matmul(x)?;
+        let by_x = by_inner.matmul(&module.a)?;
+        let numbers = |of: Tensor| of.flatten_all()?.to_vec1();
+        let by_b = self.among(&module.b, by_b)?;
+        let all = [Ok(numbers(by_x)?), numbers(by_sum), numbers(by_a), Ok(by_b)];
+        all.into_iter().chain(by_magnitude.map(Ok)).collect()
+    }
+
+    fn by_magnitude(&self, module: &Module, sum: &Tensor, by_out: &Tensor) -> Result<Vec<f32>> {
+        let Some((magnitude, norms)) = module.magnitude.as_ref().zip(self.norms.as_ref()) else {
+            return Ok(Vec::new());
+        };
+        let unbiased = self.bias.as_ref().map_or_else(|| Ok(sum.clone()), |bias| sum.broadcast_sub(bias))?;
+        self.among(magnitude, ((by_out * unbiased)?.sum(0)? / norms)?)
     }
 }

@@ -1,11 +1,16 @@
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use rayon::ThreadPoolBuilder;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use super::{Adapters, Engine, Turn, Turns, not_started};
-use crate::{Error, Result, decoder::Network, text::TextProcessor};
+use crate::{
+    Error, Result,
+    decoder::Network,
+    kernels::team::{Pass, Team},
+    text::TextProcessor,
+};
 
 /// What computes with a model aside from its requests: takes turns with their passes, which go first.
 #[derive(Clone)]
@@ -15,6 +20,7 @@ pub struct Aside {
     pub text: Arc<TextProcessor>,
     pub adapters: Arc<Adapters>,
     turns: Arc<Turns>,
+    threads: usize,
     /// Fires when the model is to close.
     closing: CancellationToken,
     /// Read as long as anything has the network.
@@ -25,15 +31,18 @@ pub struct Aside {
 pub struct Access {
     pub network: Arc<Network>,
     turns: Arc<Turns>,
+    threads: usize,
+    team: OnceLock<Team>,
     closing: CancellationToken,
     _in_use: OwnedRwLockReadGuard<()>,
 }
 
 impl Aside {
     pub fn new(network: &Arc<Network>, text: Arc<TextProcessor>, engine: &Engine) -> Self {
-        let Engine { adapters, turns, state, .. } = engine;
+        let Engine { adapters, turns, state, threads, .. } = engine;
         let (adapters, turns, closing) = (adapters.clone(), turns.clone(), state.closing.clone());
-        Self { network: Arc::downgrade(network), text, adapters, turns, closing, in_use: Arc::default() }
+        let network = Arc::downgrade(network);
+        Self { network, text, adapters, turns, threads: *threads, closing, in_use: Arc::default() }
     }
 
     /// # Errors
@@ -41,7 +50,8 @@ impl Aside {
     pub fn access(&self) -> Result<Access> {
         let in_use = self.in_use.clone().try_read_owned().map_err(|_| Error::Closed)?;
         let network = self.network.upgrade().filter(|_| !self.closing.is_cancelled()).ok_or(Error::Closed)?;
-        Ok(Access { network, turns: self.turns.clone(), closing: self.closing.clone(), _in_use: in_use })
+        let (turns, closing) = (self.turns.clone(), self.closing.clone());
+        Ok(Access { network, turns, threads: self.threads, team: OnceLock::new(), closing, _in_use: in_use })
     }
 
     /// Waits until nothing has the network; the model is to be closing.
@@ -55,16 +65,27 @@ impl Access {
     ///
     /// # Errors
     /// [`Error::Closed`]
-    pub fn turn(&self) -> Result<Turn<'_>> {
-        match self.closing.is_cancelled() {
-            true => Err(Error::Closed),
-            false => Ok(self.turns.aside()),
+    pub fn turn(&self) -> Result<Shift<'_>> {
+        if self.closing.is_cancelled() {
+            return Err(Error::Closed);
         }
+        let turn = self.turns.aside();
+        Ok(Shift { _pass: self.team.get().map(Team::begin), _turn: turn })
     }
 
-    /// Runs work on threads of its own: those of the worker are never idle.
+    /// Runs work whose turns are shared by threads of its own: those of the worker are never idle.
     pub fn on_threads<R: Send>(&self, name: &'static str, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-        let threads = ThreadPoolBuilder::new().thread_name(move |i| format!("{name} {i}")).build();
-        threads.map_err(not_started)?.install(work)
+        let team = Team::new(name, self.threads).map_err(not_started)?;
+        // What candle shares with rayon's threads stays on one.
+        let thread = ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("{name} 0")).build();
+        // There is one already if this is not the first work, and it is as good.
+        let _ = self.team.set(team);
+        thread.map_err(not_started)?.install(work)
     }
+}
+
+/// A turn on all threads, until it is dropped.
+pub struct Shift<'a> {
+    _pass: Option<Pass<'a>>,
+    _turn: Turn<'a>,
 }

@@ -220,10 +220,21 @@ impl BlockPool {
         *table = BlockTable::new(Realm { regime, ..std::mem::take(&mut table.realm) });
     }
 
+    /// Takes back what a table has beyond `tokens` tokens, which none of its published blocks is.
+    pub fn shrink(&mut self, table: &mut BlockTable, tokens: usize) {
+        let kept = self.needed(tokens).min(table.blocks.len());
+        self.take_back(table.blocks.split_off(kept));
+    }
+
     /// Takes a table's blocks back.
     pub fn release(&mut self, table: &mut BlockTable) {
+        self.take_back(std::mem::take(&mut table.blocks));
+        *table = BlockTable::new(std::mem::take(&mut table.realm));
+    }
+
+    fn take_back(&mut self, blocks: Vec<u32>) {
         // The last one first: a block is of no use without those before it, so it is to go before them.
-        for block in std::mem::take(&mut table.blocks).into_iter().rev() {
+        for block in blocks.into_iter().rev() {
             let state = &mut self.blocks[block as usize];
             state.holders -= 1;
             if state.holders > 0 {
@@ -240,7 +251,6 @@ impl BlockPool {
                 self.evict();
             }
         }
-        *table = BlockTable::new(std::mem::take(&mut table.realm));
     }
 }
 

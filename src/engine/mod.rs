@@ -4,6 +4,7 @@
 mod adapters;
 mod aside;
 mod blocks;
+mod draft;
 mod front;
 mod pace;
 mod sampler;
@@ -21,17 +22,17 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc
 use crate::{
     Error, GenerateConfig, GenerateMetrics, ModelStats, Result, TokenStream,
     decoder::Forward,
+    kernels::team::{self, Team},
     text::{Prompt, TextProcessor},
 };
 pub use adapters::Adapters;
 use adapters::Loaded;
-pub use aside::{Access, Aside};
+pub use aside::{Access, Aside, Shift};
 use front::{Front, PromptLimits};
 pub use scheduler::Limits;
 use state::State;
 use ticket::Ticket;
-pub use turns::Turn;
-use turns::Turns;
+use turns::{Turn, Turns};
 use worker::{Inbox, Worker};
 
 /// Requests of batches that may wait beside those of streams. Few, so that a long batch never stands
@@ -51,8 +52,8 @@ pub struct Options {
     pub queue_limit: usize,
     /// Events a stream buffers.
     pub stream_buffer: usize,
-    /// Threads of a forward pass; 0 for as many as there are processors.
-    pub threads: usize,
+    /// Threads of a forward pass; `None` for one on each core.
+    pub threads: Option<usize>,
     pub limits: Limits,
     /// The memory of the weights and of a block of the cache, for the metrics.
     pub weight_bytes: usize,
@@ -72,6 +73,8 @@ pub struct Engine {
     pub adapters: Arc<Adapters>,
     /// Whose turn it is to compute.
     turns: Arc<Turns>,
+    /// Threads that compute together.
+    threads: usize,
 }
 
 /// A request on its way to the worker.
@@ -100,10 +103,13 @@ impl Engine {
         let places = options.queue_limit + BATCH_PLACES;
         let (jobs, front_jobs) = mpsc::channel(places);
         let (ready, worker_jobs) = mpsc::channel(places);
-        let name = options.name.clone();
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .thread_name(move |i| format!("{name} {i}"))
+        let threads = options.threads.unwrap_or_else(team::cores);
+        let team = Team::new(&options.name, threads).map_err(not_started)?;
+        let name = format!("{} 0", options.name);
+        // What candle shares with rayon's threads stays on this one.
+        let thread = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .thread_name(move |_| name.clone())
             .panic_handler(|panic| tracing::error!(error = %Error::panicked("a model's worker", panic.as_ref())))
             .build()
             .map_err(not_started)?;
@@ -122,12 +128,11 @@ impl Engine {
             state: state.clone(),
             adapters: Arc::new(Adapters::new(decoder.sites().as_ref())),
             turns: turns.clone(),
+            threads,
         };
         let inbox = Inbox { jobs: worker_jobs, wake, turns };
-        let worker = Worker::new(decoder, text, options, inbox, state);
-        // The loop is on one of the threads of its passes, so that none of them waits for another to wake.
-        // They end with it.
-        threads.spawn(|| worker.run());
+        let worker = Worker::new((decoder, team), text, options, inbox, state);
+        thread.spawn(|| worker.run());
         Ok(engine)
     }
 

@@ -8,19 +8,24 @@ const NEWEST_TOKEN: f64 = 1.0 / 4.0;
 const PASSES_BETWEEN_STEPS: usize = 32;
 /// Steps that are remembered.
 const RECENT_STEPS: usize = 8;
+/// What a token of a draft is assumed to cost at first, in tokens.
+const UNKNOWN_PRICE: f64 = 0.25;
 /// Tokens of a prompt that are computed however slow they are.
 const MIN_TOKENS: usize = 4;
 /// What is assumed of the first prompts.
 const UNKNOWN_TOKENS: usize = 16;
 
 /// Learns how long passes take, and so how many tokens of prompts may share one with running streams
-/// without making them wait for more than about two of their usual steps.
+/// without making them wait for more than about two of their usual steps, and how likely a guess must be to be
+/// worth its time.
 #[derive(Debug, Default)]
 pub struct Pace {
     /// Seconds of a pass of up to 1, 2, 4, 8 … streams and no prompts.
     steps: [Recent; 16],
     /// Seconds that a token of a prompt adds.
     prompt_token: Option<f64>,
+    /// Seconds that a token of a draft adds.
+    draft_token: Recent,
     /// Passes with both streams and prompts since the last one with streams alone.
     mixed_passes: usize,
 }
@@ -40,6 +45,22 @@ impl Pace {
             let known = self.prompt_token.get_or_insert(measured);
             *known += NEWEST_TOKEN * (measured - *known);
         }
+    }
+
+    /// Learns from a pass of streams and drafts.
+    pub fn note_drafts(&mut self, streams: usize, drafted: usize, took: Duration) {
+        self.mixed_passes += 1;
+        if let Some(step) = self.step(streams) {
+            self.draft_token.note((took.as_secs_f64() - step).max(0.0) / drafted as f64);
+        }
+    }
+
+    /// What a token of a draft costs beside `streams` streams, in tokens that they would have in its time. It is worth
+    /// that if it is right more often.
+    pub fn draft_price(&self, streams: usize) -> f64 {
+        // A single measurement that is far too high would put an end to drafts, and so to measurements.
+        let token = self.draft_token.median().filter(|_| self.draft_token.count >= RECENT_STEPS);
+        self.step(streams).zip(token).map_or(UNKNOWN_PRICE, |(step, token)| streams as f64 * token / step)
     }
 
     /// Tokens of prompts that may share the next pass with `streams` streams; none when the streams are to
@@ -152,6 +173,20 @@ mod tests {
         assert_eq!(passes_without_prompts, 1000 / (PASSES_BETWEEN_STEPS + 1));
         let tokens = pace.prompt_tokens(1);
         assert!((60..=80).contains(&tokens), "{tokens}");
+    }
+
+    #[test]
+    fn a_guess_costs_what_it_takes_from_all_streams() {
+        let mut pace = Pace::default();
+        pace.note(1, 0, took(1, 0));
+        assert_eq!(pace.draft_price(1), UNKNOWN_PRICE);
+        pace.note_drafts(1, 4, 100 * took(1, 4));
+        assert_eq!(pace.draft_price(1), UNKNOWN_PRICE, "one slow pass says little");
+        (0..RECENT_STEPS).for_each(|_| pace.note_drafts(1, 4, took(1, 4)));
+        pace.note(8, 0, took(8, 0));
+        for (streams, price) in [(1, 0.5 / 10.0), (8, 8.0 * 0.5 / 17.0)] {
+            assert!((pace.draft_price(streams) - price).abs() < 1e-9, "{streams}");
+        }
     }
 
     #[test]

@@ -55,6 +55,8 @@ type Rank = (Reverse<i32>, SequenceId);
 struct Progress {
     tokens: Vec<u32>,
     computed: usize,
+    /// What may follow the tokens.
+    draft: Vec<u32>,
     table: BlockTable,
     rank: Rank,
     paused: bool,
@@ -89,6 +91,8 @@ pub struct Chunk {
     pub samples: bool,
     /// Whether the logits after all of these tokens are wanted.
     pub scored: bool,
+    /// Tokens that may follow them. What is computed and sampled for those that do saves passes.
+    pub draft: Vec<u32>,
     /// How its positions are encoded.
     pub regime: usize,
     pub blocks: Vec<u32>,
@@ -113,7 +117,8 @@ impl Scheduler {
         let rank = (Reverse(priority), id);
         self.waiting.insert(rank);
         let table = BlockTable::new(realm);
-        self.sequences.insert(id, Progress { tokens, computed: 0, table, rank, paused: false, scored });
+        let draft = Vec::new();
+        self.sequences.insert(id, Progress { tokens, computed: 0, draft, table, rank, paused: false, scored });
     }
 
     /// Forgets a sequence and frees its blocks.
@@ -132,11 +137,23 @@ impl Scheduler {
         }
     }
 
-    /// Notes that a chunk has been computed, and which token was sampled after it.
-    pub fn computed(&mut self, chunk: &Chunk, sampled: Option<u32>) {
+    /// Notes that a chunk has been computed, and which tokens were sampled after it: those of its draft that were
+    /// right, and one more.
+    pub fn computed(&mut self, chunk: &Chunk, sampled: &[u32]) {
         if let Some(progress) = self.sequences.get_mut(&chunk.id) {
-            progress.computed = chunk.start + chunk.len;
+            let right = sampled.len().saturating_sub(1);
+            progress.computed = chunk.start + chunk.len + right;
             progress.tokens.extend(sampled);
+            progress.draft.clear();
+            self.pool.publish(&mut progress.table, &progress.tokens[..progress.computed]);
+            self.pool.shrink(&mut progress.table, progress.computed);
+        }
+    }
+
+    /// Notes which tokens may follow those of a sequence, until one is sampled.
+    pub fn set_draft(&mut self, id: SequenceId, draft: Vec<u32>) {
+        if let Some(progress) = self.sequences.get_mut(&id) {
+            progress.draft = draft;
         }
     }
 
@@ -155,7 +172,7 @@ impl Scheduler {
         }
     }
 
-    /// The tokens of a chunk.
+    /// The tokens of a chunk, its draft not among them.
     pub fn tokens(&self, chunk: &Chunk) -> &[u32] {
         self.sequences.get(&chunk.id).map_or(&[], |progress| &progress.tokens[chunk.start..chunk.start + chunk.len])
     }
@@ -180,8 +197,8 @@ impl Scheduler {
         self.preemptions
     }
 
-    /// The next pass; empty if there is nothing to compute. `pace` says how many tokens of prompts
-    /// may share the pass with that many streams which wait for their next token.
+    /// The next pass; empty if there is nothing to compute. `pace` says how many tokens of prompts and
+    /// drafts may share the pass with that many streams which wait for their next token.
     pub fn schedule(&mut self, pace: impl Fn(usize) -> usize) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         let ids = |of: fn(&Progress) -> bool| -> Vec<SequenceId> {
@@ -215,7 +232,32 @@ impl Scheduler {
                 self.publish(chunk);
             }
         }
+        self.add_drafts(&mut chunks, budget);
         chunks
+    }
+
+    /// Adds drafts to the chunks they follow, in equal parts of what others have left of the budget.
+    fn add_drafts(&mut self, chunks: &mut [Chunk], mut budget: usize) {
+        let drafted = |chunk: &Chunk| self.sequences.get(&chunk.id).is_some_and(|progress| !progress.draft.is_empty());
+        let drafting: Vec<_> = chunks.iter_mut().filter(|chunk| chunk.samples && drafted(chunk)).collect();
+        let count = drafting.len();
+        for (before, chunk) in drafting.into_iter().enumerate() {
+            self.add_draft(chunk, budget.div_ceil(count - before));
+            budget -= chunk.draft.len();
+        }
+    }
+
+    /// Adds at most `len` tokens of a draft. Nobody gives way for it.
+    fn add_draft(&mut self, chunk: &mut Chunk, len: usize) {
+        let Some(progress) = self.sequences.get_mut(&chunk.id) else { return };
+        let end = chunk.start + chunk.len;
+        let blocks = progress.table.blocks.len() + self.pool.available();
+        let mut draft = std::mem::take(&mut progress.draft);
+        draft.truncate(len.min(blocks * self.limits.block_tokens - end));
+        if self.pool.grow(&mut progress.table, end + draft.len()) {
+            chunk.blocks.clone_from(&progress.table.blocks);
+            chunk.draft = draft;
+        }
     }
 
     /// Running sequences that are not paused, in rank.
@@ -239,8 +281,8 @@ impl Scheduler {
             }
             if self.pool.grow(&mut progress.table, start + len) {
                 let (regime, blocks) = (progress.table.regime(), progress.table.blocks.clone());
-                let (samples, scored) = (len == left, progress.scored);
-                chunks.push(Chunk { id, start, len, samples, scored, regime, blocks });
+                let (samples, scored, draft) = (len == left, progress.scored, Vec::new());
+                chunks.push(Chunk { id, start, len, samples, scored, draft, regime, blocks });
                 return len;
             }
             let Some(victim) = self.victim() else { return 0 };
@@ -346,7 +388,7 @@ mod tests {
     fn run(scheduler: &mut Scheduler, pace: usize) -> Vec<(SequenceId, usize, usize, bool)> {
         let chunks = scheduler.schedule(|_| pace);
         for chunk in &chunks {
-            scheduler.computed(chunk, chunk.samples.then_some(0));
+            scheduler.computed(chunk, if chunk.samples { &[0] } else { &[] });
         }
         chunks.into_iter().map(|c| (c.id, c.start, c.len, c.samples)).collect()
     }
@@ -488,6 +530,52 @@ mod tests {
         assert_eq!(step(&mut s), [(0, 0, 3, true)]);
     }
 
+    /// What drafts the chunks of a pass have.
+    fn drafts(chunks: &[Chunk]) -> Vec<(SequenceId, usize)> {
+        chunks.iter().map(|chunk| (chunk.id, chunk.draft.len())).collect()
+    }
+
+    #[test]
+    fn drafts_share_what_prompts_leave_of_a_pass() {
+        let mut s = scheduler(8, 100, 100);
+        (0..2).for_each(|id| s.add(id, arrival(id, 3)));
+        step(&mut s);
+        (0..2).for_each(|id| s.set_draft(id, vec![0; 6]));
+        s.add(2, arrival(2, 4));
+        assert_eq!(drafts(&s.schedule(|_| 9)), [(0, 3), (1, 2), (2, 0)]);
+    }
+
+    #[test]
+    fn nothing_gives_way_for_a_draft_and_wrong_ones_keep_no_block() {
+        let mut s = scheduler(8, 100, 3);
+        (0..2).for_each(|id| s.add(id, arrival(id, 2)));
+        step(&mut s);
+        (0..2).for_each(|id| s.set_draft(id, vec![0; 6]));
+        let chunks = s.schedule(|_| 100);
+        assert_eq!(drafts(&chunks), [(0, 5), (1, 1)], "there is one free block");
+        assert_eq!((s.used_blocks(), s.preemptions()), (3, 0));
+        s.computed(&chunks[0], &[0]);
+        s.computed(&chunks[1], &[1]);
+        assert_eq!(s.used_blocks(), 2);
+        assert_eq!(step(&mut s), [(0, 3, 1, true), (1, 3, 1, true)]);
+    }
+
+    #[test]
+    fn right_tokens_of_a_draft_are_shared_and_wrong_ones_are_not() {
+        for (right, cached) in [(6, 8), (4, 4), (5, 8)] {
+            let mut s = scheduler(8, 100, 100);
+            s.add(0, arrival(7, 2));
+            step(&mut s);
+            s.set_draft(0, vec![1; 6]);
+            let chunks = s.schedule(|_| 100);
+            s.computed(&chunks[0], &[vec![1; right], vec![2]].concat());
+            s.remove(0);
+            let tokens = [vec![107; 2], vec![0], vec![1; 9]].concat();
+            s.add(1, Arrival { tokens, ..Arrival::default() });
+            assert_eq!(step(&mut s), [(1, cached, 12 - cached, true)]);
+        }
+    }
+
     /// A decoder whose next token is a function of all tokens before it, which it finds in its cache
     /// only: wrong blocks give wrong tokens.
     struct FakeDecoder(Vec<u32>);
@@ -498,13 +586,21 @@ mod tests {
         }
 
         fn compute(&mut self, chunk: &Chunk, tokens: &[u32]) {
-            for (token, position) in tokens.iter().zip(chunk.start..) {
+            for (token, position) in tokens.iter().chain(&chunk.draft).zip(chunk.start..) {
                 self.0[Self::slot(chunk, position)] = *token;
             }
         }
 
-        fn sample(&self, chunk: &Chunk) -> u32 {
-            Self::next((0..chunk.start + chunk.len).map(|position| self.0[Self::slot(chunk, position)]))
+        /// What is right of the chunk's draft, and the token after that; at most `limit`.
+        fn sample(&self, chunk: &Chunk, limit: usize) -> Vec<u32> {
+            let mut sampled = Vec::new();
+            for len in (chunk.start + chunk.len..).take(limit.min(1 + chunk.draft.len())) {
+                sampled.push(Self::next((0..len).map(|position| self.0[Self::slot(chunk, position)])));
+                if chunk.draft.get(sampled.len() - 1) != sampled.last() {
+                    break;
+                }
+            }
+            sampled
         }
 
         fn slot(chunk: &Chunk, position: usize) -> usize {
@@ -520,26 +616,31 @@ mod tests {
         arrives: usize,
         leaves: Option<usize>,
         pauses: Option<(usize, usize)>,
+        /// The lengths of its drafts, one after the other.
+        drafts: Vec<usize>,
     }
 
     fn requests() -> impl Strategy<Value = Vec<Request>> {
         // Few different tokens make many common prefixes.
         let prompt = prop::collection::vec(0u32..2, 1..20);
         let pauses = prop::option::of((0usize..40, 1usize..20));
-        let request = (prompt, 1usize..12, -1i32..2, 0usize..30, prop::option::weighted(0.2, 0usize..40), pauses);
-        let request = request.prop_map(|(prompt, answer, priority, arrives, leaves, pauses)| Request {
+        let drafts = prop::collection::vec(0usize..10, 1..4);
+        let leaves = prop::option::weighted(0.2, 0usize..40);
+        let request = (prompt, 1usize..12, -1i32..2, 0usize..30, leaves, pauses, drafts);
+        let request = request.prop_map(|(prompt, answer, priority, arrives, leaves, pauses, drafts)| Request {
             prompt,
             answer,
             priority,
             arrives,
             leaves,
             pauses,
+            drafts,
         });
         prop::collection::vec(request, 1..16)
     }
 
     proptest! {
-        /// Random arrivals, lengths, priorities, pauses and departures, in caches that hold little more
+        /// Random arrivals, lengths, priorities, pauses, drafts and departures, in caches that hold little more
         /// than one sequence: every answer is the one that the sequence would get alone.
         #[test]
         fn answers_do_not_depend_on_what_else_runs(
@@ -570,13 +671,25 @@ mod tests {
                 for chunk in &chunks {
                     decoder.compute(chunk, s.tokens(chunk));
                 }
+                let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
+                let rows: usize = chunks.iter().map(|chunk| chunk.len + chunk.draft.len()).sum();
+                prop_assert!(rows <= streams + max_batched_tokens);
                 for chunk in &chunks {
-                    let sampled = chunk.samples.then(|| decoder.sample(chunk));
-                    s.computed(chunk, sampled);
+                    let request = &requests[chunk.id as usize];
                     let answer = answers[chunk.id as usize].as_mut().unwrap();
+                    let left = request.answer - answer.len();
+                    let sampled = if chunk.samples { decoder.sample(chunk, left) } else { Vec::new() };
+                    s.computed(chunk, &sampled);
                     answer.extend(sampled);
-                    if answer.len() == requests[chunk.id as usize].answer {
+                    if answer.len() == request.answer {
                         s.remove(chunk.id);
+                    }
+                    if chunk.samples {
+                        let len = request.drafts[answer.len() % request.drafts.len()].min(request.answer - answer.len());
+                        // Of what may come, the first tokens are often right.
+                        let mut known: Vec<u32> = request.prompt.iter().chain(&*answer).copied().collect();
+                        (0..len).for_each(|i| known.push((FakeDecoder::next(known.iter().copied()) + u32::from(i > 2)) % 3));
+                        s.set_draft(chunk.id, known.split_off(known.len() - len));
                     }
                 }
                 prop_assert!(s.running() <= max_running);

@@ -3,11 +3,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rayon::prelude::*;
-
 use super::{
     Mode, Request,
     adapters::Loaded,
+    draft::Lookup,
     sampler::Sampler,
     scheduler::Chunk,
     ticket::{End, Ticket},
@@ -15,6 +14,7 @@ use super::{
 use crate::{
     GenerateConfig, GenerateMetrics, Result, Token,
     decoder::Adapter,
+    kernels::team,
     model::rate,
     text::{Answer, TextProcessor},
 };
@@ -38,6 +38,10 @@ pub struct Sequence {
     adapter: Option<Loaded>,
     sampler: Sampler,
     answer: Answer,
+    lookup: Option<Lookup>,
+    /// Tokens of drafts that were computed, and those of them that were right.
+    drafted: usize,
+    accepted: usize,
     started: Option<Instant>,
     first_sampled: Option<Instant>,
     last_sampled: Option<Instant>,
@@ -45,12 +49,11 @@ pub struct Sequence {
 }
 
 /// What came of a sequence's logits.
-pub enum Step {
-    /// Its next token.
-    Token(u32),
-    /// There is more of the prompt.
-    More,
-    End(End),
+#[derive(Default)]
+pub struct Step {
+    /// Its next tokens: those of the draft that were right, and one more.
+    pub tokens: Vec<u32>,
+    pub end: Option<End>,
 }
 
 impl Sequence {
@@ -58,7 +61,8 @@ impl Sequence {
         let Request { config, mode, adapter, ticket, .. } = request;
         ticket.span.in_scope(|| tracing::debug!(prompt_tokens = prompt.len(), "prompt encoded"));
         let sampler = Sampler::new(&config, prompt, entropy);
-        let GenerateConfig { max_tokens, stop, stop_tokens, .. } = config;
+        let GenerateConfig { max_tokens, stop, stop_tokens, prompt_lookup, .. } = config;
+        let drafts = prompt_lookup > 0 && matches!(mode, Mode::Generate);
         Self {
             prompt_len: prompt.len(),
             prompt: if matches!(mode, Mode::Score) { prompt.to_vec() } else { Vec::new() },
@@ -69,6 +73,9 @@ impl Sequence {
             end_ids: [text.end_ids.as_slice(), &stop_tokens].concat(),
             sampler,
             answer: Answer::new(text.clone(), stop),
+            lookup: drafts.then(|| Lookup::new(prompt_lookup, prompt)),
+            drafted: 0,
+            accepted: 0,
             text,
             ticket,
             mode,
@@ -107,37 +114,56 @@ impl Sequence {
         self.adapter.as_ref().map(|loaded| loaded.adapter.clone())
     }
 
-    /// Takes the logits after its last token, or after each one of a chunk that is scored, `[rows, vocab_size]`. Samples,
-    /// and delivers what is decided.
+    /// Takes the logits after its last token and after each one of a draft, `[1 + draft.len(), vocab_size]`: samples
+    /// for as long as the draft is right. Or, if it is scored, those after each token of the chunk, `[len, vocab_size]`.
+    /// Delivers what is decided.
     pub fn advance(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> Step {
-        let step = if chunk.scored { self.score(chunk, logits, memory) } else { self.step(logits, memory) };
-        step.unwrap_or_else(|error| Step::End(error.into()))
+        let (mut step, mut ready) = (Step::default(), Vec::new());
+        if chunk.scored {
+            step.end = self.score(chunk, logits, &mut ready).unwrap_or_else(|error| Some(error.into()));
+        } else {
+            self.follow(&chunk.draft, logits, &mut step, &mut ready);
+        }
+        self.deliver(ready, memory);
+        step
     }
 
-    /// Tells how likely the tokens after those of a chunk are. One that is computed again, after a preemption, may be
-    /// known already.
-    fn score(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> Result<Step> {
-        let mut ready = Vec::new();
+    /// Samples for as long as a draft is right.
+    fn follow(&mut self, draft: &[u32], logits: &[f32], step: &mut Step, ready: &mut Vec<Token>) {
+        let mut draft_left = draft.iter();
+        for logits in logits.chunks_exact(logits.len() / (1 + draft.len())) {
+            step.end = self.sample(logits, &mut step.tokens, ready).unwrap_or_else(|error| Some(error.into()));
+            // What the next logits follow must be what was sampled.
+            if step.end.is_some() || draft_left.next() != step.tokens.last() {
+                break;
+            }
+        }
+        self.note_draft(draft.len(), &step.tokens);
+    }
+
+    /// Tells how likely the tokens after those of a chunk are, and whether that is the end. One that is computed again,
+    /// after a preemption, may be known already.
+    fn score(&mut self, chunk: &Chunk, logits: &[f32], ready: &mut Vec<Token>) -> Result<Option<End>> {
         if self.scored == 0 {
             ready.extend(self.answer.push(self.prompt[0], None)?.ready);
             self.scored = 1;
         }
-        let rows = logits.par_chunks_exact(logits.len() / chunk.len).zip(&self.prompt[chunk.start + 1..]);
-        let found: Vec<_> =
-            rows.skip(self.scored - chunk.start - 1).map(|(row, id)| self.sampler.score(row, *id)).collect();
-        for logprobs in found {
+        let rows = logits.chunks_exact(logits.len() / chunk.len).zip(&self.prompt[chunk.start + 1..]);
+        let rows: Vec<_> = rows.skip(self.scored - chunk.start - 1).collect();
+        for logprobs in team::map(&rows, |_, (row, id)| self.sampler.score(row, **id)) {
             ready.extend(self.answer.push(self.prompt[self.scored], Some(logprobs?))?.ready);
             self.scored += 1;
         }
         if chunk.samples {
             ready.extend(self.answer.finish()?);
         }
-        self.deliver(ready, memory);
-        Ok(if chunk.samples { Step::End(End::stop()) } else { Step::More })
+        Ok(chunk.samples.then(End::stop))
     }
 
-    fn step(&mut self, logits: &[f32], memory: Memory) -> Result<Step> {
+    /// Samples a token, adds what is decided to `ready`, and says whether that is the end.
+    fn sample(&mut self, logits: &[f32], tokens: &mut Vec<u32>, ready: &mut Vec<Token>) -> Result<Option<End>> {
         let (id, logprobs) = self.sampler.sample(logits)?;
+        tokens.push(id);
         let now = Instant::now();
         self.first_sampled.get_or_insert(now);
         self.last_sampled = Some(now);
@@ -148,27 +174,50 @@ impl Sequence {
             }
             let printed = !self.text.tokenizer.is_special(id);
             let text = if printed { self.text.tokenizer.decode(&[id])? } else { String::new() };
-            self.deliver(vec![Token { id, text, logprobs }], memory);
-            return Ok(Step::End(End::stop()));
+            ready.push(Token { id, text, logprobs });
+            return Ok(Some(End::stop()));
         }
         if self.end_ids.contains(&id) {
-            let rest = self.answer.finish()?;
-            self.deliver(rest, memory);
-            return Ok(Step::End(End::stop()));
+            ready.extend(self.answer.finish()?);
+            return Ok(Some(End::stop()));
         }
         self.sampled += 1;
         let step = self.answer.push(id, logprobs)?;
-        let full = self.sampled >= self.max_tokens && !step.stopped;
-        let mut ready = step.ready;
-        if full {
-            ready.extend(self.answer.finish()?);
+        ready.extend(step.ready);
+        if step.stopped {
+            return Ok(Some(End::stop()));
         }
-        self.deliver(ready, memory);
-        Ok(match (step.stopped, full) {
-            (true, _) => Step::End(End::stop()),
-            (false, true) => Step::End(End::length()),
-            (false, false) => Step::Token(id),
-        })
+        if self.sampled >= self.max_tokens {
+            ready.extend(self.answer.finish()?);
+            return Ok(Some(End::length()));
+        }
+        Ok(None)
+    }
+
+    /// Counts a draft, before anybody can have seen its tokens.
+    fn note_draft(&mut self, drafted: usize, sampled: &[u32]) {
+        let Some(lookup) = &mut self.lookup else { return };
+        let accepted = sampled.len().saturating_sub(1);
+        lookup.note(drafted, accepted);
+        sampled.iter().for_each(|token| lookup.push(*token));
+        self.drafted += drafted;
+        self.accepted += accepted;
+        if accepted > 0 {
+            self.ticket.state.update(|stats| {
+                stats.accepted_tokens += accepted as u64;
+                stats.sampled_tokens += accepted as u64;
+            });
+        }
+    }
+
+    /// What may follow its last token, if a guess that is wrong costs `price` tokens. One more is sampled after that,
+    /// so it ends before the last one there may be.
+    pub fn guess(&mut self, price: f64) -> Vec<u32> {
+        let Some(lookup) = &mut self.lookup else { return Vec::new() };
+        let mut draft = lookup.guess(self.max_tokens.saturating_sub(self.sampled + 1), price);
+        let end = draft.iter().position(|id| self.end_ids.contains(id));
+        draft.truncate(end.unwrap_or(draft.len()));
+        draft
     }
 
     fn deliver(&mut self, tokens: Vec<Token>, memory: Memory) {
@@ -195,6 +244,8 @@ impl Sequence {
             prompt_tokens: self.prompt_len,
             generated_tokens: self.delivered,
             cached_prompt_tokens: self.cached_len,
+            drafted_tokens: self.drafted,
+            accepted_tokens: self.accepted,
             queue_duration: started - submitted,
             prefill_duration,
             decode_duration,

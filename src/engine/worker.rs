@@ -7,7 +7,6 @@ use std::{
 };
 
 use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
-use rayon::prelude::*;
 use tokio::sync::{Notify, mpsc};
 
 use super::{
@@ -24,6 +23,7 @@ use super::{
 use crate::{
     Error, Result,
     decoder::{Batch, Forward, Span},
+    kernels::team::{self, Team},
     text::TextProcessor,
 };
 
@@ -39,6 +39,8 @@ pub struct Inbox {
 /// What owns a model's decoder, on one of the model's threads. Its loop is four moves: schedule, run, sample, deliver.
 pub struct Worker {
     decoder: Box<dyn Forward>,
+    /// What passes are computed by.
+    team: Team,
     text: Arc<TextProcessor>,
     options: Options,
     inbox: Inbox,
@@ -52,7 +54,7 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(
-        decoder: Box<dyn Forward>,
+        (decoder, team): (Box<dyn Forward>, Team),
         text: Arc<TextProcessor>,
         options: Options,
         inbox: Inbox,
@@ -61,7 +63,8 @@ impl Worker {
         let scheduler = Scheduler::new(options.limits.clone());
         let peak_memory = options.weight_bytes;
         let (pace, sequences, next_id) = Default::default();
-        let worker = Self { decoder, text, options, inbox, state, scheduler, pace, sequences, next_id, peak_memory };
+        let worker =
+            Self { decoder, team, text, options, inbox, state, scheduler, pace, sequences, next_id, peak_memory };
         worker.report();
         worker
     }
@@ -158,37 +161,46 @@ impl Worker {
         self.start(chunks);
         let batch = self.pack(chunks);
         let memory = self.memory();
-        let Self { decoder, inbox, sequences, pace, state, .. } = self;
+        let Self { decoder, team, inbox, sequences, pace, state, .. } = self;
         let run = || {
-            let turn = inbox.turns.pass();
-            let begun = Instant::now();
-            let logits = decoder.forward(&batch)?;
-            let took = begun.elapsed();
-            drop(turn);
-            note_pass(chunks, took, pace, state);
-            advance(sequences, chunks, &logits, memory)
+            team.pass(|| {
+                let turn = inbox.turns.pass();
+                let begun = Instant::now();
+                let logits = decoder.forward(&batch)?;
+                let took = begun.elapsed();
+                drop(turn);
+                note_pass(chunks, took, pace, state);
+                advance(sequences, chunks, &logits, memory)
+            })
         };
         let ran = catch_unwind(AssertUnwindSafe(run));
         let steps = ran.unwrap_or_else(|panic| Err(Error::panicked("the model's worker", panic.as_ref())))?;
         for chunk in chunks.iter().filter(|chunk| !chunk.samples) {
-            self.scheduler.computed(chunk, None);
+            self.scheduler.computed(chunk, &[]);
         }
+        let price = self.pace.draft_price(steps.len());
         for (chunk, step) in steps {
-            match step {
-                Step::Token(id) => self.append(chunk, id),
-                Step::More => {}
-                Step::End(end) => self.end(chunk.id, end),
-            }
+            self.append(chunk, step, price);
         }
         Ok(())
     }
 
-    /// Adds the token that was sampled after a chunk to its sequence.
-    fn append(&mut self, chunk: &Chunk, token: u32) {
-        self.scheduler.computed(chunk, Some(token));
-        if let Some(sequence) = self.sequences.get(&chunk.id) {
-            let regime = self.decoder.regime(sequence.prompt_len(), chunk.start + chunk.len + 1);
-            self.scheduler.set_regime(chunk.id, regime);
+    /// Adds what was sampled after a chunk to its sequence and guesses what follows, or ends it.
+    fn append(&mut self, chunk: &Chunk, step: Step, price: f64) {
+        let Step { tokens, end } = step;
+        self.scheduler.computed(chunk, &tokens);
+        if let Some(end) = end {
+            return self.end(chunk.id, end);
+        }
+        // Of a prompt that is scored there may be more.
+        if let Some(sequence) = self.sequences.get_mut(&chunk.id).filter(|_| chunk.samples) {
+            let mut draft = sequence.guess(price);
+            let len = chunk.start + chunk.len + tokens.len();
+            let regime = |len| self.decoder.regime(sequence.prompt_len(), len);
+            self.scheduler.set_regime(chunk.id, regime(len));
+            // A chunk is computed in one regime.
+            draft.truncate((1..=draft.len()).take_while(|more| regime(len + more) == regime(len)).count());
+            self.scheduler.set_draft(chunk.id, draft);
         }
     }
 
@@ -213,16 +225,17 @@ impl Worker {
     fn pack(&self, chunks: &[Chunk]) -> Batch {
         let mut batch = Batch::default();
         for chunk in chunks {
-            let (start, end) = (chunk.start, chunk.start + chunk.len);
+            let len = chunk.len + chunk.draft.len();
+            let (start, end) = (chunk.start, chunk.start + len);
             batch.spans.push(Span {
                 start: batch.tokens.len(),
-                len: chunk.len,
+                len,
                 context_len: end,
                 regime: chunk.regime,
                 blocks: chunk.blocks.clone(),
                 adapter: self.sequences.get(&chunk.id).and_then(Sequence::adapter),
             });
-            batch.tokens.extend(self.scheduler.tokens(chunk));
+            batch.tokens.extend(self.scheduler.tokens(chunk).iter().chain(&chunk.draft));
             batch.positions.extend(start as u32..end as u32);
             let rows = batch.tokens.len();
             batch.sampled.extend((rows - sampled_rows(chunk)) as u32..rows as u32);
@@ -265,22 +278,33 @@ impl Worker {
 
 /// Learns from a pass and counts it, before anybody can have seen its tokens.
 fn note_pass(chunks: &[Chunk], took: Duration, pace: &mut Pace, state: &State) {
-    let rows: usize = chunks.iter().map(|chunk| chunk.len).sum();
+    let drafted: usize = chunks.iter().map(|chunk| chunk.draft.len()).sum();
+    let rows = chunks.iter().map(|chunk| chunk.len).sum::<usize>() + drafted;
     let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
     let sampled = chunks.iter().filter(|chunk| chunk.samples).count();
-    pace.note(streams, rows - streams, took);
-    tracing::trace!(rows, streams, sampled, took_us = took.as_micros() as u64, "pass");
+    match rows - streams - drafted {
+        prompts if drafted == 0 => pace.note(streams, prompts, took),
+        0 => pace.note_drafts(streams, drafted, took),
+        // Whose time it was is unknown.
+        _ => {}
+    }
+    tracing::trace!(rows, streams, sampled, drafted, took_us = took.as_micros() as u64, "pass");
     state.update(|stats| {
         stats.passes += 1;
         stats.pass_duration += took;
         stats.batched_tokens += rows as u64;
         stats.sampled_tokens += sampled as u64;
+        stats.drafted_tokens += drafted as u64;
     });
 }
 
-/// Rows of a chunk whose logits are wanted: the last, or all.
+/// Rows of a chunk whose logits are wanted: all of one that is scored, else that of its last token and those of its draft.
 fn sampled_rows(chunk: &Chunk) -> usize {
-    if chunk.scored { chunk.len } else { usize::from(chunk.samples) }
+    match (chunk.scored, chunk.samples) {
+        (true, _) => chunk.len,
+        (false, true) => 1 + chunk.draft.len(),
+        (false, false) => 0,
+    }
 }
 
 /// Does what follows from the logits, `[sampled rows, vocab_size]`, for each sequence that samples. They share
@@ -303,8 +327,10 @@ fn advance<'a>(
     let mut turns = Vec::with_capacity(chunks.len());
     for chunk in chunks.iter().filter(|chunk| sampled_rows(chunk) > 0) {
         let own = logits.split_off(..sampled_rows(chunk) * vocab_size).unwrap_or_default();
-        turns.extend(sequences.remove(&chunk.id).map(|sequence| (chunk, sequence, own)));
+        turns.extend(sequences.remove(&chunk.id).map(|sequence| (chunk, sequence, own, None)));
     }
-    let steps = turns.into_par_iter();
-    Ok(steps.map(|(chunk, sequence, logits)| (chunk, sequence.advance(chunk, logits, memory))).collect())
+    team::for_each_mut(&mut turns, |_, (chunk, sequence, logits, step)| {
+        *step = Some(sequence.advance(chunk, logits, memory));
+    });
+    Ok(turns.into_iter().filter_map(|(chunk, _, _, step)| Some((chunk, step?))).collect())
 }

@@ -1,20 +1,21 @@
 //! Activations for products with quantised matrices: rounded to 8 bits in the blocks that the weights have.
 
-use rayon::prelude::*;
-
-use super::{Isa, ggml::Format};
+use super::{Isa, ggml::Format, team};
 
 /// The columns whose products an integer instruction sums.
 pub const GROUP: usize = 4;
 /// The tokens that a kernel takes through a panel at a time, at most.
 pub const TILE: usize = 8;
 /// Multiply-adds that are worth another thread.
-pub const WORK: usize = 1 << 18;
+pub const WORK: usize = 1 << 16;
+/// Activations below which a second thread costs more than it saves.
+const PARALLEL_LEN: usize = 1 << 13;
 
 /// Activations in blocks of 8-bit codes, by tiles of tokens.
 pub struct QuantRows {
     columns: usize,
     block: usize,
+    bias: u8,
     codes: Vec<[i8; GROUP]>,
     scales: Vec<BlockScale>,
 }
@@ -35,24 +36,42 @@ pub struct Tile<'a, const T: usize> {
     pub codes: &'a [[[i8; GROUP]; T]],
     /// `[blocks, tokens]`.
     pub scales: &'a [[BlockScale; T]],
+    /// Which tile it is, and of how many.
+    pub index: usize,
+    pub count: usize,
 }
 
 impl QuantRows {
     /// Quantises rows of `columns` values for weights in `format`.
     pub fn quantize(x: &[f32], columns: usize, format: Format, isa: Isa) -> Self {
-        let block = format.block;
+        let (block, bias) = (format.block, format.bias);
         let mut codes = vec![[0; GROUP]; x.len() / GROUP];
         let mut scales = vec![BlockScale::default(); x.len() / block];
-        let tiles = codes.par_chunks_mut(TILE * columns / GROUP).zip(scales.par_chunks_mut(TILE * columns / block));
-        let tiles = tiles.zip(x.par_chunks(TILE * columns)).with_min_len(WORK / 128 / columns + 1);
-        tiles.for_each(|((codes, scales), x)| {
+        let parts = codes.chunks_mut(TILE * columns / GROUP).zip(scales.chunks_mut(TILE * columns / block));
+        let quantize = |x: &[f32], codes: &mut [_], scales: &mut [_]| {
             compiled_for!(isa, quantize_tile(x, columns, format, codes, scales));
-        });
-        Self { columns, block, codes, scales }
+        };
+        let tiles = parts.zip(x.chunks(TILE * columns));
+        if x.len() < PARALLEL_LEN {
+            tiles.for_each(|((codes, scales), x)| quantize(x, codes, scales));
+        } else {
+            let mut tiles: Vec<_> = tiles.collect();
+            team::for_each_mut(&mut tiles, |_, ((codes, scales), x)| quantize(x, codes, scales));
+        }
+        Self { columns, block, bias, codes, scales }
+    }
+
+    /// Whether weights in `format` would have them quantised the same.
+    pub fn is_for(&self, format: Format) -> bool {
+        (self.block, self.bias) == (format.block, format.bias)
     }
 
     pub fn tokens(&self) -> usize {
         self.codes.len() * GROUP / self.columns
+    }
+
+    pub fn blocks(&self) -> usize {
+        self.columns / self.block
     }
 
     /// The tile, which is of `T` tokens.
@@ -61,6 +80,8 @@ impl QuantRows {
         Tile {
             codes: self.codes[tile * TILE * groups..][..T * groups].as_chunks().0,
             scales: self.scales[tile * TILE * blocks..][..T * blocks].as_chunks().0,
+            index: tile,
+            count: self.tokens().div_ceil(TILE),
         }
     }
 }

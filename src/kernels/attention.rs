@@ -1,13 +1,12 @@
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::{
     Isa,
     math::exp,
     paged_cache::{BLOCK_TOKENS, Heads, PagedCache},
     panels::{Element, LANES, Product, prefetch, with_elements},
     rows::cap,
+    team,
 };
 
 /// Keys whose scores are turned into weights together. Parts begin at multiples of it, wherever the
@@ -19,7 +18,9 @@ const BLOCKS_AT_ONCE: usize = 4;
 /// Rows times query heads that go through a part of the keys and values together.
 const TILE_QUERIES: usize = 24;
 /// Multiply-adds below which a second thread costs more than it saves.
-const PARALLEL_WORK: usize = 1 << 18;
+const PARALLEL_WORK: usize = 1 << 16;
+/// Tiles a thread has, or more, where parts of tiles are not shared.
+const TILES_EACH: usize = 8;
 
 /// How queries are held against keys.
 #[derive(Debug, Clone, Copy)]
@@ -70,16 +71,23 @@ pub fn attend(
     let work: usize = sequences.iter().map(|sequence| sequence.rows * seen(sequence)).sum();
     let parallel = work * heads.num_heads * heads.head_dim >= PARALLEL_WORK;
     with_elements!(&cache.elements, elements => {
-        let tiles = tiles((heads, scoring, isa), sequences, queries, elements, out);
-        if parallel {
-            tiles.into_par_iter().for_each(|(tile, out)| {
-                let parts = tile.parts().into_par_iter().map(|part| tile.attend_part(part)).collect();
+        let mut tiles = tiles((heads, scoring, isa), sequences, queries, elements, out);
+        if !parallel {
+            for (tile, out) in &mut tiles {
+                let parts = tile.parts().map(|part| tile.attend_part(part)).collect();
+                tile.write(Part::merged(parts), out);
+            }
+        } else if tiles.len() >= team::threads() * TILES_EACH {
+            team::for_each_mut(&mut tiles, |_, (tile, out)| {
+                let parts = tile.parts().map(|part| tile.attend_part(part)).collect();
                 tile.write(Part::merged(parts), out);
             });
         } else {
-            for (tile, out) in tiles {
-                let parts = tile.parts().map(|part| tile.attend_part(part)).collect();
-                tile.write(Part::merged(parts), out);
+            let all: Vec<(&Tile<_>, usize)> =
+                tiles.iter().flat_map(|(tile, _)| tile.parts().map(move |part| (tile, part))).collect();
+            let mut parts = team::map(&all, |_, (tile, part)| tile.attend_part(*part)).into_iter();
+            for (tile, out) in &mut tiles {
+                tile.write(Part::merged(parts.by_ref().take(tile.parts().len()).collect()), out);
             }
         }
     });
@@ -254,10 +262,10 @@ impl<T: Element> Tile<'_, T> {
     }
 
     /// Writes the rows that all parts together give.
-    fn write(&self, whole: Part, out: Vec<&mut [f32]>) {
+    fn write(&self, whole: Part, out: &mut [&mut [f32]]) {
         let Heads { head_dim, .. } = self.heads;
         let values = whole.values.chunks_exact(self.heads.padded_dim());
-        let heads = out.into_iter().flat_map(|out| out.chunks_exact_mut(head_dim));
+        let heads = out.iter_mut().flat_map(|out| out.chunks_exact_mut(head_dim));
         let first_head = self.kv_head * self.heads.group();
         for (query, ((out, values), Softmax { max, sum })) in heads.zip(values).zip(whole.softmaxes).enumerate() {
             let head = first_head + query % self.heads.group();

@@ -3,14 +3,13 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::{
     Isa,
     attention::{Scoring, Sequence, attend, slope, softmax_lanes},
     math::{exp, tanh},
     paged_cache::{BLOCK_TOKENS, Heads, PagedCache},
     panels::{ElementType, LANES, Product},
+    team,
 };
 
 /// Queries whose scores are there at once.
@@ -55,25 +54,22 @@ pub fn backward(
     let Sequences { lens, heads, scoring } = sequences;
     let starts = lens.iter().scan(0, |next, len| Some((std::mem::replace(next, *next + len), *len)));
     let tasks: Vec<_> = starts.flat_map(|span| (0..heads.num_heads).map(move |head| (span, head))).collect();
-    let gradients: Vec<_> = tasks
-        .par_iter()
-        .map(|((start, len), head)| {
-            let kv_head = head / (heads.num_heads / heads.num_kv_heads);
-            let piece = |all: &[f32], head, count| Rows::of_head(all, *start, *len, head, count, heads.head_dim);
-            Head {
-                scoring,
-                sink: scoring.sinks.map(|sinks| sinks[*head]),
-                fall: scoring.alibi.map(|alibi| alibi * slope(*head, heads.num_heads)),
-                queries: piece(queries, *head, heads.num_heads),
-                keys: piece(keys, kv_head, heads.num_kv_heads),
-                values: piece(values, kv_head, heads.num_kv_heads),
-                out: piece(out, *head, heads.num_heads),
-                gradient: piece(gradient, *head, heads.num_heads),
-                isa,
-            }
-            .backward()
-        })
-        .collect();
+    let gradients = team::map(&tasks, |_, ((start, len), head)| {
+        let kv_head = head / (heads.num_heads / heads.num_kv_heads);
+        let piece = |all: &[f32], head, count| Rows::of_head(all, *start, *len, head, count, heads.head_dim);
+        Head {
+            scoring,
+            sink: scoring.sinks.map(|sinks| sinks[*head]),
+            fall: scoring.alibi.map(|alibi| alibi * slope(*head, heads.num_heads)),
+            queries: piece(queries, *head, heads.num_heads),
+            keys: piece(keys, kv_head, heads.num_kv_heads),
+            values: piece(values, kv_head, heads.num_kv_heads),
+            out: piece(out, *head, heads.num_heads),
+            gradient: piece(gradient, *head, heads.num_heads),
+            isa,
+        }
+        .backward()
+    });
     let mut sums = numbers.map(|x| vec![0f32; x.len()]);
     for (((start, _), head), gradients) in tasks.iter().zip(gradients) {
         let kv_head = head / (heads.num_heads / heads.num_kv_heads);

@@ -34,11 +34,46 @@ pub struct PanelFactors<'a> {
 /// What a kernel reads of 16 rows of weights.
 pub struct Panel<'a> {
     pub codes: &'a [Line],
+    /// The higher bits of each group, one of its codes after another: its fifth bits, then its sixth.
+    pub planes: &'a [u64],
     /// As in [`Format`].
     pub table: Option<&'static [u8; 16]>,
     pub bias: u8,
     pub scales: PanelFactors<'a>,
     pub offsets: Option<PanelFactors<'a>>,
+}
+
+/// What kernels know of codes when they are compiled.
+pub trait Codes {
+    const NIBBLES: bool = true;
+    /// Whether nibbles are looked up.
+    const TABLE: bool = false;
+    const PLANES: usize = 0;
+}
+
+/// Codes of eight bits.
+pub struct Bytes;
+/// Of four.
+pub struct Nibbles;
+/// Of five.
+pub struct FiveBits;
+/// Of six.
+pub struct SixBits;
+/// Of four, which are looked up.
+pub struct Looked;
+
+impl Codes for Bytes {
+    const NIBBLES: bool = false;
+}
+impl Codes for Nibbles {}
+impl Codes for FiveBits {
+    const PLANES: usize = 1;
+}
+impl Codes for SixBits {
+    const PLANES: usize = 2;
+}
+impl Codes for Looked {
+    const TABLE: bool = true;
 }
 
 impl Format {
@@ -54,18 +89,28 @@ impl Format {
     }
 
     /// Writes the codes of a lane, which are zero yet, from `column` on.
-    pub fn put(self, lines: &mut [Line], lane: usize, column: usize, codes: &[u8]) {
+    pub fn put(self, lines: &mut [Line], planes: &mut [u64], at: (usize, usize), codes: &[u8]) {
+        let (lane, column) = at;
+        let low = if self.nibbles { 15 } else { 255 };
         for (i, codes) in codes.as_chunks::<GROUP>().0.iter().enumerate() {
             let (line, first, shift) = self.place(lane, column + i * GROUP);
             for (byte, code) in lines[line].0[first..][..GROUP].iter_mut().zip(codes) {
-                *byte |= code << shift;
+                *byte |= (code & low) << shift;
+            }
+            let group = column / GROUP + i;
+            for (plane, bits) in planes.iter_mut().skip(group * self.planes).take(self.planes).enumerate() {
+                for (bit, code) in (first..).zip(codes) {
+                    *bits |= u64::from(code >> (4 + plane) & 1) << bit;
+                }
             }
         }
     }
 
-    pub fn get(self, lines: &[Line], lane: usize, column: usize) -> u8 {
+    pub fn get(self, lines: &[Line], planes: &[u64], lane: usize, column: usize) -> u8 {
         let (line, byte, shift) = self.place(lane, column);
         let code = lines[line].0[byte] >> shift & if self.nibbles { 15 } else { 255 };
+        let higher = &planes[column / GROUP * self.planes..][..self.planes];
+        let code = higher.iter().zip(4..).fold(code, |code, (bits, to)| code | ((bits >> byte & 1) as u8) << to);
         self.table.map_or(code, |table| table[usize::from(code)])
     }
 }

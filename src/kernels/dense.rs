@@ -1,11 +1,15 @@
 //! Products with matrices that are not quantised, in the type they are stored in.
 
-use rayon::prelude::*;
+use std::borrow::Cow;
+
+use half::f16;
 
 use super::{
     Isa,
-    panels::{Element, ElementType, Elements, LANES, Product, with_elements},
-    transposed::{Unpack, from_strips},
+    brain::{self, Line, numbers, rounded},
+    panels::{self, Element, ElementType, LANES},
+    team::{self, Strips},
+    transposed::Unpack,
 };
 
 /// Panels that a thread takes at a time.
@@ -14,23 +18,42 @@ const STRIP_ROWS: usize = STRIP_PANELS * LANES;
 /// Tokens that a thread takes through a strip at a time.
 const STRIP_TOKENS: usize = 48;
 
-/// A matrix, `[rows, columns]`, in panels of [`LANES`] rows: `[rows / LANES, columns, LANES]`.
+/// A matrix, `[rows, columns]`, in panels of [`LANES`] rows.
 pub struct DenseMatrix {
     pub rows: usize,
     pub columns: usize,
-    /// Rows that fill up the last panel are zeros.
-    elements: Elements,
+    weights: Weights,
+}
+
+/// Rows that fill up the last panel are zeros, and so is a column that fills up the last pair.
+enum Weights {
+    /// `[rows / LANES, columns, LANES]`
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    /// `[rows / LANES, columns / 2]`
+    Bf16(Vec<Line>),
+}
+
+/// Does the same with each type of weights.
+macro_rules! with_weights {
+    ($weights:expr, $typed:ident => $result:expr) => {
+        match $weights {
+            Weights::F32($typed) => $result,
+            Weights::F16($typed) => $result,
+            Weights::Bf16($typed) => $result,
+        }
+    };
 }
 
 impl DenseMatrix {
     /// A matrix whose rows are `bytes`, little endian.
     pub fn new(kind: ElementType, bytes: &[u8], rows: usize, columns: usize) -> Self {
-        let elements = match kind {
-            ElementType::F32 => Elements::F32(panels(bytes, rows, columns)),
-            ElementType::F16 => Elements::F16(panels(bytes, rows, columns)),
-            ElementType::Bf16 => Elements::Bf16(panels(bytes, rows, columns)),
+        let weights = match kind {
+            ElementType::F32 => Weights::F32(panels_of(bytes, rows, columns)),
+            ElementType::F16 => Weights::F16(panels_of(bytes, rows, columns)),
+            ElementType::Bf16 => Weights::Bf16(lines_of(bytes, rows, columns)),
         };
-        Self { rows, columns, elements }
+        Self { rows, columns, weights }
     }
 
     /// A matrix of `rows` rows out of bands that have them one after another, all but the last as many and whole panels.
@@ -38,56 +61,101 @@ impl DenseMatrix {
     pub fn of_bands(rows: usize, bands: impl IntoIterator<Item = Self>) -> Option<Self> {
         let mut bands = bands.into_iter();
         let mut this = bands.next()?;
-        this.elements.reserve(rows.div_ceil(this.rows.max(1)) - 1);
+        let times = rows.div_ceil(this.rows.max(1)) - 1;
+        with_weights!(&mut this.weights, weights => weights.reserve_exact(weights.len() * times));
         for band in bands {
             this.rows += band.rows;
-            this.elements.append(band.elements);
+            match (&mut this.weights, band.weights) {
+                (Weights::F32(weights), Weights::F32(mut after)) => weights.append(&mut after),
+                (Weights::F16(weights), Weights::F16(mut after)) => weights.append(&mut after),
+                (Weights::Bf16(weights), Weights::Bf16(mut after)) => weights.append(&mut after),
+                _ => debug_assert!(false, "weights of two types"),
+            }
         }
         Some(this)
     }
 
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
-        self.elements.bytes()
+        with_weights!(&self.weights, weights => size_of_val(weights.as_slice()))
     }
 
     /// The values of a row.
     pub fn row(&self, row: usize) -> Vec<f32> {
-        let panel = row / LANES * LANES * self.columns;
-        let at = |column: usize| panel + column * LANES + row % LANES;
-        with_elements!(&self.elements, elements => (0..self.columns).map(|c| elements[at(c)].to_f32()).collect())
+        let (panel, lane) = (row / LANES, row % LANES);
+        fn of_lane<T: Element>(panels: &[T], (panel, lane): (usize, usize), columns: usize) -> Vec<f32> {
+            let panel = &panels[panel * columns * LANES..][..columns * LANES];
+            panel.iter().skip(lane).step_by(LANES).map(|weight| weight.to_f32()).collect()
+        }
+        match &self.weights {
+            Weights::F32(panels) => of_lane(panels, (panel, lane), self.columns),
+            Weights::F16(panels) => of_lane(panels, (panel, lane), self.columns),
+            Weights::Bf16(lines) => {
+                let pairs = self.columns.div_ceil(2);
+                let mut row: Vec<f32> =
+                    lines[panel * pairs..][..pairs].iter().flat_map(|line| numbers(line.0[lane])).collect();
+                row.truncate(self.columns);
+                row
+            }
+        }
     }
 
     /// `x Wᵀ`: from `[tokens, columns]` to `[tokens, rows]`.
     pub fn multiply(&self, x: &[f32], isa: Isa) -> Vec<f32> {
-        with_elements!(&self.elements, elements => self.multiply_by(elements, x, isa))
+        match &self.weights {
+            Weights::F32(panels) => self.multiply_by(panels, x, isa),
+            Weights::F16(panels) => self.multiply_by(panels, x, isa),
+            Weights::Bf16(lines) => {
+                let width = self.columns.next_multiple_of(2);
+                let x = if width == self.columns { Cow::Borrowed(x) } else { Cow::Owned(widened(x, self.columns)) };
+                self.by_strips((lines, width / 2), (&*x, width), |panels, factors, sums| {
+                    let rows = factors.len() / width;
+                    let product = brain::Product { factors, factor_stride: width, rows, pairs: width / 2, panels };
+                    product.add_to(sums, STRIP_ROWS, isa);
+                })
+            }
+        }
     }
 
-    fn multiply_by<T: Element>(&self, elements: &[T], x: &[f32], isa: Isa) -> Vec<f32> {
-        let tokens = x.len() / self.columns;
-        // By strips first, so that threads write to pieces of their own.
-        let mut by_strip = vec![0f32; self.rows.div_ceil(STRIP_ROWS) * STRIP_ROWS * tokens];
-        let strips = elements.par_chunks(STRIP_ROWS * self.columns);
-        by_strip.par_chunks_mut(STRIP_ROWS * tokens).zip(strips).for_each(|(sums, strip)| {
-            let panels: Vec<&[T]> = strip.chunks(LANES * self.columns).collect();
-            let x = x.par_chunks(STRIP_TOKENS * self.columns);
-            sums.par_chunks_mut(STRIP_TOKENS * STRIP_ROWS).zip(x).for_each(|(sums, x)| {
-                let product = Product {
-                    factors: x,
-                    factor_stride: self.columns,
-                    rows: x.len() / self.columns,
-                    steps: self.columns,
-                    panels: &panels,
-                    panel_stride: LANES,
-                };
-                product.add_to(sums, STRIP_ROWS, isa);
-            });
+    /// As `multiply`, with activations rounded to bfloat16 if that is what the weights are: twice as fast where there are
+    /// instructions for it.
+    pub fn multiply_rounded(&self, x: &[f32], isa: Isa) -> Vec<f32> {
+        let Weights::Bf16(lines) = &self.weights else { return self.multiply(x, isa) };
+        let pairs = self.columns.div_ceil(2);
+        self.by_strips((lines, pairs), (&rounded(x, self.columns, isa), pairs), |panels, factors, sums| {
+            let rows = factors.len() / pairs;
+            let product = brain::Product { factors, factor_stride: pairs, rows, pairs, panels };
+            product.add_to(sums, STRIP_ROWS, isa);
+        })
+    }
+
+    fn multiply_by<T: Element>(&self, weights: &[T], x: &[f32], isa: Isa) -> Vec<f32> {
+        let columns = self.columns;
+        self.by_strips((weights, columns * LANES), (x, columns), |panels, factors, sums| {
+            let (rows, steps) = (factors.len() / columns, columns);
+            let product = panels::Product { factors, factor_stride: columns, rows, steps, panels, panel_stride: LANES };
+            product.add_to(sums, STRIP_ROWS, isa);
+        })
+    }
+
+    /// Calls `multiply(panels, factors, sums)` for pieces of the weights, which have `panel` of something for each panel,
+    /// and pieces of the factors, which have `width` of them for each token.
+    fn by_strips<W: Sync, F: Sync>(
+        &self,
+        (weights, panel): (&[W], usize),
+        (factors, width): (&[F], usize),
+        multiply: impl Fn(&[&[W]], &[F], &mut [f32]) + Sync,
+    ) -> Vec<f32> {
+        let mut out = vec![0f32; factors.len() / width * self.rows];
+        let strips = Strips { numbers: &mut out, columns: self.rows, width: STRIP_ROWS };
+        team::for_pieces(strips, STRIP_TOKENS, |token, mut strip| {
+            let panels = strip.columns.start / LANES..strip.columns.end.div_ceil(LANES);
+            let panels: Vec<&[W]> = panels.map(|at| &weights[at * panel..][..panel]).collect();
+            let mut sums = vec![0f32; strip.rows() * STRIP_ROWS];
+            multiply(&panels, &factors[token * width..][..strip.rows() * width], &mut sums);
+            strip.write(&sums, STRIP_ROWS);
         });
-        if tokens == 1 {
-            by_strip.truncate(self.rows);
-            return by_strip;
-        }
-        from_strips(&by_strip, tokens, self.rows, STRIP_ROWS)
+        out
     }
 }
 
@@ -101,27 +169,58 @@ impl Unpack for DenseMatrix {
     }
 
     fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]]) {
-        fn unpack<T: Element>(
-            matrix: &DenseMatrix,
-            elements: &[T],
-            first: usize,
-            panel: usize,
-            out: &mut [[f32; LANES]],
-        ) {
-            let columns = panel * LANES..matrix.columns.min((panel + 1) * LANES);
-            for (row, out) in (first..).zip(out) {
-                let lanes = &elements[row / LANES * LANES * matrix.columns..][..LANES * matrix.columns];
-                for (column, out) in columns.clone().zip(out) {
-                    *out = lanes[column * LANES + row % LANES].to_f32();
+        match &self.weights {
+            Weights::F32(panels) => self.unpack_panels(panels, first, panel, out),
+            Weights::F16(panels) => self.unpack_panels(panels, first, panel, out),
+            Weights::Bf16(_) => {
+                for (rows, out) in (first..).step_by(LANES).zip(out.chunks_mut(LANES)) {
+                    for (line, pair) in self.lines(rows, panel).iter().zip(0..) {
+                        for (out, weights) in out.iter_mut().zip(line.0) {
+                            [out[2 * pair], out[2 * pair + 1]] = numbers(weights);
+                        }
+                    }
                 }
             }
         }
-        with_elements!(&self.elements, elements => unpack(self, elements, first, panel, out));
+    }
+
+    fn unpack_pairs(&self, first: usize, panel: usize, out: &mut [Line]) {
+        if !matches!(self.weights, Weights::Bf16(_)) {
+            return self.unpack_rounded(first, panel, out);
+        }
+        for (rows, out) in (first..).step_by(LANES).zip(out.chunks_mut(LANES / 2)) {
+            for (line, pair) in self.lines(rows, panel).iter().zip(0..) {
+                for (out, [upper, lower]) in out.iter_mut().zip(line.0.as_chunks().0) {
+                    out.0[2 * pair] = upper & 0xffff | lower << 16;
+                    out.0[2 * pair + 1] = upper >> 16 | lower & 0xffff_0000;
+                }
+            }
+        }
+    }
+}
+
+impl DenseMatrix {
+    fn unpack_panels<T: Element>(&self, panels: &[T], first: usize, panel: usize, out: &mut [[f32; LANES]]) {
+        let columns = panel * LANES..self.columns.min((panel + 1) * LANES);
+        for (row, out) in (first..).zip(out) {
+            let lanes = &panels[row / LANES * LANES * self.columns..][..LANES * self.columns];
+            for (column, out) in columns.clone().zip(out) {
+                *out = lanes[column * LANES + row % LANES].to_f32();
+            }
+        }
+    }
+
+    /// Of the panel of rows that begins with `row` the lines of `LANES` columns, if weights are in lines.
+    fn lines(&self, row: usize, panel: usize) -> &[Line] {
+        let Weights::Bf16(lines) = &self.weights else { return &[] };
+        let pairs = self.columns.div_ceil(2);
+        let lines = &lines[row / LANES * pairs..][..pairs];
+        &lines[panel * LANES / 2..pairs.min((panel + 1) * LANES / 2)]
     }
 }
 
 /// Rows that lie one after another, in panels.
-fn panels<T: Element>(bytes: &[u8], rows: usize, columns: usize) -> Vec<T> {
+fn panels_of<T: Element>(bytes: &[u8], rows: usize, columns: usize) -> Vec<T> {
     let mut panels = vec![T::zeroed(); rows.next_multiple_of(LANES) * columns];
     let rows: Vec<&[u8]> = bytes.chunks_exact(columns * size_of::<T>()).collect();
     panels.chunks_mut(LANES * columns).zip(rows.chunks(LANES)).for_each(|(panel, rows)| {
@@ -132,6 +231,25 @@ fn panels<T: Element>(bytes: &[u8], rows: usize, columns: usize) -> Vec<T> {
         }
     });
     panels
+}
+
+/// Rows of bfloat16 that lie one after another, in lines.
+fn lines_of(bytes: &[u8], rows: usize, columns: usize) -> Vec<Line> {
+    let pairs = columns.div_ceil(2);
+    let mut lines = vec![Line::ZERO; rows.div_ceil(LANES) * pairs];
+    for (row, bytes) in bytes.chunks_exact(2 * columns).enumerate() {
+        for (line, bytes) in lines[row / LANES * pairs..].iter_mut().zip(bytes.chunks(4)) {
+            let mut pair = [0; 4];
+            pair[..bytes.len()].copy_from_slice(bytes);
+            line.0[row % LANES] = u32::from_le_bytes(pair);
+        }
+    }
+    lines
+}
+
+/// Rows with a zero after an odd last column.
+fn widened(x: &[f32], columns: usize) -> Vec<f32> {
+    x.chunks(columns).flat_map(|x| x.iter().copied().chain([0.0])).collect()
 }
 
 #[cfg(test)]
@@ -176,6 +294,47 @@ mod tests {
                         let some = matrix.multiply(&x[columns..][..tokens * columns], isa);
                         assert_eq!(some, scalar[rows..][..tokens * rows], "{isa:?}, {tokens} tokens");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rounded_products_are_the_formula_and_give_the_same_bits_in_every_batch() {
+        for (rows, columns) in [(1, 1), (3, 6), (16, 37), (65, 100), (150, 576)] {
+            for matrix in matrices(rows, columns) {
+                let x = noise(50 * columns, 2);
+                let scalar = matrix.multiply_rounded(&x, Isa::Scalar);
+                for (x, y) in x.chunks(columns).zip(scalar.chunks(rows)) {
+                    for (row, y) in y.iter().enumerate() {
+                        let products = matrix.row(row).into_iter().zip(x);
+                        let exact: f64 = products.map(|(weight, x)| f64::from(weight) * f64::from(*x)).sum();
+                        assert!((f64::from(*y) - exact).abs() < 2e-3 * (columns as f64).sqrt(), "{y} {exact}");
+                    }
+                }
+                for isa in Isa::available() {
+                    assert_eq!(matrix.multiply_rounded(&x, isa), scalar, "{isa:?}");
+                    for tokens in 1..8 {
+                        let some = matrix.multiply_rounded(&x[columns..][..tokens * columns], isa);
+                        assert_eq!(some, scalar[rows..][..tokens * rows], "{isa:?}, {tokens} tokens");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rounded_transposed_products_are_near_the_exact_ones() {
+        for (rows, columns) in [(1, 1), (3, 6), (37, 16), (300, 65), (576, 100)] {
+            for matrix in matrices(rows, columns) {
+                let x = noise(50 * rows, 2);
+                let exact = transposed::multiply(&x, &matrix, Isa::detect());
+                let scalar = transposed::multiply_rounded(&x, &matrix, Isa::Scalar);
+                for (y, exact) in scalar.iter().zip(&exact) {
+                    assert!((y - exact).abs() < 4e-3 * (rows as f32).sqrt(), "{y} {exact}");
+                }
+                for isa in Isa::available() {
+                    assert_eq!(transposed::multiply_rounded(&x, &matrix, isa), scalar, "{isa:?}");
                 }
             }
         }

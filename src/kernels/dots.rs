@@ -1,31 +1,55 @@
-//! Integer dot products of a panel of quantised weights with a tile of tokens.
+//! Integer dot products of a panel of quantised weights with activations.
 
 use super::{
     Isa,
-    activations::{GROUP, Tile},
-    codes::{Panel, ROWS},
+    activations::{GROUP, QuantRows, Tile},
+    codes::{Codes, Panel, ROWS},
 };
 
-/// The products of a panel with `T` tokens; `TABLE` says whether nibbles are looked up.
-pub fn products<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
+/// Calls with `$products` of each tile of tokens, whose number is `$T`.
+macro_rules! for_tiles {
+    ($x:expr, $write:expr, $products:ident::<$codes:ident, $groups:ident>($panel:expr)) => {
+        for tile in 0..$x.tokens().div_ceil($crate::kernels::activations::TILE) {
+            let first = tile * $crate::kernels::activations::TILE;
+            macro_rules! tile_of {
+                ($tokens:expr) => {{
+                    let products = $products::<{ $tokens }, $codes, $groups>($panel, &$x.tile::<{ $tokens }>(tile));
+                    (first..).zip(&products).for_each(|(token, products)| $write(token, products));
+                }};
+            }
+            match $x.tokens() - first {
+                1 => tile_of!(1),
+                2 => tile_of!(2),
+                3 => tile_of!(3),
+                4 => tile_of!(4),
+                5 => tile_of!(5),
+                6 => tile_of!(6),
+                7 => tile_of!(7),
+                _ => tile_of!($crate::kernels::activations::TILE),
+            }
+        }
+    };
+}
+pub(super) use for_tiles;
+
+/// Gives the products of a panel with each token.
+pub fn multiply_panel<C: Codes, const GROUPS: usize>(
     isa: Isa,
     panel: &Panel<'_>,
-    x: &Tile<'_, T>,
-) -> [[f32; ROWS]; T] {
+    x: &QuantRows,
+    mut write: impl FnMut(usize, &[f32; ROWS]),
+) {
     match isa {
-        Isa::Scalar => scalar::<T, NIBBLES, TABLE, GROUPS>(panel, x),
+        Isa::Scalar => for_tiles!(x, write, scalar::<C, GROUPS>(panel)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::quantized::products_avx2::<T, NIBBLES, TABLE, GROUPS>(panel, x),
+        Isa::Avx2 => super::x86::quantized::panel_avx2::<C, GROUPS>(panel, x, write),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => super::x86::quantized::products_avx512::<T, NIBBLES, TABLE, GROUPS>(panel, x),
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::quantized::panel_avx512::<C, GROUPS>(panel, x, write),
     }
 }
 
 /// The oracle of the other paths, and the way of machines without them.
-fn scalar<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
-    panel: &Panel<'_>,
-    x: &Tile<'_, T>,
-) -> [[f32; ROWS]; T] {
+fn scalar<const T: usize, C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &Tile<'_, T>) -> [[f32; ROWS]; T] {
     let table = panel.table.unwrap_or(&[0; 16]);
     let mut sums = [[0f32; ROWS]; T];
     for (block, (x_scales, x)) in x.scales.iter().zip(x.codes.as_chunks::<GROUPS>().0).enumerate() {
@@ -34,13 +58,10 @@ fn scalar<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: 
         for (token, sums) in sums.iter_mut().enumerate() {
             let mut dots = [x_scales[token].start; ROWS];
             for (i, codes) in x.iter().enumerate() {
-                let group = block * GROUPS + i;
-                let (line, shift, mask) = if NIBBLES { (group / 2, group % 2 * 4, 15) } else { (group, 0, 255) };
-                for (dot, weights) in dots.iter_mut().zip(panel.codes[line].0.as_chunks::<GROUP>().0) {
+                let weights = weights::<C>(panel, table, block * GROUPS + i);
+                for (dot, weights) in dots.iter_mut().zip(weights.as_chunks::<GROUP>().0) {
                     for (weight, code) in weights.iter().zip(codes[token]) {
-                        let weight = weight >> shift & mask;
-                        let weight = if TABLE { table[usize::from(weight)] } else { weight };
-                        *dot += i32::from(weight) * i32::from(code);
+                        *dot += i32::from(*weight) * i32::from(code);
                     }
                 }
             }
@@ -53,4 +74,17 @@ fn scalar<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: 
         }
     }
     sums
+}
+
+/// The codes of a group of columns.
+fn weights<C: Codes>(panel: &Panel<'_>, table: &[u8; 16], group: usize) -> [u8; ROWS * GROUP] {
+    let (line, shift, mask) = if C::NIBBLES { (group / 2, group % 2 * 4, 15) } else { (group, 0, 255) };
+    let line = &panel.codes[line].0;
+    std::array::from_fn(|i| {
+        let mut weight = line[i] >> shift & mask;
+        for plane in 0..C::PLANES {
+            weight |= ((panel.planes[group * C::PLANES + plane] >> i & 1) as u8) << (4 + plane);
+        }
+        if C::TABLE { table[usize::from(weight)] } else { weight }
+    })
 }

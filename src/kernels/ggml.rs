@@ -119,8 +119,10 @@ const fn around_128(values: [i8; 16]) -> [u8; 16] {
 /// How a format stores weights: `weight = scale * (code - bias) + offset`.
 #[derive(Clone, Copy)]
 pub struct Format {
-    /// Codes have four bits.
+    /// Codes have four bits, and those of `planes`.
     pub nibbles: bool,
+    /// How many higher bits codes have, which are stored apart.
+    pub planes: usize,
     /// What nibbles stand for, where that is not their own value: these are the codes then.
     pub table: Option<&'static [u8; 16]>,
     pub bias: u8,
@@ -137,14 +139,14 @@ impl Format {
         let (nibbles, bias, block, stored, offsets) = match kind {
             GgmlType::Q4_0 => (true, 8, 32, 32, false),
             GgmlType::Q4_1 => (true, 0, 32, 32, true),
-            GgmlType::Q5_0 => (false, 16, 32, 32, false),
-            GgmlType::Q5_1 => (false, 0, 32, 32, true),
+            GgmlType::Q5_0 => (true, 16, 32, 32, false),
+            GgmlType::Q5_1 => (true, 0, 32, 32, true),
             GgmlType::Q8_0 => (false, 128, 32, 32, false),
             GgmlType::Q2_K => (true, 0, 16, 256, true),
             GgmlType::Q3_K => (true, 4, 16, 256, false),
             GgmlType::Q4_K => (true, 0, 32, 256, true),
-            GgmlType::Q5_K => (false, 0, 32, 256, true),
-            GgmlType::Q6_K => (false, 32, 16, 256, false),
+            GgmlType::Q5_K => (true, 0, 32, 256, true),
+            GgmlType::Q6_K => (true, 32, 16, 256, false),
             GgmlType::IQ4_NL | GgmlType::MXFP4 => (true, 128, 32, 32, false),
             GgmlType::IQ4_XS => (true, 128, 32, 256, false),
         };
@@ -153,7 +155,8 @@ impl Format {
             GgmlType::MXFP4 => Some(&FLOATS),
             _ => None,
         };
-        Self { nibbles, table, bias, block, stored, offsets }
+        let planes = if nibbles { (kind.bits() as usize).saturating_sub(4) } else { 0 };
+        Self { nibbles, planes, table, bias, block, stored, offsets }
     }
 }
 

@@ -10,7 +10,9 @@ macro_rules! compiled_for {
             #[cfg(target_arch = "x86_64")]
             $crate::kernels::Isa::Avx2 => $crate::kernels::x86::plain::avx2::$name($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            $crate::kernels::Isa::Avx512Vnni => $crate::kernels::x86::plain::avx512::$name($($arg),*),
+            $crate::kernels::Isa::Avx512Vnni | $crate::kernels::Isa::Avx512Bf16 => {
+                $crate::kernels::x86::plain::avx512::$name($($arg),*)
+            }
         }
     };
 }
@@ -19,6 +21,7 @@ mod activations;
 pub mod affine;
 pub mod attention;
 pub mod attention_gradient;
+pub mod brain;
 mod codes;
 pub mod dense;
 mod dots;
@@ -30,6 +33,7 @@ pub mod paged_cache;
 pub mod panels;
 pub mod quantized;
 pub mod rows;
+pub mod team;
 pub mod transposed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -43,6 +47,9 @@ pub enum Isa {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    /// With that, products of bfloat16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -67,6 +74,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
                 available.push(Self::Avx512Vnni);
+                if is_x86_feature_detected!("avx512bf16") {
+                    available.push(Self::Avx512Bf16);
+                }
             }
         }
         available

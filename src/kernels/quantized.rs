@@ -7,21 +7,24 @@
 use std::borrow::Cow;
 
 use half::f16;
-use rayon::prelude::*;
 
 use super::{
     Isa,
-    activations::{GROUP, QuantRows, TILE, WORK, keep_what_rounding_loses},
+    activations::{GROUP, QuantRows, WORK, keep_what_rounding_loses},
     affine::Affine,
-    codes::{Factors, Line, Panel, PanelFactors, ROWS},
-    dots::products,
+    codes::{Bytes, Codes, Factors, FiveBits, Line, Looked, Nibbles, Panel, PanelFactors, ROWS, SixBits},
+    dots::multiply_panel,
     ggml::{Format, GgmlType, Stored},
     panels::LANES,
+    rows::{Activation, activate_row},
+    team::{self, Strip, Strips},
     transposed::{self, Unpack},
 };
 
-/// Strips of a matrix for each thread, so that a slow thread holds up the others less.
-const STRIPS: usize = 4;
+/// Strips of a matrix for each thread, so that all end together.
+const STRIPS: usize = 16;
+/// Rows of a gate and of what it opens for, at most, that go through all tokens before they are put together.
+const GATED_ROWS: usize = 128;
 /// Weights in a block of those that are not ggml's.
 const AFFINE_BLOCK: usize = 32;
 
@@ -32,6 +35,8 @@ pub struct QuantMatrix {
     format: Format,
     /// Panel by panel, group by group.
     codes: Vec<Line>,
+    /// The higher bits of codes, group by group.
+    planes: Vec<u64>,
     scales: Factors,
     offsets: Option<Factors>,
     /// The column of the activations that belongs to each column here, if they are in another order.
@@ -69,10 +74,11 @@ impl QuantMatrix {
         // What shares a scale is kept together if that is a power of two.
         let stored = if (matrix.group / block).is_power_of_two() { matrix.group } else { block };
         let stored = stored.min(256);
-        let nibbles = matrix.bits <= 4;
+        let nibbles = matrix.bits <= 6;
+        let planes = if nibbles { (matrix.bits as usize).saturating_sub(4) } else { 0 };
         // Around the middle offsets are small, and so lose little in 16 bits.
         let bias = 1u8 << (matrix.bits - 1);
-        let format = Format { nibbles, table: None, bias, block, stored, offsets: true };
+        let format = Format { nibbles, planes, table: None, bias, block, stored, offsets: true };
         let mut this = Self::zeros(format, matrix.rows, matrix.columns);
         (this.order, this.precise) = (matrix.order.clone(), precise);
         [Some(&mut this.scales), this.offsets.as_mut()].into_iter().flatten().for_each(Factors::without_multiples);
@@ -95,6 +101,7 @@ impl QuantMatrix {
             columns,
             format,
             codes: vec![Line([0; ROWS * GROUP]); panels * format.lines(columns)],
+            planes: vec![0; panels * columns / GROUP * format.planes],
             scales: factors(),
             offsets: format.offsets.then(factors),
             order: None,
@@ -107,7 +114,9 @@ impl QuantMatrix {
         let (format, panel, lane) = (self.format, row / ROWS, row % ROWS);
         let len = format.lines(self.columns);
         let lines = &mut self.codes[panel * len..][..len];
-        format.put(lines, lane, i * format.stored, &codes[..format.stored]);
+        let len = self.columns / GROUP * format.planes;
+        let planes = &mut self.planes[panel * len..][..len];
+        format.put(lines, planes, (lane, i * format.stored), &codes[..format.stored]);
         let at = panel * (self.columns / format.stored) + i;
         self.scales.put(at, lane, scale.0, scale.1);
         if let Some(offsets) = &mut self.offsets {
@@ -127,6 +136,7 @@ impl QuantMatrix {
 
     fn reserve(&mut self, times: usize) {
         self.codes.reserve_exact(self.codes.len() * times);
+        self.planes.reserve_exact(self.planes.len() * times);
         self.scales.reserve(times);
         if let Some(offsets) = &mut self.offsets {
             offsets.reserve(times);
@@ -137,6 +147,7 @@ impl QuantMatrix {
         debug_assert!(self.rows.is_multiple_of(ROWS) && self.columns == after.columns);
         self.rows += after.rows;
         self.codes.append(&mut after.codes);
+        self.planes.append(&mut after.planes);
         self.scales.append(after.scales);
         if let (Some(offsets), Some(after)) = (&mut self.offsets, after.offsets) {
             offsets.append(after);
@@ -145,7 +156,8 @@ impl QuantMatrix {
 
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
-        size_of_val(&*self.codes) + self.scales.bytes() + self.offsets.as_ref().map_or(0, Factors::bytes)
+        let codes = size_of_val(&*self.codes) + size_of_val(&*self.planes);
+        codes + self.scales.bytes() + self.offsets.as_ref().map_or(0, Factors::bytes)
     }
 
     /// The values of a row.
@@ -158,7 +170,7 @@ impl QuantMatrix {
         let offsets = panel.offsets.map(values);
         let value = |column| {
             let block = column / self.format.block;
-            let code = i32::from(self.format.get(panel.codes, lane, column)) - i32::from(panel.bias);
+            let code = i32::from(self.format.get(panel.codes, panel.planes, lane, column)) - i32::from(panel.bias);
             let value = code as f32 * scales[block];
             offsets.as_ref().map_or(value, |offsets| value + offsets[block])
         };
@@ -172,9 +184,12 @@ impl QuantMatrix {
         }
     }
 
-    /// `x W`: from `[tokens, rows]` to `[tokens, columns]`, with activations as they are.
-    pub fn multiply_transposed(&self, x: &[f32], isa: Isa) -> Vec<f32> {
-        let y = transposed::multiply(x, self, isa);
+    /// `x W`: from `[tokens, rows]` to `[tokens, columns]`, in bfloat16 if it is to be `rounded`.
+    pub fn multiply_transposed(&self, x: &[f32], rounded: bool, isa: Isa) -> Vec<f32> {
+        let y = match rounded {
+            true => transposed::multiply_rounded(x, self, isa),
+            false => transposed::multiply(x, self, isa),
+        };
         let Some(order) = &self.order else { return y };
         let mut arranged = vec![0f32; y.len()];
         for (to, y) in arranged.chunks_mut(self.columns).zip(y.chunks(self.columns)) {
@@ -186,8 +201,10 @@ impl QuantMatrix {
     fn panel(&self, panel: usize) -> Panel<'_> {
         let lines = self.format.lines(self.columns);
         let blocks = self.columns / self.format.block;
+        let planes = self.columns / GROUP * self.format.planes;
         Panel {
             codes: &self.codes[panel * lines..][..lines],
+            planes: &self.planes[panel * planes..][..planes],
             table: self.format.table,
             bias: self.format.bias,
             scales: self.scales.panel(panel, blocks),
@@ -205,82 +222,124 @@ impl QuantMatrix {
             }
         };
         if !self.precise {
-            return self.multiply_rounded(&x, isa);
+            return multiply_rounded([self], &x, isa).into_iter().next().unwrap_or_default();
         }
         // What rounding takes away is another row, and so is rounded far less.
         let mut rows = x.to_vec();
-        rows.par_chunks_mut(self.columns).for_each(|x| compiled_for!(isa, keep_what_rounding_loses(x)));
+        team::for_chunks_mut(&mut rows, self.columns, |_, x| compiled_for!(isa, keep_what_rounding_loses(x)));
         let both = [&x, &rows[..]].concat();
-        let mut out = self.multiply_rounded(&both, isa);
+        let [mut out] = multiply_rounded([self], &both, isa);
         let rest = out.split_off(out.len() / 2);
         out.iter_mut().zip(rest).for_each(|(out, rest)| *out += rest);
         out
     }
 
-    /// As `multiply`, with activations in 8 bits.
-    fn multiply_rounded(&self, x: &[f32], isa: Isa) -> Vec<f32> {
-        let x = QuantRows::quantize(x, self.columns, self.format, isa);
-        let tokens = x.tokens();
-        let threads = rayon::current_num_threads();
-        let work = self.rows * self.columns * tokens / WORK;
-        let strips = if work < threads { work.max(1) } else { threads * (work / threads).min(STRIPS) };
-        let panels = self.rows.div_ceil(ROWS).div_ceil(strips);
-        let mut out = vec![0f32; tokens * self.rows];
-        let mut strips = column_strips(&mut out, self.rows, panels * ROWS);
-        match strips.as_mut_slice() {
-            [strip] => self.multiply_strip(0, &x, isa, strip),
-            strips => strips.par_iter_mut().enumerate().with_max_len(1).for_each(|(i, strip)| {
-                self.multiply_strip(i * panels, &x, isa, strip);
-            }),
+    /// All tokens with the panels that `out` has the columns of.
+    fn multiply_strip(&self, x: &QuantRows, isa: Isa, out: &mut Strip<'_>) {
+        let Format { nibbles, planes, table, block, .. } = self.format;
+        match (nibbles, table.is_some(), planes, block / GROUP) {
+            (_, true, ..) => self.multiply_strip_as::<Looked, 8>(x, isa, out),
+            (true, _, 0, 4) => self.multiply_strip_as::<Nibbles, 4>(x, isa, out),
+            (true, _, 0, _) => self.multiply_strip_as::<Nibbles, 8>(x, isa, out),
+            (true, _, 1, _) => self.multiply_strip_as::<FiveBits, 8>(x, isa, out),
+            (true, _, _, 4) => self.multiply_strip_as::<SixBits, 4>(x, isa, out),
+            (true, _, _, _) => self.multiply_strip_as::<SixBits, 8>(x, isa, out),
+            (false, ..) => self.multiply_strip_as::<Bytes, 8>(x, isa, out),
         }
-        out
     }
 
-    /// All tokens with the panels from `first` on that `out`, a piece of each token's row, has space for.
-    fn multiply_strip(&self, first: usize, x: &QuantRows, isa: Isa, out: &mut [&mut [f32]]) {
-        let rows = out.first().map_or(0, |piece| piece.len());
-        for (i, row) in (0..rows).step_by(ROWS).enumerate() {
-            let panel = self.panel(first + i);
-            for (tile, out) in out.chunks_mut(TILE).enumerate() {
-                match out.len() {
-                    1 => self.multiply_tile::<1>(&panel, x, tile, isa, row, out),
-                    2 => self.multiply_tile::<2>(&panel, x, tile, isa, row, out),
-                    3 => self.multiply_tile::<3>(&panel, x, tile, isa, row, out),
-                    4 => self.multiply_tile::<4>(&panel, x, tile, isa, row, out),
-                    5 => self.multiply_tile::<5>(&panel, x, tile, isa, row, out),
-                    6 => self.multiply_tile::<6>(&panel, x, tile, isa, row, out),
-                    7 => self.multiply_tile::<7>(&panel, x, tile, isa, row, out),
-                    _ => self.multiply_tile::<TILE>(&panel, x, tile, isa, row, out),
+    fn multiply_strip_as<C: Codes, const GROUPS: usize>(&self, x: &QuantRows, isa: Isa, out: &mut Strip<'_>) {
+        let first = out.columns.start / ROWS;
+        for i in 0..out.columns.len().div_ceil(ROWS) {
+            multiply_panel::<C, GROUPS>(isa, &self.panel(first + i), x, |token, products| {
+                let out = &mut out.row(token)[i * ROWS..];
+                match out.first_chunk_mut::<ROWS>() {
+                    Some(out) => *out = *products,
+                    None => out.copy_from_slice(&products[..out.len()]),
                 }
-            }
+            });
         }
     }
+}
 
-    /// A tile of tokens with a panel, to `out[token][row..]`.
-    fn multiply_tile<const T: usize>(
-        &self,
-        panel: &Panel<'_>,
-        x: &QuantRows,
-        tile: usize,
-        isa: Isa,
-        row: usize,
-        out: &mut [&mut [f32]],
-    ) {
-        let x = x.tile::<T>(tile);
-        let products = match (self.format.nibbles, self.format.table, self.format.block / GROUP) {
-            (_, Some(_), _) => products::<T, true, true, 8>(isa, panel, &x),
-            (true, None, 4) => products::<T, true, false, 4>(isa, panel, &x),
-            (true, None, _) => products::<T, true, false, 8>(isa, panel, &x),
-            (false, None, 4) => products::<T, false, false, 4>(isa, panel, &x),
-            (false, None, _) => products::<T, false, false, 8>(isa, panel, &x),
-        };
-        for (products, out) in products.iter().zip(out) {
-            let out = &mut out[row..];
-            match out.first_chunk_mut::<ROWS>() {
-                Some(out) => *out = *products,
-                None => out.copy_from_slice(&products[..out.len()]),
-            }
+/// What several matrices of as many columns make of the same activations.
+pub fn multiply_all<const N: usize>(matrices: [&QuantMatrix; N], x: &[f32], isa: Isa) -> [Vec<f32>; N] {
+    match matrices.iter().any(|matrix| matrix.precise || matrix.order.is_some()) {
+        true => matrices.map(|matrix| matrix.multiply(x, isa)),
+        false => multiply_rounded(matrices, x, isa),
+    }
+}
+
+/// As `multiply_all`, with activations in 8 bits.
+fn multiply_rounded<const N: usize>(matrices: [&QuantMatrix; N], x: &[f32], isa: Isa) -> [Vec<f32>; N] {
+    let rounded = Rounded::new(matrices, x, isa);
+    let tokens = x.len() / matrices[0].columns;
+    let mut out = matrices.map(|matrix| vec![0f32; tokens * matrix.rows]);
+    let width = strip_width(matrices, tokens);
+    let mut index = 0;
+    let strips = out.each_mut().map(|numbers| {
+        index += 1;
+        Strips { numbers, columns: matrices[index - 1].rows, width }
+    });
+    team::for_strips(strips, |i, mut strip| matrices[i].multiply_strip(rounded.of(i), isa, &mut strip));
+    out
+}
+
+/// `activation(gate x) * up x`, of matrices of the same shape. `None` if only their own products can be computed.
+pub fn multiply_gated(matrices: [&QuantMatrix; 2], x: &[f32], activation: Activation, isa: Isa) -> Option<Vec<f32>> {
+    let [gate, up] = matrices;
+    if matrices.iter().any(|matrix| matrix.precise || matrix.order.is_some()) || gate.rows != up.rows {
+        return None;
+    }
+    let rounded = Rounded::new(matrices, x, isa);
+    let tokens = x.len() / gate.columns;
+    let mut out = vec![0f32; tokens * gate.rows];
+    let width = (strip_width(matrices, tokens) / 2).min(GATED_ROWS).next_multiple_of(ROWS);
+    let strips = Strips { numbers: &mut out, columns: gate.rows, width };
+    team::for_strips([strips], |_, mut strip| {
+        gate.multiply_strip(rounded.of(0), isa, &mut strip);
+        let mut ups = vec![0f32; tokens * strip.columns.len()];
+        up.multiply_strip(rounded.of(1), isa, &mut Strip::alone(&mut ups, strip.columns.clone()));
+        for (token, up) in ups.chunks(strip.columns.len()).enumerate() {
+            compiled_for!(isa, activate_row(strip.row(token), Some(up), activation));
         }
+    });
+    Some(out)
+}
+
+/// Rows of matrices that a thread takes at a time.
+fn strip_width<const N: usize>(matrices: [&QuantMatrix; N], tokens: usize) -> usize {
+    let threads = team::threads();
+    let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
+    let work = rows * matrices[0].columns * tokens / WORK;
+    let strips = match threads {
+        1 => 1,
+        _ if work < threads => work.max(1),
+        _ => threads * (work / threads).min(STRIPS),
+    };
+    rows.div_ceil(strips).next_multiple_of(ROWS)
+}
+
+/// Activations, quantised once for all matrices that want the same of them.
+struct Rounded<const N: usize> {
+    rows: Vec<QuantRows>,
+    of: [usize; N],
+}
+
+impl<const N: usize> Rounded<N> {
+    fn new(matrices: [&QuantMatrix; N], x: &[f32], isa: Isa) -> Self {
+        let mut rows: Vec<QuantRows> = Vec::with_capacity(N);
+        let of = matrices.map(|matrix| {
+            rows.iter().position(|rows| rows.is_for(matrix.format)).unwrap_or_else(|| {
+                rows.push(QuantRows::quantize(x, matrix.columns, matrix.format, isa));
+                rows.len() - 1
+            })
+        });
+        Self { rows, of }
+    }
+
+    fn of(&self, matrix: usize) -> &QuantRows {
+        &self.rows[self.of[matrix]]
     }
 }
 
@@ -303,24 +362,12 @@ impl Unpack for QuantMatrix {
             let offsets = held.offsets.map_or([0.0; ROWS], |offsets| offsets.lanes(block));
             for (lane, out) in out.iter_mut().enumerate() {
                 for (column, out) in (panel * LANES..).zip(out) {
-                    let code = i32::from(self.format.get(held.codes, lane, column)) - i32::from(held.bias);
+                    let code = i32::from(self.format.get(held.codes, held.planes, lane, column)) - i32::from(held.bias);
                     *out = (code as f32).mul_add(scales[lane], offsets[lane]);
                 }
             }
         }
     }
-}
-
-/// Cuts the rows of a matrix into pieces of `width`: for each strip of columns its piece of each row.
-fn column_strips(matrix: &mut [f32], columns: usize, width: usize) -> Vec<Vec<&mut [f32]>> {
-    let rows = matrix.len() / columns;
-    let mut strips: Vec<_> = (0..columns.div_ceil(width)).map(|_| Vec::with_capacity(rows)).collect();
-    for row in matrix.chunks_mut(columns) {
-        for (strip, piece) in strips.iter_mut().zip(row.chunks_mut(width)) {
-            strip.push(piece);
-        }
-    }
-    strips
 }
 
 #[cfg(test)]

@@ -2,16 +2,15 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use rayon::prelude::*;
-
 use super::{
     Isa,
     math::{erf, exp, tanh},
     panels::LANES,
+    team,
 };
 
 /// Numbers below which a second thread costs more than it saves.
-const PARALLEL_LEN: usize = 1 << 14;
+const PARALLEL_LEN: usize = 1 << 13;
 /// Numbers that are taken together where rows do not matter.
 const ROW_LEN: usize = 1024;
 
@@ -195,6 +194,11 @@ pub fn add(x: &[f32], y: &[f32], scale: f32, isa: Isa) -> Vec<f32> {
     out
 }
 
+/// Adds `y` to `x`, number by number.
+pub fn add_to(x: &mut [f32], y: &[f32], isa: Isa) {
+    for_rows(x, ROW_LEN, |row, x| compiled_for!(isa, add_row(x, &y[row * ROW_LEN..], 1.0)));
+}
+
 #[inline(always)]
 pub fn add_row(x: &mut [f32], y: &[f32], scale: f32) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x = y.mul_add(scale, *x));
@@ -222,8 +226,8 @@ pub(super) fn for_rows(out: &mut [f32], row_len: usize, compute: impl Fn(usize, 
         out.chunks_mut(row_len).enumerate().for_each(|(row, out)| compute(row, out));
         return;
     }
-    let share = out.len().div_ceil(rayon::current_num_threads()).next_multiple_of(row_len);
-    out.par_chunks_mut(share).enumerate().for_each(|(part, out)| {
+    let share = out.len().div_ceil(team::threads()).next_multiple_of(row_len);
+    team::for_chunks_mut(out, share, |part, out| {
         let first = part * share / row_len;
         out.chunks_mut(row_len).enumerate().for_each(|(row, out)| compute(first + row, out));
     });

@@ -1,16 +1,17 @@
 //! Products with the transposes of weight matrices, which take gradients back through linear maps.
 
-use rayon::prelude::*;
-
 use super::{
     Isa,
+    brain::{self, Line, rounded},
     panels::{LANES, Product},
+    team::{self, Strips},
 };
 
 /// Rows of weights that are unpacked at a time.
 const BLOCK_ROWS: usize = 256;
 /// Panels of columns, and tokens, that a thread takes at a time.
 const STRIP_PANELS: usize = 4;
+const STRIP_WIDTH: usize = STRIP_PANELS * LANES;
 const STRIP_TOKENS: usize = 48;
 
 /// A weight matrix, `[rows, columns]`, whose pieces can be unpacked.
@@ -18,47 +19,84 @@ pub trait Unpack: Sync {
     fn rows(&self) -> usize;
     fn columns(&self) -> usize;
     /// Writes columns `panel * LANES..` of the rows from `first` on, `out.len()` of them, as far as there are columns.
+    /// `first` is the first row of a panel.
     fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]]);
+
+    /// As `unpack`, rounded to bfloat16, two rows a line. A row after the last one is zeros.
+    fn unpack_pairs(&self, first: usize, panel: usize, out: &mut [Line]) {
+        self.unpack_rounded(first, panel, out);
+    }
+
+    /// `unpack_pairs` by `unpack`.
+    fn unpack_rounded(&self, first: usize, panel: usize, out: &mut [Line]) {
+        let rows = (2 * out.len()).min(self.rows() - first);
+        let mut wide = vec![[0f32; LANES]; 2 * out.len()];
+        self.unpack(first, panel, &mut wide[..rows]);
+        for (line, rows) in out.iter_mut().zip(wide.as_chunks().0) {
+            let [upper, lower]: &[[f32; LANES]; 2] = rows;
+            let pairs: [[f32; 2]; LANES] = std::array::from_fn(|lane| [upper[lane], lower[lane]]);
+            brain::round_row(pairs.as_flattened(), &mut line.0);
+        }
+    }
 }
 
 /// `x W`: from `[tokens, rows]` to `[tokens, columns]`.
 pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32> {
-    let (rows, columns) = (weights.rows(), weights.columns());
-    let (tokens, panels) = (x.len() / rows, columns.div_ceil(LANES));
-    let (strips, width) = (panels.div_ceil(STRIP_PANELS), STRIP_PANELS * LANES);
-    let mut by_strip = vec![0f32; strips * tokens * width];
-    let mut unpacked = vec![[0f32; LANES]; panels * BLOCK_ROWS.min(rows)];
-    for first in (0..rows).step_by(BLOCK_ROWS) {
-        let steps = BLOCK_ROWS.min(rows - first);
-        let unpacked = &mut unpacked[..panels * steps];
-        unpacked.par_chunks_mut(steps).enumerate().for_each(|(panel, out)| weights.unpack(first, panel, out));
-        let strips = unpacked.par_chunks(STRIP_PANELS * steps);
-        by_strip.par_chunks_mut(tokens * width).zip(strips).for_each(|(sums, strip)| {
-            let panels: Vec<&[f32]> = strip.chunks(steps).map(<[_]>::as_flattened).collect();
-            sums.par_chunks_mut(STRIP_TOKENS * width).enumerate().for_each(|(part, sums)| {
-                let token = part * STRIP_TOKENS;
-                let product = Product {
-                    factors: &x[token * rows + first..],
-                    factor_stride: rows,
-                    rows: sums.len() / width,
-                    steps,
-                    panels: &panels,
-                    panel_stride: LANES,
-                };
-                product.add_to(sums, width, isa);
-            });
-        });
-    }
-    from_strips(&by_strip, tokens, columns, width)
+    let rows = weights.rows();
+    let unpack = |first, panel, out: &mut [_]| weights.unpack(first, panel, out);
+    by_blocks((x, rows), weights, (BLOCK_ROWS, [0f32; LANES]), unpack, |panels, factors, sums| {
+        let panels: Vec<&[f32]> = panels.iter().map(|panel| panel.as_flattened()).collect();
+        let (steps, rows_of_sums) = (panels[0].len() / LANES, sums.len() / STRIP_WIDTH);
+        let panels = &panels;
+        Product { factors, factor_stride: rows, rows: rows_of_sums, steps, panels, panel_stride: LANES }.add_to(
+            sums,
+            STRIP_WIDTH,
+            isa,
+        );
+    })
 }
 
-/// Puts strips of `width` columns, `[strips, tokens, width]`, side by side: `[tokens, columns]`.
-pub fn from_strips(by_strip: &[f32], tokens: usize, columns: usize, width: usize) -> Vec<f32> {
+/// As `multiply`, with `x` and the weights rounded to bfloat16: twice as fast where there are instructions for it.
+pub fn multiply_rounded<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32> {
+    let rows = weights.rows();
+    let width = rows.div_ceil(2);
+    let unpack = |first, panel, out: &mut [_]| weights.unpack_pairs(2 * first, panel, out);
+    let (x, zero) = (rounded(x, rows, isa), (BLOCK_ROWS / 2, Line::ZERO));
+    by_blocks((&x, width), weights, zero, unpack, |panels, factors, sums| {
+        let (pairs, rows) = (panels[0].len(), sums.len() / STRIP_WIDTH);
+        brain::Product { factors, factor_stride: width, rows, pairs, panels }.add_to(sums, STRIP_WIDTH, isa);
+    })
+}
+
+/// Of each strip of columns unpacks `block` of the weights' steps at a time, `unpack(first, panel, out)`, and calls
+/// `multiply(panels, factors, sums)` for pieces of the factors, which have `width` for each token, from their first step
+/// on.
+fn by_blocks<L: Copy + Send + Sync, F: Sync>(
+    (factors, width): (&[F], usize),
+    weights: &(impl Unpack + ?Sized),
+    (block, zero): (usize, L),
+    unpack: impl Fn(usize, usize, &mut [L]) + Sync,
+    multiply: impl Fn(&[&[L]], &[F], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let (tokens, columns) = (factors.len() / width, weights.columns());
     let mut out = vec![0f32; tokens * columns];
-    out.par_chunks_mut(columns).enumerate().for_each(|(token, out)| {
-        for (strip, out) in out.chunks_mut(width).enumerate() {
-            out.copy_from_slice(&by_strip[(strip * tokens + token) * width..][..out.len()]);
+    let strips = Strips { numbers: &mut out, columns, width: STRIP_WIDTH };
+    // So that the threads' shares differ by little.
+    let height = tokens.div_ceil(2 * team::threads()).next_multiple_of(STRIP_TOKENS);
+    team::for_pieces(strips, height, |token, mut strip| {
+        let panels = strip.columns.start / LANES..strip.columns.end.div_ceil(LANES);
+        let mut unpacked = vec![zero; panels.len() * block.min(width)];
+        let mut sums = vec![0f32; strip.rows() * STRIP_WIDTH];
+        for first in (0..width).step_by(block) {
+            let steps = block.min(width - first);
+            let unpacked = &mut unpacked[..panels.len() * steps];
+            unpacked.chunks_mut(steps).zip(panels.clone()).for_each(|(out, panel)| unpack(first, panel, out));
+            let held: Vec<&[L]> = unpacked.chunks(steps).collect();
+            for (part, sums) in sums.chunks_mut(STRIP_TOKENS * STRIP_WIDTH).enumerate() {
+                multiply(&held, &factors[(token + part * STRIP_TOKENS) * width + first..], sums);
+            }
         }
+        strip.write(&sums, STRIP_WIDTH);
     });
     out
 }
@@ -86,7 +124,7 @@ mod tests {
             let (rows, columns) = (matrix.rows, matrix.columns);
             let x = noise(3 * rows, 2);
             for isa in Isa::available() {
-                let y = matrix.multiply_transposed(&x, isa);
+                let y = matrix.multiply_transposed(&x, false, isa);
                 for (x, y) in x.chunks(rows).zip(y.chunks(columns)) {
                     let mut exact = vec![0f64; columns];
                     for (row, x) in x.iter().enumerate() {

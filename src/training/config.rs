@@ -13,7 +13,8 @@ pub struct LoraConfig {
     /// The linear maps that are adapted, by what their modules' names end with (`q_proj`, `v_proj`); `all-linear` stands
     /// for all of the layers.
     pub target_keys: Vec<String>,
-    /// Whether the adapter is saved in bfloat16 (`false`: in 32 bits). It is trained in 32 bits.
+    /// Whether products with the weights are in bfloat16 with sums of 32 bits, about twice as fast where the machine has
+    /// instructions for it, and the adapter is saved in bfloat16 (`false`: all in 32 bits). It is learned in 32 bits.
     pub bfloat16: bool,
     /// Whether it is multiplied by `alpha / √rank` instead ([rsLoRA](https://arxiv.org/abs/2312.03732)).
     pub rank_stabilised: bool,

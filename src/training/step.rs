@@ -1,14 +1,14 @@
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
 use super::data::Sample;
 use crate::{
     Error, Result,
-    decoder::{Batch, Network, Pass, Span, Trained, cross_entropy, with_gradient},
-    engine::{Access, Turn},
+    decoder::{Batch, Network, Pass, Span, Tape, Trained, cross_entropy},
+    engine::{Access, Shift},
 };
 
-/// Positions whose logits are there at once.
-const LOGIT_ROWS: usize = 64;
+/// Logits that are there at once: few enough for allocators to keep their memory for the next ones.
+const LOGITS: usize = 7 << 20;
 
 /// What a network makes of samples side by side, and what would make it better.
 pub struct Step<'a> {
@@ -20,10 +20,10 @@ pub struct Step<'a> {
     pub checkpoint_activations: bool,
 }
 
-/// A layer on the way forth: what went in, and what came out unless it is computed anew.
+/// A layer on the way forth: what went in, and unless it is computed anew what came out and how.
 struct Held {
     input: Tensor,
-    output: Option<Tensor>,
+    output: Option<(Tensor, Tape)>,
 }
 
 impl Step<'_> {
@@ -34,10 +34,11 @@ impl Step<'_> {
         let mut x = self.access.network.embed(&batch)?;
         for layer in 0..self.access.network.num_layers() {
             let _turn = self.turn()?;
-            x = self.access.network.layer(layer, &x, pass)?.detach();
+            x = self.access.network.layer(layer, &x, pass)?;
         }
         let mut sum = 0.0;
-        for (rows, targets) in rows.chunks(LOGIT_ROWS).zip(targets.chunks(LOGIT_ROWS)) {
+        let logit_rows = self.logit_rows();
+        for (rows, targets) in rows.chunks(logit_rows).zip(targets.chunks(logit_rows)) {
             let _turn = self.turn()?;
             let x = x.index_select(&Tensor::new(rows, x.device())?, 0)?;
             sum += total(&cross_entropy(&self.access.network.head(&x, pass)?, targets)?)?;
@@ -51,17 +52,19 @@ impl Step<'_> {
         let pass = &self.access.network.training_pass(&batch, self.trained)?;
         let (held, last) = self.forth(&batch, pass)?;
         let mut sum = 0.0;
-        let mut by_last = last.zeros_like()?;
-        for (rows, targets) in rows.chunks(LOGIT_ROWS).zip(targets.chunks(LOGIT_ROWS)) {
+        let hidden = self.access.network.hidden_size();
+        let mut by_last = vec![0f32; batch.tokens.len() * hidden];
+        let logit_rows = self.logit_rows();
+        for (rows, targets) in rows.chunks(logit_rows).zip(targets.chunks(logit_rows)) {
             let _turn = self.turn()?;
-            let rows = Tensor::new(rows, last.device())?;
-            let x = Var::from_tensor(&last.index_select(&rows, 0)?)?;
-            let losses = cross_entropy(&self.access.network.head(&x, pass)?, targets)?;
+            let x = last.index_select(&Tensor::new(rows, last.device())?, 0)?;
+            let losses = || cross_entropy(&self.access.network.head(&x, pass)?, targets);
+            let (losses, tape) = Tape::record(self.trained.leaves().chain([&x]), losses)?;
             sum += total(&losses)?;
-            let found = (losses.sum_all()? * scale)?.backward()?;
-            self.trained.collect(&found, gradients)?;
-            if let Some(by_x) = found.get(&x) {
-                by_last = by_last.index_add(&rows, by_x, 0)?;
+            let mut found = tape.back(&losses, vec![scale as f32; rows.len()])?;
+            self.trained.collect(&mut found, gradients);
+            for (row, by_x) in rows.iter().zip(found.take(&x).unwrap_or_default().chunks(hidden)) {
+                by_last[*row as usize * hidden..][..hidden].copy_from_slice(by_x);
             }
         }
         self.back(held, pass, by_last, gradients)?;
@@ -73,7 +76,7 @@ impl Step<'_> {
     }
 
     /// Waits for a turn of a piece of work.
-    fn turn(&self) -> Result<Turn<'_>> {
+    fn turn(&self) -> Result<Shift<'_>> {
         match (self.is_wanted)() {
             true => self.access.turn(),
             false => Err(Error::Cancelled),
@@ -90,26 +93,36 @@ impl Step<'_> {
                 x = self.access.network.layer(layer, &x, pass)?;
                 continue;
             }
-            // Nothing is learned below the first one.
-            let input = if layer == first { x } else { Var::from_tensor(&x)?.into_inner() };
-            let output = self.access.network.layer(layer, &input, pass)?;
-            x = output.detach();
-            held.push(Held { input, output: (!self.checkpoint_activations).then_some(output) });
+            let (output, tape) = self.layer(layer, &x, pass)?;
+            let input = std::mem::replace(&mut x, output.clone());
+            held.push(Held { input, output: (!self.checkpoint_activations).then_some((output, tape)) });
         }
         Ok((held, x))
     }
 
+    /// Through a layer, and how to get back. Nothing is learned below the first one.
+    fn layer(&self, layer: usize, input: &Tensor, pass: &Pass<'_>) -> Result<(Tensor, Tape)> {
+        let input_too = (layer > self.first_layer()).then_some(input);
+        let compute = || self.access.network.layer(layer, input, pass);
+        Ok(Tape::record(self.trained.leaves().chain(input_too), compute)?)
+    }
+
     /// Takes the gradient by the last layer's output back through all that is held.
-    fn back(&self, held: Vec<Held>, pass: &Pass<'_>, mut gradient: Tensor, gradients: &mut [Vec<f32>]) -> Result<()> {
+    fn back(&self, held: Vec<Held>, pass: &Pass<'_>, mut gradient: Vec<f32>, gradients: &mut [Vec<f32>]) -> Result<()> {
         for (layer, Held { input, output }) in (self.first_layer()..self.access.network.num_layers()).zip(held).rev() {
             let _turn = self.turn()?;
-            let output = output.map_or_else(|| self.access.network.layer(layer, &input, pass), Ok)?;
-            let found = with_gradient(&output, gradient)?.backward()?;
-            self.trained.collect(&found, gradients)?;
-            let Some(by_input) = found.get(&input) else { break };
-            gradient = by_input.clone();
+            let (output, tape) = output.map_or_else(|| self.layer(layer, &input, pass), Ok)?;
+            let mut found = tape.back(&output, gradient)?;
+            self.trained.collect(&mut found, gradients);
+            let Some(by_input) = found.take(&input) else { break };
+            gradient = by_input;
         }
         Ok(())
+    }
+
+    /// Positions whose logits are there at once.
+    fn logit_rows(&self) -> usize {
+        (LOGITS / self.access.network.vocab_size()).max(1)
     }
 }
 

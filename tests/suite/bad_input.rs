@@ -208,6 +208,8 @@ async fn load_configs_that_cannot_be_honoured() {
         (LoadConfig::new().kv_cache_bytes(1), "kv_cache_bytes"),
         (LoadConfig::new().queue_limit(0), "queue_limit"),
         (LoadConfig::new().stream_buffer(usize::MAX), "stream_buffer"),
+        (LoadConfig::new().threads(0), "threads"),
+        (LoadConfig::new().threads(1 << 20), "threads"),
     ] {
         match load_model(golden_path("mha_tied"), config).await.err() {
             Some(Error::InvalidConfig { field, .. }) => assert_eq!(field, name),

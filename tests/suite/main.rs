@@ -9,6 +9,7 @@ mod engine;
 mod golden;
 mod inspect;
 mod invariance;
+mod lookup;
 #[path = "../../examples/support/mod.rs"]
 mod models;
 mod perplexity;

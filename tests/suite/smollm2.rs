@@ -89,8 +89,9 @@ async fn a_chat_reads_the_templates_tokens() {
 async fn many_streams_answer_as_each_one_alone() {
     let words = ["Once upon a time", "Water is made of", "My favourite colour is", "The sun rises in the"];
     let prompt = |i: usize| format!("{} {}", "It is late. ".repeat(i % 7 * (i % 5)), words[i % words.len()]);
-    let config = |i: usize| {
+    let config = |i: usize, lookup: usize| {
         GenerateConfig::new()
+            .prompt_lookup(lookup)
             .max_tokens(1 + i % 13)
             .temperature([0.0, 0.7, 1.3][i % 3])
             .top_p([0.0, 0.9][i % 2])
@@ -100,13 +101,34 @@ async fn many_streams_answer_as_each_one_alone() {
             .seed(i as u64)
             .logprobs(5)
     };
-    let run = async |i: usize| -> Vec<Token> { model().await.generate(&prompt(i), config(i)).collect().await };
+    let run = async |i: usize, lookup: usize| -> Vec<Token> {
+        model().await.generate(&prompt(i), config(i, lookup)).collect().await
+    };
     let leaver = async |i: usize| {
         let stream = model().await.generate(&prompt(i), GenerateConfig::new());
         stream.take(i % 4).collect::<Vec<_>>().await
     };
-    let (together, _) = tokio::join!(join_all((0..72).map(run)), join_all((0..24).map(leaver)));
+    let (together, _) = tokio::join!(join_all((0..72).map(|i| run(i, i % 4 * 3))), join_all((0..24).map(leaver)));
     for (i, together) in together.into_iter().enumerate() {
-        assert_eq!(together, run(i).await, "stream {i}");
+        assert_eq!(together, run(i, 0).await, "stream {i}");
+    }
+}
+
+/// On a model of its own: beside many streams guesses would not be worth their time.
+#[tokio::test]
+async fn guesses_at_what_is_copied_are_right_and_change_nothing() {
+    let model = load_model(models::smollm2_gguf().await.unwrap(), LoadConfig::new()).await.unwrap();
+    let prompt = "let text = std::fs::read_to_string(path)?;\nlet config = serde_json::from_str(&text)?;\n\n".repeat(4);
+    for temperature in [0.0, 0.7] {
+        let run = async |lookup| {
+            let config = GenerateConfig::new().max_tokens(48).temperature(temperature).seed(3).logprobs(2);
+            let mut stream = model.generate(&prompt, config.prompt_lookup(lookup));
+            let tokens: Vec<Token> = (&mut stream).collect().await;
+            (tokens, stream.metrics().accepted_tokens)
+        };
+        let (plain, none) = run(0).await;
+        let (guessed, accepted) = run(8).await;
+        assert_eq!(guessed, plain);
+        assert!(none == 0 && accepted > 0, "{none} and {accepted} at a temperature of {temperature}");
     }
 }

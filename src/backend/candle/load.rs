@@ -6,7 +6,7 @@ use std::{
 use candle_core::{DType, Device};
 
 use crate::{
-    AdapterFile, Error, KvCacheType, LoadConfig, ModelInfo, Quantize, Result,
+    ActivationType, AdapterFile, Error, KvCacheType, LoadConfig, ModelInfo, Quantize, Result,
     backend::{cache_plan::CachePlan, local::LocalModel},
     decoder::{self, Decoder, Placement, Spec},
     engine::{Aside, Engine, Options},
@@ -35,7 +35,14 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     let cache_dtype = cache_dtype(config, &checkpoint, dtype, &device);
     let block_bytes = Decoder::block_bytes(&spec, cache_dtype);
     let cache = CachePlan::new(config, spec.max_positions, block_bytes)?;
-    let placement = Placement { device, dtype, quantize: config.quantize, cache_blocks: cache.blocks, cache_dtype };
+    let placement = Placement {
+        device,
+        dtype,
+        quantize: config.quantize,
+        rounded: config.activation_type == ActivationType::Bf16,
+        cache_blocks: cache.blocks,
+        cache_dtype,
+    };
     let (quant_bits, quant_group) = quantization(config, &checkpoint);
     let info = ModelInfo {
         architecture: spec.architecture.to_owned(),
@@ -58,7 +65,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         vocab_size: info.vocab_size,
         queue_limit: config.queue_limit,
         stream_buffer: config.stream_buffer,
-        threads: 0,
+        threads: config.threads,
         limits: cache.limits(config),
         weight_bytes: decoder.weight_bytes(),
         block_bytes,
@@ -104,7 +111,7 @@ fn quantization(config: &LoadConfig, checkpoint: &Checkpoint) -> (u32, u32) {
 /// Whether products round activations, so that the cache need not be more exact.
 fn rounds_activations(config: &LoadConfig, checkpoint: &Checkpoint) -> bool {
     let quantized_file = matches!(checkpoint.store, Store::Gguf(_)) && checkpoint.quantization() != (0, 0);
-    config.quantize.is_some() || quantized_file
+    config.quantize.is_some() || quantized_file || config.activation_type == ActivationType::Bf16
 }
 
 /// The type of keys and values.

@@ -2,6 +2,7 @@
 //! scalar path, so all paths give the same bits.
 #![allow(unsafe_code)]
 
+pub mod brain;
 pub mod panels;
 pub mod plain;
 pub mod quantized;

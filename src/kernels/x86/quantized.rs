@@ -1,43 +1,63 @@
 use std::arch::x86_64::*;
 
 use crate::kernels::{
-    activations::{GROUP, Tile},
-    codes::{Panel, PanelFactors, ROWS},
+    activations::{GROUP, QuantRows, Tile},
+    codes::{Codes, Panel, PanelFactors, ROWS},
+    dots::for_tiles,
 };
 
-/// How far ahead of the codes in use others are asked for: hardware does not look beyond a page.
+/// How far ahead of a panel's codes those of others are asked for, at least: hardware does not look beyond a page.
 const AHEAD: usize = 160;
+/// A line in a fixed-point number of lines.
+const LINE: usize = 1 << 16;
 
-/// As `dots::scalar`. The machine must have AVX2, FMA and F16C, which `Isa::detect` made sure of.
-pub fn products_avx2<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
+/// As `dots::multiply_panel`. The machine must have AVX2, FMA and F16C, which `Isa::detect` made sure of.
+pub fn panel_avx2<C: Codes, const GROUPS: usize>(
     panel: &Panel<'_>,
-    x: &Tile<'_, T>,
-) -> [[f32; ROWS]; T] {
-    check::<T, NIBBLES, TABLE, GROUPS>(panel, x);
-    // SAFETY: `Isa::Avx2` exists only where AVX2, FMA and F16C were detected, and `check` made sure
-    // that every slice holds all blocks.
-    unsafe { avx2::<T, NIBBLES, TABLE, GROUPS>(panel, x) }
-}
-
-/// As `dots::scalar`. The machine must have AVX-512 VNNI.
-pub fn products_avx512<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
-    panel: &Panel<'_>,
-    x: &Tile<'_, T>,
-) -> [[f32; ROWS]; T] {
-    check::<T, NIBBLES, TABLE, GROUPS>(panel, x);
-    // SAFETY: as above, with `Isa::Avx512Vnni`.
-    unsafe { avx512::<T, NIBBLES, TABLE, GROUPS>(panel, x) }
-}
-
-/// Every slice holds the blocks that there are activations for.
-fn check<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
-    panel: &Panel<'_>,
-    x: &Tile<'_, T>,
+    x: &QuantRows,
+    write: impl FnMut(usize, &[f32; ROWS]),
 ) {
-    let blocks = x.scales.len();
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn all<C: Codes, const GROUPS: usize>(
+        panel: &Panel<'_>,
+        x: &QuantRows,
+        mut write: impl FnMut(usize, &[f32; ROWS]),
+    ) {
+        // SAFETY: passed on.
+        unsafe { for_tiles!(x, write, avx2::<C, GROUPS>(panel)) }
+    }
+    check::<C, GROUPS>(panel, x.blocks());
+    // SAFETY: `Isa::Avx2` exists only where AVX2, FMA and F16C were detected, and `check` made sure that every slice
+    // holds all blocks.
+    unsafe { all::<C, GROUPS>(panel, x, write) }
+}
+
+/// As `dots::multiply_panel`. The machine must have AVX-512 VNNI.
+pub fn panel_avx512<C: Codes, const GROUPS: usize>(
+    panel: &Panel<'_>,
+    x: &QuantRows,
+    write: impl FnMut(usize, &[f32; ROWS]),
+) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn all<C: Codes, const GROUPS: usize>(
+        panel: &Panel<'_>,
+        x: &QuantRows,
+        mut write: impl FnMut(usize, &[f32; ROWS]),
+    ) {
+        // SAFETY: passed on.
+        unsafe { for_tiles!(x, write, avx512::<C, GROUPS>(panel)) }
+    }
+    check::<C, GROUPS>(panel, x.blocks());
+    // SAFETY: as above, with `Isa::Avx512Vnni`.
+    unsafe { all::<C, GROUPS>(panel, x, write) }
+}
+
+/// Every slice holds these blocks.
+fn check<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, blocks: usize) {
     let groups = blocks * GROUPS;
-    assert!(!TABLE || (NIBBLES && panel.table.is_some()));
-    assert!(x.codes.len() >= groups && panel.codes.len() >= if NIBBLES { groups / 2 } else { groups });
+    assert!(!C::TABLE || (C::NIBBLES && panel.table.is_some()));
+    assert!(panel.codes.len() >= if C::NIBBLES { groups / 2 } else { groups });
+    assert!(panel.planes.len() >= groups * C::PLANES);
     for factors in [Some(panel.scales), panel.offsets].into_iter().flatten() {
         assert!(factors.halves.len() << factors.shared >= blocks);
         assert!(factors.multiples.is_none_or(|multiples| multiples.len() >= blocks));
@@ -47,12 +67,16 @@ fn check<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: u
 /// # Safety
 /// AVX-512 VNNI is there, and `check` passed.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn avx512<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
+unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
     let table = panel.table.unwrap_or(&[0; 16]);
     let mut sums = [_mm512_setzero_ps(); T];
+    // Each tile asks for its share of what comes next, so that memory is busy during all of them.
+    let lines = panel.codes.len();
+    let mut ahead = LINE * lines.max(AHEAD) + LINE * lines * x.index / x.count;
+    let step = LINE / x.count;
     // SAFETY: block `b` of every slice is inside it, and so are its groups.
     unsafe {
         let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
@@ -65,17 +89,19 @@ unsafe fn avx512<const T: usize, const NIBBLES: bool, const TABLE: bool, const G
                 dots[t] = _mm512_set1_epi32(x_scales[t].start);
             }
             for g in b * GROUPS..(b + 1) * GROUPS {
-                let line = panel.codes.as_ptr().add(if NIBBLES { g / 2 } else { g });
-                if !NIBBLES || g % 2 == 0 {
-                    _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(AHEAD).cast());
+                let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g });
+                if !C::NIBBLES || g % 2 == 0 {
+                    _mm_prefetch::<_MM_HINT_T0>(panel.codes.as_ptr().wrapping_add(ahead / LINE).cast());
+                    ahead += step;
                 }
                 let line = _mm512_load_si512(line.cast());
-                let weights = match (NIBBLES, g % 2) {
+                let weights = match (C::NIBBLES, g % 2) {
                     (false, _) => line,
                     (true, 0) => _mm512_and_si512(line, _mm512_set1_epi8(15)),
                     (true, _) => _mm512_and_si512(_mm512_srli_epi32(line, 4), _mm512_set1_epi8(15)),
                 };
-                let weights = if TABLE { _mm512_shuffle_epi8(table, weights) } else { weights };
+                let weights = if C::TABLE { _mm512_shuffle_epi8(table, weights) } else { weights };
+                let weights = with_planes_avx512::<C>(weights, panel.planes.as_ptr().add(g * C::PLANES));
                 let codes = x.codes.as_ptr().add(g).cast::<i32>();
                 for (t, dots) in dots.iter_mut().enumerate() {
                     let codes = _mm512_set1_epi32(codes.add(t).read_unaligned());
@@ -98,6 +124,22 @@ unsafe fn avx512<const T: usize, const NIBBLES: bool, const TABLE: bool, const G
         }
         products
     }
+}
+
+/// With the higher bits of codes.
+///
+/// # Safety
+/// AVX-512 is there, and `C::PLANES` numbers at `planes`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn with_planes_avx512<C: Codes>(weights: __m512i, planes: *const u64) -> __m512i {
+    let mut weights = weights;
+    for plane in 0..C::PLANES {
+        // SAFETY: passed on.
+        let bits = unsafe { planes.add(plane).read() };
+        weights = _mm512_mask_add_epi8(weights, bits, weights, _mm512_set1_epi8(16 << plane));
+    }
+    weights
 }
 
 /// As `PanelFactors::lanes`.
@@ -127,14 +169,11 @@ unsafe fn lanes_avx512(factors: &PanelFactors<'_>, block: usize) -> __m512 {
 /// # Safety
 /// AVX2, FMA and F16C are there, and `check` passed.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
-    panel: &Panel<'_>,
-    x: &Tile<'_, T>,
-) -> [[f32; ROWS]; T] {
+unsafe fn avx2<const T: usize, C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &Tile<'_, T>) -> [[f32; ROWS]; T] {
     let mut products = [[0f32; ROWS]; T];
     for first in [0, ROWS / 2] {
         // SAFETY: passed on; both halves of a panel have 8 rows.
-        unsafe { avx2_half::<T, NIBBLES, TABLE, GROUPS>(panel, x, first, &mut products) }
+        unsafe { avx2_half::<T, C, GROUPS>(panel, x, first, &mut products) }
     }
     products
 }
@@ -144,7 +183,7 @@ unsafe fn avx2<const T: usize, const NIBBLES: bool, const TABLE: bool, const GRO
 /// # Safety
 /// AVX2, FMA and F16C are there, `check` passed, and `first` is 0 or 8.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const TABLE: bool, const GROUPS: usize>(
+unsafe fn avx2_half<const T: usize, C: Codes, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
     first: usize,
@@ -163,18 +202,24 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const TABLE: bool, cons
             // Of nibbles the sums of pairs, over the whole block: 8 * 2 * 15 * 127 < 32768.
             let mut dots = [_mm256_setzero_si256(); T];
             for g in b * GROUPS..(b + 1) * GROUPS {
-                let line = panel.codes.as_ptr().add(if NIBBLES { g / 2 } else { g });
+                let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g });
                 let line = _mm256_load_si256(line.cast::<u8>().add(first * GROUP).cast());
-                let weights = match (NIBBLES, g % 2) {
+                let weights = match (C::NIBBLES, g % 2) {
                     (false, _) => _mm256_sub_epi8(line, bias),
                     (true, 0) => _mm256_and_si256(line, _mm256_set1_epi8(15)),
                     (true, _) => _mm256_and_si256(_mm256_srli_epi32(line, 4), _mm256_set1_epi8(15)),
                 };
-                let weights = if TABLE { _mm256_shuffle_epi8(table, weights) } else { weights };
+                let weights = if C::TABLE { _mm256_shuffle_epi8(table, weights) } else { weights };
+                let weights = if C::PLANES > 0 {
+                    let planes = panel.planes.as_ptr().add(g * C::PLANES);
+                    _mm256_sub_epi8(with_planes_avx2::<C>(weights, planes, first * GROUP), bias)
+                } else {
+                    weights
+                };
                 let codes = x.codes.as_ptr().add(g).cast::<i32>();
                 for (t, dots) in dots.iter_mut().enumerate() {
                     let codes = _mm256_set1_epi32(codes.add(t).read_unaligned());
-                    *dots = if NIBBLES && !TABLE {
+                    *dots = if C::NIBBLES && !C::TABLE && C::PLANES == 0 {
                         _mm256_add_epi16(*dots, _mm256_maddubs_epi16(weights, codes))
                     } else {
                         // Of signed weights the magnitudes: 2 * 128 * 127 < 32768.
@@ -185,7 +230,7 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const TABLE: bool, cons
                 }
             }
             for t in 0..T {
-                let dots = if NIBBLES && !TABLE {
+                let dots = if C::NIBBLES && !C::TABLE && C::PLANES == 0 {
                     _mm256_add_epi32(_mm256_madd_epi16(dots[t], ones), _mm256_set1_epi32(x_scales[t].start))
                 } else {
                     dots[t]
@@ -203,6 +248,27 @@ unsafe fn avx2_half<const T: usize, const NIBBLES: bool, const TABLE: bool, cons
             _mm256_storeu_ps(products[t].as_mut_ptr().add(first), sums[t]);
         }
     }
+}
+
+/// With the higher bits of codes, from the bit `first` on.
+///
+/// # Safety
+/// AVX2 is there, and `C::PLANES` numbers at `planes`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn with_planes_avx2<C: Codes>(weights: __m256i, planes: *const u64, first: usize) -> __m256i {
+    // Each byte of the bits eight times, and in each of the eight another bit.
+    let spread = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let mut weights = weights;
+    for plane in 0..C::PLANES {
+        // SAFETY: passed on.
+        let bits = unsafe { planes.add(plane).read() } >> first;
+        let bits = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), spread), bit);
+        let set = _mm256_cmpeq_epi8(bits, bit);
+        weights = _mm256_or_si256(weights, _mm256_and_si256(set, _mm256_set1_epi8(16 << plane)));
+    }
+    weights
 }
 
 /// As `PanelFactors::lanes`, of the rows `first` to `first + 8`.

@@ -1,0 +1,112 @@
+//! The way back through operations. While a tape records, each operation on what gradients are wanted of notes how a
+//! gradient passes it.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet, hash_map::Entry},
+};
+
+use candle_core::{Result, Tensor, TensorId};
+
+use crate::kernels::{Isa, rows::add_to};
+
+thread_local! {
+    static RECORDING: RefCell<Option<Tape>> = const { RefCell::new(None) };
+}
+
+/// What operations noted, in their order.
+#[derive(Default)]
+pub struct Tape {
+    steps: Vec<Step>,
+    /// What gradients are wanted of, and what was computed from it.
+    tracked: HashSet<TensorId>,
+}
+
+/// An operation.
+struct Step {
+    inputs: Vec<TensorId>,
+    output: TensorId,
+    /// The gradients by all inputs, from that by the output.
+    back: Box<dyn FnOnce(Vec<f32>) -> Result<Vec<Vec<f32>>>>,
+}
+
+/// Gradients by tensors.
+#[derive(Default)]
+pub struct Gradients(HashMap<TensorId, Vec<f32>>);
+
+/// Ends a recording whatever happens.
+struct Recording;
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        RECORDING.take();
+    }
+}
+
+impl Tape {
+    /// Records what this thread computes from `leaves`.
+    pub fn record<'a, R>(
+        leaves: impl IntoIterator<Item = &'a Tensor>,
+        compute: impl FnOnce() -> Result<R>,
+    ) -> Result<(R, Self)> {
+        let tracked = leaves.into_iter().map(Tensor::id).collect();
+        RECORDING.replace(Some(Self { steps: Vec::new(), tracked }));
+        let recording = Recording;
+        let computed = compute()?;
+        let tape = RECORDING.take().unwrap_or_default();
+        drop(recording);
+        Ok((computed, tape))
+    }
+
+    /// The gradients by all leaves, from that by `output`.
+    pub fn back(self, output: &Tensor, gradient: Vec<f32>) -> Result<Gradients> {
+        let mut gradients = Gradients::default();
+        gradients.add(output.id(), gradient);
+        for Step { inputs, output, back } in self.steps.into_iter().rev() {
+            // What nothing was made of has none.
+            let Some(gradient) = gradients.0.remove(&output) else { continue };
+            for (input, gradient) in inputs.into_iter().zip(back(gradient)?) {
+                if self.tracked.contains(&input) {
+                    gradients.add(input, gradient);
+                }
+            }
+        }
+        Ok(gradients)
+    }
+}
+
+/// Notes how gradients pass an operation: from that by `output`, which was computed from `inputs`, those by each of them.
+pub fn note<B>(inputs: &[&Tensor], output: &Tensor, back: impl FnOnce() -> B)
+where
+    B: FnOnce(Vec<f32>) -> Result<Vec<Vec<f32>>> + 'static,
+{
+    RECORDING.with_borrow_mut(|tape| {
+        let Some(tape) = tape else { return };
+        if inputs.iter().any(|input| tape.tracked.contains(&input.id())) {
+            tape.tracked.insert(output.id());
+            let inputs = inputs.iter().map(|input| input.id()).collect();
+            tape.steps.push(Step { inputs, output: output.id(), back: Box::new(back()) });
+        }
+    });
+}
+
+/// Whether gradients by a tensor are wanted.
+pub fn is_tracked(x: &Tensor) -> bool {
+    RECORDING.with_borrow(|tape| tape.as_ref().is_some_and(|tape| tape.tracked.contains(&x.id())))
+}
+
+impl Gradients {
+    /// That by a leaf, if anything was made of it.
+    pub fn take(&mut self, of: &Tensor) -> Option<Vec<f32>> {
+        self.0.remove(&of.id())
+    }
+
+    fn add(&mut self, of: TensorId, gradient: Vec<f32>) {
+        match self.0.entry(of) {
+            Entry::Vacant(entry) => {
+                entry.insert(gradient);
+            }
+            Entry::Occupied(entry) => add_to(entry.into_mut(), &gradient, Isa::detect()),
+        }
+    }
+}

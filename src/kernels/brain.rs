@@ -1,0 +1,190 @@
+//! Products with matrices of bfloat16, two columns at a time: the pairs that instructions for bfloat16 multiply and add.
+
+use super::{Isa, panels::LANES, team};
+
+/// Two columns of a panel: for each row its pair, the first column in the low half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Line(pub [u32; LANES]);
+
+impl Line {
+    pub const ZERO: Self = Self([0; LANES]);
+}
+
+/// The numbers of a pair.
+#[inline(always)]
+pub fn numbers(pair: u32) -> [f32; 2] {
+    [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
+}
+
+/// What activations are multiplied with pairs of weights as.
+pub trait Factor: sealed::Sealed + Copy + Send + Sync + 'static {
+    /// Factors for a pair.
+    const PER_PAIR: usize;
+}
+
+/// As they are: sums in the order of the columns.
+impl Factor for f32 {
+    const PER_PAIR: usize = 2;
+}
+
+/// Pairs, rounded to bfloat16: of each pair the second column first, as the instruction has it.
+impl Factor for u32 {
+    const PER_PAIR: usize = 1;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for u32 {}
+}
+
+/// Rows of factors, each with all panels: `sums[row][panel][lane] += Σ factors[row][column] * panels[panel][column][lane]`.
+pub struct Product<'a, F> {
+    /// Row `r` is `factors[r * factor_stride..]`, for as many pairs as there are.
+    pub factors: &'a [F],
+    pub factor_stride: usize,
+    pub rows: usize,
+    pub pairs: usize,
+    /// Each of at least as many lines as there are pairs.
+    pub panels: &'a [&'a [Line]],
+}
+
+impl Product<'_, f32> {
+    /// Adds to `sums`, where those of row `r` and panel `p` are at `r * sum_stride + p * LANES`.
+    pub fn add_to(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+        match isa {
+            Isa::Scalar => self.add_scalar(sums, sum_stride),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => super::x86::brain::add_avx2(self, sums, sum_stride),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::brain::add_avx512(self, sums, sum_stride),
+        }
+    }
+
+    fn add_scalar(&self, sums: &mut [f32], sum_stride: usize) {
+        self.for_lines(sums, sum_stride, |factors, pair, sum| {
+            let [low, high] = numbers(pair);
+            *sum = factors[1].mul_add(high, factors[0].mul_add(low, *sum));
+        });
+    }
+}
+
+impl Product<'_, u32> {
+    /// As with factors that are not rounded.
+    pub fn add_to(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+        match isa {
+            Isa::Scalar => self.add_scalar(sums, sum_stride),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => super::x86::brain::add_avx2(self, sums, sum_stride),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => super::x86::brain::add_avx512(self, sums, sum_stride),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => super::x86::brain::add_bf16(self, sums, sum_stride),
+        }
+    }
+
+    fn add_scalar(&self, sums: &mut [f32], sum_stride: usize) {
+        self.for_lines(sums, sum_stride, |factors, pair, sum| {
+            let ([low, high], [x_low, x_high]) = (numbers(pair), numbers(factors[0]));
+            *sum = x_low.mul_add(low, x_high.mul_add(high, *sum));
+        });
+    }
+}
+
+impl<F: Factor> Product<'_, F> {
+    fn for_lines(&self, sums: &mut [f32], sum_stride: usize, add: impl Fn(&[F], u32, &mut f32)) {
+        for row in 0..self.rows {
+            let factors = self.factors[row * self.factor_stride..].chunks(F::PER_PAIR).take(self.pairs);
+            for (panel, sums) in self.panels.iter().zip(sums[row * sum_stride..].chunks_mut(LANES)) {
+                for (factors, line) in factors.clone().zip(*panel) {
+                    sums.iter_mut().zip(line.0).for_each(|(sum, pair)| add(factors, pair, sum));
+                }
+            }
+        }
+    }
+}
+
+/// Rounds rows of `columns` numbers to pairs; an odd last one gets a zero beside it.
+pub fn rounded(x: &[f32], columns: usize, isa: Isa) -> Vec<u32> {
+    const ROWS: usize = 16;
+    let width = columns.div_ceil(2);
+    let mut pairs = vec![0; x.len() / columns * width];
+    team::for_chunks_mut(&mut pairs, ROWS * width, |part, pairs| {
+        for (pairs, x) in pairs.chunks_mut(width).zip(x[part * ROWS * columns..].chunks(columns)) {
+            compiled_for!(isa, round_row(x, pairs));
+        }
+    });
+    pairs
+}
+
+#[inline(always)]
+pub fn round_row(x: &[f32], pairs: &mut [u32]) {
+    let (whole, rest) = x.as_chunks::<2>();
+    for (pair, [low, high]) in pairs.iter_mut().zip(whole) {
+        *pair = u32::from(round(*low)) | u32::from(round(*high)) << 16;
+    }
+    if let ([last], Some(pair)) = (rest, pairs.last_mut()) {
+        *pair = u32::from(round(*last));
+    }
+}
+
+/// To the nearest bfloat16, of two as near to the even one.
+#[inline(always)]
+fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    // What is no number stays none.
+    (if x.is_nan() { bits >> 16 | 0x40 } else { nearest }) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    fn noise(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
+    }
+
+    #[test]
+    fn every_path_gives_the_same_bits() {
+        for (rows, pairs, panels) in [(1, 1, 1), (2, 5, 4), (7, 33, 5), (16, 40, 9)] {
+            let lines: Vec<Line> = noise(pairs * panels * LANES * 2, 1)
+                .as_chunks::<{ 2 * LANES }>()
+                .0
+                .iter()
+                .map(|numbers| {
+                    let mut line = Line::ZERO;
+                    round_row(numbers, &mut line.0);
+                    line
+                })
+                .collect();
+            let panels: Vec<&[Line]> = lines.chunks(pairs).collect();
+            let x = noise(rows * pairs * 2, 2);
+            let pairs_of_x = rounded(&x, pairs * 2, Isa::Scalar);
+            let stride = panels.len() * LANES;
+            let exact = Product { factors: &x, factor_stride: pairs * 2, rows, pairs, panels: &panels };
+            let near = Product { factors: &pairs_of_x, factor_stride: pairs, rows, pairs, panels: &panels };
+            let run = |isa| {
+                assert_eq!(rounded(&x, pairs * 2, isa), pairs_of_x);
+                let mut sums = [noise(rows * stride, 3), noise(rows * stride, 3)];
+                exact.add_to(&mut sums[0], stride, isa);
+                near.add_to(&mut sums[1], stride, isa);
+                sums
+            };
+            let scalar = run(Isa::Scalar);
+            Isa::available().into_iter().for_each(|isa| assert_eq!(run(isa), scalar, "{isa:?}"));
+        }
+    }
+
+    #[test]
+    fn numbers_are_rounded_as_usual() {
+        for x in noise(1000, 4).into_iter().chain([0.0, -0.0, f32::MAX, f32::INFINITY, f32::MIN_POSITIVE, 1e-40]) {
+            assert_eq!(round(x), bf16::from_f32(x).to_bits(), "{x}");
+        }
+        assert!(bf16::from_bits(round(f32::NAN)).is_nan());
+        assert_eq!(rounded(&[1.0, -2.0, 3.0], 3, Isa::detect()), [0xc000_3f80, 0x0000_4040]);
+    }
+}

@@ -1,0 +1,483 @@
+//! Threads that compute a pass together. Between the operations of a pass they spin, so that sharing one of them costs
+//! less than a microsecond; between passes they sleep.
+
+#![allow(unsafe_code)]
+
+use std::{
+    any::Any,
+    cell::{Cell, UnsafeCell},
+    collections::HashSet,
+    marker::PhantomData,
+    mem::{take, transmute},
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rayon::{ThreadPoolBuildError, ThreadPoolBuilder, prelude::*};
+
+/// Looks for work before a thread lets others run, and between two looks at the clock.
+const SPINS: usize = 2000;
+/// How long threads look for the next pass before they sleep.
+const LINGER: Duration = Duration::from_micros(200);
+
+/// Whether there is a job that threads may join.
+const OPEN: u64 = 1 << 63;
+/// The lowest bits count the threads in it, those above jobs.
+const MEMBERS: u64 = (1 << 16) - 1;
+const JOB: u64 = 1 << 16;
+
+type Task<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// What a team computes together.
+struct Shared {
+    /// `OPEN`, the number of the job, and how many threads are in it besides the one whose job it is.
+    state: AtomicU64,
+    /// Written while no thread is in a job, read by those that are.
+    task: UnsafeCell<Option<*const Task<'static>>>,
+    tasks: AtomicUsize,
+    next: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    threads: usize,
+    /// Whether there is a pass.
+    awake: AtomicBool,
+    ended: AtomicBool,
+    sleepers: Mutex<usize>,
+    wake: Condvar,
+}
+
+// SAFETY: `task` is written by the one thread that has the team, before it opens a job, and read by those that
+// entered it, whom that thread waits for.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointer is to what may be shared.
+unsafe impl Send for Shared {}
+
+/// Some threads that help one of them.
+pub struct Team {
+    shared: Arc<Shared>,
+    helpers: usize,
+    /// Whether a thread is in a pass.
+    busy: AtomicBool,
+}
+
+thread_local! {
+    static AMBIENT: Cell<Ambient> = const { Cell::new(Ambient::None) };
+}
+
+/// What loops of this thread are shared with.
+#[derive(Default)]
+enum Ambient {
+    #[default]
+    None,
+    /// Nobody: it computes a task itself.
+    Alone,
+    Team(Arc<Shared>),
+}
+
+impl Team {
+    /// A team of `threads`, the caller's among them; the others are called `name` and a number.
+    pub fn new(name: &str, threads: usize) -> Result<Self, ThreadPoolBuildError> {
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            task: UnsafeCell::new(None),
+            tasks: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            panic: Mutex::new(None),
+            threads,
+            awake: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            sleepers: Mutex::new(0),
+            wake: Condvar::new(),
+        });
+        let team = Self { shared, helpers: threads.saturating_sub(1), busy: AtomicBool::new(false) };
+        for i in 1..threads {
+            let (name, shared) = (name.to_owned(), team.shared.clone());
+            // What candle shares with rayon's threads stays on this one.
+            let alone = ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("{name} {i}"));
+            alone.build()?.spawn(move || shared.help());
+        }
+        Ok(team)
+    }
+
+    /// Does work whose loops the team shares.
+    pub fn pass<R>(&self, work: impl FnOnce() -> R) -> R {
+        let _pass = self.begin();
+        work()
+    }
+
+    /// Begins a pass of this thread, whose loops the team shares, unless it is in a pass already.
+    pub fn begin(&self) -> Pass<'_> {
+        let helped = self.helpers > 0 && !self.busy.swap(true, Ordering::Acquire);
+        let ambient = if helped { Ambient::Team(self.shared.clone()) } else { Ambient::Alone };
+        if helped {
+            self.shared.rouse();
+        }
+        Pass { team: helped.then_some(self), _ambient: Replaced::by(ambient) }
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        self.shared.rouse();
+    }
+}
+
+/// A pass of a thread, until it is dropped.
+pub struct Pass<'a> {
+    /// Which helps, if any.
+    team: Option<&'a Team>,
+    _ambient: Replaced,
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if let Some(team) = self.team {
+            team.shared.awake.store(false, Ordering::SeqCst);
+            team.busy.store(false, Ordering::Release);
+        }
+    }
+}
+
+impl Shared {
+    /// Wakes those that sleep.
+    fn rouse(&self) {
+        self.awake.store(true, Ordering::SeqCst);
+        if *self.sleepers.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
+            self.wake.notify_all();
+        }
+    }
+
+    /// What a helping thread does until the team ends.
+    fn help(&self) {
+        AMBIENT.set(Ambient::Alone);
+        let mut done = 0;
+        while !self.ended.load(Ordering::SeqCst) {
+            match self.enter(done) {
+                Some(job) => {
+                    done = job;
+                    self.work();
+                    self.state.fetch_sub(1, Ordering::Release);
+                }
+                None => self.wait(done),
+            }
+        }
+    }
+
+    /// Enters the open job, if it is not the one that is done already.
+    fn enter(&self, done: u64) -> Option<u64> {
+        let state = self.state.load(Ordering::Acquire);
+        let job = state & !OPEN & !MEMBERS;
+        let new = state & OPEN != 0 && job != done;
+        let entered =
+            new && self.state.compare_exchange(state, state + 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        entered.then_some(job)
+    }
+
+    /// Waits for a job, asleep if none has come for long.
+    fn wait(&self, done: u64) {
+        let comes = || {
+            let state = self.state.load(Ordering::Relaxed);
+            state & OPEN != 0 && state & !OPEN & !MEMBERS != done || self.ended.load(Ordering::Relaxed)
+        };
+        let begun = Instant::now();
+        loop {
+            if spin_until(comes) {
+                return;
+            }
+            thread::yield_now();
+            if !self.awake.load(Ordering::SeqCst) && begun.elapsed() > LINGER {
+                let mut sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
+                *sleepers += 1;
+                while !self.awake.load(Ordering::SeqCst) {
+                    sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
+                }
+                *sleepers -= 1;
+                return;
+            }
+        }
+    }
+
+    /// Computes tasks of the job as long as there are any.
+    fn work(&self) {
+        let tasks = self.tasks.load(Ordering::Relaxed);
+        // SAFETY: the caller is in the job, during which nobody writes.
+        let Some(task) = (unsafe { *self.task.get() }) else { return };
+        // SAFETY: whose job it is waits for all that entered it before what it points to goes.
+        let task = unsafe { &*task };
+        let all = || {
+            loop {
+                let i = self.next.fetch_add(1, Ordering::Relaxed);
+                if i >= tasks {
+                    break;
+                }
+                task(i);
+            }
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(all)) {
+            self.next.store(tasks, Ordering::Relaxed);
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+        }
+    }
+
+    /// Computes all tasks with whoever helps.
+    fn share(&self, tasks: usize, task: &Task<'_>) {
+        // SAFETY: the lifetime ends after this function, which does not return while a thread has the pointer.
+        let task: *const Task<'static> = unsafe { transmute(std::ptr::from_ref(task)) };
+        // SAFETY: no job is open and no thread in one, since the last call has waited for that; and only the thread that
+        // has the team calls.
+        unsafe { *self.task.get() = Some(task) };
+        self.tasks.store(tasks, Ordering::Relaxed);
+        self.next.store(0, Ordering::Relaxed);
+        let job = (self.state.load(Ordering::Relaxed) & !OPEN).wrapping_add(JOB) & !OPEN;
+        self.state.store(job | OPEN, Ordering::Release);
+        self.work();
+        self.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let empty = || self.state.load(Ordering::Acquire) & MEMBERS == 0;
+        while !spin_until(empty) {
+            thread::yield_now();
+        }
+        if let Some(panic) = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// Looks for a while whether something has come true.
+fn spin_until(done: impl Fn() -> bool) -> bool {
+    (0..SPINS).any(|_| {
+        std::hint::spin_loop();
+        done()
+    })
+}
+
+/// The ambient that there was, which comes back when this is dropped: on the same thread.
+struct Replaced(Ambient, PhantomData<*const ()>);
+
+impl Replaced {
+    fn by(ambient: Ambient) -> Self {
+        Self(AMBIENT.replace(ambient), PhantomData)
+    }
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        AMBIENT.set(take(&mut self.0));
+    }
+}
+
+/// The threads that loops are shared by.
+pub fn threads() -> usize {
+    match &Replaced::by(Ambient::Alone).0 {
+        Ambient::None => rayon::current_num_threads(),
+        Ambient::Alone => 1,
+        Ambient::Team(shared) => shared.threads,
+    }
+}
+
+/// Calls `task` with all numbers below `tasks`, on the threads of the pass; outside of one, on those of rayon.
+pub fn for_each(tasks: usize, task: impl Fn(usize) + Sync) {
+    if tasks <= 1 {
+        return (0..tasks).for_each(task);
+    }
+    // While it is replaced, loops within tasks find nobody to share with.
+    match &Replaced::by(Ambient::Alone).0 {
+        Ambient::None => (0..tasks).into_par_iter().with_max_len(1).for_each(&task),
+        Ambient::Alone => (0..tasks).for_each(task),
+        Ambient::Team(shared) => shared.share(tasks, &task),
+    }
+}
+
+/// Pointers to what each task has of its own.
+struct Pieces<T>(*mut T);
+
+// SAFETY: each task takes other elements, which may be sent.
+unsafe impl<T: Send> Sync for Pieces<T> {}
+
+impl<T> Pieces<T> {
+    fn at(&self, at: usize) -> *mut T {
+        self.0.wrapping_add(at)
+    }
+}
+
+/// Calls `task` with each item.
+pub fn for_each_mut<T: Send>(items: &mut [T], task: impl Fn(usize, &mut T) + Sync) {
+    for_chunks_mut(items, 1, |i, item| task(i, &mut item[0]));
+}
+
+/// Calls `task` with each piece of `len` items; the last one may be shorter.
+pub fn for_chunks_mut<T: Send>(items: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+    let (all, count) = (items.len(), items.len().div_ceil(len));
+    let pieces = Pieces(items.as_mut_ptr());
+    for_each(count, |i| {
+        let first = i * len;
+        // SAFETY: it is inside the items, no other task has the same ones, and they are borrowed until all tasks are done.
+        let piece = unsafe { std::slice::from_raw_parts_mut(pieces.at(first), len.min(all - first)) };
+        task(i, piece);
+    });
+}
+
+/// Numbers, `[rows, columns]`, that are cut into strips of columns.
+pub struct Strips<'a> {
+    pub numbers: &'a mut [f32],
+    pub columns: usize,
+    /// Columns of a strip.
+    pub width: usize,
+}
+
+/// A strip of columns.
+pub struct Strip<'a> {
+    /// Where its first row begins.
+    first: *mut f32,
+    row_len: usize,
+    rows: usize,
+    pub columns: Range<usize>,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Strip<'a> {
+    /// One that is all there is, `[rows, columns]`, of the columns that another has.
+    pub fn alone(numbers: &'a mut [f32], columns: Range<usize>) -> Self {
+        let rows = numbers.len() / columns.len();
+        Self { first: numbers.as_mut_ptr(), row_len: columns.len(), rows, columns, borrowed: PhantomData }
+    }
+
+    /// The rows it has.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Its piece of a row.
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows);
+        let at = row * self.row_len;
+        // SAFETY: row and columns are inside the numbers, which are borrowed, and no other strip has the columns.
+        unsafe { std::slice::from_raw_parts_mut(self.first.wrapping_add(at), self.columns.len()) }
+    }
+}
+
+impl Strip<'_> {
+    /// Writes numbers of which each row takes `stride`.
+    pub fn write(&mut self, numbers: &[f32], stride: usize) {
+        for (row, numbers) in (0..self.rows).zip(numbers.chunks(stride)) {
+            let to = self.row(row);
+            to.copy_from_slice(&numbers[..to.len()]);
+        }
+    }
+}
+
+/// Calls `task` with each strip of each of some matrices, and with the matrix's index.
+pub fn for_strips<const N: usize>(matrices: [Strips<'_>; N], task: impl Fn(usize, Strip<'_>) + Sync) {
+    let mut ends = [0; N];
+    let mut all = 0;
+    for (end, matrix) in ends.iter_mut().zip(&matrices) {
+        all += matrix.columns.div_ceil(matrix.width);
+        *end = all;
+    }
+    let matrices = matrices.map(|Strips { numbers, columns, width }| {
+        (Pieces(numbers.as_mut_ptr()), numbers.len() / columns, columns, width)
+    });
+    for_each(all, |i| {
+        let of = ends.partition_point(|end| *end <= i);
+        let (pieces, rows, row_len, width) = &matrices[of];
+        let start = (i - if of == 0 { 0 } else { ends[of - 1] }) * width;
+        let columns = start..(start + width).min(*row_len);
+        task(of, Strip { first: pieces.at(start), row_len: *row_len, rows: *rows, columns, borrowed: PhantomData });
+    });
+}
+
+/// Calls `task` with the pieces, of `height` rows, of each strip of a matrix, and with the first row.
+pub fn for_pieces(
+    Strips { numbers, columns, width }: Strips<'_>,
+    height: usize,
+    task: impl Fn(usize, Strip<'_>) + Sync,
+) {
+    let rows = numbers.len() / columns;
+    let (pieces, tall) = (Pieces(numbers.as_mut_ptr()), rows.div_ceil(height));
+    for_each(tall * columns.div_ceil(width), |i| {
+        let (row, start) = (i % tall * height, i / tall * width);
+        let (first, rows, of) =
+            (pieces.at(row * columns + start), height.min(rows - row), start..columns.min(start + width));
+        task(row, Strip { first, row_len: columns, rows, columns: of, borrowed: PhantomData });
+    });
+}
+
+/// What `task` makes of each item, in order.
+pub fn map<T: Sync, R: Send>(items: &[T], task: impl Fn(usize, &T) -> R + Sync) -> Vec<R> {
+    let mut made: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    for_each_mut(&mut made, |i, made| *made = Some(task(i, &items[i])));
+    made.into_iter().flatten().collect()
+}
+
+/// The cores that this process may use: threads that share one gain little for computations.
+pub fn cores() -> usize {
+    let available = thread::available_parallelism().map_or(1, usize::from);
+    let siblings = |cpu: usize| {
+        std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")).ok()
+    };
+    let cores: HashSet<String> = (0..).map_while(siblings).collect();
+    if cores.is_empty() { available } else { available.min(cores.len()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_is_done_once_and_nested_ones_too() {
+        let team = Team::new("team", 3).unwrap();
+        for round in 0..2000 {
+            let mut counts = vec![0usize; 2 + round % 50];
+            team.pass(|| {
+                for_each_mut(&mut counts, |i, count| {
+                    assert_eq!(threads(), 1);
+                    let mut inner = [0; 3];
+                    for_each_mut(&mut inner, |i, inner| *inner += i);
+                    *count += i + inner.iter().sum::<usize>();
+                });
+                assert_eq!(threads(), 3);
+            });
+            assert!(counts.iter().enumerate().all(|(i, count)| *count == i + 3), "{round}");
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_team_goes_on() {
+        let team = Team::new("team", 2).unwrap();
+        for round in 0..50 {
+            let ran = catch_unwind(AssertUnwindSafe(|| {
+                team.pass(|| for_each(8, |i| assert!(i != round % 8, "task {i}")));
+            }));
+            assert!(ran.is_err());
+            assert_eq!(team.pass(|| map(&[1, 2, 3], |i, x| i + x)), [1, 3, 5]);
+        }
+    }
+
+    #[test]
+    fn threads_that_sleep_wake_for_the_next_pass() {
+        let team = Team::new("team", 2).unwrap();
+        for _ in 0..3 {
+            thread::sleep(Duration::from_millis(20));
+            // Both tasks wait for each other.
+            let both = std::sync::Barrier::new(2);
+            team.pass(|| {
+                for_each(2, |_| {
+                    both.wait();
+                })
+            });
+        }
+    }
+
+    #[test]
+    fn without_a_team_loops_are_done_all_the_same() {
+        let mut items = [0; 10];
+        for_chunks_mut(&mut items, 3, |i, items| items.fill(i));
+        assert_eq!(items, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]);
+        assert_eq!(map(&[] as &[i32], |_, x| *x), [] as [i32; 0]);
+    }
+}
