@@ -1,16 +1,18 @@
-//! candle-transformers, in this process.
+//! candle-transformers.
 
-use std::{fs::File, path::Path, time::Instant};
+use std::{fs::File, io, path::Path, time::Instant};
 
 use candle_core::{Device, Tensor, quantized::gguf_file::Content};
 use candle_transformers::models::{quantized_gemma3, quantized_llama};
+use serde::Deserialize;
+use serde_json::json;
 
-use super::{support::Result, work::Work};
+use super::{process, support::Result};
 
 /// Gives the logits after tokens at a position; position 0 begins anew.
 type Forward = dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>;
 
-pub struct Candle {
+struct Candle {
     forward: Box<Forward>,
 }
 
@@ -19,7 +21,7 @@ impl Candle {
     ///
     /// # Errors
     /// Says what candle-transformers lacks for it.
-    pub fn load(path: &Path) -> Result<Self> {
+    fn load(path: &Path) -> Result<Self> {
         let mut file = File::open(path)?;
         let content = Content::read(&mut file)?;
         let architecture = match content.metadata.get("general.architecture") {
@@ -40,27 +42,45 @@ impl Candle {
         })
     }
 
-    /// Tokens per second, of short prompts for themselves: it packs no sequences, and long prompts take it minutes.
-    pub fn run(&mut self, work: &Work) -> Result<Option<f64>> {
-        let [prompt] = work.prompts.as_slice() else { return Ok(None) };
-        if prompt.tokens.len() > 512 {
-            return Ok(None);
-        }
+    /// The seconds that a prompt took, and those of as many tokens after it.
+    fn run(&mut self, prompt: &[u32], generate: usize) -> Result<(f64, f64)> {
         let begun = Instant::now();
-        let mut logits = self.logits(&prompt.tokens, 0)?;
-        let prefill = prompt.tokens.len() as f64 / begun.elapsed().as_secs_f64();
-        if work.generate == 0 {
-            return Ok(Some(prefill));
-        }
-        let begun = Instant::now();
-        for step in 0..work.generate {
+        let mut logits = self.logits(prompt, 0)?;
+        let prefill = begun.elapsed();
+        for step in 0..generate {
             let next = logits.flatten_all()?.argmax(0)?.to_scalar::<u32>()?;
-            logits = self.logits(&[next], prompt.tokens.len() + step)?;
+            logits = self.logits(&[next], prompt.len() + step)?;
         }
-        Ok(Some(work.generate as f64 / begun.elapsed().as_secs_f64()))
+        Ok((prefill.as_secs_f64(), (begun.elapsed() - prefill).as_secs_f64()))
     }
 
     fn logits(&mut self, tokens: &[u32], position: usize) -> Result<Tensor> {
         Ok((self.forward)(&Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?, position)?)
     }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Request {
+    Run { prompts: Vec<Vec<u32>>, generate: usize },
+    Resident(String),
+}
+
+/// Keeps a model loaded and answers each line of the input with one: the other end of [`Peer`](super::peer::Peer).
+pub fn serve(path: &Path) -> Result<()> {
+    let before = process::resident_bytes();
+    let mut candle = Candle::load(path)?;
+    println!("{}", json!({}));
+    for line in io::stdin().lines() {
+        let answer = match serde_json::from_str(&line?)? {
+            Request::Resident(_) => json!({ "bytes": process::resident_bytes().saturating_sub(before) }),
+            Request::Run { prompts, generate } => {
+                let prompt = prompts.first().ok_or("there is no prompt")?;
+                let (prefill, decode) = candle.run(prompt, generate)?;
+                json!({ "prefill_seconds": prefill, "decode_seconds": decode })
+            }
+        };
+        println!("{answer}");
+    }
+    Ok(())
 }

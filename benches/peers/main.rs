@@ -3,8 +3,8 @@
 //! See `benches/README.md`.
 
 mod candle;
-mod llama_cpp;
 mod ours;
+mod peer;
 #[path = "../process/mod.rs"]
 mod process;
 mod report;
@@ -17,9 +17,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle::Candle;
-use llama_cpp::LlamaCpp;
 use ours::Ours;
+use peer::Peer;
 use report::{NAMES, Report, Row, chart};
 use serde_json::Value;
 use support::Result;
@@ -60,6 +59,11 @@ impl Model {
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    if let [_, option, path] = env::args().collect::<Vec<_>>().as_slice()
+        && option == "--serve-candle"
+    {
+        return candle::serve(path.as_ref());
+    }
     let options = parse().await?;
     fs::create_dir_all(&options.out)?;
     let mut reports = Vec::new();
@@ -104,39 +108,39 @@ async fn parse() -> Result<Options> {
 /// All that run one model.
 struct Engines {
     ours: Ours,
-    llama_cpp: Option<LlamaCpp>,
-    candle: Option<Candle>,
+    peers: Vec<Peer>,
 }
 
 impl Engines {
     /// Runs one kind of work on each in turn.
     async fn run(&mut self, work: &Work, row: &mut Row) -> Result<()> {
         row.add(NAMES[0], self.ours.run(work).await?);
-        if let Some(peer) = &mut self.llama_cpp {
-            row.add(NAMES[1], peer.run(work)?);
-        }
-        if let Some(peer) = &mut self.candle
-            && let Some(figure) = peer.run(work)?
-        {
-            row.add(NAMES[2], figure);
+        for peer in &mut self.peers {
+            if let Some(figure) = peer.run(work)? {
+                row.add(peer.name, figure);
+            }
         }
         Ok(())
+    }
+
+    /// Runs the deepest work, and takes the memory of each after it.
+    async fn memory(&mut self, works: &[Work]) -> Result<Row> {
+        let deepest = works.last().ok_or("there is nothing to do")?;
+        let mut row = Row::new(format!("memory after {}", deepest.name), "MB");
+        self.run(deepest, &mut Row::new("", "")).await?;
+        row.add(NAMES[0], self.ours.bytes() / 1e6);
+        for peer in &mut self.peers {
+            row.add(peer.name, peer.bytes()? / 1e6);
+        }
+        Ok(row)
     }
 }
 
 async fn compare(model: &Model, options: &Options) -> Result<Report> {
     let ours = Ours::load(&model.path, options.threads).await?;
-    let works = works(&*ours.model).await?;
-    let mut memory = Row::new("memory for it", "MB");
-    let last = works.last().ok_or("there is nothing to do")?;
-    ours.run(last).await?;
-    memory.add(NAMES[0], ours.bytes() / 1e6);
-    let mut engines = Engines { ours, llama_cpp: start_llama_cpp(model, options), candle: None };
-    if let Some(peer) = &mut engines.llama_cpp {
-        peer.run(last)?;
-        memory.add(NAMES[1], peer.bytes()? / 1e6);
-    }
-    engines.candle = load_candle(model, options);
+    let mut engines = Engines { ours, peers: peers(model, options) };
+    let works = works(&*engines.ours.model).await?;
+    let memory = engines.memory(&works).await?;
     let mut rows: Vec<Row> = works.iter().map(|work| Row::new(&work.name, "tokens/s")).collect();
     for round in 0..=options.rounds {
         for (work, row) in works.iter().zip(&mut rows) {
@@ -149,23 +153,21 @@ async fn compare(model: &Model, options: &Options) -> Result<Report> {
     if let [_, near, _, deep] = rows.as_slice() {
         rows.push(deep.relative_to(near));
     }
-    memory.name = format!("memory after {}", last.name);
     rows.push(memory);
     Ok(Report { model: model.name(), rows })
 }
 
-/// If the variable `LLAMA_PYTHON` names a Python that has llama-cpp-python.
-fn start_llama_cpp(model: &Model, options: &Options) -> Option<LlamaCpp> {
-    let python = env::var_os("LLAMA_PYTHON")?;
-    peer(NAMES[1], model, options, |gguf| LlamaCpp::load(&python, gguf, options.threads))
-}
-
-fn load_candle(model: &Model, options: &Options) -> Option<Candle> {
-    peer(NAMES[2], model, options, Candle::load)
-}
-
-/// A peer of the model, if there is a file for it and it can load that.
-fn peer<T>(name: &str, model: &Model, options: &Options, load: impl FnOnce(&Path) -> Result<T>) -> Option<T> {
-    let gguf = model.gguf.as_ref().filter(|_| !options.without.iter().any(|without| without == name))?;
-    load(gguf).inspect_err(|error| eprintln!("{name} does not take part with {}: {error}", gguf.display())).ok()
+/// The peers that can run the model. llama.cpp is one if the variable `LLAMA_PYTHON` names a Python that has it.
+fn peers(model: &Model, options: &Options) -> Vec<Peer> {
+    let Some(gguf) = &model.gguf else { return Vec::new() };
+    let asked = |name: &str| !options.without.iter().any(|without| without == name);
+    let mut peers = Vec::new();
+    if let Some(python) = env::var_os("LLAMA_PYTHON").filter(|_| asked(NAMES[1])) {
+        peers.push(Peer::llama_cpp(&python, gguf, options.threads));
+    }
+    if asked(NAMES[2]) {
+        peers.push(Peer::candle(gguf, options.threads));
+    }
+    let failed = |error: &_| eprintln!("a peer does not take part with {}: {error}", gguf.display());
+    peers.into_iter().filter_map(|peer| peer.inspect_err(failed).ok()).collect()
 }

@@ -7,6 +7,9 @@ use super::support::Result;
 /// The depth at which decoding is compared with decoding near the beginning.
 pub const DEPTH: usize = 4096;
 
+/// Prompts of at most that many tokens are short.
+pub const SHORT: usize = 512;
+
 /// Prompts, and how many tokens come after each of them.
 pub struct Work {
     pub name: String,
@@ -28,7 +31,7 @@ pub async fn works(model: &dyn TextModel) -> Result<Vec<Work>> {
     let Some(alone) = together.first().cloned() else { return Err("there is no prompt".into()) };
     let work = |name: String, prompts, generate| Work { name, prompts, generate };
     let mut works = vec![
-        work("prefill of 512 tokens".into(), vec![prompt(model, 512, "one")?], 0),
+        work(format!("prefill of {SHORT} tokens"), vec![prompt(model, SHORT, "one")?], 0),
         work("decode, 1 sequence".into(), vec![alone], 64),
         work("decode, 16 sequences".into(), together, 64),
     ];
