@@ -51,6 +51,36 @@ pub trait TextModel: Send + Sync {
     /// Dropping the future frees everything it holds within one step.
     async fn batch_generate(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<BatchResult>>;
 
+    /// Tells how likely the model finds each token of the prompts, given those before it: prefill only.
+    ///
+    /// The tokens of each prompt come back with [`Token::logprobs`]; the first has none, for nothing is before it. Special
+    /// tokens and what the tokenizer adds are as with [`generate`](Self::generate). [`GenerateConfig::logprobs`] asks for
+    /// alternatives at each place, [`GenerateConfig::adapter`] and what concerns the request itself is heeded, the rest is
+    /// about answers. What is cached of a prompt is computed again, 64 tokens a pass.
+    ///
+    /// # Errors
+    /// The first prompt that fails fails the call. A backend that cannot score says [`Error::InvalidConfig`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future frees everything it holds within one step.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # async fn run(model: Box<dyn tokenflow::TextModel>) -> tokenflow::Result<()> {
+    /// use tokenflow::GenerateConfig;
+    ///
+    /// let text = "The tide turns twice a day.";
+    /// let tokens = model.score(&[text], GenerateConfig::new()).await?.remove(0);
+    /// let logprobs: Vec<f32> = tokens.iter().filter_map(|token| Some(token.logprobs.as_ref()?.logprob)).collect();
+    /// let perplexity = (-logprobs.iter().sum::<f32>() / logprobs.len() as f32).exp();
+    /// # let _ = perplexity;
+    /// # Ok(()) }
+    /// ```
+    async fn score(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<Vec<Token>>> {
+        let _ = (prompts, config);
+        Err(Error::config("prompts", "this model cannot score them"))
+    }
+
     /// The architecture's name: "llama", "qwen3", …
     fn model_type(&self) -> &str;
 

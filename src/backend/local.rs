@@ -8,7 +8,7 @@ use futures::{
 
 use crate::{
     Adapter, AdapterFile, AttentionInspector, AttentionSnapshot, BatchResult, ClassifyResult, Error, GenerateConfig,
-    GenerateMetrics, InspectConfig, Inspection, LoraConfig, Message, ModelInfo, ModelStats, Result, TextModel,
+    GenerateMetrics, InspectConfig, Inspection, LoraConfig, Message, ModelInfo, ModelStats, Result, TextModel, Token,
     TokenStream, TrainConfig, TrainExample, TrainStream, TrainableModel, blocking,
     engine::{Aside, Engine, unless_over},
     inspect,
@@ -46,7 +46,7 @@ impl LocalModel {
             return Err(Error::config("return_logits", "only classify returns logits"));
         }
         if classify && !(config.stop.is_empty() && config.stop_tokens.is_empty()) {
-            return Err(Error::config("stop", "classify predicts one token and has nothing to stop"));
+            return Err(Error::config("stop", "nothing is generated that could be stopped"));
         }
         let unknown = |id: &&u32| **id as usize >= self.info.vocab_size;
         let stop_token = config.stop_tokens.iter().find(unknown).map(|id| ("stop_tokens", id));
@@ -80,6 +80,39 @@ impl LocalModel {
         Ok((ClassifyResult { token, logits }, stream.metrics()))
     }
 
+    async fn score_one(&self, prompt: &str, config: &GenerateConfig) -> Result<(Vec<Token>, GenerateMetrics)> {
+        let mut stream = self.engine.score(Prompt::Text(prompt.to_owned()), config.clone()).await;
+        let mut tokens = Vec::new();
+        while let Some(token) = stream.next().await {
+            tokens.push(token);
+        }
+        stream.err().cloned().map_or(Ok((tokens, stream.metrics())), Err)
+    }
+
+    /// What a call answers that computes prompts only; the first that fails fails it.
+    async fn of_all<T>(
+        &self,
+        config: &GenerateConfig,
+        parts: impl Iterator<Item = impl Future<Output = Result<(T, GenerateMetrics)>>>,
+    ) -> Result<Vec<T>> {
+        let started = Instant::now();
+        let outcome = match self.check(config, true) {
+            Ok(()) => try_join_all(parts).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(parts) => {
+                let (results, metrics): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+                self.record(started, &metrics, None);
+                Ok(results)
+            }
+            Err(error) => {
+                self.record(started, &[], Some(error.clone()));
+                Err(error)
+            }
+        }
+    }
+
     async fn generate_one(&self, prompt: &str, config: &GenerateConfig) -> (BatchResult, GenerateMetrics) {
         let mut stream = self.engine.generate_queued(Prompt::Text(prompt.to_owned()), config.clone()).await;
         let mut result = BatchResult::default();
@@ -102,22 +135,14 @@ impl TextModel for LocalModel {
     }
 
     async fn classify(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<ClassifyResult>> {
-        let started = Instant::now();
-        let outcome = match self.check(&config, true) {
-            Ok(()) => try_join_all(prompts.iter().map(|prompt| self.classify_one(prompt, &config))).await,
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(parts) => {
-                let (results, metrics): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-                self.record(started, &metrics, None);
-                Ok(results)
-            }
-            Err(error) => {
-                self.record(started, &[], Some(error.clone()));
-                Err(error)
-            }
+        self.of_all(&config, prompts.iter().map(|prompt| self.classify_one(prompt, &config))).await
+    }
+
+    async fn score(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<Vec<Token>>> {
+        if config.return_logits {
+            return Err(Error::config("return_logits", "only classify returns logits"));
         }
+        self.of_all(&config, prompts.iter().map(|prompt| self.score_one(prompt, &config))).await
     }
 
     async fn batch_generate(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<BatchResult>> {

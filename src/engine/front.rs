@@ -82,7 +82,7 @@ impl Front {
         // A prediction needs no room after the prompt, an answer needs room for one token.
         let room = match request.mode {
             Mode::Generate => limit - 1,
-            Mode::Classify(_) => limit,
+            Mode::Classify(_) | Mode::Score => limit,
         };
         if tokens.len() > room {
             return Err(Error::PromptTooLong { tokens: tokens.len(), limit });

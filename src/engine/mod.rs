@@ -91,6 +91,8 @@ enum Mode {
     Generate,
     /// One token, whichever it is, with its logits if somebody waits for them.
     Classify(Option<oneshot::Sender<Vec<f32>>>),
+    /// The tokens of the prompt with their log-probabilities.
+    Score,
 }
 
 impl Engine {
@@ -162,6 +164,14 @@ impl Engine {
         let place = self.batch_place(&config, submitted).await;
         let (sender, receiver) = config.return_logits.then(oneshot::channel).unzip();
         (self.start_with(prompt, config, Mode::Classify(sender), submitted, place), receiver)
+    }
+
+    /// Starts to find out how likely the tokens of a prompt are as soon as there is a place for it among those of
+    /// batches. They are what the stream gives.
+    pub async fn score(&self, prompt: Prompt, config: GenerateConfig) -> TokenStream {
+        let submitted = Instant::now();
+        let place = self.batch_place(&config, submitted).await;
+        self.start_with(prompt, config, Mode::Score, submitted, place)
     }
 
     async fn batch_place(&self, config: &GenerateConfig, submitted: Instant) -> Result<OwnedSemaphorePermit> {

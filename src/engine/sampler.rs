@@ -73,6 +73,11 @@ impl Sampler {
         Ok((chosen, self.logprobs.map(|alternatives| self.logprobs(logits, greatest, chosen, alternatives))))
     }
 
+    /// How likely the logits, `[vocab_size]`, make a token.
+    pub fn score(&self, logits: &[f32], id: u32) -> Result<TokenLogprobs> {
+        Ok(self.logprobs(logits, self.greatest(logits)?, id, self.logprobs.unwrap_or(0)))
+    }
+
     fn greatest(&self, logits: &[f32]) -> Result<f32> {
         logits::greatest(logits, self.isa).ok_or_else(|| {
             let unusable = logits.iter().zip(0u32..).find(|(logit, _)| logit.is_nan() || **logit == f32::INFINITY);

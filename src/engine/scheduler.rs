@@ -8,6 +8,10 @@ use super::blocks::{BlockPool, BlockTable, Realm};
 /// Names a sequence in the scheduler; later ones are greater.
 pub type SequenceId = u64;
 
+/// Rows of a pass, beside those of streams, that logits are computed for: each takes as many numbers as the vocabulary has
+/// tokens.
+const MAX_SCORED_TOKENS: usize = 64;
+
 /// How often the sequence that waits for longest lets those of higher priority pass.
 const MAX_OVERTAKEN: usize = 64;
 
@@ -56,6 +60,7 @@ struct Progress {
     table: BlockTable,
     rank: Rank,
     paused: bool,
+    scored: bool,
 }
 
 impl Progress {
@@ -72,6 +77,8 @@ pub struct Arrival {
     pub priority: i32,
     /// Cached prefixes are shared within the same one only.
     pub realm: Realm,
+    /// Whether the logits after all of its tokens are wanted, so that what is cached of them is of no use.
+    pub scored: bool,
 }
 
 /// Tokens of one sequence for the next pass.
@@ -84,6 +91,8 @@ pub struct Chunk {
     pub samples: bool,
     /// Tokens that may follow them. What is computed and sampled for those that do saves passes.
     pub draft: Vec<u32>,
+    /// Whether the logits after all of these tokens are wanted.
+    pub scored: bool,
     /// How its positions are encoded.
     pub regime: usize,
     pub blocks: Vec<u32>,
@@ -104,11 +113,12 @@ impl Scheduler {
 
     /// Lets a sequence wait for its turn.
     pub fn add(&mut self, id: SequenceId, arrival: Arrival) {
-        let Arrival { tokens, priority, realm } = arrival;
+        let Arrival { tokens, priority, realm, scored } = arrival;
         let rank = (Reverse(priority), id);
         self.waiting.insert(rank);
         let table = BlockTable::new(realm);
-        self.sequences.insert(id, Progress { tokens, computed: 0, draft: Vec::new(), table, rank, paused: false });
+        let progress = Progress { tokens, computed: 0, draft: Vec::new(), table, rank, paused: false, scored };
+        self.sequences.insert(id, progress);
     }
 
     /// Forgets a sequence and frees its blocks.
@@ -213,7 +223,11 @@ impl Scheduler {
         while budget > 0
             && let Some(id) = self.admit()
         {
-            budget -= self.take(id, budget, &mut chunks);
+            let taken = self.take(id, budget, &mut chunks);
+            if taken == 0 {
+                break;
+            }
+            budget -= taken;
             if let Some(chunk) = chunks.last() {
                 self.publish(chunk);
             }
@@ -257,14 +271,18 @@ impl Scheduler {
         loop {
             let Some(progress) = self.sequences.get_mut(&id) else { return 0 };
             let (start, left) = (progress.computed, progress.left());
-            let len = left.min(budget);
+            let mut len = left.min(budget);
+            if progress.scored {
+                len = len.min(MAX_SCORED_TOKENS.saturating_sub(scored_tokens(chunks)));
+            }
             // Another may have taken its place meanwhile.
             if len == 0 || !self.running.contains(&progress.rank) {
                 return 0;
             }
             if self.pool.grow(&mut progress.table, start + len) {
                 let (regime, blocks) = (progress.table.regime(), progress.table.blocks.clone());
-                chunks.push(Chunk { id, start, len, samples: len == left, draft: Vec::new(), regime, blocks });
+                let (samples, scored, draft) = (len == left, progress.scored, Vec::new());
+                chunks.push(Chunk { id, start, len, samples, draft, scored, regime, blocks });
                 return len;
             }
             let Some(victim) = self.victim() else { return 0 };
@@ -307,8 +325,9 @@ impl Scheduler {
         let id = self.next_waiting()?;
         loop {
             let progress = self.sequences.get(&id)?;
-            // The last token is computed in any case: its logits are wanted.
-            let hit = self.pool.find(&progress.table, &progress.tokens[..progress.tokens.len() - 1]);
+            // The last token is computed in any case: its logits are wanted, or those of all.
+            let known = if progress.scored { 0 } else { progress.tokens.len() - 1 };
+            let hit = self.pool.find(&progress.table, &progress.tokens[..known]);
             let taken = self.pool.needed(progress.tokens.len()) - hit.blocks.len() + hit.idle;
             // A block for each that runs, lest the newcomer has to give way at once.
             let spare = self.ready().count();
@@ -342,6 +361,10 @@ impl Scheduler {
         let count = if self.overtaken.0 == oldest { self.overtaken.1 } else { 0 };
         self.overtaken = (oldest, count + 1);
     }
+}
+
+fn scored_tokens(chunks: &[Chunk]) -> usize {
+    chunks.iter().filter(|chunk| chunk.scored).map(|chunk| chunk.len).sum()
 }
 
 #[cfg(test)]
@@ -435,6 +458,21 @@ mod tests {
         assert_eq!(step(&mut s), [(0, 0, 8, true)]);
         s.add(1, arrival(7, 8));
         assert_eq!(step(&mut s), [(0, 8, 1, true), (1, 4, 4, true)]);
+    }
+
+    #[test]
+    fn scored_sequences_compute_all_their_tokens_and_few_in_a_pass() {
+        let mut s = scheduler(8, 100, 100);
+        s.add(0, arrival(7, 70));
+        assert_eq!(step(&mut s), [(0, 0, 70, true)]);
+        s.remove(0);
+        s.add(1, Arrival { scored: true, ..arrival(7, 70) });
+        s.add(2, Arrival { scored: true, ..arrival(8, 70) });
+        assert_eq!(step(&mut s), [(1, 0, 64, false)]);
+        assert_eq!(step(&mut s), [(1, 64, 6, true), (2, 0, 58, false)]);
+        s.remove(1);
+        s.add(3, arrival(7, 70));
+        assert_eq!(step(&mut s), [(2, 58, 12, true), (3, 68, 2, true)], "others find what it computed");
     }
 
     #[test]
@@ -620,7 +658,7 @@ mod tests {
                     let sequence = id as SequenceId;
                     if request.arrives == time {
                         let (tokens, priority) = (request.prompt.clone(), request.priority);
-                        s.add(sequence, Arrival { tokens, priority, realm: Realm::default() });
+                        s.add(sequence, Arrival { tokens, priority, ..Arrival::default() });
                         answers[id] = Some(Vec::new());
                     }
                     if request.leaves == Some(time) {

@@ -8,11 +8,13 @@ use super::{
     adapters::Loaded,
     draft::Lookup,
     sampler::Sampler,
+    scheduler::Chunk,
     ticket::{End, Ticket},
 };
 use crate::{
     GenerateConfig, GenerateMetrics, Result, Token,
     decoder::Adapter,
+    kernels::team,
     model::rate,
     text::{Answer, TextProcessor},
 };
@@ -22,6 +24,10 @@ pub struct Sequence {
     pub ticket: Ticket,
     text: Arc<TextProcessor>,
     prompt_len: usize,
+    /// The tokens of a prompt that is scored.
+    prompt: Vec<u32>,
+    /// Tokens of it that are.
+    scored: usize,
     /// Tokens of the prompt that the cache had.
     cached_len: usize,
     /// Tokens sampled, an end-of-text token not among them.
@@ -59,6 +65,8 @@ impl Sequence {
         let drafts = prompt_lookup > 0 && matches!(mode, Mode::Generate);
         Self {
             prompt_len: prompt.len(),
+            prompt: if matches!(mode, Mode::Score) { prompt.to_vec() } else { Vec::new() },
+            scored: 0,
             cached_len: 0,
             sampled: 0,
             max_tokens: max_tokens.min(context_len.saturating_sub(prompt.len())),
@@ -91,6 +99,11 @@ impl Sequence {
         first
     }
 
+    /// Whether its prompt is what the logits are wanted of.
+    pub fn is_scored(&self) -> bool {
+        !self.prompt.is_empty()
+    }
+
     /// Tokens of the prompt.
     pub fn prompt_len(&self) -> usize {
         self.prompt_len
@@ -101,9 +114,18 @@ impl Sequence {
         self.adapter.as_ref().map(|loaded| loaded.adapter.clone())
     }
 
-    /// Takes the logits after its last token and after each one of a draft, `[1 + draft.len(), vocab_size]`: samples
-    /// for as long as the draft is right, and delivers what is decided.
-    pub fn advance(&mut self, draft: &[u32], logits: &[f32], memory: Memory) -> Step {
+    /// Takes the logits after its last token and after each one of a draft, or after each one of a chunk that is scored,
+    /// `[rows, vocab_size]`, and delivers what is decided.
+    pub fn advance(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> Step {
+        if !chunk.scored {
+            return self.follow(&chunk.draft, logits, memory);
+        }
+        let end = self.score(chunk, logits, memory).unwrap_or_else(|error| Some(error.into()));
+        Step { tokens: Vec::new(), end }
+    }
+
+    /// Samples for as long as a draft is right.
+    fn follow(&mut self, draft: &[u32], logits: &[f32], memory: Memory) -> Step {
         let (mut step, mut ready) = (Step::default(), Vec::new());
         let mut draft_left = draft.iter();
         for logits in logits.chunks_exact(logits.len() / (1 + draft.len())) {
@@ -116,6 +138,28 @@ impl Sequence {
         self.note_draft(draft.len(), &step.tokens);
         self.deliver(ready, memory);
         step
+    }
+
+    /// Tells how likely the tokens after those of a chunk are. One that is computed again, after a preemption, may be
+    /// known already.
+    fn score(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> Result<Option<End>> {
+        let mut ready = Vec::new();
+        if self.scored == 0 {
+            ready.extend(self.answer.push(self.prompt[0], None)?.ready);
+            self.scored = 1;
+        }
+        let rows = logits.chunks_exact(logits.len() / chunk.len).zip(&self.prompt[chunk.start + 1..]);
+        let rows: Vec<_> = rows.skip(self.scored - chunk.start - 1).collect();
+        let found = team::map(&rows, |_, (row, id)| self.sampler.score(row, **id));
+        for logprobs in found {
+            ready.extend(self.answer.push(self.prompt[self.scored], Some(logprobs?))?.ready);
+            self.scored += 1;
+        }
+        if chunk.samples {
+            ready.extend(self.answer.finish()?);
+        }
+        self.deliver(ready, memory);
+        Ok(chunk.samples.then(End::stop))
     }
 
     /// Samples a token, adds what is decided to `ready`, and says whether that is the end.
@@ -182,7 +226,9 @@ impl Sequence {
         if tokens.is_empty() {
             return;
         }
-        self.delivered += tokens.len();
+        if !self.is_scored() {
+            self.delivered += tokens.len();
+        }
         // There is room: the sequence was not scheduled without. A reader that is gone is noticed
         // by its cancellation token.
         let _ = self.ticket.sender.try_send(tokens, self.metrics(memory));

@@ -126,7 +126,8 @@ impl Worker {
         let priority = request.config.priority;
         let entropy = RandomState::new().hash_one(id);
         let sequence = Sequence::new(request, &tokens, self.text.clone(), self.options.context_len, entropy);
-        self.scheduler.add(id, Arrival { tokens, priority, realm });
+        let scored = sequence.is_scored();
+        self.scheduler.add(id, Arrival { tokens, priority, realm, scored });
         self.sequences.insert(id, sequence);
     }
 
@@ -179,7 +180,11 @@ impl Worker {
         }
         let price = self.pace.draft_price(steps.len());
         for (chunk, step) in steps {
-            self.append(chunk, step, price);
+            match chunk.samples {
+                true => self.append(chunk, step, price),
+                // There is more of a prompt that is scored.
+                false => step.end.into_iter().for_each(|end| self.end(chunk.id, end)),
+            }
         }
         Ok(())
     }
@@ -296,9 +301,13 @@ fn note_pass(chunks: &[Chunk], took: Duration, pace: &mut Pace, state: &State) {
     });
 }
 
-/// Rows of a chunk whose logits are wanted: that of its last token, and those of its draft.
+/// Rows of a chunk whose logits are wanted: that of its last token and those of its draft, or all.
 fn sampled_rows(chunk: &Chunk) -> usize {
-    if chunk.samples { 1 + chunk.draft.len() } else { 0 }
+    match (chunk.scored, chunk.samples) {
+        (true, _) => chunk.len,
+        (false, true) => 1 + chunk.draft.len(),
+        (false, false) => 0,
+    }
 }
 
 /// Does what follows from the logits, `[sampled rows, vocab_size]`, for each sequence that samples. They share
@@ -319,12 +328,12 @@ fn advance<'a>(
     let vocab_size = logits.len() / rows;
     let mut sequences: BTreeMap<_, _> = sequences.iter_mut().collect();
     let mut turns = Vec::with_capacity(chunks.len());
-    for chunk in chunks.iter().filter(|chunk| chunk.samples) {
+    for chunk in chunks.iter().filter(|chunk| sampled_rows(chunk) > 0) {
         let own = logits.split_off(..sampled_rows(chunk) * vocab_size).unwrap_or_default();
         turns.extend(sequences.remove(&chunk.id).map(|sequence| (chunk, sequence, own, None)));
     }
     team::for_each_mut(&mut turns, |_, (chunk, sequence, logits, step)| {
-        *step = Some(sequence.advance(&chunk.draft, logits, memory));
+        *step = Some(sequence.advance(chunk, logits, memory));
     });
     Ok(turns.into_iter().filter_map(|(chunk, _, _, step)| Some((chunk, step?))).collect())
 }

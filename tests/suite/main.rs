@@ -12,6 +12,8 @@ mod invariance;
 mod lookup;
 #[path = "../../examples/support/mod.rs"]
 mod models;
+mod perplexity;
+mod score;
 #[path = "../support/scripted.rs"]
 mod scripted;
 mod serving;
