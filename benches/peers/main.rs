@@ -29,6 +29,8 @@ use work::{Work, works};
 struct Options {
     models: Vec<Model>,
     rounds: usize,
+    /// Those that every engine computes with.
+    threads: usize,
     /// Peers that are left out.
     without: Vec<String>,
     /// Where the figures and the chart go.
@@ -78,12 +80,14 @@ async fn main() -> Result<()> {
 
 async fn parse() -> Result<Options> {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peers");
-    let mut options = Options { models: Vec::new(), rounds: 5, without: Vec::new(), out };
+    let threads = thread::available_parallelism().map_or(1, |count| count.get());
+    let mut options = Options { models: Vec::new(), rounds: 5, threads, without: Vec::new(), out };
     let mut args = env::args().skip(1).filter(|arg| arg != "--bench");
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} takes a value"));
         match arg.as_str() {
             "--rounds" => options.rounds = value()?.parse()?,
+            "--threads" => options.threads = value()?.parse()?,
             "--without" => options.without.push(value()?),
             "--out" => options.out = value()?.into(),
             option if option.starts_with('-') => return Err(format!("unknown option {option}").into()),
@@ -124,7 +128,7 @@ impl Engines {
 }
 
 async fn compare(model: &Model, options: &Options) -> Result<Report> {
-    let ours = Ours::load(&model.path).await?;
+    let ours = Ours::load(&model.path, options.threads).await?;
     let works = works(&*ours.model).await?;
     let mut memory = Row::new("memory for it", "MB");
     let last = works.last().ok_or("there is nothing to do")?;
@@ -156,7 +160,7 @@ async fn compare(model: &Model, options: &Options) -> Result<Report> {
 /// If the variable `LLAMA_PYTHON` names a Python that has llama-cpp-python.
 fn start_llama_cpp(model: &Model, options: &Options) -> Option<LlamaCpp> {
     let python = env::var_os("LLAMA_PYTHON")?;
-    peer(NAMES[1], model, options, |gguf| LlamaCpp::load(&python, gguf, threads()))
+    peer(NAMES[1], model, options, |gguf| LlamaCpp::load(&python, gguf, options.threads))
 }
 
 fn load_candle(model: &Model, options: &Options) -> Option<Candle> {
@@ -167,10 +171,4 @@ fn load_candle(model: &Model, options: &Options) -> Option<Candle> {
 fn peer<T>(name: &str, model: &Model, options: &Options, load: impl FnOnce(&Path) -> Result<T>) -> Option<T> {
     let gguf = model.gguf.as_ref().filter(|_| !options.without.iter().any(|without| without == name))?;
     load(gguf).inspect_err(|error| eprintln!("{name} does not take part with {}: {error}", gguf.display())).ok()
-}
-
-/// As many as tokenflow computes with.
-fn threads() -> usize {
-    let set = env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse().ok());
-    set.unwrap_or_else(|| thread::available_parallelism().map_or(1, |count| count.get()))
 }
