@@ -60,10 +60,9 @@ impl Candle {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Request {
-    Run { prompts: Vec<Vec<u32>>, generate: usize },
-    Resident(String),
+struct Run {
+    prompts: Vec<Vec<u32>>,
+    generate: usize,
 }
 
 /// Keeps a model loaded and answers each line of the input with one: the other end of [`Peer`](super::peer::Peer).
@@ -72,9 +71,10 @@ pub fn serve(path: &Path) -> Result<()> {
     let mut candle = Candle::load(path)?;
     println!("{}", json!({}));
     for line in io::stdin().lines() {
-        let answer = match serde_json::from_str(&line?)? {
-            Request::Resident(_) => json!({ "bytes": process::resident_bytes().saturating_sub(before) }),
-            Request::Run { prompts, generate } => {
+        let answer = match line?.as_str() {
+            r#""resident""# => json!({ "bytes": process::resident_bytes().saturating_sub(before) }),
+            run => {
+                let Run { prompts, generate } = serde_json::from_str(run)?;
                 let prompt = prompts.first().ok_or("there is no prompt")?;
                 let (prefill, decode) = candle.run(prompt, generate)?;
                 json!({ "prefill_seconds": prefill, "decode_seconds": decode })

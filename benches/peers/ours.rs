@@ -3,7 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use futures::{StreamExt, future::join_all};
-use tokenflow::{GenerateConfig, LoadConfig, TextModel, TokenStream, load_model};
+use tokenflow::{ActivationType, GenerateConfig, LoadConfig, TextModel, TokenStream, load_model};
 
 use super::{process, support::Result, work::Work};
 
@@ -16,8 +16,9 @@ pub struct Ours {
 impl Ours {
     pub async fn load(path: &Path, threads: usize) -> Result<Self> {
         let before = process::resident_bytes();
-        // Every run computes its prompt anew.
-        let model = load_model(path, LoadConfig::new().threads(threads).prefix_cache_tokens(0)).await?;
+        // Every run computes its prompt anew, and weights of bfloat16 meet activations of bfloat16, as in llama.cpp.
+        let config = LoadConfig::new().prefix_cache_tokens(0).threads(threads).activation_type(ActivationType::Bf16);
+        let model = load_model(path, config).await?;
         Ok(Self { model, before })
     }
 

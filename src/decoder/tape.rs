@@ -26,9 +26,11 @@ pub struct Tape {
 struct Step {
     inputs: Vec<TensorId>,
     output: TensorId,
-    /// The gradients by all inputs, from that by the output.
-    back: Box<dyn FnOnce(Vec<f32>) -> Result<Vec<Vec<f32>>>>,
+    back: Back,
 }
+
+/// The gradients by all inputs, from that by the output.
+type Back = Box<dyn FnOnce(Vec<f32>) -> Result<Vec<Vec<f32>>>>;
 
 /// Gradients by tensors.
 #[derive(Default)]

@@ -89,10 +89,10 @@ pub struct Chunk {
     pub len: usize,
     /// Whether these are its last tokens, so that the next one is sampled.
     pub samples: bool,
-    /// Whether the logits after all of these tokens are wanted.
-    pub scored: bool,
     /// Tokens that may follow them. What is computed and sampled for those that do saves passes.
     pub draft: Vec<u32>,
+    /// Whether the logits after all of these tokens are wanted.
+    pub scored: bool,
     /// How its positions are encoded.
     pub regime: usize,
     pub blocks: Vec<u32>,
@@ -117,8 +117,8 @@ impl Scheduler {
         let rank = (Reverse(priority), id);
         self.waiting.insert(rank);
         let table = BlockTable::new(realm);
-        let draft = Vec::new();
-        self.sequences.insert(id, Progress { tokens, computed: 0, draft, table, rank, paused: false, scored });
+        let progress = Progress { tokens, computed: 0, draft: Vec::new(), table, rank, paused: false, scored };
+        self.sequences.insert(id, progress);
     }
 
     /// Forgets a sequence and frees its blocks.
@@ -282,7 +282,7 @@ impl Scheduler {
             if self.pool.grow(&mut progress.table, start + len) {
                 let (regime, blocks) = (progress.table.regime(), progress.table.blocks.clone());
                 let (samples, scored, draft) = (len == left, progress.scored, Vec::new());
-                chunks.push(Chunk { id, start, len, samples, scored, draft, regime, blocks });
+                chunks.push(Chunk { id, start, len, samples, draft, scored, regime, blocks });
                 return len;
             }
             let Some(victim) = self.victim() else { return 0 };

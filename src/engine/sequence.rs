@@ -114,49 +114,51 @@ impl Sequence {
         self.adapter.as_ref().map(|loaded| loaded.adapter.clone())
     }
 
-    /// Takes the logits after its last token and after each one of a draft, `[1 + draft.len(), vocab_size]`: samples
-    /// for as long as the draft is right. Or, if it is scored, those after each token of the chunk, `[len, vocab_size]`.
-    /// Delivers what is decided.
+    /// Takes the logits after its last token and after each one of a draft, or after each one of a chunk that is scored,
+    /// `[rows, vocab_size]`, and delivers what is decided.
     pub fn advance(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> Step {
-        let (mut step, mut ready) = (Step::default(), Vec::new());
-        if chunk.scored {
-            step.end = self.score(chunk, logits, &mut ready).unwrap_or_else(|error| Some(error.into()));
-        } else {
-            self.follow(&chunk.draft, logits, &mut step, &mut ready);
+        if !chunk.scored {
+            return self.follow(&chunk.draft, logits, memory);
         }
-        self.deliver(ready, memory);
-        step
+        let end = self.score(chunk, logits, memory).unwrap_or_else(|error| Some(error.into()));
+        Step { tokens: Vec::new(), end }
     }
 
     /// Samples for as long as a draft is right.
-    fn follow(&mut self, draft: &[u32], logits: &[f32], step: &mut Step, ready: &mut Vec<Token>) {
+    fn follow(&mut self, draft: &[u32], logits: &[f32], memory: Memory) -> Step {
+        let (mut step, mut ready) = (Step::default(), Vec::new());
         let mut draft_left = draft.iter();
         for logits in logits.chunks_exact(logits.len() / (1 + draft.len())) {
-            step.end = self.sample(logits, &mut step.tokens, ready).unwrap_or_else(|error| Some(error.into()));
+            step.end = self.sample(logits, &mut step.tokens, &mut ready).unwrap_or_else(|error| Some(error.into()));
             // What the next logits follow must be what was sampled.
             if step.end.is_some() || draft_left.next() != step.tokens.last() {
                 break;
             }
         }
         self.note_draft(draft.len(), &step.tokens);
+        self.deliver(ready, memory);
+        step
     }
 
-    /// Tells how likely the tokens after those of a chunk are, and whether that is the end. One that is computed again,
-    /// after a preemption, may be known already.
-    fn score(&mut self, chunk: &Chunk, logits: &[f32], ready: &mut Vec<Token>) -> Result<Option<End>> {
+    /// Tells how likely the tokens after those of a chunk are. One that is computed again, after a preemption, may be
+    /// known already.
+    fn score(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> Result<Option<End>> {
+        let mut ready = Vec::new();
         if self.scored == 0 {
             ready.extend(self.answer.push(self.prompt[0], None)?.ready);
             self.scored = 1;
         }
         let rows = logits.chunks_exact(logits.len() / chunk.len).zip(&self.prompt[chunk.start + 1..]);
         let rows: Vec<_> = rows.skip(self.scored - chunk.start - 1).collect();
-        for logprobs in team::map(&rows, |_, (row, id)| self.sampler.score(row, **id)) {
+        let found = team::map(&rows, |_, (row, id)| self.sampler.score(row, **id));
+        for logprobs in found {
             ready.extend(self.answer.push(self.prompt[self.scored], Some(logprobs?))?.ready);
             self.scored += 1;
         }
         if chunk.samples {
             ready.extend(self.answer.finish()?);
         }
+        self.deliver(ready, memory);
         Ok(chunk.samples.then(End::stop))
     }
 

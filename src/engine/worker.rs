@@ -180,7 +180,11 @@ impl Worker {
         }
         let price = self.pace.draft_price(steps.len());
         for (chunk, step) in steps {
-            self.append(chunk, step, price);
+            match chunk.samples {
+                true => self.append(chunk, step, price),
+                // There is more of a prompt that is scored.
+                false => step.end.into_iter().for_each(|end| self.end(chunk.id, end)),
+            }
         }
         Ok(())
     }
@@ -192,8 +196,7 @@ impl Worker {
         if let Some(end) = end {
             return self.end(chunk.id, end);
         }
-        // Of a prompt that is scored there may be more.
-        if let Some(sequence) = self.sequences.get_mut(&chunk.id).filter(|_| chunk.samples) {
+        if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
             let mut draft = sequence.guess(price);
             let len = chunk.start + chunk.len + tokens.len();
             let regime = |len| self.decoder.regime(sequence.prompt_len(), len);
@@ -298,7 +301,7 @@ fn note_pass(chunks: &[Chunk], took: Duration, pace: &mut Pace, state: &State) {
     });
 }
 
-/// Rows of a chunk whose logits are wanted: all of one that is scored, else that of its last token and those of its draft.
+/// Rows of a chunk whose logits are wanted: that of its last token and those of its draft, or all.
 fn sampled_rows(chunk: &Chunk) -> usize {
     match (chunk.scored, chunk.samples) {
         (true, _) => chunk.len,

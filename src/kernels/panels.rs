@@ -123,28 +123,6 @@ macro_rules! with_elements {
 }
 pub(crate) use with_elements;
 
-impl Elements {
-    /// Makes space for `times` as many as there are.
-    pub fn reserve(&mut self, times: usize) {
-        with_elements!(self, elements => elements.reserve_exact(elements.len() * times));
-    }
-
-    /// Takes those of the same type to the end.
-    pub fn append(&mut self, after: Self) {
-        match (self, after) {
-            (Self::F32(elements), Self::F32(mut after)) => elements.append(&mut after),
-            (Self::F16(elements), Self::F16(mut after)) => elements.append(&mut after),
-            (Self::Bf16(elements), Self::Bf16(mut after)) => elements.append(&mut after),
-            _ => debug_assert!(false, "elements of two types"),
-        }
-    }
-
-    /// The memory they take.
-    pub fn bytes(&self) -> usize {
-        with_elements!(self, elements => size_of_val(elements.as_slice()))
-    }
-}
-
 /// Asks for what is read soon.
 pub fn prefetch<T>(elements: &[T]) {
     #[cfg(target_arch = "x86_64")]

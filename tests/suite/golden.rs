@@ -10,7 +10,7 @@ use std::{
 
 use futures::{FutureExt, StreamExt};
 use serde_json::Value;
-use tokenflow::{GenerateConfig, KvCacheType, LoadConfig, Quantize, TextModel};
+use tokenflow::{ActivationType, GenerateConfig, KvCacheType, LoadConfig, Quantize, TextModel};
 
 use crate::{directories, golden_model, golden_model_with, golden_path, read_json};
 
@@ -165,6 +165,26 @@ async fn keys_and_values_in_16_bits_keep_the_greedy_tokens() {
         let tolerance = if name.contains("-q") { 4e-2 } else { 3e-3 };
         let model = golden_model_with(&format!("gguf/{name}"), in_16_bits()).await;
         check(name, &*model, &entry["prompts"], tolerance, 0.02).await;
+    }
+}
+
+#[tokio::test]
+async fn activations_of_bfloat16_are_near_those_of_32_bits_in_every_batch() {
+    for name in ["gqa_llama3", "qwen3", "gemma2_v5", "phi3_v4", "bloom_v5"] {
+        let model = golden_model_with(name, LoadConfig::new().activation_type(ActivationType::Bf16)).await;
+        let expected = read_json(&format!("{name}/expected.json"));
+        let prompts = expected["prompts"].as_array().unwrap();
+        let texts: Vec<&str> = prompts.iter().map(|prompt| prompt["text"].as_str().unwrap()).collect();
+        let config = || GenerateConfig::new().return_logits(true);
+        let together = model.classify(&texts, config()).await.unwrap();
+        for ((text, together), prompt) in texts.iter().zip(together).zip(prompts) {
+            let logits = together.logits.unwrap();
+            let difference = difference(&logits, &floats(&prompt["logits"]));
+            // Eight bits of activations; small random models make much of little.
+            assert!((1e-5..8e-2).contains(&difference), "{name}: {text:?}: logits differ by {difference}");
+            let alone = model.classify(&[text], config()).await.unwrap().remove(0);
+            assert_eq!(alone.logits.unwrap(), logits, "{name}: {text:?}");
+        }
     }
 }
 

@@ -57,7 +57,17 @@ fn floats(values: &Value) -> Vec<f32> {
 
 /// Losses and lengths of gradients, of an adapter that goes on as `training.json` beside it says.
 async fn goes_on(model: &dyn TrainableModel, name: &str, expected: &Value, loss_within: f32, norm_within: f32) {
-    model.apply_lora(LoraConfig::new().initial(golden_path("adapters").join(name))).unwrap();
+    goes_on_as(model, (name, LoraConfig::new()), expected, loss_within, norm_within).await;
+}
+
+async fn goes_on_as(
+    model: &dyn TrainableModel,
+    (name, config): (&str, LoraConfig),
+    expected: &Value,
+    loss_within: f32,
+    norm_within: f32,
+) {
+    model.apply_lora(config.initial(golden_path("adapters").join(name))).unwrap();
     let batches: Vec<Vec<Vec<u32>>> = serde_json::from_value(expected["batches"].clone()).unwrap();
     let examples = batches.into_iter().flatten().map(TrainExample::Tokens).collect();
     let (steps, ended) = all(model.train(examples, plain(expected))).await;
@@ -83,6 +93,16 @@ async fn losses_and_gradients_are_those_of_peft() {
         checked += 1;
     }
     assert!(checked > 10);
+}
+
+#[tokio::test]
+async fn products_of_bfloat16_teach_nearly_the_same() {
+    for name in ["q_v", "all_linear", "fused_dora", "conv1d", "tied_head"] {
+        let model = read_json(&format!("adapters/{name}/expected.json"))["model"].as_str().unwrap().to_owned();
+        let (expected, config) =
+            (read_json(&format!("adapters/{name}/training.json")), LoraConfig::new().bfloat16(true));
+        goes_on_as(&*trainable(&model).await, (name, config), &expected, 0.02, 0.1).await;
+    }
 }
 
 #[tokio::test]
