@@ -27,7 +27,7 @@ pub struct Prompt {
 
 /// All that the model's context holds: the prefill, one sequence, 16 together, and one that is deep.
 pub async fn works(model: &dyn TextModel) -> Result<Vec<Work>> {
-    let together = endless(model, 16, 64).await?;
+    let together = endless(model, 32, 16, 64).await?;
     let Some(alone) = together.first().cloned() else { return Err("there is no prompt".into()) };
     let work = |name: String, prompts, generate| Work { name, prompts, generate };
     let mut works = vec![
@@ -36,19 +36,26 @@ pub async fn works(model: &dyn TextModel) -> Result<Vec<Work>> {
         work("decode, 16 sequences".into(), together, 64),
     ];
     if model.info().context_len >= DEPTH + 32 {
-        works.push(work(format!("decode at {DEPTH} tokens"), vec![prompt(model, DEPTH, "one")?], 32));
+        works.push(work(format!("decode at {DEPTH} tokens"), endless(model, DEPTH, 1, 32).await?, 32));
     }
     Ok(works)
 }
 
-/// Prompts of 32 tokens that the model goes on with for at least `tokens`. No two have a common head.
-async fn endless(model: &dyn TextModel, count: usize, tokens: usize) -> Result<Vec<Prompt>> {
-    let candidates: Vec<_> = FIRST.split(' ').filter_map(|first| prompt(model, 32, first).ok()).collect();
-    let texts: Vec<_> = candidates.iter().map(|prompt| prompt.text.as_str()).collect();
-    let answers = model.batch_generate(&texts, GenerateConfig::new().max_tokens(tokens)).await?;
-    let pairs = candidates.into_iter().zip(answers).filter(|(_, answer)| answer.tokens.len() == tokens);
-    let prompts: Vec<_> = pairs.map(|(prompt, _)| prompt).take(count).collect();
-    if prompts.len() == count { Ok(prompts) } else { Err("the model ends its answers too early".into()) }
+/// Prompts of `len` tokens that the model goes on with for at least `tokens`. No two have a common head.
+async fn endless(model: &dyn TextModel, len: usize, count: usize, tokens: usize) -> Result<Vec<Prompt>> {
+    let mut prompts = Vec::new();
+    for firsts in FIRST.split(' ').collect::<Vec<_>>().chunks(count) {
+        let candidates: Vec<_> = firsts.iter().filter_map(|first| prompt(model, len, first).ok()).collect();
+        let texts: Vec<_> = candidates.iter().map(|prompt| prompt.text.as_str()).collect();
+        let answers = model.batch_generate(&texts, GenerateConfig::new().max_tokens(tokens)).await?;
+        let pairs = candidates.into_iter().zip(answers);
+        prompts.extend(pairs.filter(|(_, answer)| answer.tokens.len() == tokens).map(|(prompt, _)| prompt));
+        if prompts.len() >= count {
+            prompts.truncate(count);
+            return Ok(prompts);
+        }
+    }
+    Err("the model ends its answers too early".into())
 }
 
 /// What prompts may begin with.
