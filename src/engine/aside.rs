@@ -75,11 +75,12 @@ impl Access {
 
     /// Runs work whose turns are shared by threads of its own: those of the worker are never idle.
     pub fn on_threads<R: Send>(&self, name: &'static str, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-        let team = Team::new(name, self.threads).map_err(not_started)?;
+        if self.team.get().is_none() {
+            // Only if another thread was faster is there one now, and that is as good.
+            let _ = self.team.set(Team::new(name, self.threads).map_err(not_started)?);
+        }
         // What candle shares with rayon's threads stays on one.
         let thread = ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("{name} 0")).build();
-        // There is one already if this is not the first work, and it is as good.
-        let _ = self.team.set(team);
         thread.map_err(not_started)?.install(work)
     }
 }

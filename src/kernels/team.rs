@@ -46,12 +46,14 @@ struct Shared {
     threads: usize,
     /// Whether there is a pass.
     awake: AtomicBool,
+    /// Whether a thread has a job, or makes one.
+    sharing: AtomicBool,
     ended: AtomicBool,
     sleepers: Mutex<usize>,
     wake: Condvar,
 }
 
-// SAFETY: `task` is written by the one thread that has the team, before it opens a job, and read by those that
+// SAFETY: `task` is written by one thread at a time, before it opens a job, and read by those that
 // entered it, whom that thread waits for.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is to what may be shared.
@@ -90,6 +92,7 @@ impl Team {
             panic: Mutex::new(None),
             threads,
             awake: AtomicBool::new(false),
+            sharing: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             sleepers: Mutex::new(0),
             wake: Condvar::new(),
@@ -227,10 +230,14 @@ impl Shared {
 
     /// Computes all tasks with whoever helps.
     fn share(&self, tasks: usize, task: &Task<'_>) {
+        // Passes that do not end in the order in which they began may leave the team to two threads.
+        if self.sharing.swap(true, Ordering::Acquire) {
+            return (0..tasks).for_each(task);
+        }
         // SAFETY: the lifetime ends after this function, which does not return while a thread has the pointer.
         let task: *const Task<'static> = unsafe { transmute(std::ptr::from_ref(task)) };
-        // SAFETY: no job is open and no thread in one, since the last call has waited for that; and only the thread that
-        // has the team calls.
+        // SAFETY: no job is open and no thread in one, since the last call has waited for that; and `sharing` keeps all
+        // other calls away.
         unsafe { *self.task.get() = Some(task) };
         self.tasks.store(tasks, Ordering::Relaxed);
         self.next.store(0, Ordering::Relaxed);
@@ -242,7 +249,9 @@ impl Shared {
         while !spin_until(empty) {
             thread::yield_now();
         }
-        if let Some(panic) = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.sharing.store(false, Ordering::Release);
+        if let Some(panic) = panic {
             resume_unwind(panic);
         }
     }
@@ -471,6 +480,20 @@ mod tests {
                 })
             });
         }
+    }
+
+    #[test]
+    fn passes_that_end_in_any_order_share_no_job() {
+        let (team, other) = (Team::new("team", 2).unwrap(), Team::new("other", 2).unwrap());
+        let (first, second) = (team.begin(), other.begin());
+        drop(first);
+        drop(second);
+        // This thread still shares its loops with the team, which another one has by now.
+        let sum = || (0..200).map(|_| map(&[1; 8], |i, x| i + x).iter().sum::<usize>()).sum::<usize>();
+        thread::scope(|scope| {
+            let theirs = scope.spawn(|| team.pass(sum));
+            assert_eq!([sum(), theirs.join().unwrap()], [200 * 36; 2]);
+        });
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn by_blocks<L: Copy + Send + Sync, F: Sync>(
     let mut out = vec![0f32; tokens * columns];
     let strips = Strips { numbers: &mut out, columns, width: STRIP_WIDTH };
     // So that the threads' shares differ by little.
-    let height = tokens.div_ceil(2 * team::threads()).next_multiple_of(STRIP_TOKENS);
+    let height = tokens.div_ceil(2 * team::threads()).next_multiple_of(STRIP_TOKENS).max(STRIP_TOKENS);
     team::for_pieces(strips, height, |token, mut strip| {
         let panels = strip.columns.start / LANES..strip.columns.end.div_ceil(LANES);
         let mut unpacked = vec![zero; panels.len() * block.min(width)];
