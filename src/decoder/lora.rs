@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{Batch, layout::Layout, op::numbers, trained::Trained};
 use crate::{
     Error, Result,
-    kernels::{Isa, dense::DenseMatrix, panels::ElementType, team},
+    kernels::{Isa, dense::DenseMatrix, panels::ElementType, pieces},
     weights::{AdapterFile, LoraTensors, Matrix},
 };
 
@@ -193,7 +193,7 @@ impl Change {
     /// Changes some rows of the output `y`. What becomes of a row does not depend on the others.
     fn apply(&self, rows: &[u32], x: &[f32], y: &mut [f32], isa: Isa) {
         let (inputs, outputs) = (self.a.columns, self.b.rows);
-        team::for_chunks_mut(y, CHUNK_ROWS * outputs, |chunk, y| {
+        pieces::for_chunks_mut(y, CHUNK_ROWS * outputs, |chunk, y| {
             let x = &x[chunk * CHUNK_ROWS * inputs..][..y.len() / outputs * inputs];
             let before = |end: usize| rows.partition_point(|row| (*row as usize) < end);
             let first = chunk * CHUNK_ROWS;

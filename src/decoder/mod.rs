@@ -47,7 +47,7 @@ pub use watch::Watch;
 
 use crate::{
     Error, Quantize, Result,
-    kernels::{Isa, paged_cache::Heads, rows::scale_and_cap, team},
+    kernels::{Isa, paged_cache::Heads, pieces, rows::scale_and_cap, team},
     weights::Checkpoint,
 };
 
@@ -319,7 +319,7 @@ impl Network {
             let begun = self.layers[layer].begin(&x, pass)?;
             Ok::<_, candle_core::Error>((x, begun))
         };
-        let begun = team::map(&passes, |_, pass| begin(self.embed(pass.batch)?, 0, pass));
+        let begun = pieces::map(&passes, |_, pass| begin(self.embed(pass.batch)?, 0, pass));
         let mut begun = begun.into_iter().collect::<candle_core::Result<Vec<_>>>()?;
         for (index, (layer, cache)) in self.layers.iter().zip(cache.layers()).enumerate() {
             for (pass, (_, Begun { projected, .. })) in passes.iter().zip(&begun) {
@@ -327,10 +327,10 @@ impl Network {
             }
             let cache = &*cache;
             if index + 1 == self.layers.len() {
-                let hidden = team::map(&passes, |i, pass| self.finish_sampled(layer, &begun[i], pass, cache));
+                let hidden = pieces::map(&passes, |i, pass| self.finish_sampled(layer, &begun[i], pass, cache));
                 return hidden.into_iter().filter_map(Result::transpose).collect();
             }
-            let next = team::map(&passes, |i, pass| {
+            let next = pieces::map(&passes, |i, pass| {
                 let (x, begun) = &begun[i];
                 begin(layer.finish(x, begun, pass, Some(cache))?, index + 1, pass)
             });

@@ -1,12 +1,15 @@
 //! Operations on the rows of tensors by kernels of our own. Where a [tape](super::tape) records, gradients pass them.
 
+use std::{cell::Cell, mem::take};
+
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Storage, Tensor, Var};
+
 use super::tape::note;
 use crate::kernels::{
     Isa,
     logits::{log_sum, scaled_softmax},
-    team,
+    pieces,
 };
-use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, Var};
 
 /// Rows of `columns` numbers, `forward(x)`, that are linear in `x`: its gradient is `backward(gradient of the result)`.
 pub fn linear<F, B>(x: &Tensor, columns: usize, forward: F, backward: B) -> Result<Tensor>
@@ -87,22 +90,49 @@ pub fn composed<const N: usize>(
     Ok(result)
 }
 
-/// `-ln softmax(logits)[target]` of each row, `[rows, 1]`.
-pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
-    let (columns, back, isa) = (logits.dim(1)?, targets.to_vec(), Isa::detect());
-    let forward = |logits: &[f32]| {
+/// `-ln softmax(logits)[target]` of each row, `[rows, 1]`. On the way back the logits, which nothing else has then, become
+/// their gradient.
+pub fn cross_entropy(logits: Tensor, targets: &[u32]) -> Result<Tensor> {
+    let (columns, isa) = (logits.dim(1)?, Isa::detect());
+    let losses = with_f32(&logits, |logits| {
         let rows: Vec<_> = logits.chunks(columns).zip(targets).collect();
-        Ok(team::map(&rows, |_, (logits, target)| log_sum(logits, isa) - logits[**target as usize]))
-    };
-    let backward = move |logits: &[f32], gradient: &[f32]| {
-        let mut by_logits = vec![0f32; logits.len()];
-        team::for_chunks_mut(&mut by_logits, columns, |row, by_logits| {
-            scaled_softmax(&logits[row * columns..][..columns], gradient[row], by_logits, isa);
-            by_logits[back[row] as usize] -= gradient[row];
-        });
-        Ok(by_logits)
-    };
-    unary(logits, 1, forward, backward)
+        pieces::map(&rows, |_, (logits, target)| log_sum(logits, isa) - logits[**target as usize])
+    })?;
+    let losses = rows_of(losses, 1)?;
+    note(&[&logits], &losses, || {
+        let (logits, targets) = (logits.clone(), targets.to_vec());
+        move |gradient| {
+            let mut by_logits = taken(logits)?;
+            pieces::for_chunks_mut(&mut by_logits, columns, |row, logits| {
+                scaled_softmax(logits, gradient[row], isa);
+                logits[targets[row] as usize] -= gradient[row];
+            });
+            Ok(vec![by_logits])
+        }
+    });
+    Ok(losses)
+}
+
+/// The numbers of a tensor that nothing else has any more: clones of it are empty afterwards.
+fn taken(x: Tensor) -> Result<Vec<f32>> {
+    struct Take(Cell<Vec<f32>>);
+
+    impl InplaceOp1 for Take {
+        fn name(&self) -> &'static str {
+            "take"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
+            if let CpuStorage::F32(numbers) = storage {
+                self.0.set(take(numbers));
+            }
+            Ok(())
+        }
+    }
+
+    let numbers = Take(Cell::default());
+    x.inplace_op1(&numbers)?;
+    Ok(numbers.0.into_inner())
 }
 
 /// Gives the numbers of a contiguous tensor on the CPU.
@@ -119,6 +149,11 @@ fn with_all<const N: usize, R>(tensors: [&Tensor; N], read: impl FnOnce([&[f32];
         *slice = numbers(storage, layout)?;
     }
     read(slices)
+}
+
+/// A copy of the numbers of a tensor.
+pub fn numbers_of(x: &Tensor) -> Result<Vec<f32>> {
+    x.flatten_all()?.to_vec1()
 }
 
 /// The numbers of a contiguous tensor.

@@ -2,11 +2,14 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
     lora::{Site, Sites},
-    op::{rows_of, with_f32},
+    op::{numbers_of, rows_of, with_f32},
     tape::{Gradients, note},
 };
 use crate::{
-    kernels::{Isa, rows::add},
+    kernels::{
+        Isa,
+        matmul::{product, transposed},
+    },
     weights::{AdapterFile, LoraTensors},
 };
 
@@ -79,13 +82,14 @@ impl Trained {
     pub fn apply(&self, site: usize, x: &Tensor, y: Tensor) -> Result<Tensor> {
         let Some(change) = &self.changes[site] else { return Ok(y) };
         let module = &self.modules[change.module];
-        let inner = x.matmul(&module.a.t()?)?;
-        let sum = plus(&y, &change.low_rank(module, &inner)?)?;
+        let (inner, sum) = change.low_rank(module, x, &y)?;
         let out = change.sized(module, &sum)?;
         let inputs = [x, &y, &module.a, &module.b].into_iter().chain(&module.magnitude).collect::<Vec<_>>();
         note(&inputs, &out, || {
             let (change, module, x) = (change.clone(), module.clone(), x.clone());
-            move |gradient| change.back(&module, [&x, &inner, &sum], gradient)
+            // Without a magnitude the sum is the output, which others may take the memory of.
+            let sum = module.magnitude.is_some().then_some(sum);
+            move |gradient| change.back(&module, &x, (&inner, sum.as_ref()), gradient)
         });
         Ok(out)
     }
@@ -100,11 +104,6 @@ impl Trained {
     }
 }
 
-/// `x + y`, of which no tape is to know.
-fn plus(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    rows_of(with_f32(x, |x| with_f32(y, |y| add(x, y, 1.0, Isa::detect())))??, x.dim(1)?)
-}
-
 impl Module {
     fn new(tensors: &LoraTensors) -> Result<Self> {
         let LoraTensors { rank, scale, a, b, magnitude } = tensors;
@@ -115,6 +114,10 @@ impl Module {
             magnitude: magnitude.as_ref().map(vector).transpose()?,
             scale: *scale,
         })
+    }
+
+    fn rank(&self) -> Result<usize> {
+        self.a.dim(0)
     }
 }
 
@@ -138,12 +141,22 @@ impl Change {
             Some(rows) => all.zeros_like()?.index_add(rows, &own, 0)?,
             None => own,
         };
-        all.flatten_all()?.to_vec1()
+        numbers_of(&all)
     }
 
-    /// What is added: `inner` is `A x`, `[rows, rank]`.
-    fn low_rank(&self, module: &Module, inner: &Tensor) -> Result<Tensor> {
-        inner.matmul(&(self.own(&module.b)? * module.scale)?.t()?)
+    /// The rows of B that are the site's, times the scale, `[outputs, rank]`.
+    fn scaled_b(&self, module: &Module) -> Result<Vec<f32>> {
+        numbers_of(&(self.own(&module.b)? * module.scale)?)
+    }
+
+    /// `A x`, `[rows, rank]`, and `y + scale B A x`.
+    fn low_rank(&self, module: &Module, x: &Tensor, y: &Tensor) -> Result<(Vec<f32>, Tensor)> {
+        let (rank, outputs, isa) = (module.rank()?, y.dim(1)?, Isa::detect());
+        let a = transposed(&numbers_of(&module.a)?, x.dim(1)?);
+        let inner = with_f32(x, |x| product(x, (&a, rank), None, isa))?;
+        let b = transposed(&self.scaled_b(module)?, rank);
+        let sum = with_f32(y, |y| product(&inner, (&b, outputs), Some(y), isa))?;
+        Ok((inner, rows_of(sum, outputs)?))
     }
 
     /// What becomes of a sum where a magnitude sets the lengths of its rows: `factors * (sum - bias) + bias`.
@@ -161,21 +174,32 @@ impl Change {
         parts.map(|(magnitude, norms)| self.own(magnitude)? / norms).transpose()
     }
 
-    /// The gradients by `x`, by the output it is added to, by A, B and the magnitude.
-    fn back(&self, module: &Module, [x, inner, sum]: [&Tensor; 3], gradient: Vec<f32>) -> Result<Vec<Vec<f32>>> {
-        let by_out = rows_of(gradient, sum.dim(1)?)?;
-        let (by_sum, by_magnitude) = match self.factors(module)? {
-            Some(factors) => (by_out.broadcast_mul(&factors)?, Some(self.by_magnitude(module, sum, &by_out)?)),
-            None => (by_out, None),
+    /// The gradients by `x`, by the output it is added to, by A, B and the magnitude. `inner` is that of `low_rank`, and so
+    /// is `sum`, for a magnitude.
+    fn back(
+        &self,
+        module: &Module,
+        x: &Tensor,
+        (inner, sum): (&[f32], Option<&Tensor>),
+        gradient: Vec<f32>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let (rank, inputs, isa) = (module.rank()?, x.dim(1)?, Isa::detect());
+        let outputs = gradient.len() / x.dim(0)?;
+        let (by_sum, by_magnitude) = match self.factors(module)?.zip(sum) {
+            Some((factors, sum)) => {
+                let by_out = rows_of(gradient, outputs)?;
+                let by_magnitude = self.by_magnitude(module, sum, &by_out)?;
+                (numbers_of(&by_out.broadcast_mul(&factors)?)?, Some(by_magnitude))
+            }
+            None => (gradient, None),
         };
-        let by_inner = (by_sum.matmul(&self.own(&module.b)?)? * module.scale)?;
-        let by_b = (by_sum.t()?.matmul(inner)? * module.scale)?;
-        let by_a = by_inner.t()?.matmul(x)?;
-        let by_x = by_inner.matmul(&module.a)?;
-        let numbers = |of: Tensor| of.flatten_all()?.to_vec1();
-        let by_b = self.among(&module.b, by_b)?;
-        let all = [Ok(numbers(by_x)?), numbers(by_sum), numbers(by_a), Ok(by_b)];
-        all.into_iter().chain(by_magnitude.map(Ok)).collect()
+        let by_inner = product(&by_sum, (&self.scaled_b(module)?, rank), None, isa);
+        let by_x = product(&by_inner, (&numbers_of(&module.a)?, inputs), None, isa);
+        let by_a = with_f32(x, |x| product(&transposed(&by_inner, rank), (x, inputs), None, isa))?;
+        let by_b = product(&transposed(inner, rank), (&by_sum, outputs), None, isa);
+        let by_b = (rows_of(transposed(&by_b, outputs), rank)? * module.scale)?;
+        let all = [by_x, by_sum, by_a, self.among(&module.b, by_b)?];
+        Ok(all.into_iter().chain(by_magnitude).collect())
     }
 
     fn by_magnitude(&self, module: &Module, sum: &Tensor, by_out: &Tensor) -> Result<Vec<f32>> {

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     GenerateConfig, GenerateMetrics, Result, Token,
     decoder::Adapter,
-    kernels::team,
+    kernels::pieces,
     model::rate,
     text::{Answer, TextProcessor},
 };
@@ -150,7 +150,7 @@ impl Sequence {
         }
         let rows = logits.chunks_exact(logits.len() / chunk.len).zip(&self.prompt[chunk.start + 1..]);
         let rows: Vec<_> = rows.skip(self.scored - chunk.start - 1).collect();
-        let found = team::map(&rows, |_, (row, id)| self.sampler.score(row, **id));
+        let found = pieces::map(&rows, |_, (row, id)| self.sampler.score(row, **id));
         for logprobs in found {
             ready.extend(self.answer.push(self.prompt[self.scored], Some(logprobs?))?.ready);
             self.scored += 1;

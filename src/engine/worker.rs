@@ -23,7 +23,7 @@ use super::{
 use crate::{
     Error, Result,
     decoder::{Batch, Forward, Span},
-    kernels::team::{self, Team},
+    kernels::{pieces, team::Team},
     text::TextProcessor,
 };
 
@@ -332,7 +332,7 @@ fn advance<'a>(
         let own = logits.split_off(..sampled_rows(chunk) * vocab_size).unwrap_or_default();
         turns.extend(sequences.remove(&chunk.id).map(|sequence| (chunk, sequence, own, None)));
     }
-    team::for_each_mut(&mut turns, |_, (chunk, sequence, logits, step)| {
+    pieces::for_each_mut(&mut turns, |_, (chunk, sequence, logits, step)| {
         *step = Some(sequence.advance(chunk, logits, memory));
     });
     Ok(turns.into_iter().filter_map(|(chunk, _, _, step)| Some((chunk, step?))).collect())

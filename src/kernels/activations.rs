@@ -1,6 +1,6 @@
 //! Activations for products with quantised matrices: rounded to 8 bits in the blocks that the weights have.
 
-use super::{Isa, ggml::Format, team};
+use super::{Isa, ggml::Format, pieces};
 
 /// The columns whose products an integer instruction sums.
 pub const GROUP: usize = 4;
@@ -56,7 +56,7 @@ impl QuantRows {
             tiles.for_each(|((codes, scales), x)| quantize(x, codes, scales));
         } else {
             let mut tiles: Vec<_> = tiles.collect();
-            team::for_each_mut(&mut tiles, |_, ((codes, scales), x)| quantize(x, codes, scales));
+            pieces::for_each_mut(&mut tiles, |_, ((codes, scales), x)| quantize(x, codes, scales));
         }
         Self { columns, block, bias, codes, scales }
     }

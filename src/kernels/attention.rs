@@ -5,6 +5,7 @@ use super::{
     math::exp,
     paged_cache::{BLOCK_TOKENS, Heads, PagedCache},
     panels::{Element, LANES, Product, prefetch, with_elements},
+    pieces,
     rows::cap,
     team,
 };
@@ -78,14 +79,14 @@ pub fn attend(
                 tile.write(Part::merged(parts), out);
             }
         } else if tiles.len() >= team::threads() * TILES_EACH {
-            team::for_each_mut(&mut tiles, |_, (tile, out)| {
+            pieces::for_each_mut(&mut tiles, |_, (tile, out)| {
                 let parts = tile.parts().map(|part| tile.attend_part(part)).collect();
                 tile.write(Part::merged(parts), out);
             });
         } else {
             let all: Vec<(&Tile<_>, usize)> =
                 tiles.iter().flat_map(|(tile, _)| tile.parts().map(move |part| (tile, part))).collect();
-            let mut parts = team::map(&all, |_, (tile, part)| tile.attend_part(*part)).into_iter();
+            let mut parts = pieces::map(&all, |_, (tile, part)| tile.attend_part(*part)).into_iter();
             for (tile, out) in &mut tiles {
                 tile.write(Part::merged(parts.by_ref().take(tile.parts().len()).collect()), out);
             }

@@ -9,11 +9,13 @@ use super::{
     math::{exp, tanh},
     paged_cache::{BLOCK_TOKENS, Heads, PagedCache},
     panels::{ElementType, LANES, Product},
-    team,
+    pieces::{filled, map},
 };
 
 /// Queries whose scores are there at once.
 const TILE_QUERIES: usize = 48;
+/// Rows whose gradients a thread adds up at a time.
+const SUMMED_ROWS: usize = 32;
 
 /// Sequences of these lengths, whose rows are one after another.
 #[derive(Clone, Copy)]
@@ -53,8 +55,9 @@ pub fn backward(
 ) -> [Vec<f32>; 3] {
     let Sequences { lens, heads, scoring } = sequences;
     let starts = lens.iter().scan(0, |next, len| Some((std::mem::replace(next, *next + len), *len)));
-    let tasks: Vec<_> = starts.flat_map(|span| (0..heads.num_heads).map(move |head| (span, head))).collect();
-    let gradients = team::map(&tasks, |_, ((start, len), head)| {
+    let starts: Vec<(usize, usize)> = starts.collect();
+    let tasks: Vec<_> = starts.iter().flat_map(|span| (0..heads.num_heads).map(move |head| (*span, head))).collect();
+    let gradients = map(&tasks, |_, ((start, len), head)| {
         let kv_head = head / (heads.num_heads / heads.num_kv_heads);
         let piece = |all: &[f32], head, count| Rows::of_head(all, *start, *len, head, count, heads.head_dim);
         Head {
@@ -70,15 +73,26 @@ pub fn backward(
         }
         .backward()
     });
-    let mut sums = numbers.map(|x| vec![0f32; x.len()]);
-    for (((start, _), head), gradients) in tasks.iter().zip(gradients) {
-        let kv_head = head / (heads.num_heads / heads.num_kv_heads);
-        let places = [(*head, heads.num_heads), (kv_head, heads.num_kv_heads), (kv_head, heads.num_kv_heads)];
-        for ((sums, rows), (head, count)) in sums.iter_mut().zip(gradients).zip(places) {
-            rows.add_to_head(sums, *start, head, count, heads.head_dim);
-        }
-    }
-    sums
+    // Of key/value heads those of all query heads that share them are added up.
+    let sums = |which: usize, shared: usize| {
+        let (count, head_dim) = (heads.num_heads / shared, heads.head_dim);
+        let width = count * head_dim;
+        filled(numbers[which].len(), SUMMED_ROWS * width, |part, sums| {
+            for (row, sums) in sums.chunks_mut(width).enumerate() {
+                let row = part * SUMMED_ROWS + row;
+                let sequence = starts.partition_point(|(start, _)| *start <= row) - 1;
+                let of_sequence = &gradients[sequence * heads.num_heads..][..heads.num_heads];
+                for (gradients, head) in of_sequence.iter().zip(0..) {
+                    let gradients: &[Rows; 3] = gradients;
+                    let sums = &mut sums[head / shared * head_dim..][..head_dim];
+                    let own = gradients[which].row(row - starts[sequence].0);
+                    sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+                }
+            }
+        })
+    };
+    let group = heads.group();
+    [sums(0, 1), sums(1, group), sums(2, group)]
 }
 
 /// The rows of one head, each filled up with zeros to whole panels.
@@ -100,13 +114,6 @@ impl Rows {
             to[..head_dim].copy_from_slice(&from[head * head_dim..][..head_dim]);
         }
         this
-    }
-
-    fn add_to_head(&self, all: &mut [f32], start: usize, head: usize, heads: usize, head_dim: usize) {
-        let stored = all[start * heads * head_dim..].chunks_exact_mut(heads * head_dim);
-        for (from, to) in self.numbers.chunks(self.width).zip(stored) {
-            to[head * head_dim..][..head_dim].iter_mut().zip(from).for_each(|(to, from)| *to += from);
-        }
     }
 
     fn row(&self, row: usize) -> &[f32] {

@@ -1,6 +1,6 @@
 //! Products with matrices of bfloat16, two columns at a time: the pairs that instructions for bfloat16 multiply and add.
 
-use super::{Isa, panels::LANES, team};
+use super::{Isa, panels::LANES, pieces::filled};
 
 /// Two columns of a panel: for each row its pair, the first column in the low half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,13 +109,11 @@ impl<F: Factor> Product<'_, F> {
 pub fn rounded(x: &[f32], columns: usize, isa: Isa) -> Vec<u32> {
     const ROWS: usize = 16;
     let width = columns.div_ceil(2);
-    let mut pairs = vec![0; x.len() / columns * width];
-    team::for_chunks_mut(&mut pairs, ROWS * width, |part, pairs| {
+    filled(x.len() / columns * width, ROWS * width, |part, pairs| {
         for (pairs, x) in pairs.chunks_mut(width).zip(x[part * ROWS * columns..].chunks(columns)) {
             compiled_for!(isa, round_row(x, pairs));
         }
-    });
-    pairs
+    })
 }
 
 #[inline(always)]

@@ -8,7 +8,7 @@ use super::{
     Isa,
     brain::{self, Line, numbers, rounded},
     panels::{self, Element, ElementType, LANES},
-    team::{self, Strips},
+    pieces::{Strips, filled_pieces},
     transposed::Unpack,
 };
 
@@ -146,16 +146,14 @@ impl DenseMatrix {
         (factors, width): (&[F], usize),
         multiply: impl Fn(&[&[W]], &[F], &mut [f32]) + Sync,
     ) -> Vec<f32> {
-        let mut out = vec![0f32; factors.len() / width * self.rows];
-        let strips = Strips { numbers: &mut out, columns: self.rows, width: STRIP_ROWS };
-        team::for_pieces(strips, STRIP_TOKENS, |token, mut strip| {
+        let strips = Strips { columns: self.rows, width: STRIP_ROWS };
+        filled_pieces(factors.len() / width, strips, STRIP_TOKENS, |token, mut strip| {
             let panels = strip.columns.start / LANES..strip.columns.end.div_ceil(LANES);
             let panels: Vec<&[W]> = panels.map(|at| &weights[at * panel..][..panel]).collect();
             let mut sums = vec![0f32; strip.rows() * STRIP_ROWS];
             multiply(&panels, &factors[token * width..][..strip.rows() * width], &mut sums);
             strip.write(&sums, STRIP_ROWS);
-        });
-        out
+        })
     }
 }
 

@@ -5,18 +5,16 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use super::{
     Isa,
     math::{erf, exp, tanh},
-    rows::{self, Activation, Norm, for_rows, statistics, sum_of},
+    rows::{self, Activation, Norm, ROW_LEN, changed_rows, statistics, sum_of},
 };
 
 /// Of `normalise`, by `x`: from the gradient of its result.
 pub fn normalise(x: &[f32], gradient: &[f32], norm: Norm<'_>, isa: Isa) -> Vec<f32> {
-    let mut out = gradient.to_vec();
-    for_rows(&mut out, norm.size, |row, out| {
+    changed_rows(gradient, norm.size, |row, out| {
         let x = &x[row * norm.size..][..norm.size];
         let weight = &norm.weight[row * norm.size % norm.weight.len()..][..norm.size];
         compiled_for!(isa, normalise_gradient(x, Norm { weight, bias: None, ..norm }, out));
-    });
-    out
+    })
 }
 
 /// `out` is the gradient of the result first.
@@ -41,9 +39,7 @@ pub fn activate(
     activation: Activation,
     isa: Isa,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
-    const ROW_LEN: usize = 1024;
-    let mut by_x = gradient.to_vec();
-    for_rows(&mut by_x, ROW_LEN, |row, out| {
+    let by_x = changed_rows(gradient, ROW_LEN, |row, out| {
         let at = row * ROW_LEN;
         compiled_for!(isa, activate_gradient(&x[at..], up.map(|up| &up[at..]), activation, out));
     });

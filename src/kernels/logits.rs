@@ -62,12 +62,14 @@ pub fn log_sum(logits: &[f32], isa: Isa) -> f32 {
     greatest + logits.chunks(CHUNK).map(sum).sum::<f32>().ln()
 }
 
-/// The probability times `factor` of each logit.
-pub fn scaled_softmax(logits: &[f32], factor: f32, out: &mut [f32], isa: Isa) {
+/// Makes of each logit its probability times `factor`.
+pub fn scaled_softmax(logits: &mut [f32], factor: f32, isa: Isa) {
     let normaliser = log_sum(logits, isa);
-    for (logits, out) in logits.chunks(CHUNK).zip(out.chunks_mut(CHUNK)) {
-        weigh(logits, normaliser, 1.0, out, isa);
-        out.iter_mut().for_each(|weight| *weight *= factor);
+    let mut weights = [0f32; CHUNK];
+    for logits in logits.chunks_mut(CHUNK) {
+        let weights = &mut weights[..logits.len()];
+        weigh(logits, normaliser, 1.0, weights, isa);
+        logits.iter_mut().zip(weights).for_each(|(logit, weight)| *logit = *weight * factor);
     }
 }
 

@@ -1,7 +1,14 @@
-use super::panels::{Element, ElementType, Elements, LANES, with_elements};
+use std::mem::take;
+
+use super::{
+    panels::{Element, ElementType, Elements, LANES, with_elements},
+    pieces::for_each_mut,
+};
 
 /// Tokens in one block of the cache: the scores of a block's keys are the lanes of a panel.
 pub const BLOCK_TOKENS: usize = LANES;
+/// Numbers below which a second thread costs more than it saves.
+const PARALLEL_LEN: usize = 1 << 11;
 
 /// The head layout of an attention layer.
 #[derive(Debug, Clone, Copy)]
@@ -57,23 +64,43 @@ impl PagedCache {
 
 fn store<T: Element>(
     heads: Heads,
-    elements: &mut [T],
+    mut elements: &mut [T],
     slots: impl Iterator<Item = usize>,
     keys: &[f32],
     values: &[f32],
 ) {
-    let Heads { num_kv_heads, head_dim, .. } = heads;
-    let (keys, values) = (T::from_f32s(keys), T::from_f32s(values));
-    let width = num_kv_heads * head_dim;
-    for ((slot, keys), values) in slots.zip(keys.chunks_exact(width)).zip(values.chunks_exact(width)) {
-        let (block, token) = (slot / BLOCK_TOKENS, slot % BLOCK_TOKENS);
-        let block = elements.chunks_exact_mut(2 * heads.elements_per_block()).skip(block * num_kv_heads);
-        for ((block, key), value) in block.zip(keys.chunks_exact(head_dim)).zip(values.chunks_exact(head_dim)) {
-            let (stored_keys, stored_values) = block.split_at_mut(heads.elements_per_block());
-            for (lanes, key) in stored_keys.chunks_exact_mut(BLOCK_TOKENS).zip(key) {
-                lanes[token] = *key;
-            }
-            stored_values[token * head_dim..][..head_dim].copy_from_slice(value);
+    let width = heads.num_kv_heads * heads.head_dim;
+    let mut rows: Vec<(usize, usize)> = slots.zip(0..keys.len() / width).collect();
+    rows.sort_unstable();
+    let block_len = 2 * heads.num_kv_heads * heads.elements_per_block();
+    let (mut blocks, mut next) = (Vec::new(), 0);
+    for rows in rows.chunk_by(|(slot, _), (next, _)| slot / BLOCK_TOKENS == next / BLOCK_TOKENS) {
+        let block = rows[0].0 / BLOCK_TOKENS;
+        let (own, after) = take(&mut elements)[(block - next) * block_len..].split_at_mut(block_len);
+        (elements, next) = (after, block + 1);
+        blocks.push((own, rows));
+    }
+    let store = |(block, rows): &mut (&mut [T], &[(usize, usize)])| {
+        for (slot, row) in *rows {
+            let of_row = |numbers: &[f32]| T::from_f32s(&numbers[row * width..][..width]);
+            store_row(heads, block, slot % BLOCK_TOKENS, &of_row(keys), &of_row(values));
         }
+    };
+    match keys.len() < PARALLEL_LEN {
+        true => blocks.iter_mut().for_each(store),
+        false => for_each_mut(&mut blocks, |_, block| store(block)),
+    }
+}
+
+/// Stores what one token has for each head.
+fn store_row<T: Element>(heads: Heads, block: &mut [T], token: usize, keys: &[T], values: &[T]) {
+    let head_dim = heads.head_dim;
+    let block = block.chunks_exact_mut(2 * heads.elements_per_block());
+    for ((block, key), value) in block.zip(keys.chunks_exact(head_dim)).zip(values.chunks_exact(head_dim)) {
+        let (stored_keys, stored_values) = block.split_at_mut(heads.elements_per_block());
+        for (lanes, key) in stored_keys.chunks_exact_mut(BLOCK_TOKENS).zip(key) {
+            lanes[token] = *key;
+        }
+        stored_values[token * head_dim..][..head_dim].copy_from_slice(value);
     }
 }

@@ -16,8 +16,9 @@ use super::{
     dots::multiply_panel,
     ggml::{Format, GgmlType, Stored},
     panels::LANES,
+    pieces::{Strip, Strips, filled_strips, for_chunks_mut},
     rows::{Activation, activate_row},
-    team::{self, Strip, Strips},
+    team,
     transposed::{self, Unpack},
 };
 
@@ -226,7 +227,7 @@ impl QuantMatrix {
         }
         // What rounding takes away is another row, and so is rounded far less.
         let mut rows = x.to_vec();
-        team::for_chunks_mut(&mut rows, self.columns, |_, x| compiled_for!(isa, keep_what_rounding_loses(x)));
+        for_chunks_mut(&mut rows, self.columns, |_, x| compiled_for!(isa, keep_what_rounding_loses(x)));
         let both = [&x, &rows[..]].concat();
         let [mut out] = multiply_rounded([self], &both, isa);
         let rest = out.split_off(out.len() / 2);
@@ -274,15 +275,9 @@ pub fn multiply_all<const N: usize>(matrices: [&QuantMatrix; N], x: &[f32], isa:
 fn multiply_rounded<const N: usize>(matrices: [&QuantMatrix; N], x: &[f32], isa: Isa) -> [Vec<f32>; N] {
     let rounded = Rounded::new(matrices, x, isa);
     let tokens = x.len() / matrices[0].columns;
-    let mut out = matrices.map(|matrix| vec![0f32; tokens * matrix.rows]);
     let width = strip_width(matrices, tokens);
-    let mut index = 0;
-    let strips = out.each_mut().map(|numbers| {
-        index += 1;
-        Strips { numbers, columns: matrices[index - 1].rows, width }
-    });
-    team::for_strips(strips, |i, mut strip| matrices[i].multiply_strip(rounded.of(i), isa, &mut strip));
-    out
+    let strips = matrices.map(|matrix| Strips { columns: matrix.rows, width });
+    filled_strips(tokens, strips, |i, mut strip| matrices[i].multiply_strip(rounded.of(i), isa, &mut strip))
 }
 
 /// `activation(gate x) * up x`, of matrices of the same shape. `None` if only their own products can be computed.
@@ -293,10 +288,8 @@ pub fn multiply_gated(matrices: [&QuantMatrix; 2], x: &[f32], activation: Activa
     }
     let rounded = Rounded::new(matrices, x, isa);
     let tokens = x.len() / gate.columns;
-    let mut out = vec![0f32; tokens * gate.rows];
     let width = (strip_width(matrices, tokens) / 2).min(GATED_ROWS).next_multiple_of(ROWS);
-    let strips = Strips { numbers: &mut out, columns: gate.rows, width };
-    team::for_strips([strips], |_, mut strip| {
+    let [out] = filled_strips(tokens, [Strips { columns: gate.rows, width }], |_, mut strip| {
         gate.multiply_strip(rounded.of(0), isa, &mut strip);
         let mut ups = vec![0f32; tokens * strip.columns.len()];
         up.multiply_strip(rounded.of(1), isa, &mut Strip::alone(&mut ups, strip.columns.clone()));

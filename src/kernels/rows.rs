@@ -6,13 +6,16 @@ use super::{
     Isa,
     math::{erf, exp, tanh},
     panels::LANES,
+    pieces::{filled, for_chunks_mut},
     team,
 };
 
 /// Numbers below which a second thread costs more than it saves.
 const PARALLEL_LEN: usize = 1 << 13;
+/// Numbers that a thread takes at a time, at most: few enough for its cache.
+const PIECE_LEN: usize = 1 << 14;
 /// Numbers that are taken together where rows do not matter.
-const ROW_LEN: usize = 1024;
+pub(super) const ROW_LEN: usize = 1024;
 
 /// What a normalisation multiplies and adds.
 #[derive(Clone, Copy)]
@@ -31,15 +34,13 @@ pub struct Norm<'a> {
 
 /// `x / √(mean(x²) + eps) * weight + bias` of each piece of `x`.
 pub fn normalise(x: &[f32], norm: Norm<'_>, isa: Isa) -> Vec<f32> {
-    let mut out = vec![0f32; x.len()];
-    for_rows(&mut out, norm.size, |row, out| {
+    filled_rows(x.len(), norm.size, |row, out| {
         let x = &x[row * norm.size..][..norm.size];
         let weight = row * norm.size % norm.weight.len()..;
         let bias = norm.bias.map(|bias| &bias[weight.clone()]);
         let norm = Norm { weight: &norm.weight[weight], bias, ..norm };
         compiled_for!(isa, normalise_piece(x, norm, out));
-    });
-    out
+    })
 }
 
 #[inline(always)]
@@ -102,12 +103,10 @@ pub enum Pairs {
 /// `[rows, pairs]`.
 pub fn rotate(x: &[f32], width: usize, head_dim: usize, (cos, sin): (&[f32], &[f32]), by: Pairs, isa: Isa) -> Vec<f32> {
     let pairs = cos.len() * width / x.len();
-    let mut out = x.to_vec();
-    for_rows(&mut out, width, |row, out| {
+    changed_rows(x, width, |row, out| {
         let (cos, sin) = (&cos[row * pairs..][..pairs], &sin[row * pairs..][..pairs]);
         compiled_for!(isa, rotate_heads(out, head_dim, cos, sin, by));
-    });
-    out
+    })
 }
 
 #[inline(always)]
@@ -148,12 +147,10 @@ pub enum Activation {
 
 /// `activation(x)`, or `activation(x) * up`.
 pub fn activate(x: &[f32], up: Option<&[f32]>, activation: Activation, isa: Isa) -> Vec<f32> {
-    let mut out = x.to_vec();
-    for_rows(&mut out, ROW_LEN, |row, out| {
+    changed_rows(x, ROW_LEN, |row, out| {
         let up = up.map(|up| &up[row * ROW_LEN..]);
         compiled_for!(isa, activate_row(out, up, activation));
-    });
-    out
+    })
 }
 
 #[inline(always)]
@@ -189,9 +186,7 @@ fn each(x: &mut [f32], up: Option<&[f32]>, activation: impl Fn(f32) -> f32) {
 
 /// `x + scale * y`, number by number.
 pub fn add(x: &[f32], y: &[f32], scale: f32, isa: Isa) -> Vec<f32> {
-    let mut out = x.to_vec();
-    for_rows(&mut out, ROW_LEN, |row, out| compiled_for!(isa, add_row(out, &y[row * ROW_LEN..], scale)));
-    out
+    changed_rows(x, ROW_LEN, |row, out| compiled_for!(isa, add_row(out, &y[row * ROW_LEN..], scale)))
 }
 
 /// Adds `y` to `x`, number by number.
@@ -221,16 +216,35 @@ pub fn cap(x: &mut [f32], softcap: f32) {
 }
 
 /// Calls `compute` for each row of `out`.
-pub(super) fn for_rows(out: &mut [f32], row_len: usize, compute: impl Fn(usize, &mut [f32]) + Sync) {
-    if out.len() < PARALLEL_LEN {
-        out.chunks_mut(row_len).enumerate().for_each(|(row, out)| compute(row, out));
-        return;
-    }
-    let share = out.len().div_ceil(team::threads()).next_multiple_of(row_len);
-    team::for_chunks_mut(out, share, |part, out| {
-        let first = part * share / row_len;
-        out.chunks_mut(row_len).enumerate().for_each(|(row, out)| compute(first + row, out));
+fn for_rows(out: &mut [f32], row_len: usize, compute: impl Fn(usize, &mut [f32]) + Sync) {
+    let len = piece_len(out.len(), row_len);
+    for_chunks_mut(out, len, |part, out| {
+        let first = part * len / row_len;
+        out.chunks_mut(row_len).zip(first..).for_each(|(out, row)| compute(row, out));
     });
+}
+
+/// `all` numbers, of which `compute` fills each row; they are zeros before.
+fn filled_rows(all: usize, row_len: usize, compute: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let len = piece_len(all, row_len);
+    filled(all, len, |part, out| {
+        let first = part * len / row_len;
+        out.chunks_mut(row_len).zip(first..).for_each(|(out, row)| compute(row, out));
+    })
+}
+
+/// What `change` makes of the rows of `x`.
+pub(super) fn changed_rows(x: &[f32], row_len: usize, change: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    filled_rows(x.len(), row_len, |row, out| {
+        out.copy_from_slice(&x[row * row_len..][..out.len()]);
+        change(row, out);
+    })
+}
+
+/// How many of `all` numbers a thread takes at a time, whole rows.
+fn piece_len(all: usize, row_len: usize) -> usize {
+    let share = if all < PARALLEL_LEN { all } else { all.div_ceil(team::threads()).min(PIECE_LEN) };
+    share.next_multiple_of(row_len).max(row_len)
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::{
     collections::HashSet,
     marker::PhantomData,
     mem::{take, transmute},
-    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
@@ -302,127 +301,6 @@ pub fn for_each(tasks: usize, task: impl Fn(usize) + Sync) {
     }
 }
 
-/// Pointers to what each task has of its own.
-struct Pieces<T>(*mut T);
-
-// SAFETY: each task takes other elements, which may be sent.
-unsafe impl<T: Send> Sync for Pieces<T> {}
-
-impl<T> Pieces<T> {
-    fn at(&self, at: usize) -> *mut T {
-        self.0.wrapping_add(at)
-    }
-}
-
-/// Calls `task` with each item.
-pub fn for_each_mut<T: Send>(items: &mut [T], task: impl Fn(usize, &mut T) + Sync) {
-    for_chunks_mut(items, 1, |i, item| task(i, &mut item[0]));
-}
-
-/// Calls `task` with each piece of `len` items; the last one may be shorter.
-pub fn for_chunks_mut<T: Send>(items: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
-    let (all, count) = (items.len(), items.len().div_ceil(len));
-    let pieces = Pieces(items.as_mut_ptr());
-    for_each(count, |i| {
-        let first = i * len;
-        // SAFETY: it is inside the items, no other task has the same ones, and they are borrowed until all tasks are done.
-        let piece = unsafe { std::slice::from_raw_parts_mut(pieces.at(first), len.min(all - first)) };
-        task(i, piece);
-    });
-}
-
-/// Numbers, `[rows, columns]`, that are cut into strips of columns.
-pub struct Strips<'a> {
-    pub numbers: &'a mut [f32],
-    pub columns: usize,
-    /// Columns of a strip.
-    pub width: usize,
-}
-
-/// A strip of columns.
-pub struct Strip<'a> {
-    /// Where its first row begins.
-    first: *mut f32,
-    row_len: usize,
-    rows: usize,
-    pub columns: Range<usize>,
-    borrowed: PhantomData<&'a mut [f32]>,
-}
-
-impl<'a> Strip<'a> {
-    /// One that is all there is, `[rows, columns]`, of the columns that another has.
-    pub fn alone(numbers: &'a mut [f32], columns: Range<usize>) -> Self {
-        let rows = numbers.len() / columns.len();
-        Self { first: numbers.as_mut_ptr(), row_len: columns.len(), rows, columns, borrowed: PhantomData }
-    }
-
-    /// The rows it has.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Its piece of a row.
-    pub fn row(&mut self, row: usize) -> &mut [f32] {
-        assert!(row < self.rows);
-        let at = row * self.row_len;
-        // SAFETY: row and columns are inside the numbers, which are borrowed, and no other strip has the columns.
-        unsafe { std::slice::from_raw_parts_mut(self.first.wrapping_add(at), self.columns.len()) }
-    }
-}
-
-impl Strip<'_> {
-    /// Writes numbers of which each row takes `stride`.
-    pub fn write(&mut self, numbers: &[f32], stride: usize) {
-        for (row, numbers) in (0..self.rows).zip(numbers.chunks(stride)) {
-            let to = self.row(row);
-            to.copy_from_slice(&numbers[..to.len()]);
-        }
-    }
-}
-
-/// Calls `task` with each strip of each of some matrices, and with the matrix's index.
-pub fn for_strips<const N: usize>(matrices: [Strips<'_>; N], task: impl Fn(usize, Strip<'_>) + Sync) {
-    let mut ends = [0; N];
-    let mut all = 0;
-    for (end, matrix) in ends.iter_mut().zip(&matrices) {
-        all += matrix.columns.div_ceil(matrix.width);
-        *end = all;
-    }
-    let matrices = matrices.map(|Strips { numbers, columns, width }| {
-        (Pieces(numbers.as_mut_ptr()), numbers.len() / columns, columns, width)
-    });
-    for_each(all, |i| {
-        let of = ends.partition_point(|end| *end <= i);
-        let (pieces, rows, row_len, width) = &matrices[of];
-        let start = (i - if of == 0 { 0 } else { ends[of - 1] }) * width;
-        let columns = start..(start + width).min(*row_len);
-        task(of, Strip { first: pieces.at(start), row_len: *row_len, rows: *rows, columns, borrowed: PhantomData });
-    });
-}
-
-/// Calls `task` with the pieces, of `height` rows, of each strip of a matrix, and with the first row.
-pub fn for_pieces(
-    Strips { numbers, columns, width }: Strips<'_>,
-    height: usize,
-    task: impl Fn(usize, Strip<'_>) + Sync,
-) {
-    let rows = numbers.len() / columns;
-    let (pieces, tall) = (Pieces(numbers.as_mut_ptr()), rows.div_ceil(height));
-    for_each(tall * columns.div_ceil(width), |i| {
-        let (row, start) = (i % tall * height, i / tall * width);
-        let (first, rows, of) =
-            (pieces.at(row * columns + start), height.min(rows - row), start..columns.min(start + width));
-        task(row, Strip { first, row_len: columns, rows, columns: of, borrowed: PhantomData });
-    });
-}
-
-/// What `task` makes of each item, in order.
-pub fn map<T: Sync, R: Send>(items: &[T], task: impl Fn(usize, &T) -> R + Sync) -> Vec<R> {
-    let mut made: Vec<Option<R>> = items.iter().map(|_| None).collect();
-    for_each_mut(&mut made, |i, made| *made = Some(task(i, &items[i])));
-    made.into_iter().flatten().collect()
-}
-
 /// The cores that this process may use: threads that share one gain little for computations.
 pub fn cores() -> usize {
     let available = thread::available_parallelism().map_or(1, usize::from);
@@ -436,6 +314,7 @@ pub fn cores() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::pieces::{for_each_mut, map};
 
     #[test]
     fn every_task_is_done_once_and_nested_ones_too() {
@@ -494,13 +373,5 @@ mod tests {
             let theirs = scope.spawn(|| team.pass(sum));
             assert_eq!([sum(), theirs.join().unwrap()], [200 * 36; 2]);
         });
-    }
-
-    #[test]
-    fn without_a_team_loops_are_done_all_the_same() {
-        let mut items = [0; 10];
-        for_chunks_mut(&mut items, 3, |i, items| items.fill(i));
-        assert_eq!(items, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]);
-        assert_eq!(map(&[] as &[i32], |_, x| *x), [] as [i32; 0]);
     }
 }

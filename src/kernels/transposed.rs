@@ -4,7 +4,8 @@ use super::{
     Isa,
     brain::{self, Line, rounded},
     panels::{LANES, Product},
-    team::{self, Strips},
+    pieces::{Strips, filled_pieces},
+    team,
 };
 
 /// Rows of weights that are unpacked at a time.
@@ -79,11 +80,10 @@ fn by_blocks<L: Copy + Send + Sync, F: Sync>(
     multiply: impl Fn(&[&[L]], &[F], &mut [f32]) + Sync,
 ) -> Vec<f32> {
     let (tokens, columns) = (factors.len() / width, weights.columns());
-    let mut out = vec![0f32; tokens * columns];
-    let strips = Strips { numbers: &mut out, columns, width: STRIP_WIDTH };
+    let strips = Strips { columns, width: STRIP_WIDTH };
     // So that the threads' shares differ by little.
     let height = tokens.div_ceil(2 * team::threads()).next_multiple_of(STRIP_TOKENS).max(STRIP_TOKENS);
-    team::for_pieces(strips, height, |token, mut strip| {
+    filled_pieces(tokens, strips, height, |token, mut strip| {
         let panels = strip.columns.start / LANES..strip.columns.end.div_ceil(LANES);
         let mut unpacked = vec![zero; panels.len() * block.min(width)];
         let mut sums = vec![0f32; strip.rows() * STRIP_WIDTH];
@@ -97,8 +97,7 @@ fn by_blocks<L: Copy + Send + Sync, F: Sync>(
             }
         }
         strip.write(&sums, STRIP_WIDTH);
-    });
-    out
+    })
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ impl Step<'_> {
         for (rows, targets) in rows.chunks(logit_rows).zip(targets.chunks(logit_rows)) {
             let _turn = self.turn()?;
             let x = x.index_select(&Tensor::new(rows, x.device())?, 0)?;
-            sum += total(&cross_entropy(&self.access.network.head(&x, pass)?, targets)?)?;
+            sum += total(&cross_entropy(self.access.network.head(&x, pass)?, targets)?)?;
         }
         Ok(sum)
     }
@@ -58,7 +58,7 @@ impl Step<'_> {
         for (rows, targets) in rows.chunks(logit_rows).zip(targets.chunks(logit_rows)) {
             let _turn = self.turn()?;
             let x = last.index_select(&Tensor::new(rows, last.device())?, 0)?;
-            let losses = || cross_entropy(&self.access.network.head(&x, pass)?, targets);
+            let losses = || cross_entropy(self.access.network.head(&x, pass)?, targets);
             let (losses, tape) = Tape::record(self.trained.leaves().chain([&x]), losses)?;
             sum += total(&losses)?;
             let mut found = tape.back(&losses, vec![scale as f32; rows.len()])?;

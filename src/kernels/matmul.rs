@@ -1,0 +1,76 @@
+//! Products of matrices none of which was packed before, such as those of an adapter that is being trained.
+
+use std::borrow::Cow;
+
+use super::{
+    Isa,
+    panels::{LANES, Product},
+    pieces::{Strips, filled_pieces},
+};
+
+/// Columns and rows that a thread takes at a time.
+const STRIP_WIDTH: usize = 4 * LANES;
+const STRIP_ROWS: usize = 48;
+
+/// `x y`, of `x`, `[rows, steps]`, and `y`, `[steps, columns]`, added to `plus`, `[rows, columns]`, if there is that.
+pub fn product(x: &[f32], (y, columns): (&[f32], usize), plus: Option<&[f32]>, isa: Isa) -> Vec<f32> {
+    let (steps, stride) = (y.len() / columns, columns.next_multiple_of(LANES));
+    let y = if stride == columns { Cow::Borrowed(y) } else { Cow::Owned(widened(y, columns, stride)) };
+    let strips = Strips { columns, width: STRIP_WIDTH };
+    filled_pieces(x.len() / steps, strips, STRIP_ROWS, |first, mut strip| {
+        let panels: Vec<&[f32]> = strip.columns.clone().step_by(LANES).map(|column| &y[column..]).collect();
+        let (rows, width, of) = (strip.rows(), panels.len() * LANES, strip.columns.clone());
+        let mut sums = vec![0f32; rows * width];
+        if let Some(plus) = plus {
+            for (sums, plus) in sums.chunks_mut(width).zip(plus[first * columns..].chunks(columns)) {
+                sums[..of.len()].copy_from_slice(&plus[of.clone()]);
+            }
+        }
+        let factors = &x[first * steps..];
+        let product = Product { factors, factor_stride: steps, rows, steps, panels: &panels, panel_stride: stride };
+        product.add_to(&mut sums, width, isa);
+        strip.write(&sums, width);
+    })
+}
+
+/// `x`, whose rows have `columns` numbers, with its columns as rows.
+pub fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|column| x.iter().skip(column).step_by(columns)).copied().collect()
+}
+
+/// Rows filled up with zeros.
+fn widened(x: &[f32], columns: usize, stride: usize) -> Vec<f32> {
+    let mut wide = vec![0f32; x.len() / columns * stride];
+    for (wide, x) in wide.chunks_mut(stride).zip(x.chunks(columns)) {
+        wide[..columns].copy_from_slice(x);
+    }
+    wide
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
+    }
+
+    #[test]
+    fn products_are_the_formula_and_every_path_gives_the_same_bits() {
+        for (rows, steps, columns) in [(1, 1, 1), (3, 8, 80), (50, 33, 8), (8, 100, 130)] {
+            let [x, y, plus] = [rows * steps, steps * columns, rows * columns].map(|len| noise(len, len));
+            let run = |plus, isa| product(&x, (&y, columns), plus, isa);
+            let (sums, scalar) = (run(Some(&plus), Isa::Scalar), run(None, Isa::Scalar));
+            for (i, (sum, product)) in sums.iter().zip(&scalar).enumerate() {
+                let (x, y) = (x[i / columns * steps..].iter(), y[i % columns..].iter().step_by(columns));
+                let exact: f64 = x.take(steps).zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+                assert!((f64::from(*product) - exact).abs() < 1e-5, "{product} {exact}");
+                assert!((f64::from(*sum) - exact - f64::from(plus[i])).abs() < 1e-5, "{sum} {exact}");
+            }
+            for isa in Isa::available() {
+                assert_eq!((run(Some(&plus), isa), run(None, isa)), (sums.clone(), scalar.clone()), "{isa:?}");
+            }
+        }
+        assert_eq!(transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    }
+}
