@@ -105,6 +105,37 @@ impl<F: Factor> Product<'_, F> {
     }
 }
 
+/// Of as many rows of a panel as there is space for the numbers of some columns, at most a panel's.
+pub fn widen(lines: &[Line], out: &mut [[f32; LANES]], isa: Isa) {
+    match (isa, lines.first_chunk::<{ LANES / 2 }>()) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Vnni | Isa::Avx512Bf16, Some(lines)) => super::x86::brain::widen_avx512(lines, out),
+        _ => {
+            for (line, pair) in lines.iter().zip(0..) {
+                for (out, weights) in out.iter_mut().zip(line.0) {
+                    [out[2 * pair], out[2 * pair + 1]] = numbers(weights);
+                }
+            }
+        }
+    }
+}
+
+/// As `widen`, but pairs of rows.
+pub fn pair_rows(lines: &[Line], out: &mut [Line], isa: Isa) {
+    match (isa, lines.first_chunk::<{ LANES / 2 }>()) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Vnni | Isa::Avx512Bf16, Some(lines)) => super::x86::brain::pair_rows_avx512(lines, out),
+        _ => {
+            for (line, pair) in lines.iter().zip(0..) {
+                for (out, [upper, lower]) in out.iter_mut().zip(line.0.as_chunks().0) {
+                    out.0[2 * pair] = upper & 0xffff | lower << 16;
+                    out.0[2 * pair + 1] = upper >> 16 | lower & 0xffff_0000;
+                }
+            }
+        }
+    }
+}
+
 /// Rounds rows of `columns` numbers to pairs; an odd last one gets a zero beside it.
 pub fn rounded(x: &[f32], columns: usize, isa: Isa) -> Vec<u32> {
     const ROWS: usize = 16;
@@ -174,6 +205,27 @@ mod tests {
             };
             let scalar = run(Isa::Scalar);
             Isa::available().into_iter().for_each(|isa| assert_eq!(run(isa), scalar, "{isa:?}"));
+        }
+    }
+
+    #[test]
+    fn every_path_turns_whole_and_partial_lines() {
+        let number = |row: usize, column: usize| bf16::from_f32((row * 100 + column) as f32 / 16.0);
+        let pair = |low: bf16, high: bf16| u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
+        let line = |at: usize| Line(std::array::from_fn(|row| pair(number(row, 2 * at), number(row, 2 * at + 1))));
+        let lines: Vec<Line> = (0..LANES / 2).map(line).collect();
+        for isa in Isa::available() {
+            for (pairs, rows) in [(0, 16), (1, 16), (5, 6), (8, 6), (8, 16)] {
+                let (mut wide, mut paired) = (vec![[0f32; LANES]; rows], vec![Line::ZERO; rows / 2]);
+                widen(&lines[..pairs], &mut wide, isa);
+                pair_rows(&lines[..pairs], &mut paired, isa);
+                let of = |row, column| if column < 2 * pairs { number(row, column) } else { bf16::ZERO };
+                for (row, column) in (0..rows).flat_map(|row| (0..LANES).map(move |column| (row, column))) {
+                    assert_eq!(wide[row][column], of(row, column).to_f32(), "{isa:?}");
+                    let both = pair(of(row & !1, column), of(row | 1, column));
+                    assert_eq!(paired[row / 2].0[column], both, "{isa:?}");
+                }
+            }
         }
     }
 

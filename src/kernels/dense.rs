@@ -8,7 +8,7 @@ use super::{
     Isa,
     brain::{self, Line, numbers, rounded},
     panels::{self, Element, ElementType, LANES},
-    pieces::{Strips, filled_pieces},
+    pieces::{Piece, Strips, summed},
     transposed::Unpack,
 };
 
@@ -147,12 +147,10 @@ impl DenseMatrix {
         multiply: impl Fn(&[&[W]], &[F], &mut [f32]) + Sync,
     ) -> Vec<f32> {
         let strips = Strips { columns: self.rows, width: STRIP_ROWS };
-        filled_pieces(factors.len() / width, strips, STRIP_TOKENS, |token, mut strip| {
-            let panels = strip.columns.start / LANES..strip.columns.end.div_ceil(LANES);
+        summed(factors.len() / width, strips, STRIP_TOKENS, |Piece { rows, columns }, sums| {
+            let panels = columns.start / LANES..columns.end.div_ceil(LANES);
             let panels: Vec<&[W]> = panels.map(|at| &weights[at * panel..][..panel]).collect();
-            let mut sums = vec![0f32; strip.rows() * STRIP_ROWS];
-            multiply(&panels, &factors[token * width..][..strip.rows() * width], &mut sums);
-            strip.write(&sums, STRIP_ROWS);
+            multiply(&panels, &factors[rows.start * width..rows.end * width], sums);
         })
     }
 }
@@ -166,33 +164,24 @@ impl Unpack for DenseMatrix {
         self.columns
     }
 
-    fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]]) {
+    fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]], isa: Isa) {
         match &self.weights {
             Weights::F32(panels) => self.unpack_panels(panels, first, panel, out),
             Weights::F16(panels) => self.unpack_panels(panels, first, panel, out),
             Weights::Bf16(_) => {
                 for (rows, out) in (first..).step_by(LANES).zip(out.chunks_mut(LANES)) {
-                    for (line, pair) in self.lines(rows, panel).iter().zip(0..) {
-                        for (out, weights) in out.iter_mut().zip(line.0) {
-                            [out[2 * pair], out[2 * pair + 1]] = numbers(weights);
-                        }
-                    }
+                    brain::widen(self.lines(rows, panel), out, isa);
                 }
             }
         }
     }
 
-    fn unpack_pairs(&self, first: usize, panel: usize, out: &mut [Line]) {
+    fn unpack_pairs(&self, first: usize, panel: usize, out: &mut [Line], isa: Isa) {
         if !matches!(self.weights, Weights::Bf16(_)) {
-            return self.unpack_rounded(first, panel, out);
+            return self.unpack_rounded(first, panel, out, isa);
         }
         for (rows, out) in (first..).step_by(LANES).zip(out.chunks_mut(LANES / 2)) {
-            for (line, pair) in self.lines(rows, panel).iter().zip(0..) {
-                for (out, [upper, lower]) in out.iter_mut().zip(line.0.as_chunks().0) {
-                    out.0[2 * pair] = upper & 0xffff | lower << 16;
-                    out.0[2 * pair + 1] = upper >> 16 | lower & 0xffff_0000;
-                }
-            }
+            brain::pair_rows(self.lines(rows, panel), out, isa);
         }
     }
 }

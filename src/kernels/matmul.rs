@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::{
     Isa,
     panels::{LANES, Product},
-    pieces::{Strips, filled_pieces},
+    pieces::{Piece, Strips, summed},
 };
 
 /// Columns and rows that a thread takes at a time.
@@ -17,19 +17,19 @@ pub fn product(x: &[f32], (y, columns): (&[f32], usize), plus: Option<&[f32]>, i
     let (steps, stride) = (y.len() / columns, columns.next_multiple_of(LANES));
     let y = if stride == columns { Cow::Borrowed(y) } else { Cow::Owned(widened(y, columns, stride)) };
     let strips = Strips { columns, width: STRIP_WIDTH };
-    filled_pieces(x.len() / steps, strips, STRIP_ROWS, |first, mut strip| {
-        let panels: Vec<&[f32]> = strip.columns.clone().step_by(LANES).map(|column| &y[column..]).collect();
-        let (rows, width, of) = (strip.rows(), panels.len() * LANES, strip.columns.clone());
-        let mut sums = vec![0f32; rows * width];
+    summed(x.len() / steps, strips, STRIP_ROWS, |Piece { rows, columns: of }, sums| {
+        let panels: Vec<&[f32]> = of.clone().step_by(LANES).map(|column| &y[column..]).collect();
         if let Some(plus) = plus {
-            for (sums, plus) in sums.chunks_mut(width).zip(plus[first * columns..].chunks(columns)) {
+            for (sums, plus) in sums.chunks_mut(STRIP_WIDTH).zip(plus[rows.start * columns..].chunks(columns)) {
                 sums[..of.len()].copy_from_slice(&plus[of.clone()]);
             }
         }
-        let factors = &x[first * steps..];
-        let product = Product { factors, factor_stride: steps, rows, steps, panels: &panels, panel_stride: stride };
-        product.add_to(&mut sums, width, isa);
-        strip.write(&sums, width);
+        let (factors, rows, panels) = (&x[rows.start * steps..], rows.len(), &panels);
+        Product { factors, factor_stride: steps, rows, steps, panels, panel_stride: stride }.add_to(
+            sums,
+            STRIP_WIDTH,
+            isa,
+        );
     })
 }
 

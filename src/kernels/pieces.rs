@@ -79,7 +79,7 @@ pub struct Strips {
     pub width: usize,
 }
 
-/// Some rows of a strip of columns.
+/// A strip of columns.
 pub struct Strip<'a> {
     /// Where its first row begins.
     first: *mut f32,
@@ -96,22 +96,17 @@ impl<'a> Strip<'a> {
         Self { first: numbers.as_mut_ptr(), row_len: columns.len(), rows, columns, borrowed: PhantomData }
     }
 
-    /// One of `rows` rows of a matrix that begins at `matrix`, zeroed.
+    /// One of the matrix that begins at `matrix`, zeroed.
     ///
     /// # Safety
     /// There is memory for it, which nobody else has.
-    unsafe fn zeroed(matrix: *mut f32, row_len: usize, rows: Range<usize>, columns: Range<usize>) -> Self {
-        let first = matrix.wrapping_add(rows.start * row_len + columns.start);
-        for row in 0..rows.len() {
+    unsafe fn zeroed(matrix: *mut f32, row_len: usize, rows: usize, columns: Range<usize>) -> Self {
+        let first = matrix.wrapping_add(columns.start);
+        for row in 0..rows {
             // SAFETY: the caller's.
             unsafe { zeroed(first.wrapping_add(row * row_len), columns.len()) };
         }
-        Self { first, row_len, rows: rows.len(), columns, borrowed: PhantomData }
-    }
-
-    /// The rows it has.
-    pub fn rows(&self) -> usize {
-        self.rows
+        Self { first, row_len, rows, columns, borrowed: PhantomData }
     }
 
     /// Its piece of a row.
@@ -120,14 +115,6 @@ impl<'a> Strip<'a> {
         let at = row * self.row_len;
         // SAFETY: row and columns are inside the numbers, which no other strip has.
         unsafe { std::slice::from_raw_parts_mut(self.first.wrapping_add(at), self.columns.len()) }
-    }
-
-    /// Writes numbers of which each row takes `stride`.
-    pub fn write(&mut self, numbers: &[f32], stride: usize) {
-        for (row, numbers) in (0..self.rows).zip(numbers.chunks(stride)) {
-            let to = self.row(row);
-            to.copy_from_slice(&numbers[..to.len()]);
-        }
     }
 }
 
@@ -150,7 +137,7 @@ pub fn filled_strips<const N: usize>(
         let Strips { columns, width } = matrices[of];
         let start = (i - if of == 0 { 0 } else { ends[of - 1] }) * width;
         // SAFETY: it is inside what was allocated, and no other task has the same columns.
-        task(of, unsafe { Strip::zeroed(pieces[of].at(0), columns, 0..rows, start..columns.min(start + width)) });
+        task(of, unsafe { Strip::zeroed(pieces[of].at(0), columns, rows, start..columns.min(start + width)) });
     });
     for (numbers, Strips { columns, .. }) in numbers.iter_mut().zip(matrices) {
         // SAFETY: all strips were zeroed, or this is not reached.
@@ -159,22 +146,35 @@ pub fn filled_strips<const N: usize>(
     numbers
 }
 
-/// A matrix of `rows` rows that `task` fills, zeros at first, `height` rows of a strip at a time, each with the first row.
-pub fn filled_pieces(
+/// Some rows and columns of a matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    pub rows: Range<usize>,
+    pub columns: Range<usize>,
+}
+
+/// A matrix of `rows` rows that is computed `height` rows of a strip at a time: `sum` adds what a piece is to zeros, of which
+/// each row has as many as a strip is wide.
+pub fn summed(
     rows: usize,
     Strips { columns, width }: Strips,
     height: usize,
-    task: impl Fn(usize, Strip<'_>) + Sync,
+    sum: impl Fn(&Piece, &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    let mut numbers = Vec::with_capacity(rows * columns);
+    let mut numbers = Vec::<f32>::with_capacity(rows * columns);
     let (matrix, tall) = (Pieces(numbers.as_mut_ptr()), rows.div_ceil(height));
     for_each(tall * columns.div_ceil(width), |i| {
-        let (row, start) = (i % tall * height, i / tall * width);
-        let (rows, columns_of) = (row..rows.min(row + height), start..columns.min(start + width));
-        // SAFETY: it is inside what was allocated, and no other task has the same numbers.
-        task(row, unsafe { Strip::zeroed(matrix.at(0), columns, rows, columns_of) });
+        let (row, column) = (i % tall * height, i / tall * width);
+        let piece = Piece { rows: row..rows.min(row + height), columns: column..columns.min(column + width) };
+        let mut sums = vec![0f32; piece.rows.len() * width];
+        sum(&piece, &mut sums);
+        for (row, sums) in piece.rows.zip(sums.chunks(width)) {
+            let sums = &sums[..piece.columns.len()];
+            // SAFETY: it is inside what was allocated, and no other task has the same numbers.
+            unsafe { matrix.at(row * columns + column).copy_from_nonoverlapping(sums.as_ptr(), sums.len()) };
+        }
     });
-    // SAFETY: all pieces were zeroed, or this is not reached.
+    // SAFETY: all pieces were written, or this is not reached.
     unsafe { numbers.set_len(rows * columns) };
     numbers
 }
@@ -196,11 +196,18 @@ mod tests {
     fn every_piece_is_zeros_until_it_is_filled() {
         let team = Team::new("team", 2).unwrap();
         for rows in [0, 1, 5, 48] {
-            let fill = |from: usize, mut strip: Strip<'_>| {
-                for row in 0..strip.rows() {
+            let fill = |_, mut strip: Strip<'_>| {
+                for row in 0..rows {
                     let columns = strip.columns.clone();
                     for (number, column) in strip.row(row).iter_mut().zip(columns) {
-                        *number += ((from + row) * 100 + column) as f32;
+                        *number += (row * 100 + column) as f32;
+                    }
+                }
+            };
+            let sum = |piece: &Piece, sums: &mut [f32]| {
+                for (row, sums) in piece.rows.clone().zip(sums.chunks_mut(3)) {
+                    for (sum, column) in sums.iter_mut().zip(piece.columns.clone()) {
+                        *sum += (row * 100 + column) as f32;
                     }
                 }
             };
@@ -209,8 +216,8 @@ mod tests {
             };
             team.pass(|| {
                 let strips = [Strips { columns: 7, width: 3 }, Strips { columns: 16, width: 4 }];
-                assert_eq!(filled_strips(rows, strips, |_, strip| fill(0, strip)), [7, 16].map(whole));
-                assert_eq!(filled_pieces(rows, strips[0], 2, fill), whole(7));
+                assert_eq!(filled_strips(rows, strips, fill), [7, 16].map(whole));
+                assert_eq!(summed(rows, strips[0], 2, sum), whole(7));
                 let counted = filled(rows, 3, |part, piece: &mut [usize]| {
                     piece.iter_mut().enumerate().for_each(|(i, number)| *number += part * 3 + i);
                 });

@@ -346,7 +346,7 @@ impl Unpack for QuantMatrix {
         self.columns
     }
 
-    fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]]) {
+    fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]], _: Isa) {
         // A block is as long as a panel, or longer.
         let block = panel * LANES / self.format.block;
         for (rows, out) in (first..).step_by(ROWS).zip(out.chunks_mut(ROWS)) {

@@ -2,9 +2,9 @@
 
 use super::{
     Isa,
-    brain::{self, Line, rounded},
+    brain::{self, Line, round_row, rounded},
     panels::{LANES, Product},
-    pieces::{Strips, filled_pieces},
+    pieces::{Strips, summed},
     team,
 };
 
@@ -14,6 +14,8 @@ const BLOCK_ROWS: usize = 256;
 const STRIP_PANELS: usize = 4;
 const STRIP_WIDTH: usize = STRIP_PANELS * LANES;
 const STRIP_TOKENS: usize = 48;
+/// Pieces of a product for each thread.
+const PIECES_EACH: usize = 8;
 
 /// A weight matrix, `[rows, columns]`, whose pieces can be unpacked.
 pub trait Unpack: Sync {
@@ -21,22 +23,22 @@ pub trait Unpack: Sync {
     fn columns(&self) -> usize;
     /// Writes columns `panel * LANES..` of the rows from `first` on, `out.len()` of them, as far as there are columns.
     /// `first` is the first row of a panel.
-    fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]]);
+    fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]], isa: Isa);
 
     /// As `unpack`, rounded to bfloat16, two rows a line. A row after the last one is zeros.
-    fn unpack_pairs(&self, first: usize, panel: usize, out: &mut [Line]) {
-        self.unpack_rounded(first, panel, out);
+    fn unpack_pairs(&self, first: usize, panel: usize, out: &mut [Line], isa: Isa) {
+        self.unpack_rounded(first, panel, out, isa);
     }
 
     /// `unpack_pairs` by `unpack`.
-    fn unpack_rounded(&self, first: usize, panel: usize, out: &mut [Line]) {
+    fn unpack_rounded(&self, first: usize, panel: usize, out: &mut [Line], isa: Isa) {
         let rows = (2 * out.len()).min(self.rows() - first);
         let mut wide = vec![[0f32; LANES]; 2 * out.len()];
-        self.unpack(first, panel, &mut wide[..rows]);
+        self.unpack(first, panel, &mut wide[..rows], isa);
         for (line, rows) in out.iter_mut().zip(wide.as_chunks().0) {
             let [upper, lower]: &[[f32; LANES]; 2] = rows;
             let pairs: [[f32; 2]; LANES] = std::array::from_fn(|lane| [upper[lane], lower[lane]]);
-            brain::round_row(pairs.as_flattened(), &mut line.0);
+            compiled_for!(isa, round_row(pairs.as_flattened(), &mut line.0));
         }
     }
 }
@@ -44,7 +46,7 @@ pub trait Unpack: Sync {
 /// `x W`: from `[tokens, rows]` to `[tokens, columns]`.
 pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32> {
     let rows = weights.rows();
-    let unpack = |first, panel, out: &mut [_]| weights.unpack(first, panel, out);
+    let unpack = |first, panel, out: &mut [_]| weights.unpack(first, panel, out, isa);
     by_blocks((x, rows), weights, (BLOCK_ROWS, [0f32; LANES]), unpack, |panels, factors, sums| {
         let panels: Vec<&[f32]> = panels.iter().map(|panel| panel.as_flattened()).collect();
         let (steps, rows_of_sums) = (panels[0].len() / LANES, sums.len() / STRIP_WIDTH);
@@ -61,7 +63,7 @@ pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32
 pub fn multiply_rounded<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32> {
     let rows = weights.rows();
     let width = rows.div_ceil(2);
-    let unpack = |first, panel, out: &mut [_]| weights.unpack_pairs(2 * first, panel, out);
+    let unpack = |first, panel, out: &mut [_]| weights.unpack_pairs(2 * first, panel, out, isa);
     let (x, zero) = (rounded(x, rows, isa), (BLOCK_ROWS / 2, Line::ZERO));
     by_blocks((&x, width), weights, zero, unpack, |panels, factors, sums| {
         let (pairs, rows) = (panels[0].len(), sums.len() / STRIP_WIDTH);
@@ -81,22 +83,22 @@ fn by_blocks<L: Copy + Send + Sync, F: Sync>(
 ) -> Vec<f32> {
     let (tokens, columns) = (factors.len() / width, weights.columns());
     let strips = Strips { columns, width: STRIP_WIDTH };
-    // So that the threads' shares differ by little.
-    let height = tokens.div_ceil(2 * team::threads()).next_multiple_of(STRIP_TOKENS).max(STRIP_TOKENS);
-    filled_pieces(tokens, strips, height, |token, mut strip| {
-        let panels = strip.columns.start / LANES..strip.columns.end.div_ceil(LANES);
+    // No more pieces than it takes for the threads' shares to differ by little: each unpacks its weights.
+    let tall = (PIECES_EACH * team::threads()).div_ceil(columns.div_ceil(STRIP_WIDTH));
+    let height = tokens.div_ceil(tall).next_multiple_of(STRIP_TOKENS).max(STRIP_TOKENS);
+    summed(tokens, strips, height, |piece, sums| {
+        let panels = piece.columns.start / LANES..piece.columns.end.div_ceil(LANES);
         let mut unpacked = vec![zero; panels.len() * block.min(width)];
-        let mut sums = vec![0f32; strip.rows() * STRIP_WIDTH];
         for first in (0..width).step_by(block) {
             let steps = block.min(width - first);
             let unpacked = &mut unpacked[..panels.len() * steps];
             unpacked.chunks_mut(steps).zip(panels.clone()).for_each(|(out, panel)| unpack(first, panel, out));
             let held: Vec<&[L]> = unpacked.chunks(steps).collect();
-            for (part, sums) in sums.chunks_mut(STRIP_TOKENS * STRIP_WIDTH).enumerate() {
-                multiply(&held, &factors[(token + part * STRIP_TOKENS) * width + first..], sums);
+            let tokens = piece.rows.clone().step_by(STRIP_TOKENS);
+            for (token, sums) in tokens.zip(sums.chunks_mut(STRIP_TOKENS * STRIP_WIDTH)) {
+                multiply(&held, &factors[token * width + first..], sums);
             }
         }
-        strip.write(&sums, STRIP_WIDTH);
     })
 }
 

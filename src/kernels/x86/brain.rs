@@ -57,6 +57,66 @@ pub fn add_bf16(product: &Product<'_, u32>, sums: &mut [f32], sum_stride: usize)
     unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
 }
 
+/// As `brain::widen`. The machine must have AVX-512F.
+pub fn widen_avx512(lines: &[Line; LANES / 2], out: &mut [[f32; LANES]]) {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn widen(lines: &[Line; LANES / 2], out: &mut [[f32; LANES]]) {
+        for (row, out) in rows_avx512(lines).into_iter().zip(out) {
+            let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(row));
+            // SAFETY: a row is as long as a register.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_castsi512_ps(wide)) };
+        }
+    }
+    // SAFETY: `Isa::Avx512Vnni` exists only where it was detected.
+    unsafe { widen(lines, out) }
+}
+
+/// As `brain::pair_rows`. The machine must have AVX-512F.
+pub fn pair_rows_avx512(lines: &[Line; LANES / 2], out: &mut [Line]) {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn pair(lines: &[Line; LANES / 2], out: &mut [Line]) {
+        for ([upper, lower], out) in rows_avx512(lines).as_chunks().0.iter().zip(out) {
+            let lower = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(*lower));
+            let both = _mm512_or_si512(_mm512_cvtepu16_epi32(*upper), lower);
+            // SAFETY: a line is as long and as aligned as a register.
+            unsafe { _mm512_store_si512(out.0.as_mut_ptr().cast(), both) };
+        }
+    }
+    // SAFETY: as above.
+    unsafe { pair(lines, out) }
+}
+
+/// The rows of lines, in bfloat16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rows_avx512(lines: &[Line; LANES / 2]) -> [__m256i; LANES] {
+    // SAFETY: a line is as long and as aligned as a register.
+    let lines = lines.each_ref().map(|line| unsafe { _mm512_load_si512(line.0.as_ptr().cast()) });
+    let mut rows = [_mm256_setzero_si256(); LANES];
+    // Each quarter of a register has another four rows: their first pairs one row after another, and their last ones.
+    let [first, last] = [0, 4].map(|at| {
+        let (low, high) = (
+            [_mm512_unpacklo_epi32(lines[at], lines[at + 1]), _mm512_unpacklo_epi32(lines[at + 2], lines[at + 3])],
+            [_mm512_unpackhi_epi32(lines[at], lines[at + 1]), _mm512_unpackhi_epi32(lines[at + 2], lines[at + 3])],
+        );
+        [
+            _mm512_unpacklo_epi64(low[0], low[1]),
+            _mm512_unpackhi_epi64(low[0], low[1]),
+            _mm512_unpacklo_epi64(high[0], high[1]),
+            _mm512_unpackhi_epi64(high[0], high[1]),
+        ]
+    });
+    let halves = [_mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15)];
+    for i in 0..4 {
+        for (half, order) in halves.into_iter().enumerate() {
+            let two = _mm512_permutex2var_epi64(first[i], order, last[i]);
+            rows[8 * half + i] = _mm512_castsi512_si256(two);
+            rows[8 * half + 4 + i] = _mm512_extracti64x4_epi64::<1>(two);
+        }
+    }
+    rows
+}
+
 /// Every slice holds what its strides say.
 fn check<F: Factor>(product: &Product<'_, F>, sums: &[f32], sum_stride: usize) {
     let Product { factors, factor_stride, rows, pairs, panels } = *product;
