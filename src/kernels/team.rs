@@ -9,10 +9,11 @@ use std::{
     collections::HashSet,
     marker::PhantomData,
     mem::{take, transmute},
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -39,10 +40,9 @@ struct Shared {
     state: AtomicU64,
     /// Written while no thread is in a job, read by those that are.
     task: UnsafeCell<Option<*const Task<'static>>>,
-    tasks: AtomicUsize,
-    next: AtomicUsize,
+    /// What is left of each thread's share of the tasks.
+    shares: Box<[Share]>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    threads: usize,
     /// Whether there is a pass.
     awake: AtomicBool,
     /// Whether a thread has a job, or makes one.
@@ -86,10 +86,8 @@ impl Team {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             task: UnsafeCell::new(None),
-            tasks: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            shares: (0..threads.max(1)).map(|_| Share::default()).collect(),
             panic: Mutex::new(None),
-            threads,
             awake: AtomicBool::new(false),
             sharing: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -101,7 +99,7 @@ impl Team {
             let (name, shared) = (name.to_owned(), team.shared.clone());
             // What candle shares with rayon's threads stays on this one.
             let alone = ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("{name} {i}"));
-            alone.build()?.spawn(move || shared.help());
+            alone.build()?.spawn(move || shared.help(i));
         }
         Ok(team)
     }
@@ -155,15 +153,15 @@ impl Shared {
         }
     }
 
-    /// What a helping thread does until the team ends.
-    fn help(&self) {
+    /// What the thread `i`, which helps, does until the team ends.
+    fn help(&self, i: usize) {
         AMBIENT.set(Ambient::Alone);
         let mut done = 0;
         while !self.ended.load(Ordering::SeqCst) {
             match self.enter(done) {
                 Some(job) => {
                     done = job;
-                    self.work();
+                    self.work(i);
                     self.state.fetch_sub(1, Ordering::Release);
                 }
                 None => self.wait(done),
@@ -205,24 +203,25 @@ impl Shared {
         }
     }
 
-    /// Computes tasks of the job as long as there are any.
-    fn work(&self) {
-        let tasks = self.tasks.load(Ordering::Relaxed);
+    /// Computes the tasks of the job that are the thread's, then those that others have left.
+    fn work(&self, own: usize) {
         // SAFETY: the caller is in the job, during which nobody writes.
         let Some(task) = (unsafe { *self.task.get() }) else { return };
         // SAFETY: whose job it is waits for all that entered it before what it points to goes.
         let task = unsafe { &*task };
         let all = || {
-            loop {
-                let i = self.next.fetch_add(1, Ordering::Relaxed);
-                if i >= tasks {
-                    break;
-                }
+            while let Some(i) = self.shares[own].first() {
                 task(i);
+            }
+            let (before, after) = self.shares.split_at(own);
+            for share in after.iter().chain(before) {
+                while let Some(i) = share.last() {
+                    task(i);
+                }
             }
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(all)) {
-            self.next.store(tasks, Ordering::Relaxed);
+            self.shares.iter().for_each(|share| share.set(0..0));
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
     }
@@ -230,7 +229,7 @@ impl Shared {
     /// Computes all tasks with whoever helps.
     fn share(&self, tasks: usize, task: &Task<'_>) {
         // Passes that do not end in the order in which they began may leave the team to two threads.
-        if self.sharing.swap(true, Ordering::Acquire) {
+        if tasks > u32::MAX as usize || self.sharing.swap(true, Ordering::Acquire) {
             return (0..tasks).for_each(task);
         }
         // SAFETY: the lifetime ends after this function, which does not return while a thread has the pointer.
@@ -238,11 +237,13 @@ impl Shared {
         // SAFETY: no job is open and no thread in one, since the last call has waited for that; and `sharing` keeps all
         // other calls away.
         unsafe { *self.task.get() = Some(task) };
-        self.tasks.store(tasks, Ordering::Relaxed);
-        self.next.store(0, Ordering::Relaxed);
+        let threads = self.shares.len();
+        for (i, share) in self.shares.iter().enumerate() {
+            share.set((tasks * i / threads) as u32..(tasks * (i + 1) / threads) as u32);
+        }
         let job = (self.state.load(Ordering::Relaxed) & !OPEN).wrapping_add(JOB) & !OPEN;
         self.state.store(job | OPEN, Ordering::Release);
-        self.work();
+        self.work(0);
         self.state.fetch_and(!OPEN, Ordering::AcqRel);
         let empty = || self.state.load(Ordering::Acquire) & MEMBERS == 0;
         while !spin_until(empty) {
@@ -252,6 +253,43 @@ impl Shared {
         self.sharing.store(false, Ordering::Release);
         if let Some(panic) = panic {
             resume_unwind(panic);
+        }
+    }
+}
+
+/// Tasks that are still to be done: the first one in the low half, the end in the high one. A thread goes through its own in
+/// their order, so that it reads and writes one stretch of memory; others take the last ones. Alone in its cache lines.
+#[derive(Default)]
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn set(&self, tasks: Range<u32>) {
+        self.0.store(u64::from(tasks.start) | u64::from(tasks.end) << 32, Ordering::Relaxed);
+    }
+
+    fn first(&self) -> Option<usize> {
+        self.take(|tasks| (tasks.start, tasks.start + 1..tasks.end))
+    }
+
+    fn last(&self) -> Option<usize> {
+        self.take(|tasks| (tasks.end - 1, tasks.start..tasks.end - 1))
+    }
+
+    /// A task, unless there is none, and what is then left.
+    fn take(&self, split: impl Fn(Range<u32>) -> (u32, Range<u32>)) -> Option<usize> {
+        let mut held = self.0.load(Ordering::Relaxed);
+        loop {
+            let tasks = held as u32..(held >> 32) as u32;
+            if tasks.is_empty() {
+                return None;
+            }
+            let (task, left) = split(tasks);
+            let left = u64::from(left.start) | u64::from(left.end) << 32;
+            match self.0.compare_exchange_weak(held, left, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(task as usize),
+                Err(now) => held = now,
+            }
         }
     }
 }
@@ -284,7 +322,7 @@ pub fn threads() -> usize {
     match &Replaced::by(Ambient::Alone).0 {
         Ambient::None => rayon::current_num_threads(),
         Ambient::Alone => 1,
-        Ambient::Team(shared) => shared.threads,
+        Ambient::Team(shared) => shared.shares.len(),
     }
 }
 
