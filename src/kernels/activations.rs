@@ -1,6 +1,8 @@
 //! Activations for products with quantised matrices: rounded to 8 bits in the blocks that the weights have.
 
-use super::{Isa, ggml::Format, pieces};
+use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
+
+use super::{Isa, ggml::Format, panels::prefetch, pieces::filled};
 
 /// The columns whose products an integer instruction sums.
 pub const GROUP: usize = 4;
@@ -11,17 +13,24 @@ pub const WORK: usize = 1 << 16;
 /// Activations below which a second thread costs more than it saves.
 const PARALLEL_LEN: usize = 1 << 13;
 
-/// Activations in blocks of 8-bit codes, by tiles of tokens.
+/// Activations so few that a thread can ask for all of them before it needs the first: those that other threads have made
+/// come from far, one line of memory after another if it waits for each.
+const PREFETCHED_LEN: usize = 1 << 15;
+
+/// Activations in blocks of 8-bit codes.
 pub struct QuantRows {
     columns: usize,
     block: usize,
+    blocks: usize,
     bias: u8,
-    codes: Vec<[i8; GROUP]>,
-    scales: Vec<BlockScale>,
+    tokens: usize,
+    /// Of each tile of tokens the codes, `[groups, tokens]`, then the scales, `[blocks, tokens]`.
+    tiles: Vec<[i8; GROUP]>,
 }
 
 /// What goes with a block of activations.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
 pub struct BlockScale {
     pub scale: f32,
     /// The sum of the block's values, as quantised.
@@ -44,21 +53,27 @@ pub struct Tile<'a, const T: usize> {
 impl QuantRows {
     /// Quantises rows of `columns` values for weights in `format`.
     pub fn quantize(x: &[f32], columns: usize, format: Format, isa: Isa) -> Self {
-        let (block, bias) = (format.block, format.bias);
-        let mut codes = vec![[0; GROUP]; x.len() / GROUP];
-        let mut scales = vec![BlockScale::default(); x.len() / block];
-        let parts = codes.chunks_mut(TILE * columns / GROUP).zip(scales.chunks_mut(TILE * columns / block));
-        let quantize = |x: &[f32], codes: &mut [_], scales: &mut [_]| {
-            compiled_for!(isa, quantize_tile(x, columns, format, codes, scales));
-        };
-        let tiles = parts.zip(x.chunks(TILE * columns));
-        if x.len() < PARALLEL_LEN {
-            tiles.for_each(|((codes, scales), x)| quantize(x, codes, scales));
-        } else {
-            let mut tiles: Vec<_> = tiles.collect();
-            pieces::for_each_mut(&mut tiles, |_, ((codes, scales), x)| quantize(x, codes, scales));
+        let Format { block, bias, .. } = format;
+        let (tokens, codes, all) = (x.len() / columns, columns / GROUP, words(columns, columns / block));
+        let tiles = if x.len() < PARALLEL_LEN { tokens.div_ceil(TILE).max(1) } else { 1 };
+        let tiles = filled(tokens * all, tiles * TILE * all, |part, out| {
+            let x = &x[part * TILE * columns..];
+            if tokens * columns <= PREFETCHED_LEN {
+                prefetch(&x[..out.len() / all * columns]);
+            }
+            for (out, x) in out.chunks_mut(TILE * all).zip(x.chunks(TILE * columns)) {
+                let (codes, scales) = out.split_at_mut(x.len() / columns * codes);
+                compiled_for!(isa, quantize_tile(x, columns, format, codes, cast_slice_mut(scales)));
+            }
+        });
+        Self { columns, block, blocks: columns / block, bias, tokens, tiles }
+    }
+
+    /// Asks for all that a thread is about to go through, if it is not much.
+    pub fn prefetch(&self) {
+        if self.tokens * self.columns <= PREFETCHED_LEN {
+            prefetch(&self.tiles);
         }
-        Self { columns, block, bias, codes, scales }
     }
 
     /// Whether weights in `format` would have them quantised the same.
@@ -67,23 +82,25 @@ impl QuantRows {
     }
 
     pub fn tokens(&self) -> usize {
-        self.codes.len() * GROUP / self.columns
+        self.tokens
     }
 
     pub fn blocks(&self) -> usize {
-        self.columns / self.block
+        self.blocks
     }
 
     /// The tile, which is of `T` tokens.
     pub fn tile<const T: usize>(&self, tile: usize) -> Tile<'_, T> {
-        let (groups, blocks) = (self.columns / GROUP, self.columns / self.block);
-        Tile {
-            codes: self.codes[tile * TILE * groups..][..T * groups].as_chunks().0,
-            scales: self.scales[tile * TILE * blocks..][..T * blocks].as_chunks().0,
-            index: tile,
-            count: self.tokens().div_ceil(TILE),
-        }
+        let all = words(self.columns, self.blocks);
+        let (codes, scales) = self.tiles[tile * TILE * all..][..T * all].split_at(T * self.columns / GROUP);
+        let (codes, scales) = (codes.as_chunks().0, cast_slice(scales).as_chunks().0);
+        Tile { codes, scales, index: tile, count: self.tokens.div_ceil(TILE) }
     }
+}
+
+/// What a token's codes and scales take, as groups of codes.
+fn words(columns: usize, blocks: usize) -> usize {
+    columns / GROUP + blocks * (size_of::<BlockScale>() / GROUP)
 }
 
 /// Quantises the tokens of a tile.

@@ -14,7 +14,7 @@ use super::{
 /// chunks of a prompt do, and are merged in their order.
 const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
 const PART_BLOCKS: usize = 16;
-/// Blocks whose keys go through the queries together.
+/// Blocks whose keys, or values, go through the queries together.
 const BLOCKS_AT_ONCE: usize = 4;
 /// Rows times query heads that go through a part of the keys and values together.
 const TILE_QUERIES: usize = 24;
@@ -106,8 +106,8 @@ struct Tile<'a, T> {
     /// Whether these are the first rows of the sequence in this pass.
     first: bool,
     blocks: &'a [u32],
-    /// Scaled, `[rows, group, head_dim]`.
-    queries: Vec<f32>,
+    /// All from those of the first row on.
+    queries: &'a [f32],
     elements: &'a [T],
     isa: Isa,
 }
@@ -116,12 +116,11 @@ struct Tile<'a, T> {
 fn tiles<'a, T: Element>(
     (heads, scoring, isa): (Heads, Scoring<'a>, Isa),
     sequences: &[Sequence<'a>],
-    queries: &[f32],
+    mut queries: &'a [f32],
     elements: &'a [T],
     out: &'a mut [f32],
 ) -> Vec<(Tile<'a, T>, Vec<&'a mut [f32]>)> {
-    let group_len = heads.group() * heads.head_dim;
-    let mut groups = queries.chunks_exact(group_len).zip(out.chunks_exact_mut(group_len));
+    let mut groups = out.chunks_exact_mut(heads.group() * heads.head_dim);
     let mut tiles = Vec::new();
     for sequence in sequences {
         let tile_rows = (TILE_QUERIES / heads.group()).max(1);
@@ -129,18 +128,15 @@ fn tiles<'a, T: Element>(
             let rows = tile_rows.min(sequence.rows - start);
             let first_context = sequence.context_len - sequence.rows + start + 1;
             let tile = |kv_head| {
-                let queries = Vec::with_capacity(rows * group_len);
                 let (first, blocks) = (start == 0, sequence.blocks);
                 Tile { heads, scoring, kv_head, first_context, rows, first, blocks, queries, elements, isa }
             };
             let first = tiles.len();
             tiles.extend((0..heads.num_kv_heads).map(|kv_head| (tile(kv_head), Vec::with_capacity(rows))));
             for _ in 0..rows {
-                for ((tile, tile_out), (queries, out)) in tiles[first..].iter_mut().zip(&mut groups) {
-                    tile.queries.extend(queries.iter().map(|query| query * scoring.scale));
-                    tile_out.push(out);
-                }
+                tiles[first..].iter_mut().zip(&mut groups).for_each(|((_, tile), out)| tile.push(out));
             }
+            queries = &queries[rows * heads.num_heads * heads.head_dim..];
         }
     }
     tiles
@@ -157,6 +153,18 @@ impl<T: Element> Tile<'_, T> {
         let len = self.heads.elements_per_block();
         let index = self.blocks[block] as usize * self.heads.num_kv_heads + self.kv_head;
         self.elements[2 * index * len..][..2 * len + LANES].split_at(len)
+    }
+
+    /// Times the scale, `[rows, group, head_dim]`.
+    fn scaled_queries(&self) -> Vec<f32> {
+        let Heads { num_heads, head_dim, .. } = self.heads;
+        let group_len = self.heads.group() * head_dim;
+        let mut scaled = Vec::with_capacity(self.rows * group_len);
+        for row in self.queries.chunks(num_heads * head_dim).take(self.rows) {
+            let queries = &row[self.kv_head * group_len..][..group_len];
+            scaled.extend(queries.iter().map(|query| query * self.scoring.scale));
+        }
+        scaled
     }
 
     /// Asks for keys or values that are read soon. Those of the first rows come from far; the other tiles of
@@ -192,8 +200,24 @@ impl<T: Element> Tile<'_, T> {
         };
         let softmaxes: Vec<Softmax> = weights.chunks_exact_mut(width).enumerate().map(softmax).collect();
         let mut values = vec![0f32; softmaxes.len() * self.heads.padded_dim()];
-        for (index, block) in blocks.enumerate() {
-            self.add_values(block, &weights[index * BLOCK_TOKENS..], width, &mut values);
+        // What a row does not see may be anything, even no number: a weight of zero is not enough.
+        let is_whole = |block: &usize| {
+            let all = 0..BLOCK_TOKENS;
+            [0, self.rows - 1].iter().all(|row| self.seen(*row, block * BLOCK_TOKENS, BLOCK_TOKENS) == all)
+        };
+        let of = |block: usize| &weights[(block - blocks.start) * BLOCK_TOKENS..];
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let whole = (block..blocks.end).take(BLOCKS_AT_ONCE).take_while(is_whole).count();
+            if whole > 0 {
+                self.add_values(block..block + whole, (0, self.rows), 0..BLOCK_TOKENS, (of(block), width), &mut values);
+            } else {
+                for row in 0..self.rows {
+                    let seen = self.seen(row, block * BLOCK_TOKENS, BLOCK_TOKENS);
+                    self.add_values(block..block + 1, (row, 1), seen, (of(block), width), &mut values);
+                }
+            }
+            block += whole.max(1);
         }
         Part { softmaxes, values }
     }
@@ -214,15 +238,16 @@ impl<T: Element> Tile<'_, T> {
         let Heads { head_dim, .. } = self.heads;
         let rows = self.rows * self.heads.group();
         let width = blocks.len() * BLOCK_TOKENS;
-        let mut scores = vec![0f32; rows * width];
+        let (queries, mut scores) = (self.scaled_queries(), vec![0f32; rows * width]);
         let blocks: Vec<(&[T], &[T])> = blocks.map(|block| self.block(block)).collect();
         for (index, some) in blocks.chunks(BLOCKS_AT_ONCE).enumerate() {
             some.iter().for_each(|(_, values)| self.prefetch(values));
             let panels: Vec<&[T]> = some.iter().map(|(keys, _)| *keys).collect();
             let product = Product {
-                factors: &self.queries,
+                factors: &queries,
                 factor_stride: head_dim,
                 rows,
+                pieces: 1,
                 steps: head_dim,
                 panels: &panels,
                 panel_stride: BLOCK_TOKENS,
@@ -232,34 +257,38 @@ impl<T: Element> Tile<'_, T> {
         scores
     }
 
-    /// Adds the values of a block, each times its weight.
-    fn add_values(&self, block: usize, weights: &[f32], weight_stride: usize, sums: &mut [f32]) {
+    /// For some rows adds the values that these keys have in each of some blocks, times their weights.
+    fn add_values(
+        &self,
+        blocks: Range<usize>,
+        (row, rows): (usize, usize),
+        keys: Range<usize>,
+        (weights, weight_stride): (&[f32], usize),
+        sums: &mut [f32],
+    ) {
+        if keys.is_empty() {
+            return;
+        }
         let (group, head_dim, padded_dim) = (self.heads.group(), self.heads.head_dim, self.heads.padded_dim());
-        let (_, values) = self.block(block);
-        let mut add = |row: usize, rows: usize, keys: Range<usize>| {
-            let panels: Vec<&[T]> =
-                (0..head_dim).step_by(LANES).map(|at| &values[keys.start * head_dim + at..]).collect();
-            let product = Product {
-                factors: &weights[row * group * weight_stride + keys.start..],
-                factor_stride: weight_stride,
-                rows: rows * group,
-                steps: keys.len(),
-                panels: &panels,
-                panel_stride: head_dim,
-            };
-            product.add_to(&mut sums[row * group * padded_dim..], padded_dim, self.isa);
+        let pieces = blocks.len();
+        let mut panels = Vec::with_capacity(pieces * padded_dim / LANES);
+        for block in blocks {
+            if block + PART_BLOCKS < self.blocks.len() {
+                self.prefetch(self.block(block + PART_BLOCKS).0);
+            }
+            let values = &self.block(block).1[keys.start * head_dim..];
+            panels.extend((0..head_dim).step_by(LANES).map(|at| &values[at..]));
+        }
+        let product = Product {
+            factors: &weights[row * group * weight_stride + keys.start..],
+            factor_stride: weight_stride,
+            rows: rows * group,
+            pieces,
+            steps: keys.len(),
+            panels: &panels,
+            panel_stride: head_dim,
         };
-        if block + PART_BLOCKS < self.blocks.len() {
-            self.prefetch(self.block(block + PART_BLOCKS).0);
-        }
-        let seen = |row| self.seen(row, block * BLOCK_TOKENS, BLOCK_TOKENS);
-        let all = 0..BLOCK_TOKENS;
-        if seen(0) == all && seen(self.rows - 1) == all {
-            add(0, self.rows, all);
-        } else {
-            // What a row does not see may be anything, even no number: a weight of zero is not enough.
-            (0..self.rows).filter(|row| !seen(*row).is_empty()).for_each(|row| add(row, 1, seen(row)));
-        }
+        product.add_to(&mut sums[row * group * padded_dim..], padded_dim, self.isa);
     }
 
     /// Writes the rows that all parts together give.

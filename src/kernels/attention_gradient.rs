@@ -136,6 +136,7 @@ impl Rows {
             factors: &self.numbers,
             factor_stride: self.width,
             rows: self.len,
+            pieces: 1,
             steps,
             panels: &panels,
             panel_stride: right.width,

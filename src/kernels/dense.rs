@@ -133,7 +133,15 @@ impl DenseMatrix {
         let columns = self.columns;
         self.by_strips((weights, columns * LANES), (x, columns), |panels, factors, sums| {
             let (rows, steps) = (factors.len() / columns, columns);
-            let product = panels::Product { factors, factor_stride: columns, rows, steps, panels, panel_stride: LANES };
+            let product = panels::Product {
+                factors,
+                factor_stride: columns,
+                rows,
+                pieces: 1,
+                steps,
+                panels,
+                panel_stride: LANES,
+            };
             product.add_to(sums, STRIP_ROWS, isa);
         })
     }

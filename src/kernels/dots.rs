@@ -14,7 +14,7 @@ macro_rules! for_tiles {
             macro_rules! tile_of {
                 ($tokens:expr) => {{
                     let products = $products::<{ $tokens }, $codes, $groups>($panel, &$x.tile::<{ $tokens }>(tile));
-                    (first..).zip(&products).for_each(|(token, products)| $write(token, products));
+                    products.iter().for_each(&mut $write);
                 }};
             }
             match $x.tokens() - first {
@@ -32,12 +32,12 @@ macro_rules! for_tiles {
 }
 pub(super) use for_tiles;
 
-/// Gives the products of a panel with each token.
+/// Gives the products of a panel with one token after another.
 pub fn multiply_panel<C: Codes, const GROUPS: usize>(
     isa: Isa,
     panel: &Panel<'_>,
     x: &QuantRows,
-    mut write: impl FnMut(usize, &[f32; ROWS]),
+    mut write: impl FnMut(&[f32; ROWS]),
 ) {
     match isa {
         Isa::Scalar => for_tiles!(x, write, scalar::<C, GROUPS>(panel)),

@@ -80,6 +80,8 @@ fn store<T: Element>(
         (elements, next) = (after, block + 1);
         blocks.push((own, rows));
     }
+    // In the order of the rows: a sequence is attended to by the thread that has its rows, and so finds them near.
+    blocks.sort_unstable_by_key(|(_, rows)| rows[0].1);
     let store = |(block, rows): &mut (&mut [T], &[(usize, usize)])| {
         for (slot, row) in *rows {
             let of_row = |numbers: &[f32]| T::from_f32s(&numbers[row * width..][..width]);

@@ -132,14 +132,17 @@ pub fn prefetch<T>(elements: &[T]) {
 }
 
 /// Rows of factors, each with all panels:
-/// `sums[row][panel][lane] += Σ factors[row][step] * panels[panel][step][lane]`.
+/// `sums[row][panel][lane] += Σ factors[row][step] * panels[panel][step][lane]`. Steps may be in several pieces of memory.
 pub struct Product<'a, T> {
-    /// Row `r` is `factors[r * factor_stride..][..steps]`.
+    /// Row `r` is `factors[r * factor_stride..][..pieces * steps]`.
     pub factors: &'a [f32],
     pub factor_stride: usize,
     pub rows: usize,
+    pub pieces: usize,
+    /// Those of a piece.
     pub steps: usize,
-    /// Step `i` of panel `p` is `panels[p][i * panel_stride..][..LANES]`.
+    /// All panels of the first piece, then those of the next. Step `i` of a piece of a panel is
+    /// `[i * panel_stride..][..LANES]` of it.
     pub panels: &'a [&'a [T]],
     pub panel_stride: usize,
 }
@@ -160,11 +163,15 @@ impl<T: Element> Product<'_, T> {
     }
 
     fn add_scalar(&self, sums: &mut [f32], sum_stride: usize) {
+        let (steps, panels) = (self.steps, self.panels.len() / self.pieces);
         for row in 0..self.rows {
-            for (panel, sums) in self.panels.iter().zip(sums[row * sum_stride..].chunks_mut(LANES)) {
-                for (step, factor) in self.factors[row * self.factor_stride..][..self.steps].iter().enumerate() {
-                    for (sum, value) in sums.iter_mut().zip(&panel[step * self.panel_stride..][..LANES]) {
-                        *sum = factor.mul_add(value.to_f32(), *sum);
+            let factors = self.factors[row * self.factor_stride..].chunks(steps);
+            for (factors, panels) in factors.zip(self.panels.chunks(panels)) {
+                for (panel, sums) in panels.iter().zip(sums[row * sum_stride..].chunks_mut(LANES)) {
+                    for (step, factor) in factors.iter().enumerate() {
+                        for (sum, value) in sums.iter_mut().zip(&panel[step * self.panel_stride..][..LANES]) {
+                            *sum = factor.mul_add(value.to_f32(), *sum);
+                        }
                     }
                 }
             }

@@ -1,5 +1,5 @@
-//! Loops whose pieces are shared by the threads of a pass. What a loop makes is never touched before: each piece is
-//! zeroed by the thread that fills it, while it is in its cache.
+//! Loops whose pieces are shared by the threads of a pass. The memory of what a loop makes is first touched by the thread
+//! that fills it, piece by piece.
 
 #![allow(unsafe_code)]
 
@@ -7,7 +7,7 @@ use std::{marker::PhantomData, ops::Range};
 
 use bytemuck::Zeroable;
 
-use super::team::for_each;
+use super::{panels::LANES, team::for_each};
 
 /// Pointers to what each task has of its own.
 struct Pieces<T>(*mut T);
@@ -40,28 +40,39 @@ pub fn for_chunks_mut<T: Send>(items: &mut [T], len: usize, task: impl Fn(usize,
 
 /// `all` numbers that `task` fills, zeros at first, in pieces of `len`; the last one may be shorter.
 pub fn filled<T: Zeroable + Send>(all: usize, len: usize, task: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
-    let mut numbers = Vec::with_capacity(all);
+    let mut numbers = Vec::<T>::with_capacity(all);
     let pieces = Pieces(numbers.as_mut_ptr());
     for_each(all.div_ceil(len), |i| {
         let first = i * len;
-        // SAFETY: it is inside what was allocated, and no other task has the same numbers.
-        task(i, unsafe { zeroed(pieces.at(first), len.min(all - first)) });
+        let len = len.min(all - first);
+        // SAFETY: it is inside what was allocated, and no other task has the same numbers; zeros are of their type.
+        let piece = unsafe {
+            pieces.at(first).write_bytes(0, len);
+            std::slice::from_raw_parts_mut(pieces.at(first), len)
+        };
+        task(i, piece);
     });
     // SAFETY: all pieces were zeroed, or this is not reached.
     unsafe { numbers.set_len(all) };
     numbers
 }
 
-/// The numbers from `first` on, zeroed.
-///
-/// # Safety
-/// There is memory for them, which nobody else has.
-unsafe fn zeroed<'a, T: Zeroable>(first: *mut T, len: usize) -> &'a mut [T] {
-    // SAFETY: the caller's; zeros are numbers of this type.
-    unsafe {
-        first.write_bytes(0, len);
-        std::slice::from_raw_parts_mut(first, len)
-    }
+/// A copy of numbers that `task` changes in pieces of `len`; the last one may be shorter.
+pub fn changed(numbers: &[f32], len: usize, task: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut all = Vec::<f32>::with_capacity(numbers.len());
+    let pieces = Pieces(all.as_mut_ptr());
+    for_each(numbers.len().div_ceil(len), |i| {
+        let (first, from) = (i * len, &numbers[i * len..numbers.len().min((i + 1) * len)]);
+        // SAFETY: it is inside what was allocated, and no other task has the same numbers.
+        let piece = unsafe {
+            pieces.at(first).copy_from_nonoverlapping(from.as_ptr(), from.len());
+            std::slice::from_raw_parts_mut(pieces.at(first), from.len())
+        };
+        task(i, piece);
+    });
+    // SAFETY: all pieces were copied, or this is not reached.
+    unsafe { all.set_len(numbers.len()) };
+    all
 }
 
 /// What `task` makes of each item, in order.
@@ -79,50 +90,74 @@ pub struct Strips {
     pub width: usize,
 }
 
-/// A strip of columns.
+/// A strip of columns. It is written from left to right, [`LANES`] columns at a time, and of those one row after another.
 pub struct Strip<'a> {
+    pub columns: Range<usize>,
     /// Where its first row begins.
     first: *mut f32,
     row_len: usize,
     rows: usize,
-    pub columns: Range<usize>,
+    /// Where the next numbers go.
+    row: usize,
+    column: usize,
     borrowed: PhantomData<&'a mut [f32]>,
 }
 
-impl<'a> Strip<'a> {
-    /// One that is all there is, `[rows, columns]`, of the columns that another has.
-    pub fn alone(numbers: &'a mut [f32], columns: Range<usize>) -> Self {
-        let rows = numbers.len() / columns.len();
-        Self { first: numbers.as_mut_ptr(), row_len: columns.len(), rows, columns, borrowed: PhantomData }
-    }
-
-    /// One of the matrix that begins at `matrix`, zeroed.
-    ///
-    /// # Safety
-    /// There is memory for it, which nobody else has.
-    unsafe fn zeroed(matrix: *mut f32, row_len: usize, rows: usize, columns: Range<usize>) -> Self {
-        let first = matrix.wrapping_add(columns.start);
-        for row in 0..rows {
-            // SAFETY: the caller's.
-            unsafe { zeroed(first.wrapping_add(row * row_len), columns.len()) };
+impl Strip<'_> {
+    /// Writes the next numbers, as many as there are columns for.
+    pub fn push(&mut self, numbers: &[f32; LANES]) {
+        assert!(self.row < self.rows && self.column < self.columns.len());
+        let len = LANES.min(self.columns.len() - self.column);
+        let at = self.first.wrapping_add(self.row * self.row_len + self.column);
+        // SAFETY: row and columns are inside what was allocated, and no other strip has them.
+        unsafe {
+            // Nearly always; and a length that compilers know takes no call.
+            if len == LANES {
+                at.cast::<[f32; LANES]>().write_unaligned(*numbers);
+            } else {
+                at.copy_from_nonoverlapping(numbers.as_ptr(), len);
+            }
         }
-        Self { first, row_len, rows, columns, borrowed: PhantomData }
+        self.row += 1;
+        if self.row == self.rows {
+            (self.row, self.column) = (0, self.column + LANES);
+        }
     }
 
-    /// Its piece of a row.
-    pub fn row(&mut self, row: usize) -> &mut [f32] {
-        assert!(row < self.rows);
-        let at = row * self.row_len;
-        // SAFETY: row and columns are inside the numbers, which no other strip has.
-        unsafe { std::slice::from_raw_parts_mut(self.first.wrapping_add(at), self.columns.len()) }
+    /// Writes all of it, `[rows, columns]`, of which nothing was written.
+    pub fn write(&mut self, numbers: &[f32]) {
+        assert!(self.row == 0 && self.column == 0 && numbers.len() == self.rows * self.columns.len());
+        for (row, numbers) in numbers.chunks(self.columns.len()).enumerate() {
+            let at = self.first.wrapping_add(row * self.row_len);
+            // SAFETY: as in `push`.
+            unsafe { at.copy_from_nonoverlapping(numbers.as_ptr(), numbers.len()) };
+        }
+        self.column = self.columns.len();
+    }
+
+    /// What `task` writes to a strip of these columns that is no part of anything, `[rows, columns]`.
+    pub fn alone(rows: usize, columns: Range<usize>, task: impl FnOnce(&mut Strip<'_>)) -> Vec<f32> {
+        let row_len = columns.len();
+        let mut numbers = Vec::with_capacity(rows * row_len);
+        let first = numbers.as_mut_ptr();
+        let mut strip = Strip { columns, first, row_len, rows, row: 0, column: 0, borrowed: PhantomData };
+        task(&mut strip);
+        assert!(strip.is_written());
+        // SAFETY: all of it was written.
+        unsafe { numbers.set_len(rows * row_len) };
+        numbers
+    }
+
+    fn is_written(&self) -> bool {
+        self.rows == 0 || self.column >= self.columns.len()
     }
 }
 
-/// Matrices of `rows` rows that `task` fills, zeros at first, strip by strip, each with the matrix's index.
-pub fn filled_strips<const N: usize>(
+/// Matrices of `rows` rows that `task` writes strip by strip, each with the matrix's index.
+pub fn written<const N: usize>(
     rows: usize,
     matrices: [Strips; N],
-    task: impl Fn(usize, Strip<'_>) + Sync,
+    task: impl Fn(usize, &mut Strip<'_>) + Sync,
 ) -> [Vec<f32>; N] {
     let mut ends = [0; N];
     let mut all = 0;
@@ -134,13 +169,15 @@ pub fn filled_strips<const N: usize>(
     let pieces = numbers.each_mut().map(|numbers| Pieces(numbers.as_mut_ptr()));
     for_each(all, |i| {
         let of = ends.partition_point(|end| *end <= i);
-        let Strips { columns, width } = matrices[of];
+        let Strips { columns: row_len, width } = matrices[of];
         let start = (i - if of == 0 { 0 } else { ends[of - 1] }) * width;
-        // SAFETY: it is inside what was allocated, and no other task has the same columns.
-        task(of, unsafe { Strip::zeroed(pieces[of].at(0), columns, rows, start..columns.min(start + width)) });
+        let (first, columns) = (pieces[of].at(start), start..row_len.min(start + width));
+        let mut strip = Strip { columns, first, row_len, rows, row: 0, column: 0, borrowed: PhantomData };
+        task(of, &mut strip);
+        assert!(strip.is_written());
     });
     for (numbers, Strips { columns, .. }) in numbers.iter_mut().zip(matrices) {
-        // SAFETY: all strips were zeroed, or this is not reached.
+        // SAFETY: all strips were written, or this is not reached.
         unsafe { numbers.set_len(rows * columns) };
     }
     numbers
@@ -193,14 +230,13 @@ mod tests {
     }
 
     #[test]
-    fn every_piece_is_zeros_until_it_is_filled() {
+    fn every_number_is_made_once() {
         let team = Team::new("team", 2).unwrap();
         for rows in [0, 1, 5, 48] {
-            let fill = |_, mut strip: Strip<'_>| {
-                for row in 0..rows {
-                    let columns = strip.columns.clone();
-                    for (number, column) in strip.row(row).iter_mut().zip(columns) {
-                        *number += (row * 100 + column) as f32;
+            let write = |_, strip: &mut Strip<'_>| {
+                for column in strip.columns.clone().step_by(LANES) {
+                    for row in 0..rows {
+                        strip.push(&std::array::from_fn(|lane| (row * 100 + column + lane) as f32));
                     }
                 }
             };
@@ -215,13 +251,21 @@ mod tests {
                 (0..rows * columns).map(|i| (i / columns * 100 + i % columns) as f32).collect()
             };
             team.pass(|| {
-                let strips = [Strips { columns: 7, width: 3 }, Strips { columns: 16, width: 4 }];
-                assert_eq!(filled_strips(rows, strips, fill), [7, 16].map(whole));
-                assert_eq!(summed(rows, strips[0], 2, sum), whole(7));
+                let strips = [Strips { columns: 39, width: 32 }, Strips { columns: 64, width: 16 }];
+                assert_eq!(written(rows, strips, write), [39, 64].map(whole));
+                let [at_once] = written(rows, [strips[1]], |_, strip| {
+                    let alone = Strip::alone(rows, strip.columns.clone(), |alone| write(0, alone));
+                    strip.write(&alone);
+                });
+                assert_eq!(at_once, whole(64));
+                assert_eq!(summed(rows, Strips { columns: 7, width: 3 }, 2, sum), whole(7));
                 let counted = filled(rows, 3, |part, piece: &mut [usize]| {
                     piece.iter_mut().enumerate().for_each(|(i, number)| *number += part * 3 + i);
                 });
                 assert_eq!(counted, (0..rows).collect::<Vec<_>>());
+                let more = changed(&whole(7), 3, |part, piece| piece.iter_mut().for_each(|x| *x += part as f32));
+                let exact = whole(7).into_iter().enumerate().map(|(i, x)| x + (i / 3) as f32);
+                assert_eq!(more, exact.collect::<Vec<_>>());
             });
         }
     }

@@ -16,7 +16,7 @@ use super::{
     dots::multiply_panel,
     ggml::{Format, GgmlType, Stored},
     panels::LANES,
-    pieces::{Strip, Strips, filled_strips, for_chunks_mut},
+    pieces::{Strip, Strips, for_chunks_mut, written},
     rows::{Activation, activate_row},
     team,
     transposed::{self, Unpack},
@@ -200,8 +200,12 @@ impl QuantMatrix {
     }
 
     fn panel(&self, panel: usize) -> Panel<'_> {
+        self.panel_of(panel, self.columns / self.format.block)
+    }
+
+    /// As `panel`, if it is known how many blocks a row has: there are many panels, and divisions are slow.
+    fn panel_of(&self, panel: usize, blocks: usize) -> Panel<'_> {
         let lines = self.format.lines(self.columns);
-        let blocks = self.columns / self.format.block;
         let planes = self.columns / GROUP * self.format.planes;
         Panel {
             codes: &self.codes[panel * lines..][..lines],
@@ -235,7 +239,7 @@ impl QuantMatrix {
         out
     }
 
-    /// All tokens with the panels that `out` has the columns of.
+    /// Writes all tokens' products with the rows that are the strip's columns.
     fn multiply_strip(&self, x: &QuantRows, isa: Isa, out: &mut Strip<'_>) {
         let Format { nibbles, planes, table, block, .. } = self.format;
         match (nibbles, table.is_some(), planes, block / GROUP) {
@@ -250,15 +254,10 @@ impl QuantMatrix {
     }
 
     fn multiply_strip_as<C: Codes, const GROUPS: usize>(&self, x: &QuantRows, isa: Isa, out: &mut Strip<'_>) {
-        let first = out.columns.start / ROWS;
-        for i in 0..out.columns.len().div_ceil(ROWS) {
-            multiply_panel::<C, GROUPS>(isa, &self.panel(first + i), x, |token, products| {
-                let out = &mut out.row(token)[i * ROWS..];
-                match out.first_chunk_mut::<ROWS>() {
-                    Some(out) => *out = *products,
-                    None => out.copy_from_slice(&products[..out.len()]),
-                }
-            });
+        x.prefetch();
+        for panel in out.columns.start / ROWS..out.columns.end.div_ceil(ROWS) {
+            let panel = self.panel_of(panel, x.blocks());
+            multiply_panel::<C, GROUPS>(isa, &panel, x, |products| out.push(products));
         }
     }
 }
@@ -277,7 +276,7 @@ fn multiply_rounded<const N: usize>(matrices: [&QuantMatrix; N], x: &[f32], isa:
     let tokens = x.len() / matrices[0].columns;
     let width = strip_width(matrices, tokens);
     let strips = matrices.map(|matrix| Strips { columns: matrix.rows, width });
-    filled_strips(tokens, strips, |i, mut strip| matrices[i].multiply_strip(rounded.of(i), isa, &mut strip))
+    written(tokens, strips, |i, strip| matrices[i].multiply_strip(rounded.of(i), isa, strip))
 }
 
 /// `activation(gate x) * up x`, of matrices of the same shape. `None` if only their own products can be computed.
@@ -289,13 +288,12 @@ pub fn multiply_gated(matrices: [&QuantMatrix; 2], x: &[f32], activation: Activa
     let rounded = Rounded::new(matrices, x, isa);
     let tokens = x.len() / gate.columns;
     let width = (strip_width(matrices, tokens) / 2).min(GATED_ROWS).next_multiple_of(ROWS);
-    let [out] = filled_strips(tokens, [Strips { columns: gate.rows, width }], |_, mut strip| {
-        gate.multiply_strip(rounded.of(0), isa, &mut strip);
-        let mut ups = vec![0f32; tokens * strip.columns.len()];
-        up.multiply_strip(rounded.of(1), isa, &mut Strip::alone(&mut ups, strip.columns.clone()));
-        for (token, up) in ups.chunks(strip.columns.len()).enumerate() {
-            compiled_for!(isa, activate_row(strip.row(token), Some(up), activation));
-        }
+    let [out] = written(tokens, [Strips { columns: gate.rows, width }], |_, strip| {
+        let [mut gates, ups] = [0, 1].map(|of| {
+            Strip::alone(tokens, strip.columns.clone(), |alone| matrices[of].multiply_strip(rounded.of(of), isa, alone))
+        });
+        compiled_for!(isa, activate_row(&mut gates, Some(&ups), activation));
+        strip.write(&gates);
     });
     Some(out)
 }

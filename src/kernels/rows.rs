@@ -6,7 +6,7 @@ use super::{
     Isa,
     math::{erf, exp, tanh},
     panels::LANES,
-    pieces::{filled, for_chunks_mut},
+    pieces::{changed, filled, for_chunks_mut},
     team,
 };
 
@@ -235,9 +235,10 @@ fn filled_rows(all: usize, row_len: usize, compute: impl Fn(usize, &mut [f32]) +
 
 /// What `change` makes of the rows of `x`.
 pub(super) fn changed_rows(x: &[f32], row_len: usize, change: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    filled_rows(x.len(), row_len, |row, out| {
-        out.copy_from_slice(&x[row * row_len..][..out.len()]);
-        change(row, out);
+    let len = piece_len(x.len(), row_len);
+    changed(x, len, |part, out| {
+        let first = part * len / row_len;
+        out.chunks_mut(row_len).zip(first..).for_each(|(out, row)| change(row, out));
     })
 }
 

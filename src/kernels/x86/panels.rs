@@ -9,7 +9,7 @@ const TILE_ROWS: usize = 6;
 pub fn add_avx2<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn add<T: Element>(product: &Product<'_, T>, sums: *mut f32, sum_stride: usize) {
-        for panel in 0..product.panels.len() {
+        for panel in 0..product.panels.len() / product.pieces {
             // SAFETY: passed on.
             unsafe { add_panels::<T, [__m256; 2], 1>(product, panel, sums, sum_stride) };
         }
@@ -23,11 +23,11 @@ pub fn add_avx2<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stri
 pub fn add_avx512<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx512f")]
     unsafe fn add<T: Element>(product: &Product<'_, T>, sums: *mut f32, sum_stride: usize) {
-        let mut panel = 0;
-        while panel < product.panels.len() {
+        let (mut panel, panels) = (0, product.panels.len() / product.pieces);
+        while panel < panels {
             // SAFETY: passed on.
             unsafe {
-                if panel + 4 <= product.panels.len() {
+                if panel + 4 <= panels {
                     add_panels::<T, __m512, 4>(product, panel, sums, sum_stride);
                     panel += 4;
                 } else {
@@ -53,11 +53,11 @@ pub fn prefetch<T>(elements: &[T]) {
 
 /// Every slice holds what its strides say.
 fn check<T>(product: &Product<'_, T>, sums: &[f32], sum_stride: usize) {
-    let Product { factors, factor_stride, rows, steps, panels, panel_stride } = *product;
-    assert!(rows > 0 && steps > 0);
-    assert!(factors.len() >= (rows - 1) * factor_stride + steps);
+    let Product { factors, factor_stride, rows, pieces, steps, panels, panel_stride } = *product;
+    assert!(rows > 0 && pieces > 0 && steps > 0 && panels.len().is_multiple_of(pieces));
+    assert!(factors.len() >= (rows - 1) * factor_stride + pieces * steps);
     assert!(panels.iter().all(|panel| panel.len() >= (steps - 1) * panel_stride + LANES));
-    assert!(sums.len() >= (rows - 1) * sum_stride + panels.len() * LANES);
+    assert!(sums.len() >= (rows - 1) * sum_stride + panels.len() / pieces * LANES);
 }
 
 /// Takes all rows through `P` panels.
@@ -111,19 +111,23 @@ unsafe fn add_tile<T: Element, V: Vector, const R: usize, const P: usize>(
                 *held = V::load(sums.add(r * sum_stride + p * LANES));
             }
         }
-        let mut panels = [std::ptr::null(); P];
-        for (p, start) in panels.iter_mut().enumerate() {
-            *start = product.panels.get_unchecked(panel + p).as_ptr();
-        }
-        for step in 0..product.steps {
-            let mut values = [V::zero(); P];
-            for (values, panel) in values.iter_mut().zip(panels) {
-                *values = V::load(panel.add(step * product.panel_stride));
+        for piece in 0..product.pieces {
+            let factors = factors.add(piece * product.steps);
+            let first = piece * (product.panels.len() / product.pieces) + panel;
+            let mut panels = [std::ptr::null(); P];
+            for (p, start) in panels.iter_mut().enumerate() {
+                *start = product.panels.get_unchecked(first + p).as_ptr();
             }
-            for (r, held) in held.iter_mut().enumerate() {
-                let factor = V::splat(*factors.add(r * product.factor_stride + step));
-                for (held, values) in held.iter_mut().zip(values) {
-                    *held = factor.multiply_add(values, *held);
+            for step in 0..product.steps {
+                let mut values = [V::zero(); P];
+                for (values, panel) in values.iter_mut().zip(panels) {
+                    *values = V::load(panel.add(step * product.panel_stride));
+                }
+                for (r, held) in held.iter_mut().enumerate() {
+                    let factor = V::splat(*factors.add(r * product.factor_stride + step));
+                    for (held, values) in held.iter_mut().zip(values) {
+                        *held = factor.multiply_add(values, *held);
+                    }
                 }
             }
         }

@@ -12,16 +12,12 @@ const AHEAD: usize = 160;
 const LINE: usize = 1 << 16;
 
 /// As `dots::multiply_panel`. The machine must have AVX2, FMA and F16C, which `Isa::detect` made sure of.
-pub fn panel_avx2<C: Codes, const GROUPS: usize>(
-    panel: &Panel<'_>,
-    x: &QuantRows,
-    write: impl FnMut(usize, &[f32; ROWS]),
-) {
+pub fn panel_avx2<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &QuantRows, write: impl FnMut(&[f32; ROWS])) {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn all<C: Codes, const GROUPS: usize>(
         panel: &Panel<'_>,
         x: &QuantRows,
-        mut write: impl FnMut(usize, &[f32; ROWS]),
+        mut write: impl FnMut(&[f32; ROWS]),
     ) {
         // SAFETY: passed on.
         unsafe { for_tiles!(x, write, avx2::<C, GROUPS>(panel)) }
@@ -33,16 +29,12 @@ pub fn panel_avx2<C: Codes, const GROUPS: usize>(
 }
 
 /// As `dots::multiply_panel`. The machine must have AVX-512 VNNI.
-pub fn panel_avx512<C: Codes, const GROUPS: usize>(
-    panel: &Panel<'_>,
-    x: &QuantRows,
-    write: impl FnMut(usize, &[f32; ROWS]),
-) {
+pub fn panel_avx512<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &QuantRows, write: impl FnMut(&[f32; ROWS])) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn all<C: Codes, const GROUPS: usize>(
         panel: &Panel<'_>,
         x: &QuantRows,
-        mut write: impl FnMut(usize, &[f32; ROWS]),
+        mut write: impl FnMut(&[f32; ROWS]),
     ) {
         // SAFETY: passed on.
         unsafe { for_tiles!(x, write, avx512::<C, GROUPS>(panel)) }
