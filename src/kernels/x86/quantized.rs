@@ -58,7 +58,7 @@ macro_rules! panel_avx512 {
                 unsafe { for_tiles!(x, write, tile::<C, GROUPS>(panel)) }
             }
             check::<C, GROUPS>(panel, x.blocks());
-            // SAFETY: as above, with the instruction sets that call it.
+            // SAFETY: `Isa` names an instruction set only where its features were detected, and `check` passed.
             unsafe { all::<C, GROUPS>(panel, x, write) }
         }
     };
