@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, Result};
+use crate::{Error, InstructionSet, Result, kernels::Isa};
 
 /// Writes a builder method for each field.
 macro_rules! setters {
@@ -77,6 +77,9 @@ pub struct LoadConfig {
     /// Threads that compute on the CPU; `None`: one on each core. They are the model's own, spin while there is a forward
     /// pass, and sleep while there is none. What a model answers does not depend on their number.
     pub threads: Option<usize>,
+    /// What kernels run on where a model is on the CPU; `None`: the best that the machine
+    /// [has](InstructionSet::available). Answers do not depend on it: it is for tests, and to find out how fast others are.
+    pub instruction_set: Option<InstructionSet>,
 }
 
 impl Default for LoadConfig {
@@ -98,6 +101,7 @@ impl Default for LoadConfig {
             stream_buffer: 64,
             chat_template: None,
             threads: None,
+            instruction_set: None,
         }
     }
 }
@@ -139,6 +143,8 @@ impl LoadConfig {
         chat_template: impl Into<String> => Some(chat_template.into());
         /// Sets how many threads compute on the CPU.
         threads: usize => Some(threads);
+        /// Sets what kernels run on.
+        instruction_set: InstructionSet => Some(instruction_set);
     }
 
     /// Calls `progress` as the model is loaded, on the thread that loads it: whenever a layer is there.
@@ -151,6 +157,11 @@ impl LoadConfig {
     pub fn progress(mut self, progress: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
         self.progress = Some(ProgressFn(Arc::new(progress)));
         self
+    }
+
+    /// What kernels run on.
+    pub(crate) fn isa(&self) -> Result<Isa> {
+        self.instruction_set.map_or_else(|| Ok(Isa::detect()), |set| set.among(&Isa::available()))
     }
 
     /// Refuses values that no model could honour.

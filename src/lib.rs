@@ -60,6 +60,7 @@ mod error;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod inspect;
+mod instruction_set;
 mod kernels;
 mod memory;
 mod merge;
@@ -78,6 +79,7 @@ pub use config::{
 pub use discover::{DiscoveredModel, discover};
 pub use error::{Cause, Error, Result};
 pub use inspect::{AttentionInspector, AttentionSnapshot, InspectConfig, Inspection};
+pub use instruction_set::InstructionSet;
 pub use merge::merge_adapter;
 pub use message::{Message, Role};
 pub use model::{

@@ -122,6 +122,7 @@ impl ScriptedModel {
             queue_limit: config.queue_limit,
             stream_buffer: config.stream_buffer,
             threads: Some(1),
+            isa: config.isa()?,
             limits: cache.limits(&config),
             weight_bytes: 0,
             block_bytes: BLOCK_TOKENS * SLOT_BYTES,

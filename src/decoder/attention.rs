@@ -97,7 +97,7 @@ impl Attention {
             query_growth: spec.attention.query_growth,
             rope: layer.rope,
             out: load.linear(names.out, [spec.hidden_size, width], spec.attention.out_bias)?,
-            isa: Isa::detect(),
+            isa: load.isa,
         })
     }
 

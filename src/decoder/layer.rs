@@ -9,6 +9,7 @@ use super::{
     mlp::Mlp,
     norm::Norm,
 };
+use crate::kernels::Isa;
 
 /// What a layer's first half gives to its second.
 pub struct Begun {
@@ -40,6 +41,7 @@ pub struct Layer {
     parallel: bool,
     /// Multiplies what they add.
     scale: f32,
+    isa: Isa,
 }
 
 impl Layer {
@@ -57,6 +59,7 @@ impl Layer {
             norm_of_sum: order.norm_of_sum,
             parallel: order.parallel,
             scale: spec.residual_scale,
+            isa: load.isa,
         })
     }
 
@@ -97,8 +100,8 @@ impl Layer {
     /// Adds an output to the residual stream.
     fn add(&self, x: &Tensor, y: &Tensor, norm: Option<&Norm>) -> Result<Tensor> {
         match self.norm_of_sum {
-            true => normed(norm, &add(x, y, self.scale)?),
-            false => add(x, &normed(norm, y)?, self.scale),
+            true => normed(norm, &add(x, y, self.scale, self.isa)?),
+            false => add(x, &normed(norm, y)?, self.scale, self.isa),
         }
     }
 }

@@ -39,7 +39,7 @@ enum Weight {
 }
 
 impl Linear {
-    pub fn new(matrix: Matrix, bias: Option<Tensor>, rounded: bool) -> Result<Self> {
+    pub fn new(matrix: Matrix, bias: Option<Tensor>, rounded: bool, isa: Isa) -> Result<Self> {
         let bytes = matrix.bytes();
         let weight = match matrix {
             Matrix::Dense(tensor) => Weight::Dense(tensor.t()?),
@@ -47,7 +47,7 @@ impl Linear {
             Matrix::Packed(matrix) => Weight::Packed(matrix),
             Matrix::Quantized(tensor) => Weight::Quantized(QMatMul::from_arc(tensor)?),
         };
-        Ok(Self { weight, bias, bytes, isa: Isa::detect(), rounded, site: None })
+        Ok(Self { weight, bias, bytes, isa, rounded, site: None })
     }
 
     /// As the site of this index.
@@ -195,11 +195,11 @@ fn looked_up(tokens: &Tensor, row: impl Fn(usize) -> Vec<f32>, len: usize) -> Re
 }
 
 /// `x + scale * y`.
-pub fn add(x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
+pub fn add(x: &Tensor, y: &Tensor, scale: f32, isa: Isa) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x + (y * f64::from(scale))?;
     }
-    let add = |x: &[f32], y: &[f32]| rows::add(x, y, scale, Isa::detect());
+    let add = |x: &[f32], y: &[f32]| rows::add(x, y, scale, isa);
     let sum = rows_of(with_f32(x, |x| with_f32(y, |y| add(x, y)))??, x.dim(1)?)?;
     note(&[x, y], &sum, || {
         move |gradient: Vec<f32>| {

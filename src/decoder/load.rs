@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Error, Quantize, Result,
-    kernels::rows::Pairs,
+    kernels::{Isa, rows::Pairs},
     weights::{Checkpoint, Matrix, StoredMatrix},
 };
 
@@ -39,17 +39,19 @@ pub struct Loader<'a> {
     quantize: Option<Quantize>,
     /// Whether activations are rounded to bfloat16 where the matrix is of that.
     rounded: bool,
+    /// What the CPU's kernels run on.
+    pub isa: Isa,
 }
 
 impl<'a> Loader<'a> {
     pub fn new(checkpoint: &'a Checkpoint, spec: &'a Spec, surveyor: &'a Surveyor, placement: &'a Placement) -> Self {
-        let Placement { device, dtype, quantize, rounded, .. } = placement;
-        let (dtype, quantize, rounded) = (*dtype, *quantize, *rounded);
+        let Placement { device, dtype, quantize, rounded, isa, .. } = placement;
+        let (dtype, quantize, rounded, isa) = (*dtype, *quantize, *rounded, *isa);
         let layout = &spec.layout;
         let hub_layout = spec.hub_layout.as_ref().unwrap_or(layout);
         let (prefix, surveyor, layer) = (("", ""), Some(surveyor), None);
         let mut this =
-            Self { checkpoint, layout, hub_layout, surveyor, prefix, layer, device, dtype, quantize, rounded };
+            Self { checkpoint, layout, hub_layout, surveyor, prefix, layer, device, dtype, quantize, rounded, isa };
         let there = |prefix: &(&'a str, &'a str)| Self { prefix: *prefix, ..this }.contains(layout.names.embedding);
         if let Some(prefix) = layout.prefixes.iter().find(|prefix| there(prefix)) {
             this.prefix = *prefix;
@@ -175,12 +177,13 @@ impl<'a> Loader<'a> {
                     module_outputs,
                     weight: weight.clone(),
                     bias: bias.clone(),
+                    isa: self.isa,
                 };
                 Some(surveyor.add(site))
             }
             _ => None,
         };
-        Ok(Linear::new(weight, bias, self.rounded)?.at(site))
+        Ok(Linear::new(weight, bias, self.rounded, self.isa)?.at(site))
     }
 
     /// What the Hugging Face model calls a module of several linear maps, or of one.
@@ -305,7 +308,7 @@ impl<'a> Loader<'a> {
                 true => self.transposed(&name, all.take(expert * width..(expert + 1) * width))?.take(rows.clone()),
                 false => all.take(rows_of_all),
             };
-            Ok(Linear::new(self.place(weight)?, bias.transpose()?, self.rounded)?)
+            Ok(Linear::new(self.place(weight)?, bias.transpose()?, self.rounded, self.isa)?)
         };
         let linears = (0..experts).into_par_iter().map(linear).collect();
         self.release(module);
@@ -335,7 +338,7 @@ impl<'a> Loader<'a> {
             weight.iter_mut().for_each(|weight| *weight += 1.0);
         }
         let bias = if spec.bias { Some(self.vector(read("bias")?)?) } else { None };
-        Ok(Norm::new(self.vector(weight)?, bias, size, spec))
+        Ok(Norm::new(self.vector(weight)?, bias, size, spec, self.isa))
     }
 }
 

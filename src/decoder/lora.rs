@@ -28,6 +28,7 @@ pub struct Site {
     pub module_outputs: usize,
     pub weight: Matrix,
     pub bias: Option<Tensor>,
+    pub isa: Isa,
 }
 
 impl Site {
@@ -163,6 +164,7 @@ struct Change {
     /// `[outputs, rank]`, with the scale in it.
     b: DenseMatrix,
     magnitudes: Option<Magnitudes>,
+    isa: Isa,
 }
 
 /// Rows that a thread takes at a time.
@@ -187,11 +189,11 @@ impl Change {
             let offsets = factors.iter().zip(bias).map(|(factor, bias)| (1.0 - factor) * bias).collect();
             Ok::<_, Error>(Magnitudes { factors, offsets })
         });
-        Ok(Self { a, b: panels(b, outputs, rank), magnitudes: magnitudes.transpose()? })
+        Ok(Self { a, b: panels(b, outputs, rank), magnitudes: magnitudes.transpose()?, isa: site.isa })
     }
 
     /// Changes some rows of the output `y`. What becomes of a row does not depend on the others.
-    fn apply(&self, rows: &[u32], x: &[f32], y: &mut [f32], isa: Isa) {
+    fn apply(&self, rows: &[u32], x: &[f32], y: &mut [f32]) {
         let (inputs, outputs) = (self.a.columns, self.b.rows);
         pieces::for_chunks_mut(y, CHUNK_ROWS * outputs, |chunk, y| {
             let x = &x[chunk * CHUNK_ROWS * inputs..][..y.len() / outputs * inputs];
@@ -200,18 +202,18 @@ impl Change {
             let rows: Vec<usize> =
                 rows[before(first)..before(first + CHUNK_ROWS)].iter().map(|row| *row as usize - first).collect();
             if rows.len() * inputs == x.len() {
-                self.apply_to_chunk(&rows, x, y, isa);
+                self.apply_to_chunk(&rows, x, y);
             } else if !rows.is_empty() {
                 let x: Vec<f32> = rows.iter().flat_map(|row| &x[row * inputs..][..inputs]).copied().collect();
-                self.apply_to_chunk(&rows, &x, y, isa);
+                self.apply_to_chunk(&rows, &x, y);
             }
         });
     }
 
     /// `x` are the inputs of these rows of `y`.
-    fn apply_to_chunk(&self, rows: &[usize], x: &[f32], y: &mut [f32], isa: Isa) {
+    fn apply_to_chunk(&self, rows: &[usize], x: &[f32], y: &mut [f32]) {
         let outputs = self.b.rows;
-        let sums = self.b.multiply(&self.a.multiply(x, isa), isa);
+        let sums = self.b.multiply(&self.a.multiply(x, self.isa), self.isa);
         for (row, sums) in rows.iter().zip(sums.chunks_exact(outputs)) {
             let y = &mut y[row * outputs..][..outputs];
             y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
@@ -289,7 +291,7 @@ impl<'a> AdaptedRows<'a> {
     pub fn apply_to(&self, site: usize, x: &[f32], y: &mut [f32]) {
         for (adapter, rows) in &self.groups {
             if let Some(change) = adapter.changes.get(site).and_then(Option::as_ref) {
-                change.apply(rows, x, y, Isa::detect());
+                change.apply(rows, x, y);
             }
         }
     }

@@ -27,7 +27,7 @@ impl Mlp {
         match spec {
             MlpSpec::Dense(spec) => {
                 let matrices = load.mlp(&load.layout.names.mlp, spec, hidden_size)?;
-                Ok(Self::Dense(Dense::new(matrices, spec)))
+                Ok(Self::Dense(Dense::new(matrices, spec, load.isa)))
             }
             MlpSpec::Experts(spec) => Experts::load(load, spec, hidden_size).map(Box::new).map(Self::Experts),
         }
@@ -65,8 +65,8 @@ pub struct Dense {
 }
 
 impl Dense {
-    fn new((gate, up, down): MlpLinears, spec: &DenseSpec) -> Self {
-        Self { gate, up, down, activation: spec.activation, isa: Isa::detect() }
+    fn new((gate, up, down): MlpLinears, spec: &DenseSpec, isa: Isa) -> Self {
+        Self { gate, up, down, activation: spec.activation, isa }
     }
 
     fn bytes(&self) -> usize {
@@ -159,7 +159,7 @@ impl Experts {
         };
         let shared = match &spec.shared {
             Some(shared) => Some(Shared {
-                network: Dense::new(load.mlp(&names.shared, &shared.network, hidden_size)?, &shared.network),
+                network: Dense::new(load.mlp(&names.shared, &shared.network, hidden_size)?, &shared.network, load.isa),
                 gate: match shared.gated {
                     true => Some(load.linear(names.shared_gate, [1, hidden_size], false)?),
                     false => None,
@@ -170,7 +170,7 @@ impl Experts {
         Ok(Self {
             // It is small, and a rounded choice would be another one.
             router: load.as_stored().linear(names.router, [spec.num_experts, hidden_size], spec.router_bias)?,
-            experts: networks.into_iter().map(|network| Dense::new(network, &spec.expert)).collect(),
+            experts: networks.into_iter().map(|network| Dense::new(network, &spec.expert, load.isa)).collect(),
             choice: Router {
                 per_token: spec.per_token,
                 normalise: spec.normalise,

@@ -35,8 +35,7 @@ use load::Loader;
 use lora::{AdaptedRows, Surveyor};
 pub use lora::{Adapter, Sites};
 use norm::Norm;
-use op::composed;
-pub use op::cross_entropy;
+use op::{composed, cross_entropy};
 pub use pass::Pass;
 use rope::Rope;
 use spec::HeadSpec;
@@ -97,6 +96,7 @@ pub struct Network {
     norm: Option<Norm>,
     head: Linear,
     ropes: Vec<Rope>,
+    isa: Isa,
     sites: Arc<Sites>,
 }
 
@@ -109,6 +109,8 @@ pub struct Placement {
     pub quantize: Option<Quantize>,
     /// Whether activations are rounded to bfloat16 where they meet a matrix of that.
     pub rounded: bool,
+    /// What the CPU's kernels run on.
+    pub isa: Isa,
     /// Blocks of [`BLOCK_TOKENS`] tokens that the key/value cache holds.
     pub cache_blocks: usize,
     /// The type of keys and values in the cache.
@@ -123,7 +125,7 @@ impl Decoder {
         placement: &Placement,
         progress: impl Fn(usize, usize),
     ) -> Result<Self> {
-        let Placement { device, dtype, cache_blocks, cache_dtype, .. } = placement;
+        let Placement { device, dtype, isa, cache_blocks, cache_dtype, .. } = placement;
         let surveyor = Surveyor::default();
         let load = &Loader::new(checkpoint, &spec, &surveyor, placement);
         let names = &spec.layout.names;
@@ -160,9 +162,10 @@ impl Decoder {
             layers,
             norm,
             head,
-            ropes: spec.ropes.iter().map(|rope| Rope::new(rope, device)).collect(),
+            ropes: spec.ropes.iter().map(|rope| Rope::new(rope, device, *isa)).collect(),
             device: device.clone(),
             dtype: *dtype,
+            isa: *isa,
             sites: Arc::new(surveyor.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout))),
             spec: spec.clone(),
         };
@@ -231,8 +234,13 @@ impl Network {
         self.layers[index].forward(x, pass)
     }
 
+    /// How unlikely rows of the last layer find their targets, `-ln p`, `[rows, 1]`; differentiable.
+    pub fn losses(&self, x: &Tensor, targets: &[u32], pass: &Pass<'_>) -> candle_core::Result<Tensor> {
+        cross_entropy(self.head(x, pass)?, targets, self.isa)
+    }
+
     /// The logits of rows of the last layer, `[rows, vocab_size]`; differentiable.
-    pub fn head(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
+    fn head(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let logits = self.head.adapted(&self.before_head(x)?, &pass.adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
         if scale == 1.0 && softcap.is_none() {
@@ -274,6 +282,11 @@ impl Network {
 
     pub fn sites(&self) -> &Arc<Sites> {
         &self.sites
+    }
+
+    /// What the CPU's kernels run on.
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// Whether the CPU's kernels compute it: they find gradients, and attend within whole sequences.
@@ -379,7 +392,7 @@ impl Network {
         let mut logits = self.head.adapted_to_vec(&x, &adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
         if scale != 1.0 || softcap.is_some() {
-            scale_and_cap(&mut logits, scale, softcap, Isa::detect());
+            scale_and_cap(&mut logits, scale, softcap, self.isa);
         }
         Ok(logits)
     }

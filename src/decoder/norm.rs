@@ -23,8 +23,8 @@ pub struct Norm {
 
 impl Norm {
     /// `weight` and `bias` are as long as a piece, or as several pieces that then have their own.
-    pub fn new(weight: Tensor, bias: Option<Tensor>, size: usize, spec: NormSpec) -> Self {
-        Self { weight, bias, size, centred: spec.centred, eps: spec.eps, isa: Isa::detect() }
+    pub fn new(weight: Tensor, bias: Option<Tensor>, size: usize, spec: NormSpec, isa: Isa) -> Self {
+        Self { weight, bias, size, centred: spec.centred, eps: spec.eps, isa }
     }
 
     /// Normalises the pieces of each row, `[rows, pieces * size]`.

@@ -92,8 +92,8 @@ pub fn composed<const N: usize>(
 
 /// `-ln softmax(logits)[target]` of each row, `[rows, 1]`. On the way back the logits, which nothing else has then, become
 /// their gradient.
-pub fn cross_entropy(logits: Tensor, targets: &[u32]) -> Result<Tensor> {
-    let (columns, isa) = (logits.dim(1)?, Isa::detect());
+pub fn cross_entropy(logits: Tensor, targets: &[u32], isa: Isa) -> Result<Tensor> {
+    let columns = logits.dim(1)?;
     let losses = with_f32(&logits, |logits| {
         let rows: Vec<_> = logits.chunks(columns).zip(targets).collect();
         pieces::map(&rows, |_, (logits, target)| log_sum(logits, isa) - logits[**target as usize])

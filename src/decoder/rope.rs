@@ -34,13 +34,13 @@ pub struct Rotation {
 }
 
 impl Rope {
-    pub fn new(spec: &RopeSpec, device: &Device) -> Self {
+    pub fn new(spec: &RopeSpec, device: &Device, isa: Isa) -> Self {
         let scale = match spec.scaling {
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Long { attention_factor, .. } => attention_factor,
             _ => 1.0,
         };
         let frequencies = frequencies(spec, 0);
-        Self { spec: spec.clone(), frequencies, scale: scale as f32, device: device.clone(), isa: Isa::detect() }
+        Self { spec: spec.clone(), frequencies, scale: scale as f32, device: device.clone(), isa }
     }
 
     /// What the rotation of a sequence depends on besides positions; see [`Forward::regime`](super::Forward::regime).

@@ -107,7 +107,7 @@ fn leave_groups(ranks: &mut [f32], count: usize, per_token: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decoder::Tape;
+    use crate::{decoder::Tape, kernels::Isa};
 
     #[test]
     fn gradients_are_what_small_steps_show() {
@@ -120,7 +120,7 @@ mod tests {
             let router = Router { per_token: 3, normalise, routing, biases: None };
             let x = Tensor::from_slice(&logits, (2, experts), &Device::Cpu).unwrap();
             let (weights, tape) = Tape::record([&x], || router.weights(&x)).unwrap();
-            let found = tape.back(&weights, wanted.clone()).unwrap().take(&x).unwrap();
+            let found = tape.back(&weights, wanted.clone(), Isa::detect()).unwrap().take(&x).unwrap();
             let at = |logits: &[f32]| -> f64 {
                 let weights = logits.chunks(experts).flat_map(|row| router.of_row(row));
                 weights.zip(&wanted).map(|(weight, wanted)| f64::from(weight * wanted)).sum()

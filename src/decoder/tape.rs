@@ -33,8 +33,10 @@ struct Step {
 type Back = Box<dyn FnOnce(Vec<f32>) -> Result<Vec<Vec<f32>>>>;
 
 /// Gradients by tensors.
-#[derive(Default)]
-pub struct Gradients(HashMap<TensorId, Vec<f32>>);
+pub struct Gradients {
+    found: HashMap<TensorId, Vec<f32>>,
+    isa: Isa,
+}
 
 /// Ends a recording whatever happens.
 struct Recording;
@@ -61,12 +63,12 @@ impl Tape {
     }
 
     /// The gradients by all leaves, from that by `output`.
-    pub fn back(self, output: &Tensor, gradient: Vec<f32>) -> Result<Gradients> {
-        let mut gradients = Gradients::default();
+    pub fn back(self, output: &Tensor, gradient: Vec<f32>, isa: Isa) -> Result<Gradients> {
+        let mut gradients = Gradients { found: HashMap::new(), isa };
         gradients.add(output.id(), gradient);
         for Step { inputs, output, back } in self.steps.into_iter().rev() {
             // What nothing was made of has none.
-            let Some(gradient) = gradients.0.remove(&output) else { continue };
+            let Some(gradient) = gradients.found.remove(&output) else { continue };
             for (input, gradient) in inputs.into_iter().zip(back(gradient)?) {
                 if self.tracked.contains(&input) {
                     gradients.add(input, gradient);
@@ -100,15 +102,15 @@ pub fn is_tracked(x: &Tensor) -> bool {
 impl Gradients {
     /// That by a leaf, if anything was made of it.
     pub fn take(&mut self, of: &Tensor) -> Option<Vec<f32>> {
-        self.0.remove(&of.id())
+        self.found.remove(&of.id())
     }
 
     fn add(&mut self, of: TensorId, gradient: Vec<f32>) {
-        match self.0.entry(of) {
+        match self.found.entry(of) {
             Entry::Vacant(entry) => {
                 entry.insert(gradient);
             }
-            Entry::Occupied(entry) => add_to(entry.into_mut(), &gradient, Isa::detect()),
+            Entry::Occupied(entry) => add_to(entry.into_mut(), &gradient, self.isa),
         }
     }
 }

@@ -45,6 +45,7 @@ struct Change {
     /// as constants ([DoRA](https://arxiv.org/abs/2402.09353), 4.3).
     norms: Option<Tensor>,
     bias: Option<Tensor>,
+    isa: Isa,
 }
 
 impl Trained {
@@ -127,7 +128,8 @@ impl Change {
         let rows = rows.map(|rows| Tensor::new(rows, &Device::Cpu)).transpose()?;
         let norms = tensors.magnitude.as_ref().map(|_| site.norms(tensors)).transpose()?;
         let bias = site.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)).transpose()?;
-        Ok(Self { module, rows, norms: norms.map(|norms| Tensor::new(norms, &Device::Cpu)).transpose()?, bias })
+        let norms = norms.map(|norms| Tensor::new(norms, &Device::Cpu)).transpose()?;
+        Ok(Self { module, rows, norms, bias, isa: site.isa })
     }
 
     /// Of all rows of the module's output those that the site makes.
@@ -151,7 +153,7 @@ impl Change {
 
     /// `A x`, `[rows, rank]`, and `y + scale B A x`.
     fn low_rank(&self, module: &Module, x: &Tensor, y: &Tensor) -> Result<(Vec<f32>, Tensor)> {
-        let (rank, outputs, isa) = (module.rank()?, y.dim(1)?, Isa::detect());
+        let (rank, outputs, isa) = (module.rank()?, y.dim(1)?, self.isa);
         let a = transposed(&numbers_of(&module.a)?, x.dim(1)?);
         let inner = with_f32(x, |x| product(x, (&a, rank), None, isa))?;
         let b = transposed(&self.scaled_b(module)?, rank);
@@ -183,7 +185,7 @@ impl Change {
         (inner, sum): (&[f32], Option<&Tensor>),
         gradient: Vec<f32>,
     ) -> Result<Vec<Vec<f32>>> {
-        let (rank, inputs, isa) = (module.rank()?, x.dim(1)?, Isa::detect());
+        let (rank, inputs, isa) = (module.rank()?, x.dim(1)?, self.isa);
         let outputs = gradient.len() / x.dim(0)?;
         let (by_sum, by_magnitude) = match self.factors(module)?.zip(sum) {
             Some((factors, sum)) => {

@@ -22,7 +22,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc
 use crate::{
     Error, GenerateConfig, GenerateMetrics, ModelStats, Result, TokenStream,
     decoder::Forward,
-    kernels::team::{self, Team},
+    kernels::{
+        Isa,
+        team::{self, Team},
+    },
     text::{Prompt, TextProcessor},
 };
 pub use adapters::Adapters;
@@ -54,6 +57,8 @@ pub struct Options {
     pub stream_buffer: usize,
     /// Threads of a forward pass; `None` for one on each core.
     pub threads: Option<usize>,
+    /// What tokens are sampled with.
+    pub isa: Isa,
     pub limits: Limits,
     /// The memory of the weights and of a block of the cache, for the metrics.
     pub weight_bytes: usize,

@@ -41,7 +41,7 @@ struct Penalties {
 type Candidate = (f32, u32);
 
 impl Sampler {
-    pub fn new(config: &GenerateConfig, prompt: &[u32], entropy: u64) -> Self {
+    pub fn new(config: &GenerateConfig, prompt: &[u32], entropy: u64, isa: Isa) -> Self {
         Self {
             temperature: config.temperature,
             top_k: config.top_k,
@@ -51,7 +51,7 @@ impl Sampler {
             step: 0,
             logprobs: config.logprobs,
             penalties: Penalties::new(config, prompt),
-            isa: Isa::detect(),
+            isa,
         }
     }
 
@@ -353,9 +353,13 @@ fn uniform(seed: u64, step: u64) -> f64 {
 mod tests {
     use super::*;
 
+    fn sampler_of(config: &GenerateConfig, prompt: &[u32]) -> Sampler {
+        Sampler::new(config, prompt, 0, Isa::detect())
+    }
+
     fn counts(config: GenerateConfig, logits: &[f32], draws: u64) -> Vec<f64> {
         let mut counts = vec![0.0; logits.len()];
-        let mut sampler = Sampler::new(&config.seed(7), &[], 0);
+        let mut sampler = sampler_of(&config.seed(7), &[]);
         for _ in 0..draws {
             counts[sampler.sample(logits).unwrap().0 as usize] += 1.0 / draws as f64;
         }
@@ -387,17 +391,17 @@ mod tests {
 
     #[test]
     fn a_penalty_turns_to_tokens_that_have_not_been() {
-        let mut sampler = Sampler::new(&GenerateConfig::new().repeat_penalty(2.0), &[1], 0);
+        let mut sampler = sampler_of(&GenerateConfig::new().repeat_penalty(2.0), &[1]);
         assert_eq!(sampler.sample(&[1.0, 1.5, -0.1]).unwrap().0, 0);
         assert_eq!(sampler.sample(&[1.0, 1.5, 0.7]).unwrap().0, 1, "both 0 and 1 are halved now");
     }
 
     #[test]
     fn frequency_and_presence_penalties_count_the_answer_only() {
-        let mut sampler = Sampler::new(&GenerateConfig::new().frequency_penalty(0.4), &[0, 0], 0);
+        let mut sampler = sampler_of(&GenerateConfig::new().frequency_penalty(0.4), &[0, 0]);
         let chosen: Vec<u32> = (0..5).map(|_| sampler.sample(&[1.0, 0.5]).unwrap().0).collect();
         assert_eq!(chosen, [0, 0, 1, 0, 1]);
-        let mut sampler = Sampler::new(&GenerateConfig::new().presence_penalty(0.6), &[0], 0);
+        let mut sampler = sampler_of(&GenerateConfig::new().presence_penalty(0.6), &[0]);
         let chosen: Vec<u32> = (0..4).map(|_| sampler.sample(&[1.0, 0.5]).unwrap().0).collect();
         assert_eq!(chosen, [0, 1, 0, 0]);
     }
@@ -406,7 +410,7 @@ mod tests {
     fn a_bias_favours_and_bans() {
         let sample = |bias: &[(u32, f32)]| {
             let config = GenerateConfig::new().logit_bias(bias.iter().copied().collect());
-            Sampler::new(&config, &[], 0).sample(&[1.0, 0.5, 0.0]).map(|(id, _)| id)
+            sampler_of(&config, &[]).sample(&[1.0, 0.5, 0.0]).map(|(id, _)| id)
         };
         assert_eq!(sample(&[(2, 1.5)]).unwrap(), 2);
         assert_eq!(sample(&[(0, f32::NEG_INFINITY)]).unwrap(), 1);
@@ -471,7 +475,7 @@ mod tests {
 
     #[test]
     fn logprobs_are_of_the_models_own_distribution() {
-        let mut sampler = Sampler::new(&GenerateConfig::new().logprobs(2), &[], 0);
+        let mut sampler = sampler_of(&GenerateConfig::new().logprobs(2), &[]);
         let logprobs = sampler.sample(&logits()).unwrap().1.unwrap();
         assert!((logprobs.logprob - 0.5f32.ln()).abs() < 1e-6);
         assert_eq!(logprobs.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 0]);
@@ -479,10 +483,10 @@ mod tests {
 
     #[test]
     fn logits_that_are_no_numbers_are_an_error() {
-        let mut sampler = Sampler::new(&GenerateConfig::new(), &[], 0);
+        let mut sampler = sampler_of(&GenerateConfig::new(), &[]);
         assert!(matches!(sampler.sample(&[0.0, f32::NAN]), Err(Error::Internal { .. })));
         // All impossible is no reason to panic.
-        let mut sampler = Sampler::new(&GenerateConfig::new().temperature(1.0).top_p(0.5), &[], 0);
+        let mut sampler = sampler_of(&GenerateConfig::new().temperature(1.0).top_p(0.5), &[]);
         assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3]).unwrap().0, 0);
     }
 }

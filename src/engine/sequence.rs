@@ -57,10 +57,15 @@ pub struct Step {
 }
 
 impl Sequence {
-    pub fn new(request: Request, prompt: &[u32], text: Arc<TextProcessor>, context_len: usize, entropy: u64) -> Self {
+    pub fn new(
+        request: Request,
+        prompt: &[u32],
+        text: Arc<TextProcessor>,
+        context_len: usize,
+        sampler: Sampler,
+    ) -> Self {
         let Request { config, mode, adapter, ticket, .. } = request;
         ticket.span.in_scope(|| tracing::debug!(prompt_tokens = prompt.len(), "prompt encoded"));
-        let sampler = Sampler::new(&config, prompt, entropy);
         let GenerateConfig { max_tokens, stop, stop_tokens, prompt_lookup, .. } = config;
         let drafts = prompt_lookup > 0 && matches!(mode, Mode::Generate);
         Self {

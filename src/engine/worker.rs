@@ -14,6 +14,7 @@ use super::{
     blocks::Realm,
     front::Prepared,
     pace::Pace,
+    sampler::Sampler,
     scheduler::{Arrival, Chunk, Scheduler, SequenceId},
     sequence::{Memory, Sequence, Step},
     state::State,
@@ -125,7 +126,8 @@ impl Worker {
         let realm = Realm { salt, regime: self.decoder.regime(tokens.len(), tokens.len()), adapter };
         let priority = request.config.priority;
         let entropy = RandomState::new().hash_one(id);
-        let sequence = Sequence::new(request, &tokens, self.text.clone(), self.options.context_len, entropy);
+        let sampler = Sampler::new(&request.config, &tokens, entropy, self.options.isa);
+        let sequence = Sequence::new(request, &tokens, self.text.clone(), self.options.context_len, sampler);
         let scored = sequence.is_scored();
         self.scheduler.add(id, Arrival { tokens, priority, realm, scored });
         self.sequences.insert(id, sequence);

@@ -58,7 +58,7 @@ impl Product<'_, f32> {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::x86::brain::add_avx2(self, sums, sum_stride),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::brain::add_avx512(self, sums, sum_stride),
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::brain::add_avx512(self, sums, sum_stride),
         }
     }
 
@@ -78,7 +78,7 @@ impl Product<'_, u32> {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::x86::brain::add_avx2(self, sums, sum_stride),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => super::x86::brain::add_avx512(self, sums, sum_stride),
+            Isa::Avx512 | Isa::Avx512Vnni => super::x86::brain::add_avx512(self, sums, sum_stride),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => super::x86::brain::add_bf16(self, sums, sum_stride),
         }
@@ -109,7 +109,7 @@ impl<F: Factor> Product<'_, F> {
 pub fn widen(lines: &[Line], out: &mut [[f32; LANES]], isa: Isa) {
     match (isa, lines.first_chunk::<{ LANES / 2 }>()) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512Vnni | Isa::Avx512Bf16, Some(lines)) => super::x86::brain::widen_avx512(lines, out),
+        (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16, Some(lines)) => super::x86::brain::widen_avx512(lines, out),
         _ => {
             for (line, pair) in lines.iter().zip(0..) {
                 for (out, weights) in out.iter_mut().zip(line.0) {
@@ -124,7 +124,9 @@ pub fn widen(lines: &[Line], out: &mut [[f32; LANES]], isa: Isa) {
 pub fn pair_rows(lines: &[Line], out: &mut [Line], isa: Isa) {
     match (isa, lines.first_chunk::<{ LANES / 2 }>()) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512Vnni | Isa::Avx512Bf16, Some(lines)) => super::x86::brain::pair_rows_avx512(lines, out),
+        (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16, Some(lines)) => {
+            super::x86::brain::pair_rows_avx512(lines, out)
+        }
         _ => {
             for (line, pair) in lines.iter().zip(0..) {
                 for (out, [upper, lower]) in out.iter_mut().zip(line.0.as_chunks().0) {

@@ -44,7 +44,9 @@ pub fn multiply_panel<C: Codes, const GROUPS: usize>(
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => super::x86::quantized::panel_avx2::<C, GROUPS>(panel, x, write),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::quantized::panel_avx512::<C, GROUPS>(panel, x, write),
+        Isa::Avx512 => super::x86::quantized::panel_avx512::<C, GROUPS>(panel, x, write),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::quantized::panel_vnni::<C, GROUPS>(panel, x, write),
     }
 }
 

@@ -10,7 +10,7 @@ macro_rules! compiled_for {
             #[cfg(target_arch = "x86_64")]
             $crate::kernels::Isa::Avx2 => $crate::kernels::x86::plain::avx2::$name($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            $crate::kernels::Isa::Avx512Vnni | $crate::kernels::Isa::Avx512Bf16 => {
+            $crate::kernels::Isa::Avx512 | $crate::kernels::Isa::Avx512Vnni | $crate::kernels::Isa::Avx512Bf16 => {
                 $crate::kernels::x86::plain::avx512::$name($($arg),*)
             }
         }
@@ -40,13 +40,20 @@ pub mod transposed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-/// The instruction sets there are kernels for.
+use std::sync::LazyLock;
+
+/// The instruction sets there are kernels for. Only those of this machine come from [`Isa::available`], which is what makes
+/// calls of the kernels sound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
     /// What every machine has; compilers vectorise it where they can.
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX-512 F, BW and VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// With that, sums of products of 8-bit integers.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
     /// With that, products of bfloat16.
@@ -57,7 +64,8 @@ pub enum Isa {
 impl Isa {
     /// The best one of this machine.
     pub fn detect() -> Self {
-        Self::available().last().copied().unwrap_or(Self::Scalar)
+        static BEST: LazyLock<Isa> = LazyLock::new(|| Isa::available().pop().unwrap_or(Isa::Scalar));
+        *BEST
     }
 
     /// All that this machine has, the best last.
@@ -74,10 +82,13 @@ impl Isa {
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl");
-            if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
-                available.push(Self::Avx512Vnni);
-                if is_x86_feature_detected!("avx512bf16") {
-                    available.push(Self::Avx512Bf16);
+            if avx2 && avx512 {
+                available.push(Self::Avx512);
+                if is_x86_feature_detected!("avx512vnni") {
+                    available.push(Self::Avx512Vnni);
+                    if is_x86_feature_detected!("avx512bf16") {
+                        available.push(Self::Avx512Bf16);
+                    }
                 }
             }
         }

@@ -158,7 +158,7 @@ impl<T: Element> Product<'_, T> {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::x86::panels::add_avx2(self, sums, sum_stride),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::panels::add_avx512(self, sums, sum_stride),
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::panels::add_avx512(self, sums, sum_stride),
         }
     }
 

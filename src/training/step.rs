@@ -3,7 +3,7 @@ use candle_core::Tensor;
 use super::data::Sample;
 use crate::{
     Error, Result,
-    decoder::{Batch, Network, Pass, Span, Tape, Trained, cross_entropy},
+    decoder::{Batch, Network, Pass, Span, Tape, Trained},
     engine::{Access, Shift},
 };
 
@@ -41,7 +41,7 @@ impl Step<'_> {
         for (rows, targets) in rows.chunks(logit_rows).zip(targets.chunks(logit_rows)) {
             let _turn = self.turn()?;
             let x = x.index_select(&Tensor::new(rows, x.device())?, 0)?;
-            sum += total(&cross_entropy(self.access.network.head(&x, pass)?, targets)?)?;
+            sum += total(&self.access.network.losses(&x, targets, pass)?)?;
         }
         Ok(sum)
     }
@@ -58,10 +58,10 @@ impl Step<'_> {
         for (rows, targets) in rows.chunks(logit_rows).zip(targets.chunks(logit_rows)) {
             let _turn = self.turn()?;
             let x = last.index_select(&Tensor::new(rows, last.device())?, 0)?;
-            let losses = || cross_entropy(self.access.network.head(&x, pass)?, targets);
+            let losses = || self.access.network.losses(&x, targets, pass);
             let (losses, tape) = Tape::record(self.trained.leaves().chain([&x]), losses)?;
             sum += total(&losses)?;
-            let mut found = tape.back(&losses, vec![scale as f32; rows.len()])?;
+            let mut found = tape.back(&losses, vec![scale as f32; rows.len()], self.access.network.isa())?;
             self.trained.collect(&mut found, gradients);
             for (row, by_x) in rows.iter().zip(found.take(&x).unwrap_or_default().chunks(hidden)) {
                 by_last[*row as usize * hidden..][..hidden].copy_from_slice(by_x);
@@ -112,7 +112,7 @@ impl Step<'_> {
         for (layer, Held { input, output }) in (self.first_layer()..self.access.network.num_layers()).zip(held).rev() {
             let _turn = self.turn()?;
             let (output, tape) = output.map_or_else(|| self.layer(layer, &input, pass), Ok)?;
-            let mut found = tape.back(&output, gradient)?;
+            let mut found = tape.back(&output, gradient, self.access.network.isa())?;
             self.trained.collect(&mut found, gradients);
             let Some(by_input) = found.take(&input) else { break };
             gradient = by_input;

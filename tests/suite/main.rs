@@ -8,6 +8,7 @@ mod discover;
 mod engine;
 mod golden;
 mod inspect;
+mod instruction_sets;
 mod invariance;
 mod lookup;
 #[path = "../../examples/support/mod.rs"]

@@ -5,8 +5,8 @@ use std::{fs, path::Path};
 use futures::StreamExt;
 use serde_json::Value;
 use tokenflow::{
-    Error, GenerateConfig, LoadConfig, LoraConfig, Message, Quantize, Result, Schedule, TextModel, TrainConfig,
-    TrainExample, TrainProgress, TrainStream, TrainableModel, load_trainable,
+    Error, GenerateConfig, InstructionSet, LoadConfig, LoraConfig, Message, Quantize, Result, Schedule, TextModel,
+    TrainConfig, TrainExample, TrainProgress, TrainStream, TrainableModel, load_trainable,
 };
 
 use crate::{TempDir, adapters::adapters, golden_path, read_json};
@@ -156,6 +156,21 @@ async fn less_memory_gives_the_same_bits() {
         runs.push(losses(model.train(sequences(8), config.learning_rate(1e-2))).await);
     }
     assert_eq!(runs[0], runs[1]);
+}
+
+#[tokio::test]
+async fn instructions_change_no_bit_of_what_is_learned() {
+    for (bfloat16, load) in
+        [(false, LoadConfig::new()), (true, LoadConfig::new()), (true, LoadConfig::new().quantize(Quantize::Int4))]
+    {
+        let mut runs = Vec::new();
+        for set in InstructionSet::available() {
+            let model = trainable_with("gqa_llama3", load.clone().instruction_set(set)).await;
+            model.apply_lora(LoraConfig::new().target_keys(["all-linear"]).dora(true).bfloat16(bfloat16)).unwrap();
+            runs.push(losses(model.train(sequences(8), TrainConfig::new().learning_rate(1e-2))).await);
+        }
+        assert!(runs.iter().all(|run| *run == runs[0]), "{bfloat16} {runs:?}");
+    }
 }
 
 /// Trains with checkpoints, for as many steps.

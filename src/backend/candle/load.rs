@@ -20,6 +20,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     if !path.exists() {
         return Err(Error::model(path, "there is no such file or directory"));
     }
+    let isa = config.isa()?;
     let adapter = config.adapter_path.as_ref().map(AdapterFile::read).transpose()?;
     let checkpoint = Checkpoint::open(path)?;
     let spec = decoder::spec(&checkpoint)?;
@@ -40,6 +41,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         dtype,
         quantize: config.quantize,
         rounded: config.activation_type == ActivationType::Bf16,
+        isa,
         cache_blocks: cache.blocks,
         cache_dtype,
     };
@@ -66,6 +68,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         queue_limit: config.queue_limit,
         stream_buffer: config.stream_buffer,
         threads: config.threads,
+        isa,
         limits: cache.limits(config),
         weight_bytes: decoder.weight_bytes(),
         block_bytes,

@@ -9,7 +9,7 @@ use crate::kernels::{
 const TILE_ROWS: usize = 6;
 const TILE_PANELS: usize = 4;
 
-/// As `Product::add_to` of a scalar machine. The machine must have AVX2 and FMA, which `Isa::detect` made sure of.
+/// As `Product::add_to` of a scalar machine. The machine must have AVX2 and FMA, which `Isa::available` made sure of.
 pub fn add_avx2<F: Factor>(product: &Product<'_, F>, sums: &mut [f32], sum_stride: usize)
 where
     Avx2: Path<F>,
@@ -41,7 +41,7 @@ where
         unsafe { add_all::<F, Avx512>(product, sums, sum_stride) };
     }
     check(product, sums, sum_stride);
-    // SAFETY: as above, with `Isa::Avx512Vnni`.
+    // SAFETY: as above, with `Isa::Avx512` and the better ones.
     unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
 }
 
@@ -67,7 +67,7 @@ pub fn widen_avx512(lines: &[Line; LANES / 2], out: &mut [[f32; LANES]]) {
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_castsi512_ps(wide)) };
         }
     }
-    // SAFETY: `Isa::Avx512Vnni` exists only where it was detected.
+    // SAFETY: `Isa::Avx512` and the better ones exist only where it was detected.
     unsafe { widen(lines, out) }
 }
 

@@ -5,7 +5,7 @@ use crate::kernels::panels::{Element, ElementType, LANES, Product};
 /// Rows of factors that a tile holds the sums of.
 const TILE_ROWS: usize = 6;
 
-/// As `Product::add_scalar`. The machine must have AVX2, FMA and F16C, which `Isa::detect` made sure of.
+/// As `Product::add_scalar`. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
 pub fn add_avx2<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn add<T: Element>(product: &Product<'_, T>, sums: *mut f32, sum_stride: usize) {
@@ -38,7 +38,7 @@ pub fn add_avx512<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_st
         }
     }
     check(product, sums, sum_stride);
-    // SAFETY: as above, with `Isa::Avx512Vnni`.
+    // SAFETY: as above, with `Isa::Avx512` and the better ones.
     unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
 }
 

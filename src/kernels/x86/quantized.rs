@@ -11,7 +11,7 @@ const AHEAD: usize = 160;
 /// A line in a fixed-point number of lines.
 const LINE: usize = 1 << 16;
 
-/// As `dots::multiply_panel`. The machine must have AVX2, FMA and F16C, which `Isa::detect` made sure of.
+/// As `dots::multiply_panel`. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
 pub fn panel_avx2<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &QuantRows, write: impl FnMut(&[f32; ROWS])) {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn all<C: Codes, const GROUPS: usize>(
@@ -28,21 +28,36 @@ pub fn panel_avx2<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &QuantRow
     unsafe { all::<C, GROUPS>(panel, x, write) }
 }
 
-/// As `dots::multiply_panel`. The machine must have AVX-512 VNNI.
-pub fn panel_avx512<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &QuantRows, write: impl FnMut(&[f32; ROWS])) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn all<C: Codes, const GROUPS: usize>(
-        panel: &Panel<'_>,
-        x: &QuantRows,
-        mut write: impl FnMut(&[f32; ROWS]),
-    ) {
-        // SAFETY: passed on.
-        unsafe { for_tiles!(x, write, avx512::<C, GROUPS>(panel)) }
-    }
-    check::<C, GROUPS>(panel, x.blocks());
-    // SAFETY: as above, with `Isa::Avx512Vnni`.
-    unsafe { all::<C, GROUPS>(panel, x, write) }
+/// Defines a function as `dots::multiply_panel`, for machines of AVX-512 with some features.
+macro_rules! panel_avx512 {
+    ($name:ident, $features:literal, $vnni:literal) => {
+        pub fn $name<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &QuantRows, write: impl FnMut(&[f32; ROWS])) {
+            #[target_feature(enable = $features)]
+            unsafe fn tile<const T: usize, C: Codes, const GROUPS: usize>(
+                panel: &Panel<'_>,
+                x: &Tile<'_, T>,
+            ) -> [[f32; ROWS]; T] {
+                // SAFETY: passed on.
+                unsafe { avx512::<T, C, GROUPS, $vnni>(panel, x) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn all<C: Codes, const GROUPS: usize>(
+                panel: &Panel<'_>,
+                x: &QuantRows,
+                mut write: impl FnMut(&[f32; ROWS]),
+            ) {
+                // SAFETY: passed on.
+                unsafe { for_tiles!(x, write, tile::<C, GROUPS>(panel)) }
+            }
+            check::<C, GROUPS>(panel, x.blocks());
+            // SAFETY: `Isa` names an instruction set only where its features were detected, and `check` passed.
+            unsafe { all::<C, GROUPS>(panel, x, write) }
+        }
+    };
 }
+
+panel_avx512!(panel_avx512, "avx512f,avx512bw", false);
+panel_avx512!(panel_vnni, "avx512f,avx512bw,avx512vnni", true);
 
 /// Every slice holds these blocks.
 fn check<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, blocks: usize) {
@@ -57,20 +72,21 @@ fn check<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, blocks: usize) {
 }
 
 /// # Safety
-/// AVX-512 VNNI is there, and `check` passed.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize>(
+/// AVX-512 is there, with VNNI if it is to be used, and `check` passed.
+#[inline(always)]
+unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
 ) -> [[f32; ROWS]; T] {
     let table = panel.table.unwrap_or(&[0; 16]);
-    let mut sums = [_mm512_setzero_ps(); T];
     // Each tile asks for its share of what comes next, so that memory is busy during all of them.
     let lines = panel.codes.len();
     let mut ahead = LINE * lines.max(AHEAD) + LINE * lines * x.index / x.count;
     let step = LINE / x.count;
     // SAFETY: block `b` of every slice is inside it, and so are its groups.
     unsafe {
+        let mut sums = [_mm512_setzero_ps(); T];
+        let bias = _mm512_set1_epi8(panel.bias as i8);
         let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
         for (b, x_scales) in x.scales.iter().enumerate() {
             // First, since compilers move integer products behind branches otherwise.
@@ -78,7 +94,7 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize>(
             let offsets = panel.offsets.as_ref().map_or(_mm512_setzero_ps(), |offsets| lanes_avx512(offsets, b));
             let mut dots = [_mm512_setzero_si512(); T];
             for t in 0..T {
-                dots[t] = _mm512_set1_epi32(x_scales[t].start);
+                dots[t] = _mm512_set1_epi32(if is_signed::<C, VNNI>() { 0 } else { x_scales[t].start });
             }
             for g in b * GROUPS..(b + 1) * GROUPS {
                 let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g });
@@ -94,10 +110,14 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize>(
                 };
                 let weights = if C::TABLE { _mm512_shuffle_epi8(table, weights) } else { weights };
                 let weights = with_planes_avx512::<C>(weights, panel.planes.as_ptr().add(g * C::PLANES));
+                let weights = if is_signed::<C, VNNI>() { _mm512_sub_epi8(weights, bias) } else { weights };
                 let codes = x.codes.as_ptr().add(g).cast::<i32>();
                 for (t, dots) in dots.iter_mut().enumerate() {
                     let codes = _mm512_set1_epi32(codes.add(t).read_unaligned());
-                    *dots = _mm512_dpbusd_epi32(*dots, weights, codes);
+                    *dots = match VNNI {
+                        true => _mm512_dpbusd_epi32(*dots, weights, codes),
+                        false => _mm512_add_epi32(*dots, products_avx512::<C>(weights, codes)),
+                    };
                 }
             }
             for t in 0..T {
@@ -116,6 +136,28 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize>(
         }
         products
     }
+}
+
+/// Whether the bias is taken from weights before they are multiplied: without VNNI pairs of products have 16 bits, which
+/// hold those of magnitudes up to 128, and so codes of eight bits only as signed ones.
+const fn is_signed<C: Codes, const VNNI: bool>() -> bool {
+    !VNNI && (C::TABLE || !C::NIBBLES)
+}
+
+/// The sums of four products, as VNNI has them, of weights that are signed if [`is_signed`] says so.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn products_avx512<C: Codes>(weights: __m512i, codes: __m512i) -> __m512i {
+    let (weights, codes) = match is_signed::<C, false>() {
+        true => {
+            let negative = _mm512_movepi8_mask(weights);
+            let signed = _mm512_mask_sub_epi8(codes, negative, _mm512_setzero_si512(), codes);
+            (_mm512_abs_epi8(weights), signed)
+        }
+        // At most 63: 2 * 63 * 127 < 32768.
+        false => (weights, codes),
+    };
+    _mm512_madd_epi16(_mm512_maddubs_epi16(weights, codes), _mm512_set1_epi16(1))
 }
 
 /// With the higher bits of codes.
