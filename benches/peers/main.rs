@@ -68,7 +68,10 @@ async fn main() -> Result<()> {
     fs::create_dir_all(&options.out)?;
     let mut reports = Vec::new();
     for model in &options.models {
-        let report = compare(model, &options).await.map_err(|error| format!("{}: {error}", model.path.display()))?;
+        // Later ones take memory that the first one gave back to the process, which nobody sees.
+        let weigh = reports.is_empty();
+        let report =
+            compare(model, &options, weigh).await.map_err(|error| format!("{}: {error}", model.path.display()))?;
         report.print();
         reports.push(report);
         // What there is stays there if a later model fails.
@@ -136,11 +139,12 @@ impl Engines {
     }
 }
 
-async fn compare(model: &Model, options: &Options) -> Result<Report> {
+/// `weigh`: takes memory, too.
+async fn compare(model: &Model, options: &Options, weigh: bool) -> Result<Report> {
     let ours = Ours::load(&model.path, options.threads).await?;
     let mut engines = Engines { ours, peers: peers(model, options) };
     let works = works(&*engines.ours.model).await?;
-    let memory = engines.memory(&works).await?;
+    let memory = if weigh { Some(engines.memory(&works).await?) } else { None };
     let mut rows: Vec<Row> = works.iter().map(|work| Row::new(&work.name, "tokens/s")).collect();
     for round in 0..=options.rounds {
         for (work, row) in works.iter().zip(&mut rows) {
@@ -153,7 +157,7 @@ async fn compare(model: &Model, options: &Options) -> Result<Report> {
     if let [_, near, _, deep] = rows.as_slice() {
         rows.push(deep.relative_to(near));
     }
-    rows.push(memory);
+    rows.extend(memory);
     Ok(Report { model: model.name(), rows })
 }
 
