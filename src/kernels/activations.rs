@@ -31,6 +31,7 @@ pub struct BlockScale {
 }
 
 /// `T` tokens' activations.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only kernels of x86 look ahead by tiles"))]
 pub struct Tile<'a, const T: usize> {
     /// `[groups, tokens]`.
     pub codes: &'a [[[i8; GROUP]; T]],

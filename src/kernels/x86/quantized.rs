@@ -4,6 +4,7 @@ use crate::kernels::{
     activations::{GROUP, QuantRows, Tile},
     codes::{Codes, Panel, PanelFactors, ROWS},
     dots::for_tiles,
+    tiles::quantized::check,
 };
 
 /// How far ahead of a panel's codes those of others are asked for, at least: hardware does not look beyond a page.
@@ -50,18 +51,6 @@ pub fn panel_avx512<C: Codes, const GROUPS: usize>(
     check::<C, GROUPS>(panel, x.blocks());
     // SAFETY: as above, with `Isa::Avx512Vnni`.
     unsafe { all::<C, GROUPS>(panel, x, write) }
-}
-
-/// Every slice holds these blocks.
-fn check<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, blocks: usize) {
-    let groups = blocks * GROUPS;
-    assert!(!C::TABLE || (C::NIBBLES && panel.table.is_some()));
-    assert!(panel.codes.len() >= if C::NIBBLES { groups / 2 } else { groups });
-    assert!(panel.planes.len() >= groups * C::PLANES);
-    for factors in [Some(panel.scales), panel.offsets].into_iter().flatten() {
-        assert!(factors.halves.len() << factors.shared >= blocks);
-        assert!(factors.multiples.is_none_or(|multiples| multiples.len() >= blocks));
-    }
 }
 
 /// # Safety
