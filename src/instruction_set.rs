@@ -22,6 +22,10 @@ pub enum InstructionSet {
     Avx512Vnni,
     /// With that, AVX-512 BF16: sums of products of bfloat16.
     Avx512Bf16,
+    /// NEON, of aarch64.
+    Neon,
+    /// With that, dot products of bytes.
+    NeonDotprod,
 }
 
 impl InstructionSet {
@@ -49,6 +53,10 @@ impl InstructionSet {
             Isa::Avx512Vnni => Self::Avx512Vnni,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => Self::Avx512Bf16,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Self::Neon,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => Self::NeonDotprod,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Activations for products with quantised matrices: rounded to 8 bits in the blocks that the weights have.
 
+#![allow(unsafe_code)]
+
 use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 
 use super::{Isa, ggml::Format, panels::prefetch, pieces::filled};
@@ -29,7 +31,7 @@ pub struct QuantRows {
 }
 
 /// What goes with a block of activations.
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub struct BlockScale {
     pub scale: f32,
@@ -39,7 +41,13 @@ pub struct BlockScale {
     pub start: i32,
 }
 
+// SAFETY: of three numbers of four bytes any bits are values, zeros too.
+unsafe impl Zeroable for BlockScale {}
+// SAFETY: as above, and there is nothing between them.
+unsafe impl Pod for BlockScale {}
+
 /// `T` tokens' activations.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only kernels of x86 look ahead by tiles"))]
 pub struct Tile<'a, const T: usize> {
     /// `[groups, tokens]`.
     pub codes: &'a [[[i8; GROUP]; T]],

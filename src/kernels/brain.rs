@@ -21,16 +21,32 @@ pub fn numbers(pair: u32) -> [f32; 2] {
 pub trait Factor: sealed::Sealed + Copy + Send + Sync + 'static {
     /// Factors for a pair.
     const PER_PAIR: usize;
+    /// The halves of pairs in the order in which their products are added.
+    const ORDER: [usize; 2];
+    /// What a half of a pair is multiplied with, of the pair's factors.
+    fn half(factors: &[Self], half: usize) -> f32;
 }
 
 /// As they are: sums in the order of the columns.
 impl Factor for f32 {
     const PER_PAIR: usize = 2;
+    const ORDER: [usize; 2] = [0, 1];
+
+    #[inline(always)]
+    fn half(factors: &[Self], half: usize) -> f32 {
+        factors[half]
+    }
 }
 
 /// Pairs, rounded to bfloat16: of each pair the second column first, as the instruction has it.
 impl Factor for u32 {
     const PER_PAIR: usize = 1;
+    const ORDER: [usize; 2] = [1, 0];
+
+    #[inline(always)]
+    fn half(factors: &[Self], half: usize) -> f32 {
+        numbers(factors[0])[half]
+    }
 }
 
 mod sealed {
@@ -59,14 +75,9 @@ impl Product<'_, f32> {
             Isa::Avx2 => super::x86::brain::add_avx2(self, sums, sum_stride),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::brain::add_avx512(self, sums, sum_stride),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDotprod => super::arm::brain::add_neon(self, sums, sum_stride),
         }
-    }
-
-    fn add_scalar(&self, sums: &mut [f32], sum_stride: usize) {
-        self.for_lines(sums, sum_stride, |factors, pair, sum| {
-            let [low, high] = numbers(pair);
-            *sum = factors[1].mul_add(high, factors[0].mul_add(low, *sum));
-        });
     }
 }
 
@@ -81,24 +92,23 @@ impl Product<'_, u32> {
             Isa::Avx512 | Isa::Avx512Vnni => super::x86::brain::add_avx512(self, sums, sum_stride),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => super::x86::brain::add_bf16(self, sums, sum_stride),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDotprod => super::arm::brain::add_neon(self, sums, sum_stride),
         }
-    }
-
-    fn add_scalar(&self, sums: &mut [f32], sum_stride: usize) {
-        self.for_lines(sums, sum_stride, |factors, pair, sum| {
-            let ([low, high], [x_low, x_high]) = (numbers(pair), numbers(factors[0]));
-            *sum = x_low.mul_add(low, x_high.mul_add(high, *sum));
-        });
     }
 }
 
 impl<F: Factor> Product<'_, F> {
-    fn for_lines(&self, sums: &mut [f32], sum_stride: usize, add: impl Fn(&[F], u32, &mut f32)) {
+    fn add_scalar(&self, sums: &mut [f32], sum_stride: usize) {
         for row in 0..self.rows {
             let factors = self.factors[row * self.factor_stride..].chunks(F::PER_PAIR).take(self.pairs);
             for (panel, sums) in self.panels.iter().zip(sums[row * sum_stride..].chunks_mut(LANES)) {
                 for (factors, line) in factors.clone().zip(*panel) {
-                    sums.iter_mut().zip(line.0).for_each(|(sum, pair)| add(factors, pair, sum));
+                    for (sum, pair) in sums.iter_mut().zip(line.0) {
+                        for half in F::ORDER {
+                            *sum = F::half(factors, half).mul_add(numbers(pair)[half], *sum);
+                        }
+                    }
                 }
             }
         }

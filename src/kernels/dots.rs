@@ -47,6 +47,10 @@ pub fn multiply_panel<C: Codes, const GROUPS: usize>(
         Isa::Avx512 => super::x86::quantized::panel_avx512::<C, GROUPS>(panel, x, write),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::quantized::panel_vnni::<C, GROUPS>(panel, x, write),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => super::arm::quantized::panel_neon::<C, GROUPS>(panel, x, write),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDotprod => super::arm::quantized::panel_dotprod::<C, GROUPS>(panel, x, write),
     }
 }
 

@@ -13,12 +13,17 @@ macro_rules! compiled_for {
             $crate::kernels::Isa::Avx512 | $crate::kernels::Isa::Avx512Vnni | $crate::kernels::Isa::Avx512Bf16 => {
                 $crate::kernels::x86::plain::avx512::$name($($arg),*)
             }
+            // All code of these machines is compiled for NEON.
+            #[cfg(target_arch = "aarch64")]
+            $crate::kernels::Isa::Neon | $crate::kernels::Isa::NeonDotprod => $name($($arg),*),
         }
     };
 }
 
 mod activations;
 pub mod affine;
+#[cfg(target_arch = "aarch64")]
+mod arm;
 pub mod attention;
 pub mod attention_gradient;
 pub mod brain;
@@ -36,6 +41,8 @@ pub mod pieces;
 pub mod quantized;
 pub mod rows;
 pub mod team;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod tiles;
 pub mod transposed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -59,6 +66,11 @@ pub enum Isa {
     /// With that, products of bfloat16.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// With that, dot products of bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod,
 }
 
 impl Isa {
@@ -70,7 +82,10 @@ impl Isa {
 
     /// All that this machine has, the best last.
     pub fn available() -> Vec<Self> {
-        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "other machines add nothing"))]
+        #[cfg_attr(
+            not(any(target_arch = "x86_64", target_arch = "aarch64")),
+            expect(unused_mut, reason = "other machines add nothing")
+        )]
         let mut available = vec![Self::Scalar];
         #[cfg(target_arch = "x86_64")]
         {
@@ -90,6 +105,13 @@ impl Isa {
                         available.push(Self::Avx512Bf16);
                     }
                 }
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            available.push(Self::Neon);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                available.push(Self::NeonDotprod);
             }
         }
         available

@@ -159,6 +159,8 @@ impl<T: Element> Product<'_, T> {
             Isa::Avx2 => super::x86::panels::add_avx2(self, sums, sum_stride),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::panels::add_avx512(self, sums, sum_stride),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDotprod => super::arm::panels::add_neon(self, sums, sum_stride),
         }
     }
 

@@ -4,6 +4,7 @@ use crate::kernels::{
     activations::{GROUP, QuantRows, Tile},
     codes::{Codes, Panel, PanelFactors, ROWS},
     dots::for_tiles,
+    tiles::quantized::check,
 };
 
 /// How far ahead of a panel's codes those of others are asked for, at least: hardware does not look beyond a page.
@@ -58,18 +59,6 @@ macro_rules! panel_avx512 {
 
 panel_avx512!(panel_avx512, "avx512f,avx512bw", false);
 panel_avx512!(panel_vnni, "avx512f,avx512bw,avx512vnni", true);
-
-/// Every slice holds these blocks.
-fn check<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, blocks: usize) {
-    let groups = blocks * GROUPS;
-    assert!(!C::TABLE || (C::NIBBLES && panel.table.is_some()));
-    assert!(panel.codes.len() >= if C::NIBBLES { groups / 2 } else { groups });
-    assert!(panel.planes.len() >= groups * C::PLANES);
-    for factors in [Some(panel.scales), panel.offsets].into_iter().flatten() {
-        assert!(factors.halves.len() << factors.shared >= blocks);
-        assert!(factors.multiples.is_none_or(|multiples| multiples.len() >= blocks));
-    }
-}
 
 /// # Safety
 /// AVX-512 is there, with VNNI if it is to be used, and `check` passed.

@@ -1,0 +1,78 @@
+use std::arch::aarch64::*;
+
+use crate::kernels::{
+    panels::{Element, ElementType, Product},
+    tiles::panels::{Vector, add_panels, check},
+};
+
+/// The registers of `LANES` numbers.
+pub type Lanes = [float32x4_t; 4];
+
+/// As `Product::add_scalar`. The machine must have NEON, which `Isa::available` made sure of.
+pub fn add_neon<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+    #[target_feature(enable = "neon")]
+    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: *mut f32, sum_stride: usize) {
+        for panel in 0..product.panels.len() / product.pieces {
+            // SAFETY: passed on.
+            unsafe { add_panels::<T, Lanes, 1>(product, panel, sums, sum_stride) };
+        }
+    }
+    check(product, sums, sum_stride);
+    // SAFETY: `Isa::Neon` exists only where it was detected, and `check` passed.
+    unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
+}
+
+impl Vector for Lanes {
+    #[inline(always)]
+    fn zero() -> Self {
+        // SAFETY: zeros are a value of it.
+        unsafe { std::mem::zeroed() }
+    }
+
+    #[inline(always)]
+    unsafe fn load<T: Element>(from: *const T) -> Self {
+        // SAFETY: passed on.
+        unsafe { [load_4(from), load_4(from.add(4)), load_4(from.add(8)), load_4(from.add(12))] }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: passed on.
+        unsafe { [vdupq_n_f32(value); 4] }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, values: Self, sums: Self) -> Self {
+        // SAFETY: passed on.
+        unsafe {
+            [
+                vfmaq_f32(sums[0], self[0], values[0]),
+                vfmaq_f32(sums[1], self[1], values[1]),
+                vfmaq_f32(sums[2], self[2], values[2]),
+                vfmaq_f32(sums[3], self[3], values[3]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        for (i, part) in self.into_iter().enumerate() {
+            // SAFETY: passed on.
+            unsafe { vst1q_f32(to.add(4 * i), part) };
+        }
+    }
+}
+
+/// # Safety
+/// The machine has NEON, and 4 elements are at `from`.
+#[inline(always)]
+unsafe fn load_4<T: Element>(from: *const T) -> float32x4_t {
+    // SAFETY: passed on; `Element` is sealed, so `TYPE` tells the truth.
+    unsafe {
+        match T::TYPE {
+            ElementType::F32 => vld1q_f32(from.cast()),
+            ElementType::F16 => vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from.cast()))),
+            ElementType::Bf16 => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.cast()))),
+        }
+    }
+}

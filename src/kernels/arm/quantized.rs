@@ -1,0 +1,244 @@
+use std::arch::{aarch64::*, asm};
+
+use crate::kernels::{
+    activations::{GROUP, QuantRows, Tile},
+    codes::{Codes, Panel, PanelFactors, ROWS},
+    dots::for_tiles,
+    tiles::quantized::check,
+};
+
+/// Rows in a register: 4 codes of each, or a sum.
+const LANES: usize = 4;
+
+/// Defines a function that does as `dots::multiply_panel`.
+macro_rules! panel {
+    ($(#[$doc:meta])* $name:ident, $features:literal, $dot:ty) => {
+        $(#[$doc])*
+        pub fn $name<C: Codes, const GROUPS: usize>(
+            panel: &Panel<'_>,
+            x: &QuantRows,
+            mut write: impl FnMut(&[f32; ROWS]),
+        ) {
+            #[target_feature(enable = $features)]
+            unsafe fn products<const T: usize, C: Codes, const GROUPS: usize>(
+                panel: &Panel<'_>,
+                x: &Tile<'_, T>,
+            ) -> [[f32; ROWS]; T] {
+                // SAFETY: passed on.
+                unsafe { tile::<$dot, T, C, GROUPS>(panel, x) }
+            }
+            check::<C, GROUPS>(panel, x.blocks());
+            // SAFETY: the `Isa` exists only where its features were detected, and `check` made sure that every slice
+            // holds all blocks.
+            unsafe { for_tiles!(x, write, products::<C, GROUPS>(panel)) }
+        }
+    };
+}
+
+panel! {
+    /// The machine must have NEON.
+    panel_neon, "neon", Pairs
+}
+panel! {
+    /// The machine must have NEON and its dot products.
+    panel_dotprod, "neon,dotprod", Dotprod
+}
+
+/// # Safety
+/// The machine has what `D` needs, and `check` passed.
+#[inline(always)]
+unsafe fn tile<D: Dot, const T: usize, C: Codes, const GROUPS: usize>(
+    panel: &Panel<'_>,
+    x: &Tile<'_, T>,
+) -> [[f32; ROWS]; T] {
+    let mut products = [[0f32; ROWS]; T];
+    // SAFETY: passed on; the parts are those of a panel.
+    unsafe {
+        if T <= 2 {
+            rows::<D, T, C, GROUPS, 4>(panel, x, 0, &mut products);
+        } else {
+            // Sums of all rows would not fit into the registers.
+            rows::<D, T, C, GROUPS, 2>(panel, x, 0, &mut products);
+            rows::<D, T, C, GROUPS, 2>(panel, x, ROWS / 2, &mut products);
+        }
+    }
+    products
+}
+
+/// `N` registers of rows from `first` on.
+///
+/// # Safety
+/// As above, and there are so many.
+#[inline(always)]
+unsafe fn rows<D: Dot, const T: usize, C: Codes, const GROUPS: usize, const N: usize>(
+    panel: &Panel<'_>,
+    x: &Tile<'_, T>,
+    first: usize,
+    products: &mut [[f32; ROWS]; T],
+) {
+    // Where codes are no small numbers, the bias makes them signed ones.
+    let biased = C::TABLE || !C::NIBBLES;
+    // SAFETY: block `b` of every slice is inside it, and so are its groups, and rows inside lines and lanes.
+    unsafe {
+        let bias = vdupq_n_u8(panel.bias);
+        let table = vsubq_u8(vld1q_u8(panel.table.unwrap_or(&[0; 16]).as_ptr()), bias);
+        let mut sums = [[vdupq_n_f32(0.0); N]; T];
+        for (b, x_scales) in x.scales.iter().enumerate() {
+            let mut dots = [[vdupq_n_s32(0); N]; T];
+            if !biased {
+                dots = std::array::from_fn(|t| [vdupq_n_s32(x_scales[t].start); N]);
+            }
+            for g in b * GROUPS..(b + 1) * GROUPS {
+                let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g }).cast::<u8>();
+                let mut weights = [bias; N];
+                for (n, weights) in weights.iter_mut().enumerate() {
+                    let row = first + n * LANES;
+                    let line = vld1q_u8(line.add(row * GROUP));
+                    *weights = match (C::NIBBLES, g % 2) {
+                        (false, _) => vsubq_u8(line, bias),
+                        (true, 0) => vandq_u8(line, vdupq_n_u8(15)),
+                        (true, _) => vshrq_n_u8::<4>(line),
+                    };
+                    if C::TABLE {
+                        *weights = vqtbl1q_u8(table, *weights);
+                    }
+                    *weights = with_planes::<C>(*weights, panel.planes.as_ptr().add(g * C::PLANES), row * GROUP);
+                }
+                let weights = weights.map(|weights| vreinterpretq_s8_u8(weights));
+                let mut codes = x.codes.as_ptr().add(g).cast::<i32>();
+                let (fours, rest) = dots.as_chunks_mut::<4>();
+                for dots in fours {
+                    let four = vreinterpretq_s8_s32(vld1q_s32(codes));
+                    codes = codes.add(4);
+                    for (n, weights) in weights.into_iter().enumerate() {
+                        dots[0][n] = D::add::<0>(dots[0][n], weights, four);
+                        dots[1][n] = D::add::<1>(dots[1][n], weights, four);
+                        dots[2][n] = D::add::<2>(dots[2][n], weights, four);
+                        dots[3][n] = D::add::<3>(dots[3][n], weights, four);
+                    }
+                }
+                for dots in rest {
+                    let one = vreinterpretq_s8_s32(vld1q_dup_s32(codes));
+                    codes = codes.add(1);
+                    for (dots, weights) in dots.iter_mut().zip(weights) {
+                        *dots = D::add::<0>(*dots, weights, one);
+                    }
+                }
+            }
+            for n in 0..N {
+                let row = first + n * LANES;
+                let scales = lanes(&panel.scales, b, row);
+                for t in 0..T {
+                    let scale = vmulq_f32(scales, vdupq_n_f32(x_scales[t].scale));
+                    sums[t][n] = vfmaq_f32(sums[t][n], vcvtq_f32_s32(dots[t][n]), scale);
+                }
+                if let Some(offsets) = &panel.offsets {
+                    let offsets = lanes(offsets, b, row);
+                    for t in 0..T {
+                        sums[t][n] = vfmaq_f32(sums[t][n], offsets, vdupq_n_f32(x_scales[t].sum));
+                    }
+                }
+            }
+        }
+        for (sums, products) in sums.into_iter().zip(products) {
+            for (sums, products) in sums.into_iter().zip(products[first..].as_chunks_mut::<LANES>().0) {
+                vst1q_f32(products.as_mut_ptr(), sums);
+            }
+        }
+    }
+}
+
+/// With the higher bits of codes, from the bit `first` on.
+///
+/// # Safety
+/// The machine has NEON, and `C::PLANES` numbers are at `planes`.
+#[inline(always)]
+unsafe fn with_planes<C: Codes>(weights: uint8x16_t, planes: *const u64, first: usize) -> uint8x16_t {
+    let mut weights = weights;
+    for plane in 0..C::PLANES {
+        // SAFETY: passed on.
+        unsafe {
+            let [low, high, ..] = (planes.add(plane).read() >> first).to_le_bytes();
+            // Each byte of the bits eight times, and in each of the eight another bit.
+            let bits = vcombine_u8(vdup_n_u8(low), vdup_n_u8(high));
+            let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
+            weights = vorrq_u8(weights, vandq_u8(vtstq_u8(bits, bit), vdupq_n_u8(16 << plane)));
+        }
+    }
+    weights
+}
+
+/// As `PanelFactors::lanes`, of the rows from `row` on.
+///
+/// # Safety
+/// The machine has NEON, and there are the block and the rows.
+#[inline(always)]
+unsafe fn lanes(factors: &PanelFactors<'_>, block: usize, row: usize) -> float32x4_t {
+    // SAFETY: what is read of a block is inside the slices.
+    unsafe {
+        let halves = factors.halves.as_ptr().add(block >> factors.shared).cast::<u16>().add(row);
+        let halves = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
+        match factors.multiples {
+            None => halves,
+            Some(multiples) => {
+                let multiples = multiples.as_ptr().add(block).cast::<i8>().add(row).cast::<i32>().read_unaligned();
+                let multiples = vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(multiples))));
+                vmulq_f32(halves, vcvtq_f32_s32(vmovl_s16(multiples)))
+            }
+        }
+    }
+}
+
+/// A way to sum the products of groups.
+trait Dot {
+    /// Adds to each sum that of its 4 weights times the 4 codes of a lane.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    unsafe fn add<const LANE: i32>(dots: int32x4_t, weights: int8x16_t, codes: int8x16_t) -> int32x4_t;
+}
+
+/// By sums of two products, then of two of those.
+struct Pairs;
+
+impl Dot for Pairs {
+    #[inline(always)]
+    unsafe fn add<const LANE: i32>(dots: int32x4_t, weights: int8x16_t, codes: int8x16_t) -> int32x4_t {
+        // SAFETY: passed on.
+        unsafe {
+            let codes = vreinterpretq_s8_s32(vdupq_laneq_s32::<LANE>(vreinterpretq_s32_s8(codes)));
+            let low = vmull_s8(vget_low_s8(weights), vget_low_s8(codes));
+            // 2 * 128 * 127 < 32768.
+            vpadalq_s16(dots, vpaddq_s16(low, vmull_high_s8(weights, codes)))
+        }
+    }
+}
+
+/// By the instruction for it.
+struct Dotprod;
+
+impl Dot for Dotprod {
+    #[inline(always)]
+    unsafe fn add<const LANE: i32>(dots: int32x4_t, weights: int8x16_t, codes: int8x16_t) -> int32x4_t {
+        // SAFETY: passed on.
+        unsafe { add_sdot::<LANE>(dots, weights, codes) }
+    }
+}
+
+/// `vdotq_laneq_s32`, which is not in the oldest Rust that the crate is for.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn add_sdot<const LANE: i32>(mut dots: int32x4_t, weights: int8x16_t, codes: int8x16_t) -> int32x4_t {
+    // SAFETY: the instruction is there, and changes nothing but `dots`.
+    unsafe {
+        asm!(
+            "sdot {dots:v}.4s, {weights:v}.16b, {codes:v}.4b[{lane}]",
+            dots = inout(vreg) dots,
+            weights = in(vreg) weights,
+            codes = in(vreg) codes,
+            lane = const LANE,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    dots
+}

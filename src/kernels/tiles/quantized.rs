@@ -1,0 +1,13 @@
+use crate::kernels::codes::{Codes, Panel};
+
+/// Every slice holds these blocks.
+pub fn check<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, blocks: usize) {
+    let groups = blocks * GROUPS;
+    assert!(!C::TABLE || (C::NIBBLES && panel.table.is_some()));
+    assert!(panel.codes.len() >= if C::NIBBLES { groups / 2 } else { groups });
+    assert!(panel.planes.len() >= groups * C::PLANES);
+    for factors in [Some(panel.scales), panel.offsets].into_iter().flatten() {
+        assert!(factors.halves.len() << factors.shared >= blocks);
+        assert!(factors.multiples.is_none_or(|multiples| multiples.len() >= blocks));
+    }
+}
