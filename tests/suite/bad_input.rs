@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path};
 
-use tokenflow::{Error, GenerateConfig, LoadConfig, Message, TextModel, backend, load_model, load_trainable};
+use tokenflow::{
+    Error, GenerateConfig, InstructionSet, LoadConfig, Message, TextModel, backend, load_model, load_trainable,
+};
 
 use crate::{TempDir, golden_model, golden_path};
 
@@ -200,6 +202,7 @@ async fn damaged_gguf_files() {
 
 #[tokio::test]
 async fn load_configs_that_cannot_be_honoured() {
+    let foreign = if cfg!(target_arch = "aarch64") { InstructionSet::Avx2 } else { InstructionSet::Neon };
     for (config, name) in [
         (LoadConfig::new().context_len(0), "context_len"),
         (LoadConfig::new().context_len(1 << 40), "context_len"),
@@ -209,6 +212,7 @@ async fn load_configs_that_cannot_be_honoured() {
         (LoadConfig::new().queue_limit(0), "queue_limit"),
         (LoadConfig::new().stream_buffer(usize::MAX), "stream_buffer"),
         (LoadConfig::new().threads(0), "threads"),
+        (LoadConfig::new().instruction_set(foreign), "instruction_set"),
         (LoadConfig::new().threads(1 << 20), "threads"),
     ] {
         match load_model(golden_path("mha_tied"), config).await.err() {
