@@ -63,8 +63,8 @@ impl QuantRows {
     pub fn quantize(x: &[f32], columns: usize, format: Format, isa: Isa) -> Self {
         let Format { block, bias, .. } = format;
         let (tokens, codes, all) = (x.len() / columns, columns / GROUP, words(columns, columns / block));
-        let tiles = if x.len() < PARALLEL_LEN { tokens.div_ceil(TILE).max(1) } else { 1 };
-        let tiles = filled(tokens * all, tiles * TILE * all, |part, out| {
+        let at_once = if x.len() < PARALLEL_LEN { tokens.div_ceil(TILE).max(1) } else { 1 };
+        let tiles = filled(tokens * all, at_once * TILE * all, |part, out| {
             let x = &x[part * TILE * columns..];
             if tokens * columns <= PREFETCHED_LEN {
                 prefetch(&x[..out.len() / all * columns]);

@@ -395,13 +395,9 @@ pub fn softmax_lanes(scores: &mut [f32]) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::panels::ElementType;
+    use crate::kernels::{noise, panels::ElementType};
 
     const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::Bf16];
-
-    fn noise(len: usize, seed: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 252.25 - 2.0).collect()
-    }
 
     /// A sequence of `context_len` tokens and the cache that holds it, in blocks out of order among
     /// others that hold no numbers.
@@ -431,11 +427,11 @@ mod tests {
                     ElementType::Bf16 => half::bf16::from_f32s(&values).into_iter().map(Element::to_f32).collect(),
                 }
             };
-            let keys = rounded(noise(context_len * width, 1));
-            let values = rounded(noise(context_len * width, 2));
+            let keys = rounded(noise(context_len * width, 1, 2.0));
+            let values = rounded(noise(context_len * width, 2, 2.0));
             let slots = (0..context_len).map(|p| blocks[p / BLOCK_TOKENS] as usize * BLOCK_TOKENS + p % BLOCK_TOKENS);
             cache.store(slots, &keys, &values);
-            let queries = noise(context_len * heads.num_heads * heads.head_dim, 3);
+            let queries = noise(context_len * heads.num_heads * heads.head_dim, 3, 2.0);
             Self { heads, context_len, blocks, queries, keys, values, cache }
         }
 

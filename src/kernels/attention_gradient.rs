@@ -249,10 +249,7 @@ pub fn weigh_row(row: &Row<'_>, weights: &mut [f32], slopes: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(len: usize, seed: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
-    }
+    use crate::kernels::noise;
 
     /// Each gradient is what the result's weighted sum changes by.
     #[test]
@@ -271,8 +268,8 @@ mod tests {
         ];
         for (softcap, window, sinks, alibi) in cases {
             let scoring = Scoring { scale: 0.7, softcap, window, sinks, alibi };
-            let numbers = [noise(rows * 24, 1), noise(rows * 12, 2), noise(rows * 12, 3)];
-            let weights = noise(rows * 24, 4);
+            let numbers = [noise(rows * 24, 1, 1.0), noise(rows * 12, 2, 1.0), noise(rows * 12, 3, 1.0)];
+            let weights = noise(rows * 24, 4, 1.0);
             for isa in Isa::available() {
                 let of = |numbers: &[Vec<f32>; 3]| {
                     let numbers = numbers.each_ref().map(Vec::as_slice);

@@ -69,6 +69,24 @@ pub struct Product<'a, F> {
 impl Product<'_, f32> {
     /// Adds to `sums`, where those of row `r` and panel `p` are at `r * sum_stride + p * LANES`.
     pub fn add_to(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+        self.add_widened(sums, sum_stride, isa);
+    }
+}
+
+impl Product<'_, u32> {
+    /// As with factors that are not rounded.
+    pub fn add_to(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx512Bf16 {
+            return super::x86::brain::add_bf16(self, sums, sum_stride);
+        }
+        self.add_widened(sums, sum_stride, isa);
+    }
+}
+
+impl<F: Factor> Product<'_, F> {
+    /// By instructions for numbers of 32 bits.
+    fn add_widened(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
         match isa {
             Isa::Scalar => self.add_scalar(sums, sum_stride),
             #[cfg(target_arch = "x86_64")]
@@ -79,26 +97,7 @@ impl Product<'_, f32> {
             Isa::Neon | Isa::NeonDotprod => super::arm::brain::add_neon(self, sums, sum_stride),
         }
     }
-}
 
-impl Product<'_, u32> {
-    /// As with factors that are not rounded.
-    pub fn add_to(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
-        match isa {
-            Isa::Scalar => self.add_scalar(sums, sum_stride),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::x86::brain::add_avx2(self, sums, sum_stride),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vnni => super::x86::brain::add_avx512(self, sums, sum_stride),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => super::x86::brain::add_bf16(self, sums, sum_stride),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonDotprod => super::arm::brain::add_neon(self, sums, sum_stride),
-        }
-    }
-}
-
-impl<F: Factor> Product<'_, F> {
     fn add_scalar(&self, sums: &mut [f32], sum_stride: usize) {
         for row in 0..self.rows {
             let factors = self.factors[row * self.factor_stride..].chunks(F::PER_PAIR).take(self.pairs);
@@ -184,15 +183,12 @@ mod tests {
     use half::bf16;
 
     use super::*;
-
-    fn noise(len: usize, seed: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
-    }
+    use crate::kernels::noise;
 
     #[test]
     fn every_path_gives_the_same_bits() {
         for (rows, pairs, panels) in [(1, 1, 1), (2, 5, 4), (7, 33, 5), (16, 40, 9)] {
-            let lines: Vec<Line> = noise(pairs * panels * LANES * 2, 1)
+            let lines: Vec<Line> = noise(pairs * panels * LANES * 2, 1, 1.0)
                 .as_chunks::<{ 2 * LANES }>()
                 .0
                 .iter()
@@ -203,14 +199,14 @@ mod tests {
                 })
                 .collect();
             let panels: Vec<&[Line]> = lines.chunks(pairs).collect();
-            let x = noise(rows * pairs * 2, 2);
+            let x = noise(rows * pairs * 2, 2, 1.0);
             let pairs_of_x = rounded(&x, pairs * 2, Isa::Scalar);
             let stride = panels.len() * LANES;
             let exact = Product { factors: &x, factor_stride: pairs * 2, rows, pairs, panels: &panels };
             let near = Product { factors: &pairs_of_x, factor_stride: pairs, rows, pairs, panels: &panels };
             let run = |isa| {
                 assert_eq!(rounded(&x, pairs * 2, isa), pairs_of_x);
-                let mut sums = [noise(rows * stride, 3), noise(rows * stride, 3)];
+                let mut sums = [noise(rows * stride, 3, 1.0), noise(rows * stride, 3, 1.0)];
                 exact.add_to(&mut sums[0], stride, isa);
                 near.add_to(&mut sums[1], stride, isa);
                 sums
@@ -243,7 +239,7 @@ mod tests {
 
     #[test]
     fn numbers_are_rounded_as_usual() {
-        for x in noise(1000, 4).into_iter().chain([0.0, -0.0, f32::MAX, f32::INFINITY, f32::MIN_POSITIVE, 1e-40]) {
+        for x in noise(1000, 4, 1.0).into_iter().chain([0.0, -0.0, f32::MAX, f32::INFINITY, f32::MIN_POSITIVE, 1e-40]) {
             assert_eq!(round(x), bf16::from_f32(x).to_bits(), "{x}");
         }
         assert!(bf16::from_bits(round(f32::NAN)).is_nan());

@@ -254,15 +254,11 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
-    use crate::kernels::transposed;
-
-    fn noise(len: usize, seed: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
-    }
+    use crate::kernels::{noise, transposed};
 
     /// Noise as a matrix of each type.
     fn matrices(rows: usize, columns: usize) -> Vec<DenseMatrix> {
-        let noise = noise(rows * columns, 1);
+        let noise = noise(rows * columns, 1, 1.0);
         let wide: Vec<u8> = noise.iter().flat_map(|value| value.to_le_bytes()).collect();
         let half: Vec<u8> = noise.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect();
         let brain: Vec<u8> = noise.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect();
@@ -274,7 +270,7 @@ mod tests {
     fn every_path_is_the_formula_and_gives_the_same_bits() {
         for (rows, columns) in [(1, 1), (3, 6), (16, 37), (65, 100), (150, 576)] {
             for matrix in matrices(rows, columns) {
-                let x = noise(50 * columns, 2);
+                let x = noise(50 * columns, 2, 1.0);
                 let scalar = matrix.multiply(&x, Isa::Scalar);
                 for (x, y) in x.chunks(columns).zip(scalar.chunks(rows)) {
                     for (row, y) in y.iter().enumerate() {
@@ -298,7 +294,7 @@ mod tests {
     fn rounded_products_are_the_formula_and_give_the_same_bits_in_every_batch() {
         for (rows, columns) in [(1, 1), (3, 6), (16, 37), (65, 100), (150, 576)] {
             for matrix in matrices(rows, columns) {
-                let x = noise(50 * columns, 2);
+                let x = noise(50 * columns, 2, 1.0);
                 let scalar = matrix.multiply_rounded(&x, Isa::Scalar);
                 for (x, y) in x.chunks(columns).zip(scalar.chunks(rows)) {
                     for (row, y) in y.iter().enumerate() {
@@ -322,7 +318,7 @@ mod tests {
     fn rounded_transposed_products_are_near_the_exact_ones() {
         for (rows, columns) in [(1, 1), (3, 6), (37, 16), (300, 65), (576, 100)] {
             for matrix in matrices(rows, columns) {
-                let x = noise(50 * rows, 2);
+                let x = noise(50 * rows, 2, 1.0);
                 let exact = transposed::multiply(&x, &matrix, Isa::detect());
                 let scalar = transposed::multiply_rounded(&x, &matrix, Isa::Scalar);
                 for (y, exact) in scalar.iter().zip(&exact) {
@@ -337,7 +333,7 @@ mod tests {
 
     #[test]
     fn rows_are_those_that_were_stored() {
-        let expected = noise(21 * 10, 1);
+        let expected = noise(21 * 10, 1, 1.0);
         let matrix = &matrices(21, 10)[0];
         for (row, expected) in expected.chunks(10).enumerate() {
             assert_eq!(matrix.row(row), expected);
@@ -348,7 +344,7 @@ mod tests {
     fn transposed_products_are_the_formula_and_give_the_same_bits() {
         for (rows, columns) in [(1, 1), (3, 6), (37, 16), (300, 65), (576, 100)] {
             for matrix in matrices(rows, columns) {
-                let x = noise(50 * rows, 2);
+                let x = noise(50 * rows, 2, 1.0);
                 let scalar = transposed::multiply(&x, &matrix, Isa::Scalar);
                 for (x, y) in x.chunks(rows).zip(scalar.chunks(columns)) {
                     let mut exact = vec![0f64; columns];

@@ -98,11 +98,7 @@ fn slopes(x: &[f32], out: &mut [f32], slope: impl Fn(f32) -> f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::rows;
-
-    fn noise(len: usize, seed: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 252.25 - 2.0).collect()
-    }
+    use crate::kernels::{noise, rows};
 
     /// Holds a gradient against differences of what it is of, for every number of `x`.
     fn holds(x: &[f32], of: impl Fn(&[f32]) -> Vec<f32>, weights: &[f32], gradient: &[f32]) {
@@ -124,7 +120,7 @@ mod tests {
     #[test]
     fn norms() {
         for (size, weights, centred) in [(24, 24, false), (24, 24, true), (8, 24, true), (12, 12, false)] {
-            let (x, weight, up) = (noise(48, 1), noise(weights, 2), noise(48, 3));
+            let (x, weight, up) = (noise(48, 1, 2.0), noise(weights, 2, 2.0), noise(48, 3, 2.0));
             let norm = Norm { weight: &weight, bias: None, size, centred, eps: 1e-5 };
             for isa in Isa::available() {
                 holds(&x, |x| rows::normalise(x, norm, isa), &up, &normalise(&x, &up, norm, isa));
@@ -136,8 +132,8 @@ mod tests {
     fn activations() {
         // No number is where a slope jumps.
         let smooth = |x: f32| if x.abs() < 0.05 || (x.abs() - 1.3).abs() < 0.05 { 0.3 } else { x };
-        let [x, up] = [1, 2].map(|seed| noise(40, seed).into_iter().map(smooth).collect::<Vec<_>>());
-        let weights = noise(40, 3);
+        let [x, up] = [1, 2].map(|seed| noise(40, seed, 2.0).into_iter().map(smooth).collect::<Vec<_>>());
+        let weights = noise(40, 3, 2.0);
         let clamped = Activation::ClampedSilu { slope: 1.702, limit: 1.3 };
         let usual =
             [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::ReluSquared];

@@ -50,15 +50,12 @@ fn widened(x: &[f32], columns: usize, stride: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(len: usize, seed: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
-    }
+    use crate::kernels::noise;
 
     #[test]
     fn products_are_the_formula_and_every_path_gives_the_same_bits() {
         for (rows, steps, columns) in [(1, 1, 1), (3, 8, 80), (50, 33, 8), (8, 100, 130)] {
-            let [x, y, plus] = [rows * steps, steps * columns, rows * columns].map(|len| noise(len, len));
+            let [x, y, plus] = [rows * steps, steps * columns, rows * columns].map(|len| noise(len, len, 1.0));
             let run = |plus, isa| product(&x, (&y, columns), plus, isa);
             let (sums, scalar) = (run(Some(&plus), Isa::Scalar), run(None, Isa::Scalar));
             for (i, (sum, product)) in sums.iter().zip(&scalar).enumerate() {

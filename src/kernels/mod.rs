@@ -117,3 +117,9 @@ impl Isa {
         available
     }
 }
+
+/// Numbers for tests, between ± the greatest.
+#[cfg(test)]
+fn noise(len: usize, seed: usize, greatest: f32) -> Vec<f32> {
+    (0..len).map(|i| (((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0) * greatest).collect()
+}

@@ -251,10 +251,7 @@ fn piece_len(all: usize, row_len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(len: usize, seed: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 100.0 - 5.0).collect()
-    }
+    use crate::kernels::noise;
 
     fn near(ours: &[f32], exact: impl Iterator<Item = f64>) {
         for (ours, exact) in ours.iter().zip(exact) {
@@ -275,7 +272,7 @@ mod tests {
     #[test]
     fn norms_are_the_formulas_and_every_path_gives_the_same_bits() {
         for (rows, width) in [(1, 6), (3, 48), (40, 576)] {
-            let (x, weight, bias) = (noise(rows * width, 1), noise(width, 3), noise(width, 2));
+            let (x, weight, bias) = (noise(rows * width, 1, 5.0), noise(width, 3, 5.0), noise(width, 2, 5.0));
             for (size, centred) in [(width, false), (width, true), (width / 3, true), (width / 2, false)] {
                 let norm = Norm { weight: &weight, bias: centred.then_some(&bias[..]), size, centred, eps: 1e-5 };
                 let ours = same_on_all("norm", width, |isa, rows| normalise(&x[..rows * width], norm, isa), rows);
@@ -297,7 +294,7 @@ mod tests {
     #[test]
     fn activations_and_sums_are_the_formulas_and_every_path_gives_the_same_bits() {
         let (rows, width) = (40, 576);
-        let (x, y) = (noise(rows * width, 1), noise(rows * width, 2));
+        let (x, y) = (noise(rows * width, 1, 5.0), noise(rows * width, 2, 5.0));
         let tanh = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
         type Case = (Activation, fn(f64) -> f64, f64);
         let exact: [Case; 5] = [
@@ -333,7 +330,7 @@ mod tests {
     #[test]
     fn clamped_activations_are_the_formula_and_every_path_gives_the_same_bits() {
         let (rows, width) = (40, 576);
-        let (x, up) = (noise(rows * width, 1), noise(rows * width, 2));
+        let (x, up) = (noise(rows * width, 1, 5.0), noise(rows * width, 2, 5.0));
         let activation = Activation::ClampedSilu { slope: 1.702, limit: 3.0 };
         let silu = |x: f32| {
             let x = f64::from(x).min(3.0);
@@ -352,7 +349,7 @@ mod tests {
     fn heads_turn_by_halves_or_by_neighbours() {
         // Of each head of 8 numbers 6 are turned.
         let (rows, width, head_dim, pairs) = (40, 48, 8, 3);
-        let (x, cos, sin) = (noise(rows * width, 1), noise(rows * pairs, 4), noise(rows * pairs, 5));
+        let (x, cos, sin) = (noise(rows * width, 1, 5.0), noise(rows * pairs, 4, 5.0), noise(rows * pairs, 5, 5.0));
         for by in [Pairs::Halves, Pairs::Neighbours] {
             let turn = |isa, rows: usize| {
                 let angles = (&cos[..rows * pairs], &sin[..rows * pairs]);

@@ -102,16 +102,12 @@ fn by_blocks<L: Copy + Send + Sync, F: Sync>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{affine::Affine, ggml::GgmlType, quantized::QuantMatrix};
-
-    fn noise(len: usize, seed: usize) -> Vec<f32> {
-        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
-    }
+    use crate::kernels::{affine::Affine, ggml::GgmlType, noise, quantized::QuantMatrix};
 
     #[test]
     fn quantised_matrices_take_back_what_their_rows_say() {
         let affine = |bits, rows: usize, columns: usize| {
-            let mut affine = Affine::quantized(&noise(rows * columns, 1), rows, columns, bits);
+            let mut affine = Affine::quantized(&noise(rows * columns, 1, 1.0), rows, columns, bits);
             affine.order = Some((0..columns as u32).map(|column| (column * 37 + 5) % columns as u32).collect());
             QuantMatrix::from_affine(&affine, true)
         };
@@ -120,7 +116,7 @@ mod tests {
         let floats = QuantMatrix::from_ggml(GgmlType::MXFP4, &floats, 20, 96, true);
         for matrix in [affine(4, 5, 64), affine(8, 300, 96), floats] {
             let (rows, columns) = (matrix.rows, matrix.columns);
-            let x = noise(3 * rows, 2);
+            let x = noise(3 * rows, 2, 1.0);
             for isa in Isa::available() {
                 let y = matrix.multiply_transposed(&x, false, isa);
                 for (x, y) in x.chunks(rows).zip(y.chunks(columns)) {
