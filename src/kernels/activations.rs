@@ -98,6 +98,7 @@ impl QuantRows {
     }
 
     /// The tile, which is of `T` tokens.
+    #[inline]
     pub fn tile<const T: usize>(&self, tile: usize) -> Tile<'_, T> {
         let all = words(self.columns, self.blocks);
         let (codes, scales) = self.tiles[tile * TILE * all..][..T * all].split_at(T * self.columns / GROUP);

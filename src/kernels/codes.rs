@@ -78,6 +78,7 @@ impl Codes for Looked {
 
 impl Format {
     /// The lines of a panel.
+    #[inline(always)]
     pub fn lines(self, columns: usize) -> usize {
         columns / GROUP / if self.nibbles { 2 } else { 1 }
     }
@@ -157,6 +158,7 @@ impl Factors {
         }
     }
 
+    #[inline(always)]
     pub fn panel(&self, panel: usize, blocks: usize) -> PanelFactors<'_> {
         let halves = blocks >> self.shared;
         PanelFactors {

@@ -1,20 +1,23 @@
 //! Integer dot products of a panel of quantised weights with activations.
 
+use std::ops::Range;
+
 use super::{
     Isa,
     activations::{GROUP, QuantRows, Tile},
     codes::{Codes, Panel, ROWS},
 };
 
-/// Calls with `$products` of each tile of tokens, whose number is `$T`.
+/// Calls with the products of a panel, which `$multiply` writes for a tile of tokens.
 macro_rules! for_tiles {
-    ($x:expr, $write:expr, $products:ident::<$codes:ident, $groups:ident>($panel:expr)) => {
+    ($panel:expr, $x:expr, $write:expr, $multiply:ident::<$codes:ident, $groups:ident>) => {
         for tile in 0..$x.tokens().div_ceil($crate::kernels::activations::TILE) {
             let first = tile * $crate::kernels::activations::TILE;
             macro_rules! tile_of {
                 ($tokens:expr) => {{
-                    let products = $products::<{ $tokens }, $codes, $groups>($panel, &$x.tile::<{ $tokens }>(tile));
-                    products.iter().for_each(&mut $write);
+                    let mut products = [[0f32; ROWS]; $tokens];
+                    $multiply::<{ $tokens }, $codes, $groups>($panel, &$x.tile::<{ $tokens }>(tile), &mut products);
+                    $write(&products);
                 }};
             }
             match $x.tokens() - first {
@@ -32,32 +35,36 @@ macro_rules! for_tiles {
 }
 pub(super) use for_tiles;
 
-/// Gives the products of a panel with one token after another.
-pub fn multiply_panel<C: Codes, const GROUPS: usize>(
+/// Gives the products of each panel with some tokens after others.
+pub fn multiply_panels<'a, C: Codes, const GROUPS: usize>(
     isa: Isa,
-    panel: &Panel<'_>,
+    panels: Range<usize>,
+    panel: impl Fn(usize) -> Panel<'a>,
     x: &QuantRows,
-    mut write: impl FnMut(&[f32; ROWS]),
+    mut write: impl FnMut(&[[f32; ROWS]]),
 ) {
     match isa {
-        Isa::Scalar => for_tiles!(x, write, scalar::<C, GROUPS>(panel)),
+        Isa::Scalar => panels.for_each(|i| for_tiles!(&panel(i), x, write, scalar::<C, GROUPS>)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::quantized::panel_avx2::<C, GROUPS>(panel, x, write),
+        Isa::Avx2 => super::x86::quantized::panels_avx2::<C, GROUPS>(panels, panel, x, write),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => super::x86::quantized::panel_avx512::<C, GROUPS>(panel, x, write),
+        Isa::Avx512 => super::x86::quantized::panels_avx512::<C, GROUPS>(panels, panel, x, write),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::quantized::panel_vnni::<C, GROUPS>(panel, x, write),
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::quantized::panels_vnni::<C, GROUPS>(panels, panel, x, write),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => super::arm::quantized::panel_neon::<C, GROUPS>(panel, x, write),
+        Isa::Neon => super::arm::quantized::panels_neon::<C, GROUPS>(panels, panel, x, write),
         #[cfg(target_arch = "aarch64")]
-        Isa::NeonDotprod => super::arm::quantized::panel_dotprod::<C, GROUPS>(panel, x, write),
+        Isa::NeonDotprod => super::arm::quantized::panels_dotprod::<C, GROUPS>(panels, panel, x, write),
     }
 }
 
 /// The oracle of the other paths, and the way of machines without them.
-fn scalar<const T: usize, C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &Tile<'_, T>) -> [[f32; ROWS]; T] {
+fn scalar<const T: usize, C: Codes, const GROUPS: usize>(
+    panel: &Panel<'_>,
+    x: &Tile<'_, T>,
+    sums: &mut [[f32; ROWS]; T],
+) {
     let table = panel.table.unwrap_or(&[0; 16]);
-    let mut sums = [[0f32; ROWS]; T];
     for (block, (x_scales, x)) in x.scales.iter().zip(x.codes.as_chunks::<GROUPS>().0).enumerate() {
         let scales = panel.scales.lanes(block);
         let offsets = panel.offsets.map(|offsets| offsets.lanes(block));
@@ -79,7 +86,6 @@ fn scalar<const T: usize, C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &
             }
         }
     }
-    sums
 }
 
 /// The codes of a group of columns.

@@ -104,21 +104,22 @@ pub struct Strip<'a> {
 }
 
 impl Strip<'_> {
-    /// Writes the next numbers, as many as there are columns for.
-    pub fn push(&mut self, numbers: &[f32; LANES]) {
-        assert!(self.row < self.rows && self.column < self.columns.len());
-        let len = LANES.min(self.columns.len() - self.column);
-        let at = self.first.wrapping_add(self.row * self.row_len + self.column);
-        // SAFETY: row and columns are inside what was allocated, and no other strip has them.
-        unsafe {
-            // Nearly always; and a length that compilers know takes no call.
-            if len == LANES {
-                at.cast::<[f32; LANES]>().write_unaligned(*numbers);
-            } else {
-                at.copy_from_nonoverlapping(numbers.as_ptr(), len);
+    /// Writes the next numbers of some rows, as many of each as there are columns for.
+    pub fn push(&mut self, numbers: &[[f32; LANES]]) {
+        assert!(numbers.len() <= self.rows - self.row && self.column < self.columns.len());
+        let (len, start) = (LANES.min(self.columns.len() - self.column), self.row * self.row_len + self.column);
+        for (numbers, at) in numbers.iter().zip((start..).step_by(self.row_len)) {
+            // SAFETY: rows and columns are inside what was allocated, and no other strip has them.
+            unsafe {
+                let at = self.first.add(at);
+                if len == LANES {
+                    at.cast::<[f32; LANES]>().write_unaligned(*numbers)
+                } else {
+                    copy(&numbers[..len], at)
+                }
             }
         }
-        self.row += 1;
+        self.row += numbers.len();
         if self.row == self.rows {
             (self.row, self.column) = (0, self.column + LANES);
         }
@@ -153,6 +154,17 @@ impl Strip<'_> {
     }
 }
 
+/// Copies numbers of which there are seldom any; compilers would make one call of this and of copies of a known length.
+///
+/// # Safety
+/// They may be written at `to`.
+#[cold]
+#[inline(never)]
+unsafe fn copy(numbers: &[f32], to: *mut f32) {
+    // SAFETY: passed on.
+    unsafe { to.copy_from_nonoverlapping(numbers.as_ptr(), numbers.len()) };
+}
+
 /// Matrices of `rows` rows that `task` writes strip by strip, each with the matrix's index.
 pub fn written<const N: usize>(
     rows: usize,
@@ -180,6 +192,34 @@ pub fn written<const N: usize>(
         // SAFETY: all strips were written, or this is not reached.
         unsafe { numbers.set_len(rows * columns) };
     }
+    numbers
+}
+
+/// A matrix that `task` writes in pieces, `at_once` of them in a thread: the strips of the first band of rows, then those of
+/// the next ones, which end at `ends`.
+pub fn written_in_bands(
+    ends: &[usize],
+    Strips { columns: row_len, width }: Strips,
+    at_once: usize,
+    task: impl Fn(usize, &mut Strip<'_>) + Sync,
+) -> Vec<f32> {
+    assert!(ends.is_sorted());
+    let rows = ends.last().copied().unwrap_or(0);
+    let (across, mut numbers) = (row_len.div_ceil(width), Vec::<f32>::with_capacity(rows * row_len));
+    let (matrix, count) = (Pieces(numbers.as_mut_ptr()), ends.len() * across);
+    for_each(count.div_ceil(at_once), |some| {
+        for i in some * at_once..count.min((some + 1) * at_once) {
+            let (band, start) = (i / across, i % across * width);
+            let row = if band == 0 { 0 } else { ends[band - 1] };
+            let (first, columns) = (matrix.at(row * row_len + start), start..row_len.min(start + width));
+            let rows = ends[band] - row;
+            let mut strip = Strip { columns, first, row_len, rows, row: 0, column: 0, borrowed: PhantomData };
+            task(i, &mut strip);
+            assert!(strip.is_written());
+        }
+    });
+    // SAFETY: all pieces were written, or this is not reached.
+    unsafe { numbers.set_len(rows * row_len) };
     numbers
 }
 
@@ -235,8 +275,9 @@ mod tests {
         for rows in [0, 1, 5, 48] {
             let write = |_, strip: &mut Strip<'_>| {
                 for column in strip.columns.clone().step_by(LANES) {
-                    for row in 0..rows {
-                        strip.push(&std::array::from_fn(|lane| (row * 100 + column + lane) as f32));
+                    let numbers = |row| std::array::from_fn(|lane| (row * 100 + column + lane) as f32);
+                    for two in (0..rows).map(numbers).collect::<Vec<_>>().chunks(2) {
+                        strip.push(two);
                     }
                 }
             };
@@ -258,6 +299,17 @@ mod tests {
                     strip.write(&alone);
                 });
                 assert_eq!(at_once, whole(64));
+                let by_band = |at_once| {
+                    written_in_bands(&[rows / 3, rows / 2, rows], strips[0], at_once, |i, strip| {
+                        let first = [0, rows / 3, rows / 2][i / 2] * 39;
+                        let whole = whole(39);
+                        let rows: Vec<_> = whole[first..].chunks(39).take(strip.rows).collect();
+                        strip.write(
+                            &rows.iter().flat_map(|row| row[strip.columns.clone()].to_vec()).collect::<Vec<_>>(),
+                        );
+                    })
+                };
+                assert_eq!([1, 4].map(by_band), [whole(39), whole(39)]);
                 assert_eq!(summed(rows, Strips { columns: 7, width: 3 }, 2, sum), whole(7));
                 let counted = filled(rows, 3, |part, piece: &mut [usize]| {
                     piece.iter_mut().enumerate().for_each(|(i, number)| *number += part * 3 + i);

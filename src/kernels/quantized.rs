@@ -13,7 +13,7 @@ use super::{
     activations::{GROUP, QuantRows, WORK, keep_what_rounding_loses},
     affine::Affine,
     codes::{Bytes, Codes, Factors, FiveBits, Line, Looked, Nibbles, Panel, PanelFactors, ROWS, SixBits},
-    dots::multiply_panel,
+    dots::multiply_panels,
     ggml::{Format, GgmlType, Stored},
     panels::LANES,
     pieces::{Strip, Strips, for_chunks_mut, written},
@@ -204,6 +204,7 @@ impl QuantMatrix {
     }
 
     /// As `panel`, if it is known how many blocks a row has: there are many panels, and divisions are slow.
+    #[inline(always)]
     fn panel_of(&self, panel: usize, blocks: usize) -> Panel<'_> {
         let lines = self.format.lines(self.columns);
         let planes = self.columns / GROUP * self.format.planes;
@@ -255,10 +256,14 @@ impl QuantMatrix {
 
     fn multiply_strip_as<C: Codes, const GROUPS: usize>(&self, x: &QuantRows, isa: Isa, out: &mut Strip<'_>) {
         x.prefetch();
-        for panel in out.columns.start / ROWS..out.columns.end.div_ceil(ROWS) {
-            let panel = self.panel_of(panel, x.blocks());
-            multiply_panel::<C, GROUPS>(isa, &panel, x, |products| out.push(products));
-        }
+        let panels = out.columns.start / ROWS..out.columns.end.div_ceil(ROWS);
+        multiply_panels::<C, GROUPS>(
+            isa,
+            panels,
+            |panel| self.panel_of(panel, x.blocks()),
+            x,
+            |products| out.push(products),
+        );
     }
 }
 

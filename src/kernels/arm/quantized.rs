@@ -1,4 +1,7 @@
-use std::arch::{aarch64::*, asm};
+use std::{
+    arch::{aarch64::*, asm},
+    ops::Range,
+};
 
 use crate::kernels::{
     activations::{GROUP, QuantRows, Tile},
@@ -10,38 +13,43 @@ use crate::kernels::{
 /// Rows in a register: 4 codes of each, or a sum.
 const LANES: usize = 4;
 
-/// Defines a function that does as `dots::multiply_panel`.
-macro_rules! panel {
+/// Defines a function that does as `dots::multiply_panels`.
+macro_rules! panels {
     ($(#[$doc:meta])* $name:ident, $features:literal, $dot:ty) => {
         $(#[$doc])*
-        pub fn $name<C: Codes, const GROUPS: usize>(
-            panel: &Panel<'_>,
+        pub fn $name<'a, C: Codes, const GROUPS: usize>(
+            panels: Range<usize>,
+            panel: impl Fn(usize) -> Panel<'a>,
             x: &QuantRows,
-            mut write: impl FnMut(&[f32; ROWS]),
+            mut write: impl FnMut(&[[f32; ROWS]]),
         ) {
             #[target_feature(enable = $features)]
-            unsafe fn products<const T: usize, C: Codes, const GROUPS: usize>(
+            unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize>(
                 panel: &Panel<'_>,
                 x: &Tile<'_, T>,
-            ) -> [[f32; ROWS]; T] {
+                products: &mut [[f32; ROWS]; T],
+            ) {
                 // SAFETY: passed on.
-                unsafe { tile::<$dot, T, C, GROUPS>(panel, x) }
+                unsafe { tile::<$dot, T, C, GROUPS>(panel, x, products) }
             }
-            check::<C, GROUPS>(panel, x.blocks());
-            // SAFETY: the `Isa` exists only where its features were detected, and `check` made sure that every slice
-            // holds all blocks.
-            unsafe { for_tiles!(x, write, products::<C, GROUPS>(panel)) }
+            for i in panels {
+                let panel = panel(i);
+                check::<C, GROUPS>(&panel, x.blocks());
+                // SAFETY: the `Isa` exists only where its features were detected, and `check` made sure that every slice
+                // holds all blocks.
+                unsafe { for_tiles!(&panel, x, write, multiply::<C, GROUPS>) }
+            }
         }
     };
 }
 
-panel! {
+panels! {
     /// The machine must have NEON.
-    panel_neon, "neon", Pairs
+    panels_neon, "neon", Pairs
 }
-panel! {
+panels! {
     /// The machine must have NEON and its dot products.
-    panel_dotprod, "neon,dotprod", Dotprod
+    panels_dotprod, "neon,dotprod", Dotprod
 }
 
 /// # Safety
@@ -50,19 +58,18 @@ panel! {
 unsafe fn tile<D: Dot, const T: usize, C: Codes, const GROUPS: usize>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
-) -> [[f32; ROWS]; T] {
-    let mut products = [[0f32; ROWS]; T];
+    products: &mut [[f32; ROWS]; T],
+) {
     // SAFETY: passed on; the parts are those of a panel.
     unsafe {
         if T <= 2 {
-            rows::<D, T, C, GROUPS, 4>(panel, x, 0, &mut products);
+            rows::<D, T, C, GROUPS, 4>(panel, x, 0, products);
         } else {
             // Sums of all rows would not fit into the registers.
-            rows::<D, T, C, GROUPS, 2>(panel, x, 0, &mut products);
-            rows::<D, T, C, GROUPS, 2>(panel, x, ROWS / 2, &mut products);
+            rows::<D, T, C, GROUPS, 2>(panel, x, 0, products);
+            rows::<D, T, C, GROUPS, 2>(panel, x, ROWS / 2, products);
         }
     }
-    products
 }
 
 /// `N` registers of rows from `first` on.

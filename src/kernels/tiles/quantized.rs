@@ -1,6 +1,7 @@
 use crate::kernels::codes::{Codes, Panel};
 
 /// Every slice holds these blocks.
+#[inline]
 pub fn check<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, blocks: usize) {
     let groups = blocks * GROUPS;
     assert!(!C::TABLE || (C::NIBBLES && panel.table.is_some()));

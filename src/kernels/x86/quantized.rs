@@ -1,4 +1,4 @@
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, ops::Range};
 
 use crate::kernels::{
     activations::{GROUP, QuantRows, Tile},
@@ -12,53 +12,47 @@ const AHEAD: usize = 160;
 /// A line in a fixed-point number of lines.
 const LINE: usize = 1 << 16;
 
-/// As `dots::multiply_panel`. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
-pub fn panel_avx2<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &QuantRows, write: impl FnMut(&[f32; ROWS])) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn all<C: Codes, const GROUPS: usize>(
-        panel: &Panel<'_>,
-        x: &QuantRows,
-        mut write: impl FnMut(&[f32; ROWS]),
-    ) {
-        // SAFETY: passed on.
-        unsafe { for_tiles!(x, write, avx2::<C, GROUPS>(panel)) }
-    }
-    check::<C, GROUPS>(panel, x.blocks());
-    // SAFETY: `Isa::Avx2` exists only where AVX2, FMA and F16C were detected, and `check` made sure that every slice
-    // holds all blocks.
-    unsafe { all::<C, GROUPS>(panel, x, write) }
-}
-
-/// Defines a function as `dots::multiply_panel`, for machines of AVX-512 with some features.
-macro_rules! panel_avx512 {
-    ($name:ident, $features:literal, $vnni:literal) => {
-        pub fn $name<C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &QuantRows, write: impl FnMut(&[f32; ROWS])) {
+/// Defines a function as `dots::multiply_panels`, for machines of some features, out of one for a tile.
+macro_rules! panels {
+    ($name:ident, $features:literal, $tile:ident::<T, C, GROUPS $(, $vnni:literal)?>) => {
+        pub fn $name<'a, C: Codes, const GROUPS: usize>(
+            panels: Range<usize>,
+            panel: impl Fn(usize) -> Panel<'a>,
+            x: &QuantRows,
+            write: impl FnMut(&[[f32; ROWS]]),
+        ) {
             #[target_feature(enable = $features)]
             unsafe fn tile<const T: usize, C: Codes, const GROUPS: usize>(
                 panel: &Panel<'_>,
                 x: &Tile<'_, T>,
-            ) -> [[f32; ROWS]; T] {
-                // SAFETY: passed on.
-                unsafe { avx512::<T, C, GROUPS, $vnni>(panel, x) }
-            }
-            #[target_feature(enable = $features)]
-            unsafe fn all<C: Codes, const GROUPS: usize>(
-                panel: &Panel<'_>,
-                x: &QuantRows,
-                mut write: impl FnMut(&[f32; ROWS]),
+                products: &mut [[f32; ROWS]; T],
             ) {
                 // SAFETY: passed on.
-                unsafe { for_tiles!(x, write, tile::<C, GROUPS>(panel)) }
+                unsafe { $tile::<T, C, GROUPS $(, $vnni)?>(panel, x, products) }
             }
-            check::<C, GROUPS>(panel, x.blocks());
-            // SAFETY: `Isa` names an instruction set only where its features were detected, and `check` passed.
-            unsafe { all::<C, GROUPS>(panel, x, write) }
+            #[target_feature(enable = $features)]
+            unsafe fn all<'a, C: Codes, const GROUPS: usize>(
+                panels: Range<usize>,
+                panel: impl Fn(usize) -> Panel<'a>,
+                x: &QuantRows,
+                mut write: impl FnMut(&[[f32; ROWS]]),
+            ) {
+                for i in panels {
+                    let panel = panel(i);
+                    check::<C, GROUPS>(&panel, x.blocks());
+                    // SAFETY: the features are passed on, and `check` made sure that every slice holds all blocks.
+                    unsafe { for_tiles!(&panel, x, write, tile::<C, GROUPS>) }
+                }
+            }
+            // SAFETY: `Isa` names an instruction set only where its features were detected.
+            unsafe { all::<C, GROUPS>(panels, panel, x, write) }
         }
     };
 }
 
-panel_avx512!(panel_avx512, "avx512f,avx512bw", false);
-panel_avx512!(panel_vnni, "avx512f,avx512bw,avx512vnni", true);
+panels!(panels_avx2, "avx2,fma,f16c", avx2::<T, C, GROUPS>);
+panels!(panels_avx512, "avx512f,avx512bw", avx512::<T, C, GROUPS, false>);
+panels!(panels_vnni, "avx512f,avx512bw,avx512vnni", avx512::<T, C, GROUPS, true>);
 
 /// # Safety
 /// AVX-512 is there, with VNNI if it is to be used, and `check` passed.
@@ -66,7 +60,8 @@ panel_avx512!(panel_vnni, "avx512f,avx512bw,avx512vnni", true);
 unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
-) -> [[f32; ROWS]; T] {
+    products: &mut [[f32; ROWS]; T],
+) {
     let table = panel.table.unwrap_or(&[0; 16]);
     // Each tile asks for its share of what comes next, so that memory is busy during all of them.
     let lines = panel.codes.len();
@@ -119,11 +114,9 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool
                 }
             }
         }
-        let mut products = [[0f32; ROWS]; T];
         for t in 0..T {
             _mm512_storeu_ps(products[t].as_mut_ptr(), sums[t]);
         }
-        products
     }
 }
 
@@ -192,13 +185,15 @@ unsafe fn lanes_avx512(factors: &PanelFactors<'_>, block: usize) -> __m512 {
 /// # Safety
 /// AVX2, FMA and F16C are there, and `check` passed.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2<const T: usize, C: Codes, const GROUPS: usize>(panel: &Panel<'_>, x: &Tile<'_, T>) -> [[f32; ROWS]; T] {
-    let mut products = [[0f32; ROWS]; T];
+unsafe fn avx2<const T: usize, C: Codes, const GROUPS: usize>(
+    panel: &Panel<'_>,
+    x: &Tile<'_, T>,
+    products: &mut [[f32; ROWS]; T],
+) {
     for first in [0, ROWS / 2] {
         // SAFETY: passed on; both halves of a panel have 8 rows.
-        unsafe { avx2_half::<T, C, GROUPS>(panel, x, first, &mut products) }
+        unsafe { avx2_half::<T, C, GROUPS>(panel, x, first, products) }
     }
-    products
 }
 
 /// The rows `first` to `first + 8`.
