@@ -174,10 +174,8 @@ impl Attention {
             .map(|span| Sequence { rows: span.len, context_len: span.context_len, blocks: &span.blocks })
             .collect();
         let out = with_f32(queries, |queries| {
-            let mut out = vec![0f32; queries.len()];
             let scoring = Scoring { sinks: self.sinks.as_deref(), ..self.scoring };
-            attend(&sequences, queries, cache, scoring, self.isa, &mut out);
-            out
+            attend(&sequences, queries, cache, scoring, self.isa)
         })?;
         Tensor::from_vec(out, queries.shape(), queries.device())
     }

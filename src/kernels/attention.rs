@@ -1,11 +1,13 @@
-use std::ops::Range;
+use std::{cell::RefCell, mem::take, ops::Range};
+
+use smallvec::SmallVec;
 
 use super::{
     Isa,
     math::exp,
     paged_cache::{BLOCK_TOKENS, Heads, PagedCache},
     panels::{Element, LANES, Product, prefetch, with_elements},
-    pieces,
+    pieces::{self, Strips, written_in_bands},
     rows::cap,
     team,
 };
@@ -16,6 +18,8 @@ const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
 const PART_BLOCKS: usize = 16;
 /// Blocks whose keys, or values, go through the queries together.
 const BLOCKS_AT_ONCE: usize = 4;
+/// Panels of values that go through at once without an allocation: those of heads of 128 numbers.
+const PANELS: usize = BLOCKS_AT_ONCE * 128 / LANES;
 /// Rows times query heads that go through a part of the keys and values together.
 const TILE_QUERIES: usize = 24;
 /// Multiply-adds below which a second thread costs more than it saves.
@@ -57,7 +61,7 @@ pub struct Sequence<'a> {
     pub blocks: &'a [u32],
 }
 
-/// `softmax(scale * q Kᵀ) V` for each row and head. `queries` and `out` are
+/// `softmax(scale * q Kᵀ) V` for each row and head. `queries` and the result are
 /// `[rows, num_heads * head_dim]`, the rows of one sequence after those of another.
 pub fn attend(
     sequences: &[Sequence<'_>],
@@ -65,161 +69,206 @@ pub fn attend(
     cache: &PagedCache,
     scoring: Scoring<'_>,
     isa: Isa,
-    out: &mut [f32],
-) {
+) -> Vec<f32> {
     let heads = cache.heads;
     let seen = |sequence: &Sequence<'_>| sequence.context_len.min(scoring.window.unwrap_or(usize::MAX));
     let work: usize = sequences.iter().map(|sequence| sequence.rows * seen(sequence)).sum();
-    let parallel = work * heads.num_heads * heads.head_dim >= PARALLEL_WORK;
+    let bands = bands(heads, sequences);
+    let ends: Vec<usize> = bands.iter().map(|band| band.start + band.rows).collect();
+    let strips = Strips { columns: heads.num_heads * heads.head_dim, width: heads.group() * heads.head_dim };
+    let count = bands.len() * heads.num_kv_heads;
     with_elements!(&cache.elements, elements => {
-        let mut tiles = tiles((heads, scoring, isa), sequences, queries, elements, out);
-        if !parallel {
-            for (tile, out) in &mut tiles {
-                let parts = tile.parts().map(|part| tile.attend_part(part)).collect();
-                tile.write(Part::merged(parts), out);
-            }
-        } else if tiles.len() >= team::threads() * TILES_EACH {
-            pieces::for_each_mut(&mut tiles, |_, (tile, out)| {
-                let parts = tile.parts().map(|part| tile.attend_part(part)).collect();
-                tile.write(Part::merged(parts), out);
+        let tile = |i: usize| {
+            let (band, kv_head) = (bands[i / heads.num_kv_heads], i % heads.num_kv_heads);
+            Tile { heads, scoring, kv_head, band, queries, elements, isa }
+        };
+        let parallel = work * heads.num_heads * heads.head_dim >= PARALLEL_WORK;
+        if !parallel || count >= team::threads() * TILES_EACH {
+            let at_once = if parallel { 1 } else { count };
+            return written_in_bands(&ends, strips, at_once, |i, strip| {
+                let next = (i + 1 < count).then(|| tile(i + 1));
+                Work::with(|work| strip.write(tile(i).attend(next, work)));
             });
-        } else {
-            let all: Vec<(&Tile<_>, usize)> =
-                tiles.iter().flat_map(|(tile, _)| tile.parts().map(move |part| (tile, part))).collect();
-            let mut parts = pieces::map(&all, |_, (tile, part)| tile.attend_part(*part)).into_iter();
-            for (tile, out) in &mut tiles {
-                tile.write(Part::merged(parts.by_ref().take(tile.parts().len()).collect()), out);
-            }
         }
-    });
+        let of = |i: usize| tile(i).parts().map(move |part| (i, part));
+        let all: Vec<(usize, usize)> = (0..count).flat_map(of).collect();
+        let parts = pieces::map(&all, |index, (i, part)| {
+            let ahead = all.get(index + 1).map(|(i, part)| (tile(*i), *part));
+            let ahead = ahead.as_ref().map(|(tile, part)| (tile, *part));
+            Work::with(|work| {
+                tile(*i).attend_part(*part, ahead, work);
+                take(&mut work.part)
+            })
+        });
+        written_in_bands(&ends, strips, count, |i, strip| {
+            let first = all.partition_point(|(tile, _)| *tile < i);
+            Work::with(|work| {
+                work.whole.clear();
+                parts[first..][..tile(i).parts().len()].iter().for_each(|part| work.whole.merge(part));
+                strip.write(tile(i).finish(work));
+            });
+        })
+    })
 }
 
-/// Rows of one sequence with the query heads that share a key/value head. Each key and value is read
-/// once for all of them.
+/// Rows of one sequence that go through its keys and values together.
+#[derive(Clone, Copy)]
+struct Band<'a> {
+    /// Where they begin among all rows.
+    start: usize,
+    rows: usize,
+    /// Keys up to that of the first row; each row after it has one more.
+    first_context: usize,
+    /// Whether these are the first rows of the sequence in this pass.
+    first: bool,
+    blocks: &'a [u32],
+}
+
+fn bands<'a>(heads: Heads, sequences: &[Sequence<'a>]) -> Vec<Band<'a>> {
+    let band_rows = (TILE_QUERIES / heads.group()).max(1);
+    let (mut bands, mut start) = (Vec::with_capacity(sequences.len()), 0);
+    for sequence in sequences {
+        for row in (0..sequence.rows).step_by(band_rows) {
+            let rows = band_rows.min(sequence.rows - row);
+            let first_context = sequence.context_len - sequence.rows + row + 1;
+            bands.push(Band { start, rows, first_context, first: row == 0, blocks: sequence.blocks });
+            start += rows;
+        }
+    }
+    bands
+}
+
+/// A band with the query heads that share a key/value head. Each key and value is read once for all of them.
 struct Tile<'a, T> {
     heads: Heads,
     scoring: Scoring<'a>,
     kv_head: usize,
-    /// Keys up to that of the first row; each row after it has one more.
-    first_context: usize,
-    rows: usize,
-    /// Whether these are the first rows of the sequence in this pass.
-    first: bool,
-    blocks: &'a [u32],
-    /// All from those of the first row on.
+    band: Band<'a>,
+    /// Those of all rows.
     queries: &'a [f32],
     elements: &'a [T],
     isa: Isa,
 }
 
-/// All tiles, each with where its rows go.
-fn tiles<'a, T: Element>(
-    (heads, scoring, isa): (Heads, Scoring<'a>, Isa),
-    sequences: &[Sequence<'a>],
-    mut queries: &'a [f32],
-    elements: &'a [T],
-    out: &'a mut [f32],
-) -> Vec<(Tile<'a, T>, Vec<&'a mut [f32]>)> {
-    let mut groups = out.chunks_exact_mut(heads.group() * heads.head_dim);
-    let mut tiles = Vec::new();
-    for sequence in sequences {
-        let tile_rows = (TILE_QUERIES / heads.group()).max(1);
-        for start in (0..sequence.rows).step_by(tile_rows) {
-            let rows = tile_rows.min(sequence.rows - start);
-            let first_context = sequence.context_len - sequence.rows + start + 1;
-            let tile = |kv_head| {
-                let (first, blocks) = (start == 0, sequence.blocks);
-                Tile { heads, scoring, kv_head, first_context, rows, first, blocks, queries, elements, isa }
-            };
-            let first = tiles.len();
-            tiles.extend((0..heads.num_kv_heads).map(|kv_head| (tile(kv_head), Vec::with_capacity(rows))));
-            for _ in 0..rows {
-                tiles[first..].iter_mut().zip(&mut groups).for_each(|((_, tile), out)| tile.push(out));
-            }
-            queries = &queries[rows * heads.num_heads * heads.head_dim..];
+/// What a thread computes in, kept for its next tiles.
+#[derive(Default)]
+struct Work {
+    /// `[rows, group, head_dim]`, times the scale.
+    queries: Vec<f32>,
+    /// Scores, then weights, `[queries, keys]`.
+    weights: Vec<f32>,
+    part: Part,
+    whole: Part,
+    /// `[rows, group, head_dim]`.
+    out: Vec<f32>,
+}
+
+impl Work {
+    fn with<R>(work: impl FnOnce(&mut Self) -> R) -> R {
+        thread_local! {
+            static WORK: RefCell<Work> = RefCell::default();
         }
+        WORK.with_borrow_mut(work)
     }
-    tiles
+}
+
+/// Makes it as long, of zeros.
+fn zero(numbers: &mut Vec<f32>, len: usize) {
+    numbers.clear();
+    numbers.resize(len, 0.0);
 }
 
 impl<T: Element> Tile<'_, T> {
     /// The parts that any row attends to.
     fn parts(&self) -> Range<usize> {
-        self.seen(0, 0, usize::MAX).start / PART_TOKENS..(self.first_context + self.rows - 1).div_ceil(PART_TOKENS)
+        let Band { first_context, rows, .. } = self.band;
+        self.seen(0, 0, usize::MAX).start / PART_TOKENS..(first_context + rows - 1).div_ceil(PART_TOKENS)
     }
 
     /// The keys of the sequence's block `block`, and the values with what the last panel reads after them.
     fn block(&self, block: usize) -> (&[T], &[T]) {
         let len = self.heads.elements_per_block();
-        let index = self.blocks[block] as usize * self.heads.num_kv_heads + self.kv_head;
+        let index = self.band.blocks[block] as usize * self.heads.num_kv_heads + self.kv_head;
         self.elements[2 * index * len..][..2 * len + LANES].split_at(len)
-    }
-
-    /// Times the scale, `[rows, group, head_dim]`.
-    fn scaled_queries(&self) -> Vec<f32> {
-        let Heads { num_heads, head_dim, .. } = self.heads;
-        let group_len = self.heads.group() * head_dim;
-        let mut scaled = Vec::with_capacity(self.rows * group_len);
-        for row in self.queries.chunks(num_heads * head_dim).take(self.rows) {
-            let queries = &row[self.kv_head * group_len..][..group_len];
-            scaled.extend(queries.iter().map(|query| query * self.scoring.scale));
-        }
-        scaled
     }
 
     /// Asks for keys or values that are read soon. Those of the first rows come from far; the other tiles of
     /// a prompt find them near.
     fn prefetch(&self, elements: &[T]) {
-        if self.first {
+        if self.band.first {
             prefetch(elements);
         }
     }
 
     /// Which of the `len` keys from position `start` on row `row` attends to.
     fn seen(&self, row: usize, start: usize, len: usize) -> Range<usize> {
-        let context = self.first_context + row;
+        let context = self.band.first_context + row;
         let first = context.saturating_sub(self.scoring.window.unwrap_or(usize::MAX));
         let end = context.saturating_sub(start).min(len);
         first.saturating_sub(start).min(end)..end
     }
 
-    /// Attends to the keys of one part alone.
-    fn attend_part(&self, part: usize) -> Part {
+    /// The blocks of a part that any row attends to.
+    fn blocks(&self, part: usize) -> Range<usize> {
         let from = self.seen(0, part * PART_TOKENS, PART_TOKENS).start;
-        let to = self.seen(self.rows - 1, part * PART_TOKENS, PART_TOKENS).end;
+        let to = self.seen(self.band.rows - 1, part * PART_TOKENS, PART_TOKENS).end;
         let first = part * PART_BLOCKS;
-        let blocks = first + from / BLOCK_TOKENS..first + to.div_ceil(BLOCK_TOKENS);
+        first + from / BLOCK_TOKENS..first + to.div_ceil(BLOCK_TOKENS)
+    }
+
+    /// What all rows attend to, `[rows, group, head_dim]`. It asks for what the `next` tile begins with.
+    fn attend<'a>(&self, next: Option<Self>, work: &'a mut Work) -> &'a [f32] {
+        let parts = self.parts();
+        let first = next.as_ref().map(|next| next.parts().start);
+        work.whole.clear();
+        for part in parts.clone() {
+            let ahead = if part + 1 < parts.end { Some((self, part + 1)) } else { next.as_ref().zip(first) };
+            self.attend_part(part, ahead, work);
+            work.whole.merge(&work.part);
+        }
+        self.finish(work)
+    }
+
+    /// Attends to the keys of one part alone, and asks for those of a tile's part that come after them.
+    fn attend_part(&self, part: usize, ahead: Option<(&Self, usize)>, work: &mut Work) {
+        let blocks = self.blocks(part);
         let (start, width) = (blocks.start * BLOCK_TOKENS, blocks.len() * BLOCK_TOKENS);
-        let mut weights = self.scores(blocks.clone());
-        let softmax = |(query, scores): (usize, &mut [f32])| {
+        self.score(blocks.clone(), work);
+        let Work { weights, part: Part { softmaxes, values }, .. } = work;
+        softmaxes.clear();
+        softmaxes.extend(weights.chunks_exact_mut(width).enumerate().map(|(query, scores)| {
             let seen = self.seen(query / self.heads.group(), start, width);
             if let Some(alibi) = self.scoring.alibi {
                 self.add_biases(query, &mut scores[seen.clone()], start + seen.start, alibi);
             }
             softmax(scores, seen, self.scoring.softcap, self.isa)
-        };
-        let softmaxes: Vec<Softmax> = weights.chunks_exact_mut(width).enumerate().map(softmax).collect();
-        let mut values = vec![0f32; softmaxes.len() * self.heads.padded_dim()];
+        }));
+        zero(values, softmaxes.len() * self.heads.padded_dim());
         // What a row does not see may be anything, even no number: a weight of zero is not enough.
         let is_whole = |block: &usize| {
             let all = 0..BLOCK_TOKENS;
-            [0, self.rows - 1].iter().all(|row| self.seen(*row, block * BLOCK_TOKENS, BLOCK_TOKENS) == all)
+            [0, self.band.rows - 1].iter().all(|row| self.seen(*row, block * BLOCK_TOKENS, BLOCK_TOKENS) == all)
         };
+        let ahead = ahead.map(|(tile, part)| (tile, tile.blocks(part)));
         let of = |block: usize| &weights[(block - blocks.start) * BLOCK_TOKENS..];
         let mut block = blocks.start;
         while block < blocks.end {
             let whole = (block..blocks.end).take(BLOCKS_AT_ONCE).take_while(is_whole).count();
+            let next = block + whole.max(1);
+            if let Some((tile, theirs)) = &ahead {
+                let share = |block: usize| theirs.start + (block - blocks.start) * theirs.len() / blocks.len();
+                (share(block)..share(next)).for_each(|block| tile.prefetch(tile.block(block).0));
+            }
             if whole > 0 {
-                self.add_values(block..block + whole, (0, self.rows), 0..BLOCK_TOKENS, (of(block), width), &mut values);
+                self.add_values(block..next, (0, self.band.rows), 0..BLOCK_TOKENS, (of(block), width), values);
             } else {
-                for row in 0..self.rows {
+                for row in 0..self.band.rows {
                     let seen = self.seen(row, block * BLOCK_TOKENS, BLOCK_TOKENS);
-                    self.add_values(block..block + 1, (row, 1), seen, (of(block), width), &mut values);
+                    self.add_values(block..next, (row, 1), seen, (of(block), width), values);
                 }
             }
-            block += whole.max(1);
+            block = next;
         }
-        Part { softmaxes, values }
     }
 
     /// Adds linear biases to the scores of a query and the keys from position `start` on.
@@ -227,34 +276,42 @@ impl<T: Element> Tile<'_, T> {
         let Heads { num_heads, .. } = self.heads;
         let (row, head) = (query / self.heads.group(), query % self.heads.group());
         let slope = alibi * slope(self.kv_head * self.heads.group() + head, num_heads);
-        let own = self.first_context + row - 1;
+        let own = self.band.first_context + row - 1;
         for (score, position) in scores.iter_mut().zip(start..) {
             *score -= slope * (own - position) as f32;
         }
     }
 
-    /// The dot products of all queries and the keys of these blocks, `[queries, keys]`.
-    fn scores(&self, blocks: Range<usize>) -> Vec<f32> {
-        let Heads { head_dim, .. } = self.heads;
-        let rows = self.rows * self.heads.group();
+    /// The dot products of all queries and the keys of these blocks.
+    fn score(&self, blocks: Range<usize>, Work { queries, weights, .. }: &mut Work) {
+        let Heads { num_heads, head_dim, .. } = self.heads;
+        let (group_len, rows) = (self.heads.group() * head_dim, self.band.rows * self.heads.group());
+        queries.clear();
+        for row in self.queries.chunks(num_heads * head_dim).skip(self.band.start).take(self.band.rows) {
+            let row = &row[self.kv_head * group_len..][..group_len];
+            queries.extend(row.iter().map(|query| query * self.scoring.scale));
+        }
         let width = blocks.len() * BLOCK_TOKENS;
-        let (queries, mut scores) = (self.scaled_queries(), vec![0f32; rows * width]);
-        let blocks: Vec<(&[T], &[T])> = blocks.map(|block| self.block(block)).collect();
-        for (index, some) in blocks.chunks(BLOCKS_AT_ONCE).enumerate() {
-            some.iter().for_each(|(_, values)| self.prefetch(values));
-            let panels: Vec<&[T]> = some.iter().map(|(keys, _)| *keys).collect();
+        zero(weights, rows * width);
+        for (index, first) in blocks.clone().step_by(BLOCKS_AT_ONCE).enumerate() {
+            let mut panels: [&[T]; BLOCKS_AT_ONCE] = [&[]; BLOCKS_AT_ONCE];
+            let count = BLOCKS_AT_ONCE.min(blocks.end - first);
+            for (panel, block) in panels.iter_mut().zip(first..first + count) {
+                let (keys, values) = self.block(block);
+                self.prefetch(values);
+                *panel = keys;
+            }
             let product = Product {
-                factors: &queries,
+                factors: queries,
                 factor_stride: head_dim,
                 rows,
                 pieces: 1,
                 steps: head_dim,
-                panels: &panels,
+                panels: &panels[..count],
                 panel_stride: BLOCK_TOKENS,
             };
-            product.add_to(&mut scores[index * BLOCKS_AT_ONCE * BLOCK_TOKENS..], width, self.isa);
+            product.add_to(&mut weights[index * BLOCKS_AT_ONCE * BLOCK_TOKENS..], width, self.isa);
         }
-        scores
     }
 
     /// For some rows adds the values that these keys have in each of some blocks, times their weights.
@@ -271,14 +328,12 @@ impl<T: Element> Tile<'_, T> {
         }
         let (group, head_dim, padded_dim) = (self.heads.group(), self.heads.head_dim, self.heads.padded_dim());
         let pieces = blocks.len();
-        let mut panels = Vec::with_capacity(pieces * padded_dim / LANES);
-        for block in blocks {
-            if block + PART_BLOCKS < self.blocks.len() {
-                self.prefetch(self.block(block + PART_BLOCKS).0);
-            }
-            let values = &self.block(block).1[keys.start * head_dim..];
-            panels.extend((0..head_dim).step_by(LANES).map(|at| &values[at..]));
-        }
+        let panels: SmallVec<[&[T]; PANELS]> = blocks
+            .flat_map(|block| {
+                let values = &self.block(block).1[keys.start * head_dim..];
+                (0..head_dim).step_by(LANES).map(|at| &values[at..])
+            })
+            .collect();
         let product = Product {
             factors: &weights[row * group * weight_stride + keys.start..],
             factor_stride: weight_stride,
@@ -291,23 +346,23 @@ impl<T: Element> Tile<'_, T> {
         product.add_to(&mut sums[row * group * padded_dim..], padded_dim, self.isa);
     }
 
-    /// Writes the rows that all parts together give.
-    fn write(&self, whole: Part, out: &mut [&mut [f32]]) {
+    /// The rows that all parts together give.
+    fn finish<'a>(&self, Work { whole, out, .. }: &'a mut Work) -> &'a [f32] {
         let Heads { head_dim, .. } = self.heads;
-        let values = whole.values.chunks_exact(self.heads.padded_dim());
-        let heads = out.iter_mut().flat_map(|out| out.chunks_exact_mut(head_dim));
+        out.clear();
         let first_head = self.kv_head * self.heads.group();
-        for (query, ((out, values), Softmax { max, sum })) in heads.zip(values).zip(whole.softmaxes).enumerate() {
+        let values = whole.values.chunks_exact(self.heads.padded_dim());
+        for (query, (Softmax { max, sum }, values)) in whole.softmaxes.iter().zip(values).enumerate() {
             let head = first_head + query % self.heads.group();
             let sum = sum + self.scoring.sinks.map_or(0.0, |sinks| exp(sinks[head] - max));
-            for (out, value) in out.iter_mut().zip(values) {
-                *out = value / sum;
-            }
+            out.extend(values[..head_dim].iter().map(|value| value / sum));
         }
+        out
     }
 }
 
 /// What the keys of a part give, before the division by the sum of their weights.
+#[derive(Default)]
 struct Part {
     /// `[queries]`.
     softmaxes: Vec<Softmax>,
@@ -324,16 +379,19 @@ struct Softmax {
 }
 
 impl Part {
-    fn merged(parts: Vec<Self>) -> Self {
-        let merge = |mut whole: Self, part: Self| {
-            whole.merge(&part);
-            whole
-        };
-        parts.into_iter().reduce(merge).unwrap_or(Self { softmaxes: Vec::new(), values: Vec::new() })
+    /// As before the first part.
+    fn clear(&mut self) {
+        self.softmaxes.clear();
+        self.values.clear();
     }
 
     /// Takes in the next part.
     fn merge(&mut self, part: &Self) {
+        if self.softmaxes.is_empty() {
+            self.softmaxes.extend_from_slice(&part.softmaxes);
+            self.values.extend_from_slice(&part.values);
+            return;
+        }
         let dim = self.values.len() / self.softmaxes.len();
         let values = self.values.chunks_exact_mut(dim).zip(part.values.chunks_exact(dim));
         for ((softmax, next), (values, next_values)) in self.softmaxes.iter_mut().zip(&part.softmaxes).zip(values) {
@@ -438,12 +496,11 @@ mod tests {
         /// All rows, in chunks of these lengths.
         fn attend(&self, chunks: &[usize], scoring: Scoring<'_>, isa: Isa) -> Vec<f32> {
             let width = self.heads.num_heads * self.heads.head_dim;
-            let mut out = vec![0f32; self.queries.len()];
-            let mut start = 0;
+            let (mut out, mut start) = (Vec::new(), 0);
             for rows in chunks {
                 let sequence = Sequence { rows: *rows, context_len: start + rows, blocks: &self.blocks };
                 let range = start * width..(start + rows) * width;
-                attend(&[sequence], &self.queries[range.clone()], &self.cache, scoring, isa, &mut out[range]);
+                out.extend(attend(&[sequence], &self.queries[range], &self.cache, scoring, isa));
                 start += rows;
             }
             assert_eq!(start, self.context_len);
@@ -539,9 +596,8 @@ mod tests {
                 .into_iter()
                 .flat_map(|rows| case.queries[rows.start * 96..rows.end * 96].to_vec())
                 .collect();
-            let mut out = vec![0f32; queries.len()];
             let batch = [prefix(1, 270), prefix(100, 600), prefix(5, 5)];
-            attend(&batch, &queries, &case.cache, scoring, isa, &mut out);
+            let out = attend(&batch, &queries, &case.cache, scoring, isa);
             assert_eq!(out[..96], whole[269 * 96..270 * 96]);
             assert_eq!(out[96..101 * 96], whole[500 * 96..]);
             assert_eq!(out[101 * 96..], whole[..5 * 96]);
@@ -562,9 +618,8 @@ mod tests {
         for (element_type, greatest) in [(ElementType::F16, 65504.0), (ElementType::Bf16, half::bf16::MAX.to_f32())] {
             let mut cache = PagedCache::new(heads, 1, element_type).unwrap();
             cache.store(0..1, &[0.0; 16], &[-3.4e38; 16]);
-            let mut out = [0f32; 16];
             let sequence = Sequence { rows: 1, context_len: 1, blocks: &[0] };
-            attend(&[sequence], &[0.0; 16], &cache, scorings(16)[0], Isa::detect(), &mut out);
+            let out = attend(&[sequence], &[0.0; 16], &cache, scorings(16)[0], Isa::detect());
             assert_eq!(out, [-greatest; 16]);
         }
     }

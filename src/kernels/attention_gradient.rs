@@ -29,7 +29,6 @@ pub struct Sequences<'a> {
 /// shape, and keys and values, `[rows, num_kv_heads * head_dim]`.
 pub fn forward(sequences: Sequences<'_>, [queries, keys, values]: [&[f32]; 3], isa: Isa) -> Vec<f32> {
     let Sequences { lens, heads, scoring } = sequences;
-    let mut out = vec![0f32; queries.len()];
     let blocks: usize = lens.iter().map(|len| len.div_ceil(BLOCK_TOKENS)).sum();
     let ids: Vec<u32> = (0..blocks as u32).collect();
     let mut cache = PagedCache::new(heads, blocks, ElementType::F32).expect("as much memory as the keys take");
@@ -41,8 +40,7 @@ pub fn forward(sequences: Sequences<'_>, [queries, keys, values]: [&[f32]; 3], i
         first += blocks;
     }
     cache.store(slots.into_iter(), keys, values);
-    attend(&in_blocks, queries, &cache, scoring, isa, &mut out);
-    out
+    attend(&in_blocks, queries, &cache, scoring, isa)
 }
 
 /// The gradients by queries, keys and values, from the result of `forward` and its gradient.
