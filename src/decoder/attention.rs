@@ -4,7 +4,7 @@ use candle_core::{D, Result, Tensor};
 
 use super::{
     Batch, Pass, Span, Spec, Watch,
-    kv_cache::{BLOCK_TOKENS, LayerCache},
+    kv_cache::{BLOCK_TOKENS, Cached, LayerCache},
     linear::Linear,
     load::Loader,
     norm::Norm,
@@ -13,9 +13,9 @@ use super::{
 };
 use crate::kernels::{
     Isa,
-    attention::{Scoring, Sequence, attend, slope},
+    attention::{Scoring, attend, slope},
     attention_gradient::{self, Sequences},
-    paged_cache::{Heads, PagedCache},
+    paged_cache::{Heads, Held},
 };
 
 /// The attention of a layer with its projections.
@@ -135,7 +135,7 @@ impl Attention {
 
     /// What attends to the keys and values, which a cache has got already, and to those before. Without a cache
     /// sequences are whole, and the result is differentiable.
-    pub fn finish(&self, projected: &Projected, pass: &Pass<'_>, cache: Option<&LayerCache>) -> Result<Tensor> {
+    pub fn finish(&self, projected: &Projected, pass: &Pass<'_>, cache: Option<Cached<'_>>) -> Result<Tensor> {
         let Projected { queries, keys, values } = projected;
         let attended = match cache {
             Some(cache) => self.attend(pass.batch, queries, cache)?,
@@ -158,25 +158,20 @@ impl Attention {
 
     /// Attends from `queries`, `[rows, num_heads * head_dim]`, to the cached keys and values of each
     /// row's own sequence up to the row's position. Same shape back.
-    fn attend(&self, batch: &Batch, queries: &Tensor, cache: &LayerCache) -> Result<Tensor> {
+    fn attend(&self, batch: &Batch, queries: &Tensor, cache: Cached<'_>) -> Result<Tensor> {
         match cache {
-            LayerCache::Paged(cache) => self.paged(batch, queries, cache),
-            LayerCache::Tensors { keys, values } => {
+            Cached::Layer(LayerCache::Paged(cache)) => self.paged(queries, cache.held(&batch.sequences())),
+            Cached::Apart(cache) => self.paged(queries, cache.held()),
+            Cached::Layer(LayerCache::Tensors { keys, values }) => {
                 let spans = batch.spans.iter().map(|span| self.gathered(span, queries, keys, values));
                 Tensor::cat(&spans.collect::<Result<Vec<_>>>()?, 0)
             }
         }
     }
 
-    fn paged(&self, batch: &Batch, queries: &Tensor, cache: &PagedCache) -> Result<Tensor> {
-        let spans = batch.spans.iter();
-        let sequences: Vec<Sequence<'_>> = spans
-            .map(|span| Sequence { rows: span.len, context_len: span.context_len, blocks: &span.blocks })
-            .collect();
-        let out = with_f32(queries, |queries| {
-            let scoring = Scoring { sinks: self.sinks.as_deref(), ..self.scoring };
-            attend(&sequences, queries, cache, scoring, self.isa)
-        })?;
+    fn paged(&self, queries: &Tensor, held: Held<'_>) -> Result<Tensor> {
+        let scoring = Scoring { sinks: self.sinks.as_deref(), ..self.scoring };
+        let out = with_f32(queries, |queries| attend(held, queries, scoring, self.isa))?;
         Tensor::from_vec(out, queries.shape(), queries.device())
     }
 

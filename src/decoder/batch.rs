@@ -1,6 +1,7 @@
 use std::{ops::Range, sync::Arc};
 
 use super::Adapter;
+use crate::kernels::paged_cache::Sequence;
 
 /// The tokens of one forward pass: pieces of many sequences side by side, without padding.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +19,12 @@ pub struct Batch {
 impl Batch {
     pub fn rows(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// What its sequences hold in a cache.
+    pub fn sequences(&self) -> Vec<Sequence<'_>> {
+        let spans = self.spans.iter();
+        spans.map(|span| Sequence { rows: span.len, context_len: span.context_len, blocks: &span.blocks }).collect()
     }
 
     /// Some of its rows.

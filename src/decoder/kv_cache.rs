@@ -4,7 +4,7 @@ use super::{Batch, Spec, op::with_f32};
 use crate::{
     Error,
     kernels::{
-        paged_cache::{Heads, PagedCache},
+        paged_cache::{Apart, Groups, PagedCache},
         panels::ElementType,
     },
 };
@@ -14,6 +14,13 @@ pub use crate::kernels::paged_cache::BLOCK_TOKENS;
 /// Keys and values of all layers, in slots that sequences hold block by block.
 pub struct KvCache {
     layers: Vec<LayerCache>,
+}
+
+/// Where a pass finds the keys and values of a layer.
+#[derive(Clone, Copy)]
+pub enum Cached<'a> {
+    Layer(&'a LayerCache),
+    Apart(&'a Apart<'a>),
 }
 
 /// One layer's keys and values.
@@ -34,21 +41,30 @@ impl KvCache {
     /// The memory one block takes.
     pub fn block_bytes(spec: &Spec, dtype: DType) -> usize {
         // Sizes that no tensor has been held against yet may be absurd.
-        let Heads { num_kv_heads, head_dim, .. } = spec.heads();
-        let sizes = [2, spec.num_layers(), num_kv_heads, head_dim, BLOCK_TOKENS, dtype.size_in_bytes()];
+        let sizes = [spec.num_layers(), spec.heads().block_len(), dtype.size_in_bytes()];
         sizes.into_iter().fold(1, usize::saturating_mul)
     }
 
     pub fn layers(&mut self) -> &mut [LayerCache] {
         &mut self.layers
     }
+
+    /// What each group of sequences has of its own in each layer; `None` for devices without our own kernels.
+    pub fn apart<'a>(&'a mut self, groups: &'a Groups<'a>) -> Option<Vec<Vec<Apart<'a>>>> {
+        let mut all: Vec<Vec<Apart<'_>>> = (0..groups.len()).map(|_| Vec::new()).collect();
+        for layer in &mut self.layers {
+            let LayerCache::Paged(cache) = layer else { return None };
+            all.iter_mut().zip(cache.apart(groups)).for_each(|(own, layer)| own.push(layer));
+        }
+        Some(all)
+    }
 }
 
 impl LayerCache {
     fn new(spec: &Spec, blocks: usize, dtype: DType, device: &Device) -> crate::Result<Self> {
         if !device.is_cpu() {
-            let Heads { num_kv_heads, head_dim, .. } = spec.heads();
-            let shape = (blocks * BLOCK_TOKENS, num_kv_heads * head_dim);
+            let heads = spec.heads();
+            let shape = (blocks * BLOCK_TOKENS, heads.num_kv_heads * heads.head_dim);
             let zeros = || Tensor::zeros(shape, dtype, device);
             return Ok(Self::Tensors { keys: zeros()?, values: zeros()? });
         }
@@ -65,11 +81,8 @@ impl LayerCache {
     pub fn store(&mut self, batch: &Batch, keys: &Tensor, values: &Tensor) -> Result<()> {
         match self {
             Self::Paged(cache) => {
-                let slots = batch.spans.iter().flat_map(|span| {
-                    let positions = &batch.positions[span.start..span.start + span.len];
-                    positions.iter().map(|position| span.slot(*position as usize, BLOCK_TOKENS))
-                });
-                with_f32(keys, |keys| with_f32(values, |values| cache.store(slots, keys, values)))?
+                let sequences = batch.sequences();
+                with_f32(keys, |keys| with_f32(values, |values| cache.store(&sequences, keys, values)))?
             }
             Self::Tensors { keys: cached_keys, values: cached_values } => {
                 set_slots(cached_keys, batch, keys)?;

@@ -3,7 +3,7 @@ use candle_core::{Result, Tensor};
 use super::{
     Pass, Spec,
     attention::{Attention, Projected},
-    kv_cache::LayerCache,
+    kv_cache::Cached,
     linear::add,
     load::Loader,
     mlp::Mlp,
@@ -86,7 +86,7 @@ impl Layer {
     }
 
     /// The rest. Without a cache sequences are whole, and the result is differentiable.
-    pub fn finish(&self, x: &Tensor, begun: &Begun, pass: &Pass<'_>, cache: Option<&LayerCache>) -> Result<Tensor> {
+    pub fn finish(&self, x: &Tensor, begun: &Begun, pass: &Pass<'_>, cache: Option<Cached<'_>>) -> Result<Tensor> {
         let attention = self.attention.finish(&begun.projected, pass, cache)?;
         let sum = self.add(x, &attention, self.attention_out_norm.as_ref())?;
         let mlp_in = match (&self.mlp_norm, self.parallel) {

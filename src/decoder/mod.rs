@@ -16,7 +16,9 @@ mod op;
 mod pass;
 mod rope;
 mod router;
+mod run;
 mod spec;
+mod split;
 mod tape;
 mod trained;
 mod watch;
@@ -28,8 +30,8 @@ use candle_core::{DType, Device, Tensor};
 pub use arch::spec;
 pub use batch::{Batch, Span};
 pub use kv_cache::BLOCK_TOKENS;
-use kv_cache::{KvCache, LayerCache};
-use layer::{Begun, Layer};
+use kv_cache::KvCache;
+use layer::Layer;
 use linear::{Embedding, Linear};
 use load::Loader;
 use lora::{AdaptedRows, Surveyor};
@@ -40,20 +42,16 @@ pub use pass::Pass;
 use rope::Rope;
 use spec::HeadSpec;
 pub use spec::Spec;
+use split::Choice;
 pub use tape::Tape;
 pub use trained::Trained;
 pub use watch::Watch;
 
 use crate::{
     Error, Quantize, Result,
-    kernels::{Isa, paged_cache::Heads, pieces, rows::scale_and_cap, team},
+    kernels::{Isa, paged_cache::Heads, rows::scale_and_cap},
     weights::Checkpoint,
 };
-
-/// The rows of a tile are a multiple of this.
-const TILE_ROWS: usize = 16;
-/// Tiles that a thread has, so that all threads end together.
-const TILES_EACH: usize = 8;
 
 /// What the engine runs: a forward pass over a packed batch.
 pub trait Forward: Send {
@@ -79,6 +77,7 @@ pub trait Forward: Send {
 pub struct Decoder {
     network: Arc<Network>,
     cache: KvCache,
+    choice: Choice,
 }
 
 /// The weights and what is computed with them.
@@ -170,7 +169,7 @@ impl Decoder {
             spec: spec.clone(),
         };
         let cache = KvCache::new(&spec, *cache_blocks, *cache_dtype, device)?;
-        Ok(Self { network: Arc::new(network), cache })
+        Ok(Self { network: Arc::new(network), cache, choice: Choice::default() })
     }
 
     /// The weights, which do not change.
@@ -299,80 +298,6 @@ impl Network {
         self.ropes.iter().map(|rope| rope.regime(prompt_len, len)).max().unwrap_or(0)
     }
 
-    /// Stores the keys and values of a batch and gives what its last layer does to the rows that are sampled, if any are:
-    /// `[rows, hidden]`.
-    fn hidden(&self, batch: &Batch, cache: &mut KvCache) -> candle_core::Result<Option<Tensor>> {
-        let hidden = match self.tiles(batch) {
-            Some(tiles) => self.through(&tiles, cache)?,
-            None => self.through(std::slice::from_ref(batch), cache)?,
-        };
-        Ok(match hidden.as_slice() {
-            [] => None,
-            [hidden] => Some(hidden.clone()),
-            parts => Some(Tensor::cat(parts, 0)?),
-        })
-    }
-
-    /// A batch in tiles that threads take through layers side by side, if that is faster than to share each operation.
-    fn tiles(&self, batch: &Batch) -> Option<Vec<Batch>> {
-        let (rows, threads) = (batch.rows(), team::threads());
-        let worthwhile = threads > 1 && rows >= 2 * threads * TILE_ROWS;
-        if !worthwhile || !self.is_on_cpu() || !self.layers.iter().all(Layer::is_small) {
-            return None;
-        }
-        let len = rows.div_ceil(threads * TILES_EACH).next_multiple_of(TILE_ROWS);
-        Some((0..rows).step_by(len).map(|start| batch.part(start..rows.min(start + len))).collect())
-    }
-
-    /// Takes batches, which are parts of one, through all layers, the last one only with rows that are sampled.
-    fn through(&self, batches: &[Batch], cache: &mut KvCache) -> candle_core::Result<Vec<Tensor>> {
-        let passes = batches.iter().map(|batch| self.pass(batch, AdaptedRows::of(batch)));
-        let passes = passes.collect::<candle_core::Result<Vec<_>>>()?;
-        let begin = |x: Tensor, layer: usize, pass: &Pass<'_>| {
-            let begun = self.layers[layer].begin(&x, pass)?;
-            Ok::<_, candle_core::Error>((x, begun))
-        };
-        let begun = pieces::map(&passes, |_, pass| begin(self.embed(pass.batch)?, 0, pass));
-        let mut begun = begun.into_iter().collect::<candle_core::Result<Vec<_>>>()?;
-        for (index, (layer, cache)) in self.layers.iter().zip(cache.layers()).enumerate() {
-            for (pass, (_, Begun { projected, .. })) in passes.iter().zip(&begun) {
-                cache.store(pass.batch, &projected.keys, &projected.values)?;
-            }
-            let cache = &*cache;
-            if index + 1 == self.layers.len() {
-                let hidden = pieces::map(&passes, |i, pass| self.finish_sampled(layer, &begun[i], pass, cache));
-                return hidden.into_iter().filter_map(Result::transpose).collect();
-            }
-            let next = pieces::map(&passes, |i, pass| {
-                let (x, begun) = &begun[i];
-                begin(layer.finish(x, begun, pass, Some(cache))?, index + 1, pass)
-            });
-            begun = next.into_iter().collect::<candle_core::Result<_>>()?;
-        }
-        Ok(Vec::new())
-    }
-
-    /// What a layer does to the rows that are sampled, if any are.
-    fn finish_sampled(
-        &self,
-        layer: &Layer,
-        (x, begun): &(Tensor, Begun),
-        pass: &Pass<'_>,
-        cache: &LayerCache,
-    ) -> candle_core::Result<Option<Tensor>> {
-        let batch = pass.batch;
-        if batch.sampled.is_empty() {
-            return Ok(None);
-        }
-        if batch.sampled.len() == batch.rows() {
-            return layer.finish(x, begun, pass, Some(cache)).map(Some);
-        }
-        let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
-        let sampled = batch.of_sampled();
-        let pass = self.pass(&sampled, AdaptedRows::of(&sampled))?;
-        layer.finish(&x.index_select(&rows, 0)?, &begun.select(&rows)?, &pass, Some(cache)).map(Some)
-    }
-
     /// What the head takes.
     pub fn before_head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
         let x = match &self.norm {
@@ -400,12 +325,12 @@ impl Network {
 
 impl Forward for Decoder {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        let Self { network, cache } = self;
+        let Self { network, cache, choice } = self;
         let vocab_size = network.spec.vocab_size;
         if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
             return Err(Error::internal(format!("token {token} is not in a vocabulary of {vocab_size}")));
         }
-        match network.hidden(batch, cache)? {
+        match network.hidden(batch, cache, choice)? {
             Some(hidden) => Ok(network.logits(&hidden, batch)?),
             None => Ok(Vec::new()),
         }

@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use super::{
     Isa,
     math::exp,
-    paged_cache::{BLOCK_TOKENS, Heads, PagedCache},
+    paged_cache::{BLOCK_TOKENS, Blocks, Heads, Held, Sequence},
     panels::{Element, LANES, Product, prefetch, with_elements},
     pieces::{self, Strips, written_in_bands},
     rows::cap,
@@ -50,37 +50,24 @@ pub fn slope(head: usize, num_heads: usize) -> f32 {
     (-8.0 * power / whole as f64).exp2() as f32
 }
 
-/// The queries of one sequence and where its keys and values are.
-#[derive(Debug, Clone, Copy)]
-pub struct Sequence<'a> {
-    /// Rows of queries. The last one sees all keys, each one before sees one key less.
-    pub rows: usize,
-    /// Keys there are.
-    pub context_len: usize,
-    /// The cache blocks they are in.
-    pub blocks: &'a [u32],
-}
-
 /// `softmax(scale * q Kᵀ) V` for each row and head. `queries` and the result are
 /// `[rows, num_heads * head_dim]`, the rows of one sequence after those of another.
 pub fn attend(
-    sequences: &[Sequence<'_>],
+    Held { heads, sequences, blocks }: Held<'_>,
     queries: &[f32],
-    cache: &PagedCache,
     scoring: Scoring<'_>,
     isa: Isa,
 ) -> Vec<f32> {
-    let heads = cache.heads;
     let seen = |sequence: &Sequence<'_>| sequence.context_len.min(scoring.window.unwrap_or(usize::MAX));
     let work: usize = sequences.iter().map(|sequence| sequence.rows * seen(sequence)).sum();
     let bands = bands(heads, sequences);
     let ends: Vec<usize> = bands.iter().map(|band| band.start + band.rows).collect();
     let strips = Strips { columns: heads.num_heads * heads.head_dim, width: heads.group() * heads.head_dim };
     let count = bands.len() * heads.num_kv_heads;
-    with_elements!(&cache.elements, elements => {
+    with_elements!(blocks, blocks => {
         let tile = |i: usize| {
             let (band, kv_head) = (bands[i / heads.num_kv_heads], i % heads.num_kv_heads);
-            Tile { heads, scoring, kv_head, band, queries, elements, isa }
+            Tile { heads, scoring, kv_head, band, queries, held: blocks, isa }
         };
         let parallel = work * heads.num_heads * heads.head_dim >= PARALLEL_WORK;
         if !parallel || count >= team::threads() * TILES_EACH {
@@ -146,7 +133,7 @@ struct Tile<'a, T> {
     band: Band<'a>,
     /// Those of all rows.
     queries: &'a [f32],
-    elements: &'a [T],
+    held: Blocks<'a, T>,
     isa: Isa,
 }
 
@@ -187,9 +174,7 @@ impl<T: Element> Tile<'_, T> {
 
     /// The keys of the sequence's block `block`, and the values with what the last panel reads after them.
     fn block(&self, block: usize) -> (&[T], &[T]) {
-        let len = self.heads.elements_per_block();
-        let index = self.band.blocks[block] as usize * self.heads.num_kv_heads + self.kv_head;
-        self.elements[2 * index * len..][..2 * len + LANES].split_at(len)
+        self.held.get(self.band.blocks[block] as usize, self.kv_head)
     }
 
     /// Asks for keys or values that are read soon. Those of the first rows come from far; the other tiles of
@@ -453,7 +438,7 @@ pub fn softmax_lanes(scores: &mut [f32]) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{noise, panels::ElementType};
+    use crate::kernels::{noise, paged_cache::PagedCache, panels::ElementType};
 
     const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::Bf16];
 
@@ -476,19 +461,21 @@ mod tests {
             let width = heads.num_kv_heads * heads.head_dim;
             let all = 2 * count as usize * BLOCK_TOKENS;
             let mut cache = PagedCache::new(heads, all / BLOCK_TOKENS, element_type).unwrap();
-            let nan = vec![f32::NAN; all * width];
-            cache.store(0..all, &nan, &nan);
-            let rounded = |values: Vec<f32>| -> Vec<f32> {
-                match element_type {
-                    ElementType::F32 => values,
-                    ElementType::F16 => half::f16::from_f32s(&values).into_iter().map(Element::to_f32).collect(),
-                    ElementType::Bf16 => half::bf16::from_f32s(&values).into_iter().map(Element::to_f32).collect(),
-                }
+            let (nan, everywhere) = (vec![f32::NAN; all * width], (0..2 * count).collect::<Vec<_>>());
+            cache.store(&[Sequence { rows: all, context_len: all, blocks: &everywhere }], &nan, &nan);
+            fn round<T: Element>(values: &[f32]) -> Vec<f32> {
+                let mut rounded = vec![T::zeroed(); values.len()];
+                T::round(values, &mut rounded);
+                rounded.into_iter().map(Element::to_f32).collect()
+            }
+            let rounded = |values: Vec<f32>| match element_type {
+                ElementType::F32 => values,
+                ElementType::F16 => round::<half::f16>(&values),
+                ElementType::Bf16 => round::<half::bf16>(&values),
             };
             let keys = rounded(noise(context_len * width, 1, 2.0));
             let values = rounded(noise(context_len * width, 2, 2.0));
-            let slots = (0..context_len).map(|p| blocks[p / BLOCK_TOKENS] as usize * BLOCK_TOKENS + p % BLOCK_TOKENS);
-            cache.store(slots, &keys, &values);
+            cache.store(&[Sequence { rows: context_len, context_len, blocks: &blocks }], &keys, &values);
             let queries = noise(context_len * heads.num_heads * heads.head_dim, 3, 2.0);
             Self { heads, context_len, blocks, queries, keys, values, cache }
         }
@@ -500,7 +487,7 @@ mod tests {
             for rows in chunks {
                 let sequence = Sequence { rows: *rows, context_len: start + rows, blocks: &self.blocks };
                 let range = start * width..(start + rows) * width;
-                out.extend(attend(&[sequence], &self.queries[range], &self.cache, scoring, isa));
+                out.extend(attend(self.cache.held(&[sequence]), &self.queries[range], scoring, isa));
                 start += rows;
             }
             assert_eq!(start, self.context_len);
@@ -597,7 +584,7 @@ mod tests {
                 .flat_map(|rows| case.queries[rows.start * 96..rows.end * 96].to_vec())
                 .collect();
             let batch = [prefix(1, 270), prefix(100, 600), prefix(5, 5)];
-            let out = attend(&batch, &queries, &case.cache, scoring, isa);
+            let out = attend(case.cache.held(&batch), &queries, scoring, isa);
             assert_eq!(out[..96], whole[269 * 96..270 * 96]);
             assert_eq!(out[96..101 * 96], whole[500 * 96..]);
             assert_eq!(out[101 * 96..], whole[..5 * 96]);
@@ -617,9 +604,9 @@ mod tests {
         let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 16 };
         for (element_type, greatest) in [(ElementType::F16, 65504.0), (ElementType::Bf16, half::bf16::MAX.to_f32())] {
             let mut cache = PagedCache::new(heads, 1, element_type).unwrap();
-            cache.store(0..1, &[0.0; 16], &[-3.4e38; 16]);
-            let sequence = Sequence { rows: 1, context_len: 1, blocks: &[0] };
-            let out = attend(&[sequence], &[0.0; 16], &cache, scorings(16)[0], Isa::detect());
+            let sequences = [Sequence { rows: 1, context_len: 1, blocks: &[0] }];
+            cache.store(&sequences, &[0.0; 16], &[-3.4e38; 16]);
+            let out = attend(cache.held(&sequences), &[0.0; 16], scorings(16)[0], Isa::detect());
             assert_eq!(out, [-greatest; 16]);
         }
     }

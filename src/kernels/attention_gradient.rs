@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use super::{
     Isa,
-    attention::{Scoring, Sequence, attend, slope, softmax_lanes},
+    attention::{Scoring, attend, slope, softmax_lanes},
     math::{exp, tanh},
-    paged_cache::{BLOCK_TOKENS, Heads, PagedCache},
+    paged_cache::{BLOCK_TOKENS, Heads, PagedCache, Sequence},
     panels::{ElementType, LANES, Product},
     pieces::{filled, map},
 };
@@ -32,15 +32,14 @@ pub fn forward(sequences: Sequences<'_>, [queries, keys, values]: [&[f32]; 3], i
     let blocks: usize = lens.iter().map(|len| len.div_ceil(BLOCK_TOKENS)).sum();
     let ids: Vec<u32> = (0..blocks as u32).collect();
     let mut cache = PagedCache::new(heads, blocks, ElementType::F32).expect("as much memory as the keys take");
-    let (mut in_blocks, mut slots, mut first) = (Vec::new(), Vec::new(), 0);
+    let (mut in_blocks, mut first) = (Vec::new(), 0);
     for len in lens {
         let blocks = len.div_ceil(BLOCK_TOKENS);
         in_blocks.push(Sequence { rows: *len, context_len: *len, blocks: &ids[first..first + blocks] });
-        slots.extend(first * BLOCK_TOKENS..first * BLOCK_TOKENS + len);
         first += blocks;
     }
-    cache.store(slots.into_iter(), keys, values);
-    attend(&in_blocks, queries, &cache, scoring, isa)
+    cache.store(&in_blocks, keys, values);
+    attend(cache.held(&in_blocks), queries, scoring, isa)
 }
 
 /// The gradients by queries, keys and values, from the result of `forward` and its gradient.

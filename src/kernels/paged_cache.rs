@@ -1,4 +1,11 @@
-use std::mem::take;
+//! The keys and values of a layer in blocks of [`BLOCK_TOKENS`] tokens that sequences hold.
+
+#![allow(unsafe_code)]
+
+use std::{collections::HashMap, marker::PhantomData, mem::take};
+
+use bytemuck::allocation::try_zeroed_vec;
+use half::{bf16, f16};
 
 use super::{
     panels::{Element, ElementType, Elements, LANES, with_elements},
@@ -29,63 +36,237 @@ impl Heads {
         self.head_dim.next_multiple_of(LANES)
     }
 
-    /// The keys that one key/value head has in a block, or the values.
-    pub fn elements_per_block(self) -> usize {
-        BLOCK_TOKENS * self.head_dim
+    /// What one key/value head has in a block: the keys, and the values with what the last panel reads beyond them.
+    fn lens(self) -> [usize; 2] {
+        let len = BLOCK_TOKENS * self.head_dim;
+        [len, len + self.padded_dim() - self.head_dim]
+    }
+
+    /// The numbers in a block.
+    pub fn block_len(self) -> usize {
+        self.num_kv_heads.saturating_mul(self.lens().iter().sum())
     }
 }
 
-/// The keys and values of a layer in blocks of [`BLOCK_TOKENS`] tokens. In each block there is for
-/// each key/value head a panel of the keys, `[head_dim, BLOCK_TOKENS]`, and the values,
-/// `[BLOCK_TOKENS, head_dim]`.
+/// The rows that one sequence has in a pass, and where its keys and values are.
+#[derive(Debug, Clone, Copy)]
+pub struct Sequence<'a> {
+    /// The last tokens of the sequence.
+    pub rows: usize,
+    /// Tokens there are with those.
+    pub context_len: usize,
+    /// The cache blocks that hold the keys and values of all tokens, in order.
+    pub blocks: &'a [u32],
+}
+
+impl Sequence<'_> {
+    /// The slot of each row: its block, and its place in there.
+    pub fn slots(&self) -> impl Iterator<Item = (usize, usize)> {
+        let place = |position| (self.blocks[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
+        (self.context_len - self.rows..self.context_len).map(place)
+    }
+}
+
+/// The keys and values of a layer. In each block there is for each key/value head a panel of the keys,
+/// `[head_dim, BLOCK_TOKENS]`, and the values, `[BLOCK_TOKENS, head_dim]`.
 pub struct PagedCache {
-    pub heads: Heads,
-    /// After the last block comes a panel of nothing, since the last panel of values reads beyond them.
-    pub elements: Elements,
+    heads: Heads,
+    elements: Elements,
 }
 
 impl PagedCache {
     /// A cache of zeros, if there is memory for it. It is resident once used.
     pub fn new(heads: Heads, blocks: usize, element_type: ElementType) -> Option<Self> {
-        let len = blocks.checked_mul(2 * heads.num_kv_heads * heads.elements_per_block())?.checked_add(LANES)?;
+        let len = blocks.checked_mul(heads.block_len())?;
         let elements = match element_type {
-            ElementType::F32 => Elements::F32(bytemuck::allocation::try_zeroed_vec(len).ok()?),
-            ElementType::F16 => Elements::F16(bytemuck::allocation::try_zeroed_vec(len).ok()?),
-            ElementType::Bf16 => Elements::Bf16(bytemuck::allocation::try_zeroed_vec(len).ok()?),
+            ElementType::F32 => Elements::F32(try_zeroed_vec(len).ok()?),
+            ElementType::F16 => Elements::F16(try_zeroed_vec(len).ok()?),
+            ElementType::Bf16 => Elements::Bf16(try_zeroed_vec(len).ok()?),
         };
         Some(Self { heads, elements })
     }
 
-    /// Stores `keys` and `values`, `[slots, num_kv_heads * head_dim]`, in these slots.
-    pub fn store(&mut self, slots: impl Iterator<Item = usize>, keys: &[f32], values: &[f32]) {
-        with_elements!(&mut self.elements, elements => store(self.heads, elements, slots, keys, values));
+    /// Stores `keys` and `values`, `[rows, num_kv_heads * head_dim]`, of the rows of these sequences.
+    pub fn store(&mut self, sequences: &[Sequence<'_>], keys: &[f32], values: &[f32]) {
+        with_elements!(&mut self.elements, elements => store(self.heads, elements, sequences, keys, values));
+    }
+
+    /// What these sequences hold.
+    pub fn held<'a>(&'a self, sequences: &'a [Sequence<'a>]) -> Held<'a> {
+        let blocks = match &self.elements {
+            Elements::F32(elements) => Elements::F32(Blocks::of(self.heads, elements)),
+            Elements::F16(elements) => Elements::F16(Blocks::of(self.heads, elements)),
+            Elements::Bf16(elements) => Elements::Bf16(Blocks::of(self.heads, elements)),
+        };
+        Held { heads: self.heads, sequences, blocks }
+    }
+
+    /// What each group of sequences has of its own.
+    pub fn apart<'a>(&'a mut self, groups: &'a Groups<'a>) -> Vec<Apart<'a>> {
+        let heads = self.heads;
+        let blocks = match &mut self.elements {
+            Elements::F32(elements) => Elements::F32(BlocksMut::of(heads, elements)),
+            Elements::F16(elements) => Elements::F16(BlocksMut::of(heads, elements)),
+            Elements::Bf16(elements) => Elements::Bf16(BlocksMut::of(heads, elements)),
+        };
+        groups.0.iter().map(|sequences| Apart { heads, sequences, blocks }).collect()
     }
 }
 
-fn store<T: Element>(
+/// Some sequences with their keys and values.
+#[derive(Clone, Copy)]
+pub struct Held<'a> {
+    pub heads: Heads,
+    pub sequences: &'a [Sequence<'a>],
+    pub blocks: Elements<Blocks<'a, f32>, Blocks<'a, f16>, Blocks<'a, bf16>>,
+}
+
+/// Blocks of which some are read: those of the sequences of a [`Held`].
+#[derive(Clone, Copy)]
+pub struct Blocks<'a, T> {
     heads: Heads,
-    mut elements: &mut [T],
-    slots: impl Iterator<Item = usize>,
-    keys: &[f32],
-    values: &[f32],
-) {
+    first: *const T,
+    count: usize,
+    borrowed: PhantomData<&'a [T]>,
+}
+
+// SAFETY: it is a slice of which nobody changes what is read.
+unsafe impl<T: Sync> Sync for Blocks<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Send for Blocks<'_, T> {}
+
+impl<'a, T> Blocks<'a, T> {
+    fn of(heads: Heads, elements: &'a [T]) -> Self {
+        let count = elements.len() / heads.block_len();
+        Self { heads, first: elements.as_ptr(), count, borrowed: PhantomData }
+    }
+
+    /// The keys of a head in a block, and the values with what the last panel reads after them.
+    pub fn get(&self, block: usize, kv_head: usize) -> (&'a [T], &'a [T]) {
+        assert!(block < self.count && kv_head < self.heads.num_kv_heads);
+        let [keys, values] = self.heads.lens();
+        let at = block * self.heads.block_len() + kv_head * (keys + values);
+        // SAFETY: it is inside what is borrowed, and nobody writes to the blocks that sequences hold here.
+        unsafe { std::slice::from_raw_parts(self.first.add(at), keys + values) }.split_at(keys)
+    }
+}
+
+/// Blocks that several threads write to, each to others.
+struct BlocksMut<'a, T> {
+    first: *mut T,
+    count: usize,
+    borrowed: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Clone for BlocksMut<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for BlocksMut<'_, T> {}
+
+impl<'a, T> BlocksMut<'a, T> {
+    fn of(heads: Heads, elements: &'a mut [T]) -> Self {
+        let count = elements.len() / heads.block_len();
+        Self { first: elements.as_mut_ptr(), count, borrowed: PhantomData }
+    }
+
+    /// As they are read.
+    fn read(&self, heads: Heads) -> Blocks<'_, T> {
+        Blocks { heads, first: self.first, count: self.count, borrowed: PhantomData }
+    }
+}
+
+/// Groups of sequences that have nothing to do with each other: what one of them writes no other one reads.
+pub struct Groups<'a>(Vec<Vec<Sequence<'a>>>);
+
+impl<'a> Groups<'a> {
+    /// `None` if they are no such groups.
+    pub fn new(groups: Vec<Vec<Sequence<'a>>>) -> Option<Self> {
+        let mut writers = HashMap::new();
+        for (group, sequences) in groups.iter().enumerate() {
+            for (block, _) in sequences.iter().flat_map(Sequence::slots) {
+                if *writers.entry(block as u32).or_insert(group) != group {
+                    return None;
+                }
+            }
+        }
+        for (group, sequence) in groups.iter().enumerate().flat_map(|(i, group)| group.iter().map(move |one| (i, one)))
+        {
+            let read = &sequence.blocks[..sequence.context_len.div_ceil(BLOCK_TOKENS)];
+            if read.iter().any(|block| writers.get(block).is_some_and(|writer| *writer != group)) {
+                return None;
+            }
+        }
+        Some(Self(groups))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// What a group of sequences has in a cache, while other threads have what the other groups have.
+pub struct Apart<'a> {
+    heads: Heads,
+    sequences: &'a [Sequence<'a>],
+    blocks: Elements<BlocksMut<'a, f32>, BlocksMut<'a, f16>, BlocksMut<'a, bf16>>,
+}
+
+// SAFETY: `Groups` made sure that no other thread writes to the blocks of its sequences, nor reads those that are written.
+unsafe impl Send for Apart<'_> {}
+// SAFETY: without `&mut` it reads only.
+unsafe impl Sync for Apart<'_> {}
+
+impl Apart<'_> {
+    /// As [`PagedCache::store`], of its own sequences.
+    pub fn store(&mut self, keys: &[f32], values: &[f32]) {
+        let (heads, width) = (self.heads, self.heads.num_kv_heads * self.heads.head_dim);
+        let slots = self.sequences.iter().flat_map(Sequence::slots);
+        with_elements!(self.blocks, blocks => {
+            for ((block, token), (keys, values)) in slots.zip(keys.chunks(width).zip(values.chunks(width))) {
+                assert!(block < blocks.count);
+                // SAFETY: it is inside what is borrowed; its own sequences write to it, so no other group has it.
+                let block = unsafe {
+                    std::slice::from_raw_parts_mut(blocks.first.add(block * heads.block_len()), heads.block_len())
+                };
+                store_row(heads, block, token, keys, values);
+            }
+        });
+    }
+
+    /// What its sequences hold.
+    pub fn held(&self) -> Held<'_> {
+        let heads = self.heads;
+        let blocks = match &self.blocks {
+            Elements::F32(blocks) => Elements::F32(blocks.read(heads)),
+            Elements::F16(blocks) => Elements::F16(blocks.read(heads)),
+            Elements::Bf16(blocks) => Elements::Bf16(blocks.read(heads)),
+        };
+        Held { heads, sequences: self.sequences, blocks }
+    }
+}
+
+fn store<T: Element>(heads: Heads, mut elements: &mut [T], sequences: &[Sequence<'_>], keys: &[f32], values: &[f32]) {
     let width = heads.num_kv_heads * heads.head_dim;
-    let mut rows: Vec<(usize, usize)> = slots.zip(0..keys.len() / width).collect();
+    let slots = sequences.iter().flat_map(Sequence::slots);
+    let mut rows: Vec<((usize, usize), usize)> = slots.zip(0..keys.len() / width).collect();
     rows.sort_unstable();
-    let block_len = 2 * heads.num_kv_heads * heads.elements_per_block();
     let (mut blocks, mut next) = (Vec::new(), 0);
-    for rows in rows.chunk_by(|(slot, _), (next, _)| slot / BLOCK_TOKENS == next / BLOCK_TOKENS) {
-        let block = rows[0].0 / BLOCK_TOKENS;
-        let (own, after) = take(&mut elements)[(block - next) * block_len..].split_at_mut(block_len);
+    for rows in rows.chunk_by(|((block, _), _), ((other, _), _)| block == other) {
+        let ((block, _), row) = rows[0];
+        let (own, after) = take(&mut elements)[(block - next) * heads.block_len()..].split_at_mut(heads.block_len());
         (elements, next) = (after, block + 1);
-        blocks.push((own, rows));
+        blocks.push((row, own, rows));
     }
     // In the order of the rows: a sequence is attended to by the thread that has its rows, and so finds them near.
-    blocks.sort_unstable_by_key(|(_, rows)| rows[0].1);
-    let store = |(block, rows): &mut (&mut [T], &[(usize, usize)])| {
-        for (slot, row) in *rows {
-            let of_row = |numbers: &[f32]| T::from_f32s(&numbers[row * width..][..width]);
-            store_row(heads, block, slot % BLOCK_TOKENS, &of_row(keys), &of_row(values));
+    blocks.sort_unstable_by_key(|(row, ..)| *row);
+    let store = |(_, block, rows): &mut (usize, &mut [T], &[((usize, usize), usize)])| {
+        for ((_, token), row) in *rows {
+            let of_row = row * width..(row + 1) * width;
+            store_row(heads, block, *token, &keys[of_row.clone()], &values[of_row]);
         }
     };
     match keys.len() < PARALLEL_LEN {
@@ -95,14 +276,16 @@ fn store<T: Element>(
 }
 
 /// Stores what one token has for each head.
-fn store_row<T: Element>(heads: Heads, block: &mut [T], token: usize, keys: &[T], values: &[T]) {
-    let head_dim = heads.head_dim;
-    let block = block.chunks_exact_mut(2 * heads.elements_per_block());
+fn store_row<T: Element>(heads: Heads, block: &mut [T], token: usize, keys: &[f32], values: &[f32]) {
+    let (head_dim, [keys_len, values_len]) = (heads.head_dim, heads.lens());
+    let block = block.chunks_exact_mut(keys_len + values_len);
     for ((block, key), value) in block.zip(keys.chunks_exact(head_dim)).zip(values.chunks_exact(head_dim)) {
-        let (stored_keys, stored_values) = block.split_at_mut(heads.elements_per_block());
-        for (lanes, key) in stored_keys.chunks_exact_mut(BLOCK_TOKENS).zip(key) {
-            lanes[token] = *key;
+        let (stored_keys, stored_values) = block.split_at_mut(keys_len);
+        let mut rounded = [T::zeroed(); 64];
+        for (key, stored) in key.chunks(rounded.len()).zip(stored_keys.chunks_mut(rounded.len() * BLOCK_TOKENS)) {
+            T::round(key, &mut rounded[..key.len()]);
+            stored.chunks_exact_mut(BLOCK_TOKENS).zip(rounded).for_each(|(lanes, key)| lanes[token] = key);
         }
-        stored_values[token * head_dim..][..head_dim].copy_from_slice(value);
+        T::round(value, &mut stored_values[token * head_dim..][..head_dim]);
     }
 }

@@ -54,8 +54,8 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + Zeroable + 'static {
     const TYPE: ElementType;
     fn to_f32(self) -> f32;
     fn from_le_bytes(bytes: &[u8]) -> Self;
-    /// Rounded to the nearest; what is too great becomes the greatest finite number.
-    fn from_f32s(values: &[f32]) -> Vec<Self>;
+    /// Writes as many values, rounded to the nearest; what is too great becomes the greatest finite number.
+    fn round(values: &[f32], rounded: &mut [Self]);
 }
 
 impl Element for f32 {
@@ -69,8 +69,8 @@ impl Element for f32 {
         Self::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
     }
 
-    fn from_f32s(values: &[f32]) -> Vec<Self> {
-        saturated(values, f32::MAX)
+    fn round(values: &[f32], rounded: &mut [Self]) {
+        saturate(values, f32::MAX, rounded);
     }
 }
 
@@ -88,10 +88,13 @@ macro_rules! half_element {
                 Self::from_le_bytes([bytes[0], bytes[1]])
             }
 
-            fn from_f32s(values: &[f32]) -> Vec<Self> {
-                let mut converted = vec![Self::ZERO; values.len()];
-                converted.convert_from_f32_slice(&saturated(values, Self::MAX.into()));
-                converted
+            fn round(values: &[f32], rounded: &mut [Self]) {
+                let mut finite = [0f32; 64];
+                for (values, rounded) in values.chunks(finite.len()).zip(rounded.chunks_mut(finite.len())) {
+                    let finite = &mut finite[..values.len()];
+                    saturate(values, Self::MAX.into(), finite);
+                    rounded.convert_from_f32_slice(finite);
+                }
             }
         }
     };
@@ -100,15 +103,16 @@ macro_rules! half_element {
 half_element!(f16, F16);
 half_element!(bf16, Bf16);
 
-fn saturated(values: &[f32], greatest: f32) -> Vec<f32> {
-    values.iter().map(|value| value.clamp(-greatest, greatest)).collect()
+fn saturate(values: &[f32], greatest: f32, finite: &mut [f32]) {
+    values.iter().zip(finite).for_each(|(value, finite)| *finite = value.clamp(-greatest, greatest));
 }
 
-/// Numbers of one of the types.
-pub enum Elements {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
+/// Numbers of one of the types, or what has such numbers.
+#[derive(Clone, Copy)]
+pub enum Elements<A = Vec<f32>, B = Vec<f16>, C = Vec<bf16>> {
+    F32(A),
+    F16(B),
+    Bf16(C),
 }
 
 /// Does the same with each type of [`Elements`].

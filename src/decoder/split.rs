@@ -1,0 +1,146 @@
+//! How the rows of a batch are cut for threads.
+
+use std::time::Duration;
+
+use super::Batch;
+
+/// Rows that make the way through a layer worthwhile for a thread of its own.
+const TILE_ROWS: usize = 16;
+/// Tiles that a thread has, so that all threads end together.
+const TILES_EACH: usize = 8;
+/// Rows of a group, at least: as many as a kernel takes through weights at a time.
+const GROUP_ROWS: usize = 8;
+
+/// A batch in tiles that threads take through a layer side by side, if there are so many rows that this is faster than to
+/// share each operation.
+pub fn in_tiles(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
+    let rows = batch.rows();
+    if rows < 2 * threads * TILE_ROWS {
+        return None;
+    }
+    let len = rows.div_ceil(threads * TILES_EACH).next_multiple_of(TILE_ROWS);
+    Some((0..rows).step_by(len).map(|start| batch.part(start..rows.min(start + len))).collect())
+}
+
+/// A batch whose rows are all sampled in groups of whole sequences, one for each thread and none with much more than its
+/// share of the rows.
+pub fn by_sequences(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
+    let rows = batch.rows();
+    if batch.sampled.len() < rows || rows < threads * GROUP_ROWS {
+        return None;
+    }
+    let (mut groups, mut start) = (Vec::with_capacity(threads), 0);
+    let mut ends = batch.spans.iter().map(|span| span.start + span.len);
+    for group in 1..=threads {
+        // Where a sequence ends that has the last row of the share.
+        let end = ends.find(|end| *end >= rows * group / threads)?;
+        groups.push(batch.part(start..end));
+        start = end;
+    }
+    let greatest = groups.iter().map(Batch::rows).max()?;
+    (greatest * threads * 7 <= rows * 8).then_some(groups)
+}
+
+/// Whether groups of sequences are better computed apart than by all threads together, as it was lately. Together threads
+/// read weights once, but wait for each other and for what the other ones have computed. How long that takes depends on how
+/// far their cores are from each other, which on a virtual machine changes at any time.
+#[derive(Debug)]
+pub struct Choice {
+    apart: bool,
+    /// Passes since the last trial.
+    passes: usize,
+    /// What a row takes the better way, smoothed.
+    usual: Duration,
+    /// What rows of a trial have taken.
+    tried: Duration,
+}
+
+/// Passes between trials, and those of a trial. The first one finds nothing in its caches, and does not count.
+const BETWEEN: usize = 120;
+const TRIAL: usize = 4;
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self { apart: true, passes: BETWEEN - TRIAL, usual: Duration::ZERO, tried: Duration::ZERO }
+    }
+}
+
+impl Choice {
+    /// Whether the next pass is to be computed apart.
+    pub fn is_apart(&self) -> bool {
+        self.apart != (self.passes >= BETWEEN)
+    }
+
+    /// Takes note of what a row of the pass has taken.
+    pub fn took(&mut self, row: Duration) {
+        self.passes += 1;
+        match self.passes.checked_sub(BETWEEN + 1) {
+            None if self.usual.is_zero() => self.usual = row,
+            None => self.usual = (self.usual * 7 + row) / 8,
+            Some(0) => self.tried = Duration::ZERO,
+            Some(tried) => {
+                self.tried += row;
+                if tried + 1 == TRIAL {
+                    let row = self.tried / tried as u32;
+                    if row < self.usual {
+                        (self.apart, self.usual) = (!self.apart, row);
+                    }
+                    self.passes = 0;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::Span;
+
+    fn batch(lens: &[usize]) -> Batch {
+        let rows: usize = lens.iter().sum();
+        let mut start = 0;
+        let spans = lens.iter().map(|len| {
+            start += len;
+            Span { start: start - len, len: *len, context_len: 9, regime: 0, blocks: vec![0], adapter: None }
+        });
+        let spans = spans.collect();
+        let ids: Vec<u32> = (0..rows as u32).collect();
+        Batch { tokens: ids.clone(), positions: ids.clone(), spans, sampled: ids }
+    }
+
+    #[test]
+    fn groups_are_whole_sequences_of_about_as_many_rows() {
+        let rows = |lens: &[usize], threads| {
+            by_sequences(&batch(lens), threads).map(|groups| groups.iter().map(Batch::rows).collect::<Vec<_>>())
+        };
+        assert_eq!(rows(&[1; 16], 2), Some(vec![8, 8]));
+        assert_eq!(rows(&[1; 17], 2), Some(vec![8, 9]));
+        assert_eq!(rows(&[4; 12], 3), Some(vec![16; 3]));
+        assert_eq!(rows(&[1; 15], 2), None);
+        assert_eq!(rows(&[1, 1, 1, 1, 20], 2), None);
+        let mut unsampled = batch(&[1; 16]);
+        unsampled.sampled.pop();
+        assert!(by_sequences(&unsampled, 2).is_none());
+        let parts = by_sequences(&batch(&[3; 8]), 2).unwrap();
+        assert_eq!(parts.iter().flat_map(|part| part.tokens.clone()).collect::<Vec<_>>(), batch(&[3; 8]).tokens);
+    }
+
+    #[test]
+    fn what_is_faster_is_chosen_and_again_when_that_changes() {
+        let mut choice = Choice::default();
+        let mut run = |apart, together| {
+            let passes = 3 * (BETWEEN + TRIAL);
+            let chosen = (0..passes).filter(|_| {
+                let chosen = choice.is_apart();
+                choice.took(Duration::from_micros(if chosen { apart } else { together }));
+                chosen
+            });
+            (chosen.count() * 100).div_ceil(passes)
+        };
+        assert!(run(90, 100) > 90);
+        assert!(run(110, 100) < 50);
+        assert!(run(110, 100) < 10);
+        assert!(run(50, 100) > 50);
+    }
+}
