@@ -7,6 +7,9 @@ use super::{Isa, panels::LANES, pieces::filled};
 #[repr(C, align(64))]
 pub struct Line(pub [u32; LANES]);
 
+/// Rows that are tall.
+const TALL_ROWS: std::ops::RangeInclusive<usize> = 5..=31;
+
 impl Line {
     pub const ZERO: Self = Self([0; LANES]);
 }
@@ -114,6 +117,50 @@ impl<F: Factor> Product<'_, F> {
     }
 }
 
+/// Whether some rows go through a panel faster all together than with some other panels.
+pub fn is_tall(rows: usize, isa: Isa) -> bool {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => TALL_ROWS.contains(&rows),
+        _ => false,
+    }
+}
+
+/// As [`rounded`], but in tiles of `T` rows, `[tiles, pairs, rows]`; zeros fill up the last one.
+pub fn rounded_tall<const T: usize>(x: &[f32], columns: usize, isa: Isa) -> Vec<[u32; T]> {
+    let pairs = columns.div_ceil(2);
+    filled((x.len() / columns).div_ceil(T) * pairs, pairs, |tile, tall: &mut [[u32; T]]| {
+        let mut some = [0; 64];
+        for (row, x) in x[tile * T * columns..].chunks(columns).take(T).enumerate() {
+            for (x, tall) in x.chunks(2 * some.len()).zip(tall.chunks_mut(some.len())) {
+                let some = &mut some[..tall.len()];
+                compiled_for!(isa, round_row(x, some));
+                tall.iter_mut().zip(some).for_each(|(tall, pair)| tall[row] = *pair);
+            }
+        }
+    })
+}
+
+/// The products of `T` rows, `[pairs, rows]`, with a panel.
+pub fn multiply_tall<const T: usize>(panel: &[Line], x: &[[u32; T]], isa: Isa) -> [[f32; LANES]; T] {
+    let mut sums = [[0f32; LANES]; T];
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 {
+        super::x86::brain::multiply_tall(panel, x, &mut sums);
+        return sums;
+    }
+    for (line, factors) in panel.iter().zip(x) {
+        for (sums, factor) in sums.iter_mut().zip(factors) {
+            for (sum, pair) in sums.iter_mut().zip(line.0) {
+                for half in u32::ORDER {
+                    *sum = u32::half(&[*factor], half).mul_add(numbers(pair)[half], *sum);
+                }
+            }
+        }
+    }
+    sums
+}
+
 /// Of as many rows of a panel as there is space for the numbers of some columns, at most a panel's.
 pub fn widen(lines: &[Line], out: &mut [[f32; LANES]], isa: Isa) {
     match (isa, lines.first_chunk::<{ LANES / 2 }>()) {
@@ -209,7 +256,9 @@ mod tests {
                 let mut sums = [noise(rows * stride, 3, 1.0), noise(rows * stride, 3, 1.0)];
                 exact.add_to(&mut sums[0], stride, isa);
                 near.add_to(&mut sums[1], stride, isa);
-                sums
+                let tall = rounded_tall::<3>(&x, pairs * 2, isa);
+                let tall = tall.chunks(pairs).map(|x| multiply_tall(panels[0], x, isa)).collect::<Vec<_>>();
+                (sums, tall)
             };
             let scalar = run(Isa::Scalar);
             Isa::available().into_iter().for_each(|isa| assert_eq!(run(isa), scalar, "{isa:?}"));

@@ -6,9 +6,9 @@ use half::f16;
 
 use super::{
     Isa,
-    brain::{self, Line, numbers, rounded},
+    brain::{self, Line, is_tall, multiply_tall, numbers, rounded, rounded_tall},
     panels::{self, Element, ElementType, LANES},
-    pieces::{Piece, Strips, summed},
+    pieces::{Piece, Strips, summed, written},
     transposed::Unpack,
 };
 
@@ -121,12 +121,32 @@ impl DenseMatrix {
     /// instructions for it.
     pub fn multiply_rounded(&self, x: &[f32], isa: Isa) -> Vec<f32> {
         let Weights::Bf16(lines) = &self.weights else { return self.multiply(x, isa) };
-        let pairs = self.columns.div_ceil(2);
+        let (pairs, tokens) = (self.columns.div_ceil(2), x.len() / self.columns);
+        match tokens {
+            ..=8 if is_tall(tokens, isa) => return self.multiply_tall::<8>(lines, x, isa),
+            _ if is_tall(tokens, isa) => return self.multiply_tall::<16>(lines, x, isa),
+            _ => {}
+        }
         self.by_strips((lines, pairs), (&rounded(x, self.columns, isa), pairs), |panels, factors, sums| {
             let rows = factors.len() / pairs;
             let product = brain::Product { factors, factor_stride: pairs, rows, pairs, panels };
             product.add_to(sums, STRIP_ROWS, isa);
         })
+    }
+
+    /// As `multiply_rounded`, `T` tokens at a time.
+    fn multiply_tall<const T: usize>(&self, lines: &[Line], x: &[f32], isa: Isa) -> Vec<f32> {
+        let (pairs, tokens) = (self.columns.div_ceil(2), x.len() / self.columns);
+        let x = rounded_tall::<T>(x, self.columns, isa);
+        let [products] = written(tokens, [Strips { columns: self.rows, width: STRIP_ROWS }], |_, strip| {
+            let panels = lines.chunks(pairs).skip(strip.columns.start / LANES);
+            for panel in panels.take(strip.columns.len().div_ceil(LANES)) {
+                for (x, first) in x.chunks(pairs).zip((0..).step_by(T)) {
+                    strip.push(&multiply_tall::<T>(panel, x, isa)[..T.min(tokens - first)]);
+                }
+            }
+        });
+        products
     }
 
     fn multiply_by<T: Element>(&self, weights: &[T], x: &[f32], isa: Isa) -> Vec<f32> {
@@ -305,7 +325,7 @@ mod tests {
                 }
                 for isa in Isa::available() {
                     assert_eq!(matrix.multiply_rounded(&x, isa), scalar, "{isa:?}");
-                    for tokens in 1..8 {
+                    for tokens in (1..8).chain([9, 16, 17, 33]) {
                         let some = matrix.multiply_rounded(&x[columns..][..tokens * columns], isa);
                         assert_eq!(some, scalar[rows..][..tokens * rows], "{isa:?}, {tokens} tokens");
                     }

@@ -36,15 +36,14 @@ impl Heads {
         self.head_dim.next_multiple_of(LANES)
     }
 
-    /// What one key/value head has in a block: the keys, and the values with what the last panel reads beyond them.
-    fn lens(self) -> [usize; 2] {
-        let len = BLOCK_TOKENS * self.head_dim;
-        [len, len + self.padded_dim() - self.head_dim]
+    /// The keys that one key/value head has in a block, or the values.
+    fn len(self) -> usize {
+        self.head_dim.saturating_mul(BLOCK_TOKENS)
     }
 
     /// The numbers in a block.
     pub fn block_len(self) -> usize {
-        self.num_kv_heads.saturating_mul(self.lens().iter().sum())
+        self.len().saturating_mul(2).saturating_mul(self.num_kv_heads)
     }
 }
 
@@ -60,15 +59,24 @@ pub struct Sequence<'a> {
 }
 
 impl Sequence<'_> {
-    /// The slot of each row: its block, and its place in there.
-    pub fn slots(&self) -> impl Iterator<Item = (usize, usize)> {
-        let place = |position| (self.blocks[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
-        (self.context_len - self.rows..self.context_len).map(place)
+    /// Where the keys and values of each row are.
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        let slot =
+            |position| Slot { block: self.blocks[position / BLOCK_TOKENS] as usize, token: position % BLOCK_TOKENS };
+        (self.context_len - self.rows..self.context_len).map(slot)
     }
 }
 
-/// The keys and values of a layer. In each block there is for each key/value head a panel of the keys,
-/// `[head_dim, BLOCK_TOKENS]`, and the values, `[BLOCK_TOKENS, head_dim]`.
+/// The place of a token.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Slot {
+    block: usize,
+    /// In the block.
+    token: usize,
+}
+
+/// The keys and values of a layer. In each block there are for each key/value head the values, `[BLOCK_TOKENS, head_dim]`,
+/// beyond which their last panel may be read, and so after them the keys, a panel `[head_dim, BLOCK_TOKENS]`.
 pub struct PagedCache {
     heads: Heads,
     elements: Elements,
@@ -144,10 +152,11 @@ impl<'a, T> Blocks<'a, T> {
     /// The keys of a head in a block, and the values with what the last panel reads after them.
     pub fn get(&self, block: usize, kv_head: usize) -> (&'a [T], &'a [T]) {
         assert!(block < self.count && kv_head < self.heads.num_kv_heads);
-        let [keys, values] = self.heads.lens();
-        let at = block * self.heads.block_len() + kv_head * (keys + values);
+        let len = self.heads.len();
+        let at = block * self.heads.block_len() + 2 * kv_head * len;
         // SAFETY: it is inside what is borrowed, and nobody writes to the blocks that sequences hold here.
-        unsafe { std::slice::from_raw_parts(self.first.add(at), keys + values) }.split_at(keys)
+        let both = unsafe { std::slice::from_raw_parts(self.first.add(at), 2 * len) };
+        (&both[len..], &both[..len + self.heads.padded_dim() - self.heads.head_dim])
     }
 }
 
@@ -186,7 +195,7 @@ impl<'a> Groups<'a> {
     pub fn new(groups: Vec<Vec<Sequence<'a>>>) -> Option<Self> {
         let mut writers = HashMap::new();
         for (group, sequences) in groups.iter().enumerate() {
-            for (block, _) in sequences.iter().flat_map(Sequence::slots) {
+            for Slot { block, .. } in sequences.iter().flat_map(Sequence::slots) {
                 if *writers.entry(block as u32).or_insert(group) != group {
                     return None;
                 }
@@ -226,7 +235,7 @@ impl Apart<'_> {
         let (heads, width) = (self.heads, self.heads.num_kv_heads * self.heads.head_dim);
         let slots = self.sequences.iter().flat_map(Sequence::slots);
         with_elements!(self.blocks, blocks => {
-            for ((block, token), (keys, values)) in slots.zip(keys.chunks(width).zip(values.chunks(width))) {
+            for (Slot { block, token }, (keys, values)) in slots.zip(keys.chunks(width).zip(values.chunks(width))) {
                 assert!(block < blocks.count);
                 // SAFETY: it is inside what is borrowed; its own sequences write to it, so no other group has it.
                 let block = unsafe {
@@ -252,19 +261,19 @@ impl Apart<'_> {
 fn store<T: Element>(heads: Heads, mut elements: &mut [T], sequences: &[Sequence<'_>], keys: &[f32], values: &[f32]) {
     let width = heads.num_kv_heads * heads.head_dim;
     let slots = sequences.iter().flat_map(Sequence::slots);
-    let mut rows: Vec<((usize, usize), usize)> = slots.zip(0..keys.len() / width).collect();
+    let mut rows: Vec<(Slot, usize)> = slots.zip(0..keys.len() / width).collect();
     rows.sort_unstable();
     let (mut blocks, mut next) = (Vec::new(), 0);
-    for rows in rows.chunk_by(|((block, _), _), ((other, _), _)| block == other) {
-        let ((block, _), row) = rows[0];
+    for rows in rows.chunk_by(|(slot, _), (other, _)| slot.block == other.block) {
+        let (Slot { block, .. }, row) = rows[0];
         let (own, after) = take(&mut elements)[(block - next) * heads.block_len()..].split_at_mut(heads.block_len());
         (elements, next) = (after, block + 1);
         blocks.push((row, own, rows));
     }
     // In the order of the rows: a sequence is attended to by the thread that has its rows, and so finds them near.
     blocks.sort_unstable_by_key(|(row, ..)| *row);
-    let store = |(_, block, rows): &mut (usize, &mut [T], &[((usize, usize), usize)])| {
-        for ((_, token), row) in *rows {
+    let store = |(_, block, rows): &mut (usize, &mut [T], &[(Slot, usize)])| {
+        for (Slot { token, .. }, row) in *rows {
             let of_row = row * width..(row + 1) * width;
             store_row(heads, block, *token, &keys[of_row.clone()], &values[of_row]);
         }
@@ -277,10 +286,10 @@ fn store<T: Element>(heads: Heads, mut elements: &mut [T], sequences: &[Sequence
 
 /// Stores what one token has for each head.
 fn store_row<T: Element>(heads: Heads, block: &mut [T], token: usize, keys: &[f32], values: &[f32]) {
-    let (head_dim, [keys_len, values_len]) = (heads.head_dim, heads.lens());
-    let block = block.chunks_exact_mut(keys_len + values_len);
+    let head_dim = heads.head_dim;
+    let block = block.chunks_exact_mut(2 * heads.len());
     for ((block, key), value) in block.zip(keys.chunks_exact(head_dim)).zip(values.chunks_exact(head_dim)) {
-        let (stored_keys, stored_values) = block.split_at_mut(keys_len);
+        let (stored_values, stored_keys) = block.split_at_mut(heads.len());
         let mut rounded = [T::zeroed(); 64];
         for (key, stored) in key.chunks(rounded.len()).zip(stored_keys.chunks_mut(rounded.len() * BLOCK_TOKENS)) {
             T::round(key, &mut rounded[..key.len()]);

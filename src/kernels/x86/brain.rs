@@ -45,6 +45,33 @@ pub fn add_bf16(product: &Product<'_, u32>, sums: &mut [f32], sum_stride: usize)
     unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
 }
 
+/// As `brain::multiply_tall`. The machine must have AVX-512 BF16.
+pub fn multiply_tall<const T: usize>(panel: &[Line], x: &[[u32; T]], products: &mut [[f32; LANES]; T]) {
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn multiply<const T: usize>(panel: &[Line], x: &[[u32; T]], products: &mut [[f32; LANES]; T]) {
+        let mut sums = [_mm512_setzero_ps(); T];
+        for (line, x) in panel.iter().zip(x) {
+            // The same line of the next panel.
+            let ahead = std::ptr::from_ref(line).wrapping_add(panel.len());
+            // SAFETY: nothing is read ahead; and the machine has the instructions of the path.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                let values = Dots::values(line, 0);
+                for (sum, factor) in sums.iter_mut().zip(x) {
+                    // The factor comes last: that one the instruction takes from memory.
+                    *sum = Dots::multiply_add(values, Dots::factor(factor, 0), *sum);
+                }
+            }
+        }
+        for (products, sums) in products.iter_mut().zip(sums) {
+            // SAFETY: they are as long as a register.
+            unsafe { _mm512_storeu_ps(products.as_mut_ptr(), sums) };
+        }
+    }
+    // SAFETY: `Isa::Avx512Bf16` exists only where it was detected.
+    unsafe { multiply(panel, x, products) }
+}
+
 /// As `brain::widen`. The machine must have AVX-512F.
 pub fn widen_avx512(lines: &[Line; LANES / 2], out: &mut [[f32; LANES]]) {
     #[target_feature(enable = "avx512f")]
