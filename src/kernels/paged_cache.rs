@@ -298,3 +298,68 @@ fn store_row<T: Element>(heads: Heads, block: &mut [T], token: usize, keys: &[f3
         T::round(value, &mut stored_values[token * head_dim..][..head_dim]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::kernels::{
+        Isa,
+        attention::{Scoring, attend},
+        noise,
+    };
+
+    const SCORING: Scoring<'static> = Scoring { scale: 0.3, softcap: None, window: None, sinks: None, alibi: None };
+
+    #[test]
+    fn groups_apart_find_what_they_would_find_together() {
+        for (head_dim, element_type) in [(6, ElementType::F16), (16, ElementType::F32), (80, ElementType::Bf16)] {
+            let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim };
+            let cache = || {
+                let mut cache = PagedCache::new(heads, 6, element_type).unwrap();
+                let head = [Sequence { rows: 16, context_len: 16, blocks: &[4] }];
+                let [keys, values] = [1, 2].map(|seed| noise(16 * 2 * head_dim, seed, 1.0));
+                cache.store(&head, &keys, &values);
+                cache
+            };
+            // All have the same head.
+            let sequences: [(usize, &[u32]); 3] = [(3, &[4, 0]), (1, &[4, 5]), (4, &[4, 2])];
+            let sequences = sequences.map(|(rows, blocks)| Sequence { rows, context_len: 16 + rows, blocks });
+            let [keys, values] = [3, 4].map(|seed| noise(8 * 2 * head_dim, seed, 1.0));
+            let queries = noise(8 * 4 * head_dim, 5, 1.0);
+            let mut whole = cache();
+            whole.store(&sequences, &keys, &values);
+            let together = attend(whole.held(&sequences), &queries, SCORING, Isa::detect());
+
+            let groups = Groups::new(vec![sequences[..2].to_vec(), sequences[2..].to_vec()]).unwrap();
+            let mut shared = cache();
+            let of = |own: &mut Apart<'_>, rows: std::ops::Range<usize>| {
+                let kv = rows.start * 2 * head_dim..rows.end * 2 * head_dim;
+                own.store(&keys[kv.clone()], &values[kv]);
+                let queries = &queries[rows.start * 4 * head_dim..rows.end * 4 * head_dim];
+                attend(own.held(), queries, SCORING, Isa::detect())
+            };
+            let mut own = shared.apart(&groups);
+            let [first, second] = &mut own[..] else { panic!("two groups") };
+            let apart = thread::scope(|scope| {
+                let first = scope.spawn(|| of(first, 0..4));
+                let second = of(second, 4..8);
+                [first.join().unwrap(), second].concat()
+            });
+            assert_eq!(apart, together);
+        }
+    }
+
+    #[test]
+    fn groups_that_share_more_than_they_read_are_none() {
+        let sequence = |rows, context_len, blocks| Sequence { rows, context_len, blocks };
+        let are_apart = |one, other| Groups::new(vec![vec![one], vec![other]]).is_some();
+        assert!(are_apart(sequence(1, 17, &[0, 1]), sequence(1, 17, &[0, 2])));
+        // Blocks that are not needed yet are no matter.
+        assert!(are_apart(sequence(1, 16, &[0, 1]), sequence(1, 16, &[2, 1])));
+        assert!(!are_apart(sequence(1, 17, &[0, 1]), sequence(1, 17, &[2, 1])));
+        assert!(!are_apart(sequence(2, 17, &[0, 1]), sequence(1, 17, &[0, 2])));
+        assert!(!are_apart(sequence(1, 40, &[0, 1, 2]), sequence(1, 20, &[3, 0])));
+    }
+}
