@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use super::{
     Isa,
-    attention::{Scoring, attend, slope, softmax_lanes},
+    attention::{Scoring, attend, slope},
     math::{exp, tanh},
     paged_cache::{BLOCK_TOKENS, Heads, PagedCache, Sequence},
     panels::{ElementType, LANES, Product},
     pieces::{filled, map},
+    softmax::softmax_lanes,
 };
 
 /// Queries whose scores are there at once.

@@ -40,6 +40,7 @@ pub mod panels;
 pub mod pieces;
 pub mod quantized;
 pub mod rows;
+mod softmax;
 pub mod team;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tiles;

@@ -28,7 +28,7 @@ macro_rules! compiled {
 macro_rules! all {
     ($module:ident, $features:literal) => {
         compiled! { $module, $features:
-            fn softmax_lanes = crate::kernels::attention::softmax_lanes, (scores: &mut [f32]) -> (f32, f32);
+            fn softmax_lanes = crate::kernels::softmax::softmax_lanes, (scores: &mut [f32]) -> (f32, f32);
             fn weigh_row = crate::kernels::attention_gradient::weigh_row,
                 (row: &Row<'_>, weights: &mut [f32], slopes: &mut [f32]);
             fn normalise_piece = crate::kernels::rows::normalise_piece, (x: &[f32], norm: Norm<'_>, out: &mut [f32]);

@@ -1,0 +1,94 @@
+//! Softmax over keys that are seen part by part.
+
+use std::ops::Range;
+
+use super::{Isa, math::exp, panels::LANES, rows::cap};
+
+/// What the keys of a part give, before the division by the sum of their weights.
+#[derive(Default)]
+pub struct Part {
+    /// `[queries]`.
+    pub softmaxes: Vec<Softmax>,
+    /// `[queries, padded_dim]`.
+    pub values: Vec<f32>,
+}
+
+/// Over what the weights of a query's keys are `exp(score - max)`.
+#[derive(Debug, Clone, Copy)]
+pub struct Softmax {
+    pub max: f32,
+    /// That of the weights; zero where the query sees no key.
+    pub sum: f32,
+}
+
+impl Part {
+    /// As before the first part.
+    pub fn clear(&mut self) {
+        self.softmaxes.clear();
+        self.values.clear();
+    }
+
+    /// Takes in the next part.
+    pub fn merge(&mut self, part: &Self) {
+        if self.softmaxes.is_empty() {
+            self.softmaxes.extend_from_slice(&part.softmaxes);
+            self.values.extend_from_slice(&part.values);
+            return;
+        }
+        let dim = self.values.len() / self.softmaxes.len();
+        let values = self.values.chunks_exact_mut(dim).zip(part.values.chunks_exact(dim));
+        for ((softmax, next), (values, next_values)) in self.softmaxes.iter_mut().zip(&part.softmaxes).zip(values) {
+            if next.sum == 0.0 {
+                continue;
+            }
+            if softmax.sum == 0.0 {
+                *softmax = *next;
+                values.copy_from_slice(next_values);
+                continue;
+            }
+            let max = softmax.max.max(next.max);
+            let (ours, theirs) = (exp(softmax.max - max), exp(next.max - max));
+            for (value, next) in values.iter_mut().zip(next_values) {
+                *value = *value * ours + next * theirs;
+            }
+            *softmax = Softmax { max, sum: softmax.sum * ours + next.sum * theirs };
+        }
+    }
+}
+
+/// Turns the scores that are `seen` into weights.
+pub fn softmax(scores: &mut [f32], seen: Range<usize>, softcap: Option<f32>, isa: Isa) -> Softmax {
+    if seen.is_empty() {
+        return Softmax { max: f32::NEG_INFINITY, sum: 0.0 };
+    }
+    let lanes = seen.start / LANES * LANES;
+    let scores = &mut scores[lanes..seen.end.next_multiple_of(LANES)];
+    if let Some(softcap) = softcap {
+        compiled_for!(isa, cap(scores, softcap));
+    }
+    scores[..seen.start - lanes].fill(f32::NEG_INFINITY);
+    scores[seen.end - lanes..].fill(f32::NEG_INFINITY);
+    let (max, sum) = compiled_for!(isa, softmax_lanes(scores));
+    Softmax { max, sum }
+}
+
+/// Turns scores, whole lanes of them, into `exp(score - max)`; gives `max` and the sum.
+#[inline(always)]
+pub fn softmax_lanes(scores: &mut [f32]) -> (f32, f32) {
+    let (scores, _) = scores.as_chunks_mut::<LANES>();
+    let mut max = [f32::NEG_INFINITY; LANES];
+    for scores in scores.iter() {
+        for lane in 0..LANES {
+            max[lane] = if scores[lane] > max[lane] { scores[lane] } else { max[lane] };
+        }
+    }
+    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0f32; LANES];
+    for scores in scores {
+        for lane in 0..LANES {
+            scores[lane] = exp(scores[lane] - max);
+            sums[lane] += scores[lane];
+        }
+    }
+    (max, sums.into_iter().sum())
+}
