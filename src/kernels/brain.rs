@@ -7,9 +7,6 @@ use super::{Isa, panels::LANES, pieces::filled};
 #[repr(C, align(64))]
 pub struct Line(pub [u32; LANES]);
 
-/// Rows that are tall.
-const TALL_ROWS: std::ops::RangeInclusive<usize> = 5..=31;
-
 impl Line {
     pub const ZERO: Self = Self([0; LANES]);
 }
@@ -119,9 +116,9 @@ impl<F: Factor> Product<'_, F> {
 
 /// Whether some rows go through a panel faster all together than with some other panels.
 pub fn is_tall(rows: usize, isa: Isa) -> bool {
-    match isa {
+    match (isa, rows) {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => TALL_ROWS.contains(&rows),
+        (Isa::Avx512Bf16, 5..32) => true,
         _ => false,
     }
 }
@@ -144,16 +141,17 @@ pub fn rounded_tall<const T: usize>(x: &[f32], columns: usize, isa: Isa) -> Vec<
 /// The products of `T` rows, `[pairs, rows]`, with a panel.
 pub fn multiply_tall<const T: usize>(panel: &[Line], x: &[[u32; T]], isa: Isa) -> [[f32; LANES]; T] {
     let mut sums = [[0f32; LANES]; T];
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512Bf16 {
-        super::x86::brain::multiply_tall(panel, x, &mut sums);
-        return sums;
-    }
-    for (line, factors) in panel.iter().zip(x) {
-        for (sums, factor) in sums.iter_mut().zip(factors) {
-            for (sum, pair) in sums.iter_mut().zip(line.0) {
-                for half in u32::ORDER {
-                    *sum = u32::half(&[*factor], half).mul_add(numbers(pair)[half], *sum);
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => super::x86::brain::multiply_tall(panel, x, &mut sums),
+        _ => {
+            for (line, factors) in panel.iter().zip(x) {
+                for (sums, factor) in sums.iter_mut().zip(factors) {
+                    for (sum, pair) in sums.iter_mut().zip(line.0) {
+                        for half in u32::ORDER {
+                            *sum = u32::half(&[*factor], half).mul_add(numbers(pair)[half], *sum);
+                        }
+                    }
                 }
             }
         }
