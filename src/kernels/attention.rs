@@ -71,7 +71,7 @@ pub fn attend(
         };
         let parallel = work * heads.num_heads * heads.head_dim >= PARALLEL_WORK;
         if !parallel || count >= team::threads() * TILES_EACH {
-            let at_once = if parallel { 1 } else { count };
+            let at_once = if parallel { 1 } else { count.max(1) };
             return written_in_bands(&ends, strips, at_once, |i, strip| {
                 let next = (i + 1 < count).then(|| tile(i + 1));
                 Work::with(|work| strip.write(tile(i).attend(next, work)));
@@ -499,6 +499,7 @@ mod tests {
             assert_eq!(out[..96], whole[269 * 96..270 * 96]);
             assert_eq!(out[96..101 * 96], whole[500 * 96..]);
             assert_eq!(out[101 * 96..], whole[..5 * 96]);
+            assert!(attend(case.cache.held(&[]), &[], scoring, isa).is_empty());
         }
     }
 

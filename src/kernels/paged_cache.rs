@@ -201,10 +201,9 @@ impl<'a> Groups<'a> {
                 }
             }
         }
-        for (group, sequence) in groups.iter().enumerate().flat_map(|(i, group)| group.iter().map(move |one| (i, one)))
-        {
-            let read = &sequence.blocks[..sequence.context_len.div_ceil(BLOCK_TOKENS)];
-            if read.iter().any(|block| writers.get(block).is_some_and(|writer| *writer != group)) {
+        for (group, sequences) in groups.iter().enumerate() {
+            let read = |one: &Sequence<'a>| &one.blocks[..one.context_len.div_ceil(BLOCK_TOKENS)];
+            if sequences.iter().flat_map(read).any(|block| writers.get(block).is_some_and(|writer| *writer != group)) {
                 return None;
             }
         }
