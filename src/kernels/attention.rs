@@ -6,7 +6,7 @@ use super::{
     Isa,
     math::exp,
     paged_cache::{BLOCK_TOKENS, Blocks, Heads, Held, Sequence},
-    panels::{Element, LANES, Product, prefetch, with_elements},
+    panels::{Element, LANES, Product, with_elements},
     pieces::{self, Strips, written_in_bands},
     softmax::{Part, Softmax, softmax},
     team,
@@ -22,6 +22,8 @@ const BLOCKS_AT_ONCE: usize = 4;
 const PANELS: usize = BLOCKS_AT_ONCE * 128 / LANES;
 /// Rows times query heads that go through a part of the keys and values together.
 const TILE_QUERIES: usize = 24;
+/// The keys or values of blocks that go through at once.
+type Slices<'a, T> = SmallVec<[&'a [T]; BLOCKS_AT_ONCE]>;
 /// Multiply-adds below which a second thread costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 16;
 /// Tiles a thread has, or more, where parts of tiles are not shared.
@@ -63,10 +65,11 @@ pub fn attend(
     let bands = bands(heads, sequences);
     let ends: Vec<usize> = bands.iter().map(|band| band.start + band.rows).collect();
     let strips = Strips { columns: heads.num_heads * heads.head_dim, width: heads.group() * heads.head_dim };
-    let count = bands.len() * heads.num_kv_heads;
+    let across = heads.num_kv_heads;
+    let count = bands.len() * across;
     with_elements!(blocks, blocks => {
         let tile = |i: usize| {
-            let (band, kv_head) = (bands[i / heads.num_kv_heads], i % heads.num_kv_heads);
+            let (band, kv_head) = (bands[i / across], i % across);
             Tile { heads, scoring, kv_head, band, queries, held: blocks, isa }
         };
         let parallel = work * heads.num_heads * heads.head_dim >= PARALLEL_WORK;
@@ -77,8 +80,12 @@ pub fn attend(
                 Work::with(|work| strip.write(tile(i).attend(next, work)));
             });
         }
-        let of = |i: usize| tile(i).parts().map(move |part| (i, part));
-        let all: Vec<(usize, usize)> = (0..count).flat_map(of).collect();
+        // In the order of memory: a block has the keys and values of all heads.
+        let (mut all, mut firsts) = (Vec::new(), Vec::with_capacity(bands.len()));
+        for tiles in (0..count).step_by(across) {
+            firsts.push(all.len());
+            all.extend(tile(tiles).parts().flat_map(|part| (tiles..tiles + across).map(move |i| (i, part))));
+        }
         let parts = pieces::map(&all, |index, (i, part)| {
             let ahead = all.get(index + 1).map(|(i, part)| (tile(*i), *part));
             let ahead = ahead.as_ref().map(|(tile, part)| (tile, *part));
@@ -88,10 +95,10 @@ pub fn attend(
             })
         });
         written_in_bands(&ends, strips, count, |i, strip| {
-            let first = all.partition_point(|(tile, _)| *tile < i);
+            let of_tile = parts[firsts[i / across] + i % across..].iter().step_by(across);
             Work::with(|work| {
                 work.whole.clear();
-                parts[first..][..tile(i).parts().len()].iter().for_each(|part| work.whole.merge(part));
+                of_tile.take(tile(i).parts().len()).for_each(|part| work.whole.merge(part));
                 strip.write(tile(i).finish(work));
             });
         })
@@ -106,7 +113,8 @@ struct Band<'a> {
     rows: usize,
     /// Keys up to that of the first row; each row after it has one more.
     first_context: usize,
-    /// Whether these are the first rows of the sequence in this pass.
+    /// Whether these are the first rows of the sequence in this pass: for them keys and values come from far, the others find
+    /// them near.
     first: bool,
     blocks: &'a [u32],
 }
@@ -177,14 +185,6 @@ impl<T: Element> Tile<'_, T> {
         self.held.get(self.band.blocks[block] as usize, self.kv_head)
     }
 
-    /// Asks for keys or values that are read soon. Those of the first rows come from far; the other tiles of
-    /// a prompt find them near.
-    fn prefetch(&self, elements: &[T]) {
-        if self.band.first {
-            prefetch(elements);
-        }
-    }
-
     /// Which of the `len` keys from position `start` on row `row` attends to.
     fn seen(&self, row: usize, start: usize, len: usize) -> Range<usize> {
         let context = self.band.first_context + row;
@@ -234,22 +234,24 @@ impl<T: Element> Tile<'_, T> {
             let all = 0..BLOCK_TOKENS;
             [0, self.band.rows - 1].iter().all(|row| self.seen(*row, block * BLOCK_TOKENS, BLOCK_TOKENS) == all)
         };
-        let ahead = ahead.map(|(tile, part)| (tile, tile.blocks(part)));
+        let ahead = ahead.filter(|(tile, _)| tile.band.first).map(|(tile, part)| (tile, tile.blocks(part)));
         let of = |block: usize| &weights[(block - blocks.start) * BLOCK_TOKENS..];
         let mut block = blocks.start;
         while block < blocks.end {
             let whole = (block..blocks.end).take(BLOCKS_AT_ONCE).take_while(is_whole).count();
             let next = block + whole.max(1);
+            let mut keys = Slices::new();
             if let Some((tile, theirs)) = &ahead {
                 let share = |block: usize| theirs.start + (block - blocks.start) * theirs.len() / blocks.len();
-                (share(block)..share(next)).for_each(|block| tile.prefetch(tile.block(block).0));
+                keys.extend((share(block)..share(next)).map(|block| tile.block(block).0));
             }
+            let weights = (of(block), width);
             if whole > 0 {
-                self.add_values(block..next, (0, self.band.rows), 0..BLOCK_TOKENS, (of(block), width), values);
+                self.add_values(block..next, (0, self.band.rows), 0..BLOCK_TOKENS, weights, values, &keys);
             } else {
                 for row in 0..self.band.rows {
                     let seen = self.seen(row, block * BLOCK_TOKENS, BLOCK_TOKENS);
-                    self.add_values(block..next, (row, 1), seen, (of(block), width), values);
+                    self.add_values(block..next, (row, 1), seen, weights, values, &take(&mut keys));
                 }
             }
             block = next;
@@ -279,21 +281,18 @@ impl<T: Element> Tile<'_, T> {
         let width = blocks.len() * BLOCK_TOKENS;
         zero(weights, rows * width);
         for (index, first) in blocks.clone().step_by(BLOCKS_AT_ONCE).enumerate() {
-            let mut panels: [&[T]; BLOCKS_AT_ONCE] = [&[]; BLOCKS_AT_ONCE];
-            let count = BLOCKS_AT_ONCE.min(blocks.end - first);
-            for (panel, block) in panels.iter_mut().zip(first..first + count) {
-                let (keys, values) = self.block(block);
-                self.prefetch(values);
-                *panel = keys;
-            }
+            let at_once = first..blocks.end.min(first + BLOCKS_AT_ONCE);
+            let panels: Slices<'_, T> = at_once.clone().map(|block| self.block(block).0).collect();
+            let ahead: Slices<'_, T> = at_once.filter(|_| self.band.first).map(|block| self.block(block).1).collect();
             let product = Product {
                 factors: queries,
                 factor_stride: head_dim,
                 rows,
                 pieces: 1,
                 steps: head_dim,
-                panels: &panels[..count],
+                panels: &panels,
                 panel_stride: BLOCK_TOKENS,
+                ahead: &ahead,
             };
             product.add_to(&mut weights[index * BLOCKS_AT_ONCE * BLOCK_TOKENS..], width, self.isa);
         }
@@ -307,18 +306,18 @@ impl<T: Element> Tile<'_, T> {
         keys: Range<usize>,
         (weights, weight_stride): (&[f32], usize),
         sums: &mut [f32],
+        ahead: &[&[T]],
     ) {
         if keys.is_empty() {
             return;
         }
         let (group, head_dim, padded_dim) = (self.heads.group(), self.heads.head_dim, self.heads.padded_dim());
         let pieces = blocks.len();
-        let panels: SmallVec<[&[T]; PANELS]> = blocks
-            .flat_map(|block| {
-                let values = &self.block(block).1[keys.start * head_dim..];
-                (0..head_dim).step_by(LANES).map(|at| &values[at..])
-            })
-            .collect();
+        let mut panels = SmallVec::<[&[T]; PANELS]>::new();
+        for block in blocks {
+            let values = &self.block(block).1[keys.start * head_dim..];
+            panels.extend((0..head_dim).step_by(LANES).map(|at| &values[at..]));
+        }
         let product = Product {
             factors: &weights[row * group * weight_stride + keys.start..],
             factor_stride: weight_stride,
@@ -327,6 +326,7 @@ impl<T: Element> Tile<'_, T> {
             steps: keys.len(),
             panels: &panels,
             panel_stride: head_dim,
+            ahead,
         };
         product.add_to(&mut sums[row * group * padded_dim..], padded_dim, self.isa);
     }

@@ -138,6 +138,7 @@ impl Rows {
             steps,
             panels: &panels,
             panel_stride: right.width,
+            ahead: &[],
         };
         let width = sums.width;
         product.add_to(&mut sums.numbers[to * width..], width, isa);

@@ -161,6 +161,7 @@ impl DenseMatrix {
                 steps,
                 panels,
                 panel_stride: LANES,
+                ahead: &[],
             };
             product.add_to(sums, STRIP_ROWS, isa);
         })

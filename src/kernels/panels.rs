@@ -149,6 +149,8 @@ pub struct Product<'a, T> {
     /// `[i * panel_stride..][..LANES]` of it.
     pub panels: &'a [&'a [T]],
     pub panel_stride: usize,
+    /// What is read soon after, and so asked for meanwhile.
+    pub ahead: &'a [&'a [T]],
 }
 
 impl<T: Element> Product<'_, T> {

@@ -2,7 +2,7 @@ use std::arch::aarch64::*;
 
 use crate::kernels::{
     panels::{Element, ElementType, Product},
-    tiles::panels::{Vector, add_panels, check},
+    tiles::panels::{Ahead, Vector, add_panels, check},
 };
 
 /// The registers of `LANES` numbers.
@@ -12,9 +12,10 @@ pub type Lanes = [float32x4_t; 4];
 pub fn add_neon<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "neon")]
     unsafe fn add<T: Element>(product: &Product<'_, T>, sums: *mut f32, sum_stride: usize) {
+        let mut ahead = Ahead::of(product, 1);
         for panel in 0..product.panels.len() / product.pieces {
             // SAFETY: passed on.
-            unsafe { add_panels::<T, Lanes, 1>(product, panel, sums, sum_stride) };
+            unsafe { add_panels::<T, Lanes, 1>(product, panel, &mut ahead, sums, sum_stride) };
         }
     }
     check(product, sums, sum_stride);

@@ -1,15 +1,55 @@
+use std::{ops::Range, slice};
+
 use crate::kernels::panels::{Element, LANES, Product};
 
 /// Rows of factors that a tile holds the sums of.
 const TILE_ROWS: usize = 6;
+/// What memory comes in.
+const LINE_BYTES: usize = 64;
 
 /// Every slice holds what its strides say.
 pub fn check<T>(product: &Product<'_, T>, sums: &[f32], sum_stride: usize) {
-    let Product { factors, factor_stride, rows, pieces, steps, panels, panel_stride } = *product;
+    let Product { factors, factor_stride, rows, pieces, steps, panels, panel_stride, ahead: _ } = *product;
     assert!(rows > 0 && pieces > 0 && steps > 0 && panels.len().is_multiple_of(pieces));
     assert!(factors.len() >= (rows - 1) * factor_stride + pieces * steps);
     assert!(panels.iter().all(|panel| panel.len() >= (steps - 1) * panel_stride + LANES));
     assert!(sums.len() >= (rows - 1) * sum_stride + panels.len() / pieces * LANES);
+}
+
+/// What is asked for while a product is computed, a few lines with each step: many at once would have to wait for each other.
+pub struct Ahead<'a, T> {
+    slices: slice::Iter<'a, &'a [T]>,
+    at: *const u8,
+    end: *const u8,
+    lines_a_step: usize,
+}
+
+impl<'a, T> Ahead<'a, T> {
+    /// That of a product which takes `panels_at_once` through the first rows.
+    pub fn of(product: &Product<'a, T>, panels_at_once: usize) -> Self {
+        let lines = |slice: &&[T]| size_of_val::<[T]>(slice).div_ceil(LINE_BYTES);
+        let lines: usize = product.ahead.iter().map(lines).sum();
+        let panels = product.panels.len() / product.pieces;
+        let steps = product.pieces * product.steps * panels.div_ceil(panels_at_once);
+        let nowhere = std::ptr::null();
+        Self { slices: product.ahead.iter(), at: nowhere, end: nowhere, lines_a_step: lines.div_ceil(steps) }
+    }
+
+    /// # Safety
+    /// The machine has what `V` needs.
+    #[inline(always)]
+    unsafe fn step<V: Vector>(&mut self) {
+        for _ in 0..self.lines_a_step {
+            if self.at >= self.end {
+                let Some(slice) = self.slices.next() else { return };
+                let Range { start, end } = slice.as_ptr_range();
+                (self.at, self.end) = (start.cast(), end.cast());
+            }
+            // SAFETY: passed on.
+            unsafe { V::prefetch(self.at) };
+            self.at = self.at.wrapping_add(LINE_BYTES);
+        }
+    }
 }
 
 /// Takes all rows through `P` panels.
@@ -20,6 +60,7 @@ pub fn check<T>(product: &Product<'_, T>, sums: &[f32], sum_stride: usize) {
 pub unsafe fn add_panels<T: Element, V: Vector, const P: usize>(
     product: &Product<'_, T>,
     panel: usize,
+    ahead: &mut Ahead<'_, T>,
     sums: *mut f32,
     sum_stride: usize,
 ) {
@@ -30,12 +71,12 @@ pub unsafe fn add_panels<T: Element, V: Vector, const P: usize>(
         unsafe {
             let sums = sums.add(row * sum_stride + panel * LANES);
             match rows {
-                1 => add_tile::<T, V, 1, P>(product, row, panel, sums, sum_stride),
-                2 => add_tile::<T, V, 2, P>(product, row, panel, sums, sum_stride),
-                3 => add_tile::<T, V, 3, P>(product, row, panel, sums, sum_stride),
-                4 => add_tile::<T, V, 4, P>(product, row, panel, sums, sum_stride),
-                5 => add_tile::<T, V, 5, P>(product, row, panel, sums, sum_stride),
-                _ => add_tile::<T, V, TILE_ROWS, P>(product, row, panel, sums, sum_stride),
+                1 => add_tile::<T, V, 1, P>(product, row, panel, ahead, sums, sum_stride),
+                2 => add_tile::<T, V, 2, P>(product, row, panel, ahead, sums, sum_stride),
+                3 => add_tile::<T, V, 3, P>(product, row, panel, ahead, sums, sum_stride),
+                4 => add_tile::<T, V, 4, P>(product, row, panel, ahead, sums, sum_stride),
+                5 => add_tile::<T, V, 5, P>(product, row, panel, ahead, sums, sum_stride),
+                _ => add_tile::<T, V, TILE_ROWS, P>(product, row, panel, ahead, sums, sum_stride),
             }
         }
         row += rows;
@@ -51,6 +92,7 @@ unsafe fn add_tile<T: Element, V: Vector, const R: usize, const P: usize>(
     product: &Product<'_, T>,
     row: usize,
     panel: usize,
+    ahead: &mut Ahead<'_, T>,
     sums: *mut f32,
     sum_stride: usize,
 ) {
@@ -71,6 +113,7 @@ unsafe fn add_tile<T: Element, V: Vector, const R: usize, const P: usize>(
                 *start = product.panels.get_unchecked(first + p).as_ptr();
             }
             for step in 0..product.steps {
+                ahead.step::<V>();
                 let mut values = [V::zero(); P];
                 for (values, panel) in values.iter_mut().zip(panels) {
                     *values = V::load(panel.add(step * product.panel_stride));
@@ -112,4 +155,10 @@ pub trait Vector: Copy {
     /// # Safety
     /// The machine has the instructions; `LANES` numbers may be written at `to`.
     unsafe fn store(self, to: *mut f32);
+
+    /// Asks for a line of memory, if the machine can. It need not be there.
+    ///
+    /// # Safety
+    /// The machine has the instruction.
+    unsafe fn prefetch(_line: *const u8) {}
 }

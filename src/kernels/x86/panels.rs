@@ -2,16 +2,17 @@ use std::arch::x86_64::*;
 
 use crate::kernels::{
     panels::{Element, ElementType, Product},
-    tiles::panels::{Vector, add_panels, check},
+    tiles::panels::{Ahead, Vector, add_panels, check},
 };
 
 /// As `Product::add_scalar`. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
 pub fn add_avx2<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn add<T: Element>(product: &Product<'_, T>, sums: *mut f32, sum_stride: usize) {
+        let mut ahead = Ahead::of(product, 1);
         for panel in 0..product.panels.len() / product.pieces {
             // SAFETY: passed on.
-            unsafe { add_panels::<T, [__m256; 2], 1>(product, panel, sums, sum_stride) };
+            unsafe { add_panels::<T, [__m256; 2], 1>(product, panel, &mut ahead, sums, sum_stride) };
         }
     }
     check(product, sums, sum_stride);
@@ -23,15 +24,16 @@ pub fn add_avx2<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stri
 pub fn add_avx512<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx512f")]
     unsafe fn add<T: Element>(product: &Product<'_, T>, sums: *mut f32, sum_stride: usize) {
+        let mut ahead = Ahead::of(product, 4);
         let (mut panel, panels) = (0, product.panels.len() / product.pieces);
         while panel < panels {
             // SAFETY: passed on.
             unsafe {
                 if panel + 4 <= panels {
-                    add_panels::<T, __m512, 4>(product, panel, sums, sum_stride);
+                    add_panels::<T, __m512, 4>(product, panel, &mut ahead, sums, sum_stride);
                     panel += 4;
                 } else {
-                    add_panels::<T, __m512, 1>(product, panel, sums, sum_stride);
+                    add_panels::<T, __m512, 1>(product, panel, &mut ahead, sums, sum_stride);
                     panel += 1;
                 }
             }
@@ -83,6 +85,12 @@ impl Vector for [__m256; 2] {
             _mm256_storeu_ps(to, self[0]);
             _mm256_storeu_ps(to.add(8), self[1]);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(line: *const u8) {
+        // SAFETY: every x86-64 machine has the instruction, and it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
     }
 }
 
@@ -141,5 +149,11 @@ impl Vector for __m512 {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: passed on.
         unsafe { _mm512_storeu_ps(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(line: *const u8) {
+        // SAFETY: every x86-64 machine has the instruction, and it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
     }
 }
