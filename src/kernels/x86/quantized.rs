@@ -83,7 +83,11 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool
             for g in b * GROUPS..(b + 1) * GROUPS {
                 let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g });
                 if !C::NIBBLES || g % 2 == 0 {
-                    _mm_prefetch::<_MM_HINT_T0>(panel.codes.as_ptr().wrapping_add(ahead / LINE).cast());
+                    let line = panel.codes.as_ptr().wrapping_add(ahead / LINE).cast();
+                    match waits_for_memory::<C>(T) && x.count == 1 {
+                        true => _mm_prefetch::<_MM_HINT_T1>(line),
+                        false => _mm_prefetch::<_MM_HINT_T0>(line),
+                    }
                     ahead += step;
                 }
                 let line = _mm512_load_si512(line.cast());
@@ -118,6 +122,12 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool
             _mm512_storeu_ps(products[t].as_mut_ptr(), sums[t]);
         }
     }
+}
+
+/// Whether a tile of so many tokens takes less long than its weights come from memory: then the nearer cache, which has
+/// fewer requests on their way at once, is not to be asked for them.
+const fn waits_for_memory<C: Codes>(tokens: usize) -> bool {
+    !C::NIBBLES || (tokens <= 4 && C::PLANES < 2)
 }
 
 /// Whether the bias is taken from weights before they are multiplied: without VNNI pairs of products have 16 bits, which
