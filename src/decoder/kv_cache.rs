@@ -4,6 +4,7 @@ use super::{Batch, Spec, op::with_f32};
 use crate::{
     Error,
     kernels::{
+        Isa,
         paged_cache::{Apart, Groups, PagedCache},
         panels::ElementType,
     },
@@ -78,11 +79,11 @@ impl LayerCache {
     }
 
     /// Stores the rows of a batch, `[rows, num_kv_heads * head_dim]`, in the slots of its sequences.
-    pub fn store(&mut self, batch: &Batch, keys: &Tensor, values: &Tensor) -> Result<()> {
+    pub fn store(&mut self, batch: &Batch, keys: &Tensor, values: &Tensor, isa: Isa) -> Result<()> {
         match self {
             Self::Paged(cache) => {
                 let sequences = batch.sequences();
-                with_f32(keys, |keys| with_f32(values, |values| cache.store(&sequences, keys, values)))?
+                with_f32(keys, |keys| with_f32(values, |values| cache.store(&sequences, keys, values, isa)))?
             }
             Self::Tensors { keys: cached_keys, values: cached_values } => {
                 set_slots(cached_keys, batch, keys)?;

@@ -71,7 +71,7 @@ impl Network {
         for (layer, cache) in self.layers.iter().zip(caches) {
             let begun = layer.begin(&x, &pass)?;
             let Projected { keys, values, .. } = &begun.projected;
-            with_f32(keys, |keys| with_f32(values, |values| cache.store(keys, values)))??;
+            with_f32(keys, |keys| with_f32(values, |values| cache.store(keys, values, self.isa)))??;
             x = layer.finish(&x, &begun, &pass, Some(Cached::Apart(cache)))?;
         }
         Ok(x)
@@ -89,7 +89,7 @@ impl Network {
         let mut begun = begun.into_iter().collect::<Result<Vec<_>>>()?;
         for (index, (layer, cache)) in self.layers.iter().zip(cache.layers()).enumerate() {
             for (pass, (_, Begun { projected, .. })) in passes.iter().zip(&begun) {
-                cache.store(pass.batch, &projected.keys, &projected.values)?;
+                cache.store(pass.batch, &projected.keys, &projected.values, self.isa)?;
             }
             let cache = Cached::Layer(cache);
             if index + 1 == self.layers.len() {

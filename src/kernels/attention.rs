@@ -373,10 +373,10 @@ mod tests {
             let all = 2 * count as usize * BLOCK_TOKENS;
             let mut cache = PagedCache::new(heads, all / BLOCK_TOKENS, element_type).unwrap();
             let (nan, everywhere) = (vec![f32::NAN; all * width], (0..2 * count).collect::<Vec<_>>());
-            cache.store(&[Sequence { rows: all, context_len: all, blocks: &everywhere }], &nan, &nan);
+            cache.store(&[Sequence { rows: all, context_len: all, blocks: &everywhere }], &nan, &nan, Isa::detect());
             fn round<T: Element>(values: &[f32]) -> Vec<f32> {
                 let mut rounded = vec![T::zeroed(); values.len()];
-                T::round(values, &mut rounded);
+                T::round(values, &mut rounded, Isa::Scalar);
                 rounded.into_iter().map(Element::to_f32).collect()
             }
             let rounded = |values: Vec<f32>| match element_type {
@@ -386,7 +386,7 @@ mod tests {
             };
             let keys = rounded(noise(context_len * width, 1, 2.0));
             let values = rounded(noise(context_len * width, 2, 2.0));
-            cache.store(&[Sequence { rows: context_len, context_len, blocks: &blocks }], &keys, &values);
+            cache.store(&[Sequence { rows: context_len, context_len, blocks: &blocks }], &keys, &values, Isa::detect());
             let queries = noise(context_len * heads.num_heads * heads.head_dim, 3, 2.0);
             Self { heads, context_len, blocks, queries, keys, values, cache }
         }
@@ -517,7 +517,7 @@ mod tests {
         for (element_type, greatest) in [(ElementType::F16, 65504.0), (ElementType::Bf16, half::bf16::MAX.to_f32())] {
             let mut cache = PagedCache::new(heads, 1, element_type).unwrap();
             let sequences = [Sequence { rows: 1, context_len: 1, blocks: &[0] }];
-            cache.store(&sequences, &[0.0; 16], &[-3.4e38; 16]);
+            cache.store(&sequences, &[0.0; 16], &[-3.4e38; 16], Isa::detect());
             let out = attend(cache.held(&sequences), &[0.0; 16], scorings(16)[0], Isa::detect());
             assert_eq!(out, [-greatest; 16]);
         }

@@ -39,7 +39,7 @@ pub fn forward(sequences: Sequences<'_>, [queries, keys, values]: [&[f32]; 3], i
         in_blocks.push(Sequence { rows: *len, context_len: *len, blocks: &ids[first..first + blocks] });
         first += blocks;
     }
-    cache.store(&in_blocks, keys, values);
+    cache.store(&in_blocks, keys, values, isa);
     attend(cache.held(&in_blocks), queries, scoring, isa)
 }
 

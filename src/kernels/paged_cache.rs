@@ -8,7 +8,8 @@ use bytemuck::allocation::try_zeroed_vec;
 use half::{bf16, f16};
 
 use super::{
-    panels::{Element, ElementType, Elements, LANES, with_elements},
+    Isa,
+    panels::{Element, ElementType, Elements, LANES, prefetch, with_elements},
     pieces::for_each_mut,
 };
 
@@ -95,8 +96,8 @@ impl PagedCache {
     }
 
     /// Stores `keys` and `values`, `[rows, num_kv_heads * head_dim]`, of the rows of these sequences.
-    pub fn store(&mut self, sequences: &[Sequence<'_>], keys: &[f32], values: &[f32]) {
-        with_elements!(&mut self.elements, elements => store(self.heads, elements, sequences, keys, values));
+    pub fn store(&mut self, sequences: &[Sequence<'_>], keys: &[f32], values: &[f32], isa: Isa) {
+        with_elements!(&mut self.elements, elements => store(self.heads, elements, sequences, [keys, values], isa));
     }
 
     /// What these sequences hold.
@@ -230,17 +231,20 @@ unsafe impl Sync for Apart<'_> {}
 
 impl Apart<'_> {
     /// As [`PagedCache::store`], of its own sequences.
-    pub fn store(&mut self, keys: &[f32], values: &[f32]) {
+    pub fn store(&mut self, keys: &[f32], values: &[f32], isa: Isa) {
         let (heads, width) = (self.heads, self.heads.num_kv_heads * self.heads.head_dim);
-        let slots = self.sequences.iter().flat_map(Sequence::slots);
+        let slots = || self.sequences.iter().flat_map(Sequence::slots);
         with_elements!(self.blocks, blocks => {
-            for (Slot { block, token }, (keys, values)) in slots.zip(keys.chunks(width).zip(values.chunks(width))) {
-                assert!(block < blocks.count);
-                // SAFETY: it is inside what is borrowed; its own sequences write to it, so no other group has it.
-                let block = unsafe {
-                    std::slice::from_raw_parts_mut(blocks.first.add(block * heads.block_len()), heads.block_len())
-                };
-                store_row(heads, block, token, keys, values);
+            let block = |index: usize| {
+                assert!(index < blocks.count);
+                let first = blocks.first.wrapping_add(index * heads.block_len());
+                // SAFETY: it is inside what is borrowed; its own sequences write to it, so no other group has it, and
+                // this one has but one at a time.
+                unsafe { std::slice::from_raw_parts_mut(first, heads.block_len()) }
+            };
+            slots().for_each(|slot| prefetch_row(heads, block(slot.block), slot.token));
+            for (slot, (keys, values)) in slots().zip(keys.chunks(width).zip(values.chunks(width))) {
+                store_row(heads, block(slot.block), slot.token, [keys, values], isa);
             }
         });
     }
@@ -257,7 +261,13 @@ impl Apart<'_> {
     }
 }
 
-fn store<T: Element>(heads: Heads, mut elements: &mut [T], sequences: &[Sequence<'_>], keys: &[f32], values: &[f32]) {
+fn store<T: Element>(
+    heads: Heads,
+    mut elements: &mut [T],
+    sequences: &[Sequence<'_>],
+    [keys, values]: [&[f32]; 2],
+    isa: Isa,
+) {
     let width = heads.num_kv_heads * heads.head_dim;
     let slots = sequences.iter().flat_map(Sequence::slots);
     let mut rows: Vec<(Slot, usize)> = slots.zip(0..keys.len() / width).collect();
@@ -272,9 +282,10 @@ fn store<T: Element>(heads: Heads, mut elements: &mut [T], sequences: &[Sequence
     // In the order of the rows: a sequence is attended to by the thread that has its rows, and so finds them near.
     blocks.sort_unstable_by_key(|(row, ..)| *row);
     let store = |(_, block, rows): &mut (usize, &mut [T], &[(Slot, usize)])| {
+        rows.iter().take(1).for_each(|(slot, _)| prefetch_row(heads, block, slot.token));
         for (Slot { token, .. }, row) in *rows {
             let of_row = row * width..(row + 1) * width;
-            store_row(heads, block, *token, &keys[of_row.clone()], &values[of_row]);
+            store_row(heads, block, *token, [&keys[of_row.clone()], &values[of_row]], isa);
         }
     };
     match keys.len() < PARALLEL_LEN {
@@ -283,18 +294,27 @@ fn store<T: Element>(heads: Heads, mut elements: &mut [T], sequences: &[Sequence
     }
 }
 
+/// Asks for the lines that `store_row` writes to: they come from far, and stores wait for them one after another.
+fn prefetch_row<T>(heads: Heads, block: &[T], token: usize) {
+    for block in block.chunks_exact(2 * heads.len()) {
+        let (values, keys) = block.split_at(heads.len());
+        prefetch(keys);
+        prefetch(&values[token * heads.head_dim..][..heads.head_dim]);
+    }
+}
+
 /// Stores what one token has for each head.
-fn store_row<T: Element>(heads: Heads, block: &mut [T], token: usize, keys: &[f32], values: &[f32]) {
+fn store_row<T: Element>(heads: Heads, block: &mut [T], token: usize, [keys, values]: [&[f32]; 2], isa: Isa) {
     let head_dim = heads.head_dim;
     let block = block.chunks_exact_mut(2 * heads.len());
     for ((block, key), value) in block.zip(keys.chunks_exact(head_dim)).zip(values.chunks_exact(head_dim)) {
         let (stored_values, stored_keys) = block.split_at_mut(heads.len());
         let mut rounded = [T::zeroed(); 64];
         for (key, stored) in key.chunks(rounded.len()).zip(stored_keys.chunks_mut(rounded.len() * BLOCK_TOKENS)) {
-            T::round(key, &mut rounded[..key.len()]);
+            T::round(key, &mut rounded[..key.len()], isa);
             stored.chunks_exact_mut(BLOCK_TOKENS).zip(rounded).for_each(|(lanes, key)| lanes[token] = key);
         }
-        T::round(value, &mut stored_values[token * head_dim..][..head_dim]);
+        T::round(value, &mut stored_values[token * head_dim..][..head_dim], isa);
     }
 }
 
@@ -304,7 +324,6 @@ mod tests {
 
     use super::*;
     use crate::kernels::{
-        Isa,
         attention::{Scoring, attend},
         noise,
     };
@@ -319,7 +338,7 @@ mod tests {
                 let mut cache = PagedCache::new(heads, 6, element_type).unwrap();
                 let head = [Sequence { rows: 16, context_len: 16, blocks: &[4] }];
                 let [keys, values] = [1, 2].map(|seed| noise(16 * 2 * head_dim, seed, 1.0));
-                cache.store(&head, &keys, &values);
+                cache.store(&head, &keys, &values, Isa::detect());
                 cache
             };
             // All have the same head.
@@ -328,14 +347,14 @@ mod tests {
             let [keys, values] = [3, 4].map(|seed| noise(8 * 2 * head_dim, seed, 1.0));
             let queries = noise(8 * 4 * head_dim, 5, 1.0);
             let mut whole = cache();
-            whole.store(&sequences, &keys, &values);
+            whole.store(&sequences, &keys, &values, Isa::detect());
             let together = attend(whole.held(&sequences), &queries, SCORING, Isa::detect());
 
             let groups = Groups::new(vec![sequences[..2].to_vec(), sequences[2..].to_vec()]).unwrap();
             let mut shared = cache();
             let of = |own: &mut Apart<'_>, rows: std::ops::Range<usize>| {
                 let kv = rows.start * 2 * head_dim..rows.end * 2 * head_dim;
-                own.store(&keys[kv.clone()], &values[kv]);
+                own.store(&keys[kv.clone()], &values[kv], Isa::detect());
                 let queries = &queries[rows.start * 4 * head_dim..rows.end * 4 * head_dim];
                 attend(own.held(), queries, SCORING, Isa::detect())
             };

@@ -55,7 +55,7 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + Zeroable + 'static {
     fn to_f32(self) -> f32;
     fn from_le_bytes(bytes: &[u8]) -> Self;
     /// Writes as many values, rounded to the nearest; what is too great becomes the greatest finite number.
-    fn round(values: &[f32], rounded: &mut [Self]);
+    fn round(values: &[f32], rounded: &mut [Self], isa: Isa);
 }
 
 impl Element for f32 {
@@ -69,14 +69,14 @@ impl Element for f32 {
         Self::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
     }
 
-    fn round(values: &[f32], rounded: &mut [Self]) {
+    fn round(values: &[f32], rounded: &mut [Self], _: Isa) {
         saturate(values, f32::MAX, rounded);
     }
 }
 
 /// The types of 16 bits differ by name only.
 macro_rules! half_element {
-    ($type:ident, $element_type:ident) => {
+    ($type:ident, $element_type:ident, $round:ident) => {
         impl Element for $type {
             const TYPE: ElementType = ElementType::$element_type;
 
@@ -88,21 +88,28 @@ macro_rules! half_element {
                 Self::from_le_bytes([bytes[0], bytes[1]])
             }
 
-            fn round(values: &[f32], rounded: &mut [Self]) {
-                let mut finite = [0f32; 64];
-                for (values, rounded) in values.chunks(finite.len()).zip(rounded.chunks_mut(finite.len())) {
-                    let finite = &mut finite[..values.len()];
-                    saturate(values, Self::MAX.into(), finite);
-                    rounded.convert_from_f32_slice(finite);
-                }
+            fn round(values: &[f32], rounded: &mut [Self], isa: Isa) {
+                compiled_for!(isa, $round(values, rounded));
+            }
+        }
+
+        /// As [`Element::round`].
+        #[inline(always)]
+        pub fn $round(values: &[f32], rounded: &mut [$type]) {
+            let mut finite = [0f32; 64];
+            for (values, rounded) in values.chunks(finite.len()).zip(rounded.chunks_mut(finite.len())) {
+                let finite = &mut finite[..values.len()];
+                saturate(values, $type::MAX.into(), finite);
+                rounded.convert_from_f32_slice(finite);
             }
         }
     };
 }
 
-half_element!(f16, F16);
-half_element!(bf16, Bf16);
+half_element!(f16, F16, round_f16);
+half_element!(bf16, Bf16, round_bf16);
 
+#[inline(always)]
 fn saturate(values: &[f32], greatest: f32, finite: &mut [f32]) {
     values.iter().zip(finite).for_each(|(value, finite)| *finite = value.clamp(-greatest, greatest));
 }

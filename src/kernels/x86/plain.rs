@@ -1,5 +1,7 @@
 //! Plain code that compilers vectorise, compiled for each instruction set.
 
+use half::{bf16, f16};
+
 use crate::kernels::{
     activations::{BlockScale, GROUP},
     attention_gradient::Row,
@@ -28,6 +30,8 @@ macro_rules! compiled {
 macro_rules! all {
     ($module:ident, $features:literal) => {
         compiled! { $module, $features:
+            fn round_f16 = crate::kernels::panels::round_f16, (values: &[f32], rounded: &mut [f16]);
+            fn round_bf16 = crate::kernels::panels::round_bf16, (values: &[f32], rounded: &mut [bf16]);
             fn softmax_lanes = crate::kernels::softmax::softmax_lanes, (scores: &mut [f32]) -> (f32, f32);
             fn weigh_row = crate::kernels::attention_gradient::weigh_row,
                 (row: &Row<'_>, weights: &mut [f32], slopes: &mut [f32]);
