@@ -2,23 +2,23 @@
 
 use half::f16;
 
-use super::{activations::GROUP, ggml::Format};
+use super::{activations::GROUP, ggml::Format, resident::Resident};
 
 /// The rows of a panel.
 pub const ROWS: usize = 16;
 
 /// A group of columns: 4 codes of each row of a panel. If codes are nibbles, the low ones are one
 /// group and the high ones the next.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Line(pub [u8; ROWS * GROUP]);
 
 /// The scales, or the offsets, of all blocks, panel by panel.
 pub struct Factors {
     /// One for each block, or for all blocks that are stored together.
-    halves: Vec<[f16; ROWS]>,
+    halves: Resident<[f16; ROWS]>,
     /// What the blocks multiply those with, if they share them.
-    multiples: Option<Vec<[i8; ROWS]>>,
+    multiples: Option<Resident<[i8; ROWS]>>,
     /// The blocks that share a half, as a power of two.
     shared: u32,
 }
@@ -121,8 +121,8 @@ impl Factors {
     pub fn new(format: Format, columns: usize) -> Self {
         let shared = (format.stored / format.block).ilog2();
         Self {
-            halves: vec![[f16::ZERO; ROWS]; columns / format.stored],
-            multiples: (shared > 0).then(|| vec![[0; ROWS]; columns / format.block]),
+            halves: Resident::Made(vec![[f16::ZERO; ROWS]; columns / format.stored]),
+            multiples: (shared > 0).then(|| Resident::Made(vec![[0; ROWS]; columns / format.block])),
             shared,
         }
     }
@@ -142,19 +142,20 @@ impl Factors {
         self.multiples = None;
     }
 
-    /// Those of panels that come after these.
-    pub fn append(&mut self, mut after: Self) {
-        self.halves.append(&mut after.halves);
-        if let (Some(multiples), Some(after)) = (&mut self.multiples, &mut after.multiples) {
-            multiples.append(after);
+    /// Space for as many for each of `panels` as those have for each of theirs.
+    pub fn with_capacity(panels: usize, those: &Self, theirs: usize) -> Self {
+        Self {
+            halves: Resident::with_capacity(those.halves.len() / theirs * panels),
+            multiples: those.multiples.as_ref().map(|those| Resident::with_capacity(those.len() / theirs * panels)),
+            shared: those.shared,
         }
     }
 
-    /// Makes space for `times` as many as there are.
-    pub fn reserve(&mut self, times: usize) {
-        self.halves.reserve_exact(self.halves.len() * times);
-        if let Some(multiples) = &mut self.multiples {
-            multiples.reserve_exact(multiples.len() * times);
+    /// Adds those of panels that come after these.
+    pub fn append(&mut self, after: &Self) {
+        self.halves.append(&after.halves);
+        if let (Some(multiples), Some(after)) = (&mut self.multiples, &after.multiples) {
+            multiples.append(after);
         }
     }
 

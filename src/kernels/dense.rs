@@ -9,6 +9,7 @@ use super::{
     brain::{self, Line, is_tall, multiply_tall, numbers, rounded, rounded_tall},
     panels::{self, Element, ElementType, LANES},
     pieces::{Piece, Strips, summed, written},
+    resident::Resident,
     transposed::Unpack,
 };
 
@@ -28,10 +29,10 @@ pub struct DenseMatrix {
 /// Rows that fill up the last panel are zeros, and so is a column that fills up the last pair.
 enum Weights {
     /// `[rows / LANES, columns, LANES]`
-    F32(Vec<f32>),
-    F16(Vec<f16>),
+    F32(Resident<f32>),
+    F16(Resident<f16>),
     /// `[rows / LANES, columns / 2]`
-    Bf16(Vec<Line>),
+    Bf16(Resident<Line>),
 }
 
 /// Does the same with each type of weights.
@@ -49,9 +50,9 @@ impl DenseMatrix {
     /// A matrix whose rows are `bytes`, little endian.
     pub fn new(kind: ElementType, bytes: &[u8], rows: usize, columns: usize) -> Self {
         let weights = match kind {
-            ElementType::F32 => Weights::F32(panels_of(bytes, rows, columns)),
-            ElementType::F16 => Weights::F16(panels_of(bytes, rows, columns)),
-            ElementType::Bf16 => Weights::Bf16(lines_of(bytes, rows, columns)),
+            ElementType::F32 => Weights::F32(Resident::Made(panels_of(bytes, rows, columns))),
+            ElementType::F16 => Weights::F16(Resident::Made(panels_of(bytes, rows, columns))),
+            ElementType::Bf16 => Weights::Bf16(Resident::Made(lines_of(bytes, rows, columns))),
         };
         Self { rows, columns, weights }
     }
@@ -59,16 +60,22 @@ impl DenseMatrix {
     /// A matrix of `rows` rows out of bands that have them one after another, all but the last as many and whole panels.
     /// Bands are asked for as they are needed, so that little is there twice.
     pub fn of_bands(rows: usize, bands: impl IntoIterator<Item = Self>) -> Option<Self> {
-        let mut bands = bands.into_iter();
-        let mut this = bands.next()?;
-        let times = rows.div_ceil(this.rows.max(1)) - 1;
-        with_weights!(&mut this.weights, weights => weights.reserve_exact(weights.len() * times));
+        let mut bands = bands.into_iter().peekable();
+        let first = bands.peek()?;
+        let (panels, theirs) = (rows.div_ceil(LANES), first.rows.div_ceil(LANES).max(1));
+        let capacity = |those: usize| those / theirs * panels;
+        let weights = match &first.weights {
+            Weights::F32(those) => Weights::F32(Resident::with_capacity(capacity(those.len()))),
+            Weights::F16(those) => Weights::F16(Resident::with_capacity(capacity(those.len()))),
+            Weights::Bf16(those) => Weights::Bf16(Resident::with_capacity(capacity(those.len()))),
+        };
+        let mut this = Self { rows: 0, columns: first.columns, weights };
         for band in bands {
             this.rows += band.rows;
-            match (&mut this.weights, band.weights) {
-                (Weights::F32(weights), Weights::F32(mut after)) => weights.append(&mut after),
-                (Weights::F16(weights), Weights::F16(mut after)) => weights.append(&mut after),
-                (Weights::Bf16(weights), Weights::Bf16(mut after)) => weights.append(&mut after),
+            match (&mut this.weights, &band.weights) {
+                (Weights::F32(weights), Weights::F32(after)) => weights.append(after),
+                (Weights::F16(weights), Weights::F16(after)) => weights.append(after),
+                (Weights::Bf16(weights), Weights::Bf16(after)) => weights.append(after),
                 _ => debug_assert!(false, "weights of two types"),
             }
         }
@@ -77,7 +84,7 @@ impl DenseMatrix {
 
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
-        with_weights!(&self.weights, weights => size_of_val(weights.as_slice()))
+        with_weights!(&self.weights, weights => size_of_val::<[_]>(weights))
     }
 
     /// The values of a row.

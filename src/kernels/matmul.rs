@@ -25,11 +25,8 @@ pub fn product(x: &[f32], (y, columns): (&[f32], usize), plus: Option<&[f32]>, i
             }
         }
         let (factors, rows, panels) = (&x[rows.start * steps..], rows.len(), &panels);
-        Product { factors, factor_stride: steps, rows, pieces: 1, steps, panels, panel_stride: stride, ahead: &[] }.add_to(
-            sums,
-            STRIP_WIDTH,
-            isa,
-        );
+        Product { factors, factor_stride: steps, rows, pieces: 1, steps, panels, panel_stride: stride, ahead: &[] }
+            .add_to(sums, STRIP_WIDTH, isa);
     })
 }
 

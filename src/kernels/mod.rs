@@ -39,6 +39,7 @@ pub mod paged_cache;
 pub mod panels;
 pub mod pieces;
 pub mod quantized;
+mod resident;
 pub mod rows;
 mod softmax;
 pub mod team;

@@ -17,6 +17,7 @@ use super::{
     ggml::{Format, GgmlType, Stored},
     panels::LANES,
     pieces::{Strip, Strips, for_chunks_mut, written},
+    resident::Resident,
     rows::{Activation, activate_row},
     team,
     transposed::{self, Unpack},
@@ -35,9 +36,9 @@ pub struct QuantMatrix {
     pub columns: usize,
     format: Format,
     /// Panel by panel, group by group.
-    codes: Vec<Line>,
+    codes: Resident<Line>,
     /// The higher bits of codes, group by group.
-    planes: Vec<u64>,
+    planes: Resident<u64>,
     scales: Factors,
     offsets: Option<Factors>,
     /// The column of the activations that belongs to each column here, if they are in another order.
@@ -101,8 +102,8 @@ impl QuantMatrix {
             rows,
             columns,
             format,
-            codes: vec![Line([0; ROWS * GROUP]); panels * format.lines(columns)],
-            planes: vec![0; panels * columns / GROUP * format.planes],
+            codes: Resident::Made(vec![Line([0; ROWS * GROUP]); panels * format.lines(columns)]),
+            planes: Resident::Made(vec![0; panels * columns / GROUP * format.planes]),
             scales: factors(),
             offsets: format.offsets.then(factors),
             order: None,
@@ -128,29 +129,32 @@ impl QuantMatrix {
     /// A matrix of `rows` rows out of bands that have them one after another, all but the last as many and whole panels.
     /// Bands are asked for as they are needed, so that little is there twice.
     pub fn of_bands(rows: usize, bands: impl IntoIterator<Item = Self>) -> Option<Self> {
-        let mut bands = bands.into_iter();
-        let mut this = bands.next()?;
-        this.reserve(rows.div_ceil(this.rows.max(1)) - 1);
-        bands.for_each(|band| this.append(band));
+        let mut bands = bands.into_iter().peekable();
+        let first = bands.peek()?;
+        let (panels, theirs) = (rows.div_ceil(ROWS), first.rows.div_ceil(ROWS).max(1));
+        let factors = |those: &Factors| Factors::with_capacity(panels, those, theirs);
+        let mut this = Self {
+            rows: 0,
+            columns: first.columns,
+            format: first.format,
+            codes: Resident::with_capacity(first.codes.len() / theirs * panels),
+            planes: Resident::with_capacity(first.planes.len() / theirs * panels),
+            scales: factors(&first.scales),
+            offsets: first.offsets.as_ref().map(factors),
+            order: first.order.clone(),
+            precise: first.precise,
+        };
+        bands.for_each(|band| this.append(&band));
         Some(this)
     }
 
-    fn reserve(&mut self, times: usize) {
-        self.codes.reserve_exact(self.codes.len() * times);
-        self.planes.reserve_exact(self.planes.len() * times);
-        self.scales.reserve(times);
-        if let Some(offsets) = &mut self.offsets {
-            offsets.reserve(times);
-        }
-    }
-
-    fn append(&mut self, mut after: Self) {
+    fn append(&mut self, after: &Self) {
         debug_assert!(self.rows.is_multiple_of(ROWS) && self.columns == after.columns);
         self.rows += after.rows;
-        self.codes.append(&mut after.codes);
-        self.planes.append(&mut after.planes);
-        self.scales.append(after.scales);
-        if let (Some(offsets), Some(after)) = (&mut self.offsets, after.offsets) {
+        self.codes.append(&after.codes);
+        self.planes.append(&after.planes);
+        self.scales.append(&after.scales);
+        if let (Some(offsets), Some(after)) = (&mut self.offsets, &after.offsets) {
             offsets.append(after);
         }
     }

@@ -51,8 +51,17 @@ pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32
         let panels: Vec<&[f32]> = panels.iter().map(|panel| panel.as_flattened()).collect();
         let (steps, rows_of_sums) = (panels[0].len() / LANES, sums.len() / STRIP_WIDTH);
         let panels = &panels;
-        Product { factors, factor_stride: rows, rows: rows_of_sums, pieces: 1, steps, panels, panel_stride: LANES, ahead: &[] }
-            .add_to(sums, STRIP_WIDTH, isa);
+        Product {
+            factors,
+            factor_stride: rows,
+            rows: rows_of_sums,
+            pieces: 1,
+            steps,
+            panels,
+            panel_stride: LANES,
+            ahead: &[],
+        }
+        .add_to(sums, STRIP_WIDTH, isa);
     })
 }
 
