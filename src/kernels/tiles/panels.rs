@@ -27,7 +27,7 @@ pub struct Ahead<'a, T> {
 impl<'a, T> Ahead<'a, T> {
     /// That of a product which takes `panels_at_once` through the first rows.
     pub fn of(product: &Product<'a, T>, panels_at_once: usize) -> Self {
-        let lines = |slice: &&[T]| size_of_val::<[T]>(slice).div_ceil(LINE_BYTES);
+        let lines = |slice: &&[T]| size_of_val::<[T]>(*slice).div_ceil(LINE_BYTES);
         let lines: usize = product.ahead.iter().map(lines).sum();
         let panels = product.panels.len() / product.pieces;
         let steps = product.pieces * product.steps * panels.div_ceil(panels_at_once);
