@@ -49,19 +49,21 @@ pub struct Choice {
     apart: bool,
     /// Passes since the last trial.
     passes: usize,
-    /// What a row takes the better way, smoothed.
-    usual: Duration,
-    /// What rows of a trial have taken.
-    tried: Duration,
+    /// What a row has taken in the last passes the chosen way.
+    usual: [Duration; COUNTED],
+    /// In those of a trial the other way.
+    tried: [Duration; COUNTED],
 }
 
-/// Passes between trials, and those of a trial. The first one finds nothing in its caches, and does not count.
-const BETWEEN: usize = 120;
-const TRIAL: usize = 4;
+/// Passes between trials, and those of a trial. Its first one finds nothing in its caches, and does not count.
+const BETWEEN: usize = 60;
+const TRIAL: usize = COUNTED + 1;
+const COUNTED: usize = 3;
 
 impl Default for Choice {
     fn default() -> Self {
-        Self { apart: true, passes: BETWEEN - TRIAL, usual: Duration::ZERO, tried: Duration::ZERO }
+        let unknown = [Duration::MAX; COUNTED];
+        Self { apart: true, passes: BETWEEN - TRIAL, usual: unknown, tried: unknown }
     }
 }
 
@@ -75,15 +77,14 @@ impl Choice {
     pub fn took(&mut self, row: Duration) {
         self.passes += 1;
         match self.passes.checked_sub(BETWEEN + 1) {
-            None if self.usual.is_zero() => self.usual = row,
-            None => self.usual = (self.usual * 7 + row) / 8,
-            Some(0) => self.tried = Duration::ZERO,
+            None => self.usual[self.passes % COUNTED] = row,
+            Some(0) => {}
             Some(tried) => {
-                self.tried += row;
-                if tried + 1 == TRIAL {
-                    let row = self.tried / tried as u32;
-                    if row < self.usual {
-                        (self.apart, self.usual) = (!self.apart, row);
+                self.tried[tried - 1] = row;
+                if tried == COUNTED {
+                    // What else the machine does makes passes longer, never shorter.
+                    if self.tried.iter().min() < self.usual.iter().min() {
+                        (self.apart, self.usual) = (!self.apart, self.tried);
                     }
                     self.passes = 0;
                 }
@@ -142,5 +143,15 @@ mod tests {
         assert!(run(110, 100) < 50);
         assert!(run(110, 100) < 10);
         assert!(run(50, 100) > 50);
+    }
+
+    #[test]
+    fn what_is_long_once_changes_nothing() {
+        let mut choice = Choice::default();
+        for pass in 0..10 * BETWEEN {
+            let (apart, hiccup) = (choice.is_apart(), pass % 5 == 0);
+            choice.took(Duration::from_micros(if hiccup { 900 } else { 100 + 10 * u64::from(!apart) }));
+            assert!(choice.apart);
+        }
     }
 }
