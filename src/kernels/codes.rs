@@ -143,10 +143,10 @@ impl Factors {
     }
 
     /// Space for as many for each of `panels` as those have for each of theirs.
-    pub fn with_capacity(panels: usize, those: &Self, theirs: usize) -> Self {
+    pub fn for_panels(panels: usize, those: &Self, theirs: usize) -> Self {
         Self {
-            halves: Resident::with_capacity(those.halves.len() / theirs * panels),
-            multiples: those.multiples.as_ref().map(|those| Resident::with_capacity(those.len() / theirs * panels)),
+            halves: Resident::for_panels(panels, &those.halves, theirs),
+            multiples: those.multiples.as_ref().map(|those| Resident::for_panels(panels, those, theirs)),
             shared: those.shared,
         }
     }

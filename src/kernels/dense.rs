@@ -63,11 +63,10 @@ impl DenseMatrix {
         let mut bands = bands.into_iter().peekable();
         let first = bands.peek()?;
         let (panels, theirs) = (rows.div_ceil(LANES), first.rows.div_ceil(LANES).max(1));
-        let capacity = |those: usize| those / theirs * panels;
         let weights = match &first.weights {
-            Weights::F32(those) => Weights::F32(Resident::with_capacity(capacity(those.len()))),
-            Weights::F16(those) => Weights::F16(Resident::with_capacity(capacity(those.len()))),
-            Weights::Bf16(those) => Weights::Bf16(Resident::with_capacity(capacity(those.len()))),
+            Weights::F32(those) => Weights::F32(Resident::for_panels(panels, those, theirs)),
+            Weights::F16(those) => Weights::F16(Resident::for_panels(panels, those, theirs)),
+            Weights::Bf16(those) => Weights::Bf16(Resident::for_panels(panels, those, theirs)),
         };
         let mut this = Self { rows: 0, columns: first.columns, weights };
         for band in bands {

@@ -282,7 +282,7 @@ fn store<T: Element>(
     // In the order of the rows: a sequence is attended to by the thread that has its rows, and so finds them near.
     blocks.sort_unstable_by_key(|(row, ..)| *row);
     let store = |(_, block, rows): &mut (usize, &mut [T], &[(Slot, usize)])| {
-        rows.iter().take(1).for_each(|(slot, _)| prefetch_row(heads, block, slot.token));
+        prefetch_row(heads, block, rows[0].0.token);
         for (Slot { token, .. }, row) in *rows {
             let of_row = row * width..(row + 1) * width;
             store_row(heads, block, *token, [&keys[of_row.clone()], &values[of_row]], isa);

@@ -10,6 +10,8 @@ use super::Isa;
 
 /// Columns of a panel.
 pub const LANES: usize = 16;
+/// What memory comes in.
+pub const LINE_BYTES: usize = 64;
 
 /// The types that weights, keys and values are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -132,13 +132,13 @@ impl QuantMatrix {
         let mut bands = bands.into_iter().peekable();
         let first = bands.peek()?;
         let (panels, theirs) = (rows.div_ceil(ROWS), first.rows.div_ceil(ROWS).max(1));
-        let factors = |those: &Factors| Factors::with_capacity(panels, those, theirs);
+        let factors = |those: &Factors| Factors::for_panels(panels, those, theirs);
         let mut this = Self {
             rows: 0,
             columns: first.columns,
             format: first.format,
-            codes: Resident::with_capacity(first.codes.len() / theirs * panels),
-            planes: Resident::with_capacity(first.planes.len() / theirs * panels),
+            codes: Resident::for_panels(panels, &first.codes, theirs),
+            planes: Resident::for_panels(panels, &first.planes, theirs),
             scales: factors(&first.scales),
             offsets: first.offsets.as_ref().map(factors),
             order: first.order.clone(),

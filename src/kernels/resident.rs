@@ -12,11 +12,13 @@ use std::{
 
 use memmap2::{MmapMut, MmapRaw};
 
+use super::panels::LINE_BYTES;
+
 /// What is mapped for small matrices at a time. Greater ones have mappings of their own.
 const REGION_BYTES: usize = 32 << 20;
 const GREAT_BYTES: usize = REGION_BYTES / 4;
-/// What begins in a region begins here: where lines of memory do.
-const ALIGNMENT: usize = 64;
+/// What begins in a region begins where a line of memory does.
+const ALIGNMENT: usize = LINE_BYTES;
 /// Whole pages, of any system.
 const PAGE_BYTES: usize = 1 << 16;
 
@@ -36,6 +38,11 @@ impl<T: Copy> Resident<T> {
         let (region, start) = Region::with(layout);
         let first = NonNull::new(region.0.as_mut_ptr().wrapping_add(start).cast()).expect("a mapping has an address");
         Self::Kept(Kept { first, len: 0, capacity: len, region })
+    }
+
+    /// Space for as many for each of `panels` as those have for each of `theirs`.
+    pub fn for_panels(panels: usize, those: &[T], theirs: usize) -> Self {
+        Self::with_capacity(those.len() / theirs * panels)
     }
 
     /// Adds numbers for which there is space.

@@ -1,11 +1,9 @@
 use std::{ops::Range, slice};
 
-use crate::kernels::panels::{Element, LANES, Product};
+use crate::kernels::panels::{Element, LANES, LINE_BYTES, Product};
 
 /// Rows of factors that a tile holds the sums of.
 const TILE_ROWS: usize = 6;
-/// What memory comes in.
-const LINE_BYTES: usize = 64;
 
 /// Every slice holds what its strides say.
 pub fn check<T>(product: &Product<'_, T>, sums: &[f32], sum_stride: usize) {

@@ -1,7 +1,7 @@
 use std::arch::x86_64::*;
 
 use crate::kernels::{
-    panels::{Element, ElementType, Product},
+    panels::{Element, ElementType, LINE_BYTES, Product},
     tiles::panels::{Ahead, Vector, add_panels, check},
 };
 
@@ -46,7 +46,6 @@ pub fn add_avx512<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_st
 
 /// Brings elements near.
 pub fn prefetch<T>(elements: &[T]) {
-    const LINE_BYTES: usize = 64;
     for at in (0..size_of_val(elements)).step_by(LINE_BYTES) {
         // SAFETY: the address is inside the slice, and every x86-64 machine has the instruction.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(elements.as_ptr().cast::<i8>().add(at)) };
