@@ -6,7 +6,7 @@ use crate::{
     kernels::{
         Isa,
         paged_cache::{Apart, Groups, PagedCache},
-        panels::ElementType,
+        stored::StoredType,
     },
 };
 
@@ -34,16 +34,15 @@ pub enum LayerCache {
 
 impl KvCache {
     /// Room for `blocks` blocks. On the CPU the memory is reserved, and resident once used.
-    pub fn new(spec: &Spec, blocks: usize, dtype: DType, device: &Device) -> crate::Result<Self> {
-        let layer = |_| LayerCache::new(spec, blocks, dtype, device);
+    pub fn new(spec: &Spec, blocks: usize, stored_type: StoredType, device: &Device) -> crate::Result<Self> {
+        let layer = |_| LayerCache::new(spec, blocks, stored_type, device);
         Ok(Self { layers: (0..spec.num_layers()).map(layer).collect::<crate::Result<_>>()? })
     }
 
     /// The memory one block takes.
-    pub fn block_bytes(spec: &Spec, dtype: DType) -> usize {
+    pub fn block_bytes(spec: &Spec, stored_type: StoredType) -> usize {
         // Sizes that no tensor has been held against yet may be absurd.
-        let sizes = [spec.num_layers(), spec.heads().block_len(), dtype.size_in_bytes()];
-        sizes.into_iter().fold(1, usize::saturating_mul)
+        stored_type.block_bytes(spec.heads()).saturating_mul(spec.num_layers())
     }
 
     pub fn layers(&mut self) -> &mut [LayerCache] {
@@ -62,16 +61,19 @@ impl KvCache {
 }
 
 impl LayerCache {
-    fn new(spec: &Spec, blocks: usize, dtype: DType, device: &Device) -> crate::Result<Self> {
+    fn new(spec: &Spec, blocks: usize, stored_type: StoredType, device: &Device) -> crate::Result<Self> {
         if !device.is_cpu() {
+            let dtype = match stored_type {
+                StoredType::F32 => DType::F32,
+                StoredType::F16 => DType::F16,
+                StoredType::Bf16 => DType::BF16,
+            };
             let heads = spec.heads();
             let shape = (blocks * BLOCK_TOKENS, heads.num_kv_heads * heads.head_dim);
             let zeros = || Tensor::zeros(shape, dtype, device);
             return Ok(Self::Tensors { keys: zeros()?, values: zeros()? });
         }
-        let element_type = ElementType::of(dtype)
-            .ok_or_else(|| Error::internal(format!("keys and values cannot be stored as {dtype:?}")))?;
-        let cache = PagedCache::new(spec.heads(), blocks, element_type).ok_or_else(|| {
+        let cache = PagedCache::new(spec.heads(), blocks, stored_type).ok_or_else(|| {
             let reason = format!("the machine has no memory for a cache of {} tokens", blocks * BLOCK_TOKENS);
             Error::config("kv_cache_bytes", reason)
         })?;

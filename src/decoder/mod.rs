@@ -49,7 +49,7 @@ pub use watch::Watch;
 
 use crate::{
     Error, Quantize, Result,
-    kernels::{Isa, paged_cache::Heads, rows::scale_and_cap},
+    kernels::{Isa, paged_cache::Heads, rows::scale_and_cap, stored::StoredType},
     weights::Checkpoint,
 };
 
@@ -112,8 +112,8 @@ pub struct Placement {
     pub isa: Isa,
     /// Blocks of [`BLOCK_TOKENS`] tokens that the key/value cache holds.
     pub cache_blocks: usize,
-    /// The type of keys and values in the cache.
-    pub cache_dtype: DType,
+    /// What keys and values are stored as.
+    pub stored_type: StoredType,
 }
 
 impl Decoder {
@@ -124,7 +124,7 @@ impl Decoder {
         placement: &Placement,
         progress: impl Fn(usize, usize),
     ) -> Result<Self> {
-        let Placement { device, dtype, isa, cache_blocks, cache_dtype, .. } = placement;
+        let Placement { device, dtype, isa, cache_blocks, stored_type, .. } = placement;
         let surveyor = Surveyor::default();
         let load = &Loader::new(checkpoint, &spec, &surveyor, placement);
         let names = &spec.layout.names;
@@ -168,7 +168,7 @@ impl Decoder {
             sites: Arc::new(surveyor.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout))),
             spec: spec.clone(),
         };
-        let cache = KvCache::new(&spec, *cache_blocks, *cache_dtype, device)?;
+        let cache = KvCache::new(&spec, *cache_blocks, *stored_type, device)?;
         Ok(Self { network: Arc::new(network), cache, choice: Choice::default() })
     }
 
@@ -178,8 +178,8 @@ impl Decoder {
     }
 
     /// The memory one block of the cache takes.
-    pub fn block_bytes(spec: &Spec, cache_dtype: DType) -> usize {
-        KvCache::block_bytes(spec, cache_dtype)
+    pub fn block_bytes(spec: &Spec, stored_type: StoredType) -> usize {
+        KvCache::block_bytes(spec, stored_type)
     }
 
     /// The memory the weights take.

@@ -8,9 +8,10 @@ use super::{
     attention::{Scoring, attend, slope},
     math::{exp, tanh},
     paged_cache::{BLOCK_TOKENS, Heads, PagedCache, Sequence},
-    panels::{ElementType, LANES, Product},
+    panels::{LANES, Product},
     pieces::{filled, map},
     softmax::softmax_lanes,
+    stored::StoredType,
 };
 
 /// Queries whose scores are there at once.
@@ -32,7 +33,7 @@ pub fn forward(sequences: Sequences<'_>, [queries, keys, values]: [&[f32]; 3], i
     let Sequences { lens, heads, scoring } = sequences;
     let blocks: usize = lens.iter().map(|len| len.div_ceil(BLOCK_TOKENS)).sum();
     let ids: Vec<u32> = (0..blocks as u32).collect();
-    let mut cache = PagedCache::new(heads, blocks, ElementType::F32).expect("as much memory as the keys take");
+    let mut cache = PagedCache::new(heads, blocks, StoredType::F32).expect("as much memory as the keys take");
     let (mut in_blocks, mut first) = (Vec::new(), 0);
     for len in lens {
         let blocks = len.div_ceil(BLOCK_TOKENS);

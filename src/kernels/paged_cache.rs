@@ -4,13 +4,13 @@
 
 use std::{collections::HashMap, marker::PhantomData, mem::take};
 
-use bytemuck::allocation::try_zeroed_vec;
 use half::{bf16, f16};
 
 use super::{
     Isa,
-    panels::{Element, ElementType, Elements, LANES, prefetch, with_elements},
+    panels::LANES,
     pieces::for_each_mut,
+    stored::{Stored, StoredType, Typed, with_typed},
 };
 
 /// Tokens in one block of the cache: the scores of a block's keys are the lanes of a panel.
@@ -35,16 +35,6 @@ impl Heads {
     /// What a head's values take in whole panels.
     pub fn padded_dim(self) -> usize {
         self.head_dim.next_multiple_of(LANES)
-    }
-
-    /// The keys that one key/value head has in a block, or the values.
-    fn len(self) -> usize {
-        self.head_dim.saturating_mul(BLOCK_TOKENS)
-    }
-
-    /// The numbers in a block.
-    pub fn block_len(self) -> usize {
-        self.len().saturating_mul(2).saturating_mul(self.num_kv_heads)
     }
 }
 
@@ -76,36 +66,29 @@ struct Slot {
     token: usize,
 }
 
-/// The keys and values of a layer. In each block there are for each key/value head the values, `[BLOCK_TOKENS, head_dim]`,
-/// beyond which their last panel may be read, and so after them the keys, a panel `[head_dim, BLOCK_TOKENS]`.
+/// The keys and values of a layer.
 pub struct PagedCache {
     heads: Heads,
-    elements: Elements,
+    stored: Typed,
 }
 
 impl PagedCache {
     /// A cache of zeros, if there is memory for it. It is resident once used.
-    pub fn new(heads: Heads, blocks: usize, element_type: ElementType) -> Option<Self> {
-        let len = blocks.checked_mul(heads.block_len())?;
-        let elements = match element_type {
-            ElementType::F32 => Elements::F32(try_zeroed_vec(len).ok()?),
-            ElementType::F16 => Elements::F16(try_zeroed_vec(len).ok()?),
-            ElementType::Bf16 => Elements::Bf16(try_zeroed_vec(len).ok()?),
-        };
-        Some(Self { heads, elements })
+    pub fn new(heads: Heads, blocks: usize, stored_type: StoredType) -> Option<Self> {
+        Some(Self { heads, stored: stored_type.zeroed(heads, blocks)? })
     }
 
     /// Stores `keys` and `values`, `[rows, num_kv_heads * head_dim]`, of the rows of these sequences.
     pub fn store(&mut self, sequences: &[Sequence<'_>], keys: &[f32], values: &[f32], isa: Isa) {
-        with_elements!(&mut self.elements, elements => store(self.heads, elements, sequences, [keys, values], isa));
+        with_typed!(&mut self.stored, stored => store(self.heads, stored, sequences, [keys, values], isa));
     }
 
     /// What these sequences hold.
     pub fn held<'a>(&'a self, sequences: &'a [Sequence<'a>]) -> Held<'a> {
-        let blocks = match &self.elements {
-            Elements::F32(elements) => Elements::F32(Blocks::of(self.heads, elements)),
-            Elements::F16(elements) => Elements::F16(Blocks::of(self.heads, elements)),
-            Elements::Bf16(elements) => Elements::Bf16(Blocks::of(self.heads, elements)),
+        let blocks = match &self.stored {
+            Typed::F32(stored) => Typed::F32(Blocks::of(self.heads, stored)),
+            Typed::F16(stored) => Typed::F16(Blocks::of(self.heads, stored)),
+            Typed::Bf16(stored) => Typed::Bf16(Blocks::of(self.heads, stored)),
         };
         Held { heads: self.heads, sequences, blocks }
     }
@@ -113,10 +96,10 @@ impl PagedCache {
     /// What each group of sequences has of its own.
     pub fn apart<'a>(&'a mut self, groups: &'a Groups<'a>) -> Vec<Apart<'a>> {
         let heads = self.heads;
-        let blocks = match &mut self.elements {
-            Elements::F32(elements) => Elements::F32(BlocksMut::of(heads, elements)),
-            Elements::F16(elements) => Elements::F16(BlocksMut::of(heads, elements)),
-            Elements::Bf16(elements) => Elements::Bf16(BlocksMut::of(heads, elements)),
+        let blocks = match &mut self.stored {
+            Typed::F32(stored) => Typed::F32(BlocksMut::of(heads, stored)),
+            Typed::F16(stored) => Typed::F16(BlocksMut::of(heads, stored)),
+            Typed::Bf16(stored) => Typed::Bf16(BlocksMut::of(heads, stored)),
         };
         groups.0.iter().map(|sequences| Apart { heads, sequences, blocks }).collect()
     }
@@ -127,7 +110,7 @@ impl PagedCache {
 pub struct Held<'a> {
     pub heads: Heads,
     pub sequences: &'a [Sequence<'a>],
-    pub blocks: Elements<Blocks<'a, f32>, Blocks<'a, f16>, Blocks<'a, bf16>>,
+    pub blocks: Typed<Blocks<'a, f32>, Blocks<'a, f16>, Blocks<'a, bf16>>,
 }
 
 /// Blocks of which some are read: those of the sequences of a [`Held`].
@@ -144,20 +127,21 @@ unsafe impl<T: Sync> Sync for Blocks<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Send for Blocks<'_, T> {}
 
-impl<'a, T> Blocks<'a, T> {
-    fn of(heads: Heads, elements: &'a [T]) -> Self {
-        let count = elements.len() / heads.block_len();
-        Self { heads, first: elements.as_ptr(), count, borrowed: PhantomData }
+impl<'a, T: Stored> Blocks<'a, T> {
+    fn of(heads: Heads, stored: &'a [T]) -> Self {
+        let count = stored.len() / T::block_len(heads);
+        Self { heads, first: stored.as_ptr(), count, borrowed: PhantomData }
     }
 
     /// The keys of a head in a block, and the values with what the last panel reads after them.
     pub fn get(&self, block: usize, kv_head: usize) -> (&'a [T], &'a [T]) {
-        assert!(block < self.count && kv_head < self.heads.num_kv_heads);
-        let len = self.heads.len();
-        let at = block * self.heads.block_len() + 2 * kv_head * len;
+        let Heads { num_kv_heads, head_dim, .. } = self.heads;
+        assert!(block < self.count && kv_head < num_kv_heads);
+        let (values, keys) = (T::values_len(head_dim), T::keys_len(head_dim));
+        let at = (block * num_kv_heads + kv_head) * (values + keys);
         // SAFETY: it is inside what is borrowed, and nobody writes to the blocks that sequences hold here.
-        let both = unsafe { std::slice::from_raw_parts(self.first.add(at), 2 * len) };
-        (&both[len..], &both[..len + self.heads.padded_dim() - self.heads.head_dim])
+        let both = unsafe { std::slice::from_raw_parts(self.first.add(at), values + keys) };
+        (&both[values..], &both[..values + (self.heads.padded_dim() - head_dim) * T::STEP_LEN / LANES])
     }
 }
 
@@ -176,15 +160,24 @@ impl<T> Clone for BlocksMut<'_, T> {
 
 impl<T> Copy for BlocksMut<'_, T> {}
 
-impl<'a, T> BlocksMut<'a, T> {
-    fn of(heads: Heads, elements: &'a mut [T]) -> Self {
-        let count = elements.len() / heads.block_len();
-        Self { first: elements.as_mut_ptr(), count, borrowed: PhantomData }
+impl<'a, T: Stored> BlocksMut<'a, T> {
+    fn of(heads: Heads, stored: &'a mut [T]) -> Self {
+        let count = stored.len() / T::block_len(heads);
+        Self { first: stored.as_mut_ptr(), count, borrowed: PhantomData }
     }
 
     /// As they are read.
     fn read(&self, heads: Heads) -> Blocks<'_, T> {
         Blocks { heads, first: self.first, count: self.count, borrowed: PhantomData }
+    }
+
+    /// # Safety
+    /// Nobody else has this block meanwhile.
+    unsafe fn get(&self, heads: Heads, block: usize) -> &'a mut [T] {
+        assert!(block < self.count);
+        let len = T::block_len(heads);
+        // SAFETY: it is inside what is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(block * len), len) }
     }
 }
 
@@ -221,7 +214,7 @@ impl<'a> Groups<'a> {
 pub struct Apart<'a> {
     heads: Heads,
     sequences: &'a [Sequence<'a>],
-    blocks: Elements<BlocksMut<'a, f32>, BlocksMut<'a, f16>, BlocksMut<'a, bf16>>,
+    blocks: Typed<BlocksMut<'a, f32>, BlocksMut<'a, f16>, BlocksMut<'a, bf16>>,
 }
 
 // SAFETY: `Groups` made sure that no other thread writes to the blocks of its sequences, nor reads those that are written.
@@ -234,14 +227,9 @@ impl Apart<'_> {
     pub fn store(&mut self, keys: &[f32], values: &[f32], isa: Isa) {
         let (heads, width) = (self.heads, self.heads.num_kv_heads * self.heads.head_dim);
         let slots = || self.sequences.iter().flat_map(Sequence::slots);
-        with_elements!(self.blocks, blocks => {
-            let block = |index: usize| {
-                assert!(index < blocks.count);
-                let first = blocks.first.wrapping_add(index * heads.block_len());
-                // SAFETY: it is inside what is borrowed; its own sequences write to it, so no other group has it, and
-                // this one has but one at a time.
-                unsafe { std::slice::from_raw_parts_mut(first, heads.block_len()) }
-            };
+        with_typed!(self.blocks, blocks => {
+            // SAFETY: its own sequences write to them, so no other group has them, and this one has but one at a time.
+            let block = |index: usize| unsafe { blocks.get(heads, index) };
             slots().for_each(|slot| prefetch_row(heads, block(slot.block), slot.token));
             for (slot, (keys, values)) in slots().zip(keys.chunks(width).zip(values.chunks(width))) {
                 store_row(heads, block(slot.block), slot.token, [keys, values], isa);
@@ -253,30 +241,30 @@ impl Apart<'_> {
     pub fn held(&self) -> Held<'_> {
         let heads = self.heads;
         let blocks = match &self.blocks {
-            Elements::F32(blocks) => Elements::F32(blocks.read(heads)),
-            Elements::F16(blocks) => Elements::F16(blocks.read(heads)),
-            Elements::Bf16(blocks) => Elements::Bf16(blocks.read(heads)),
+            Typed::F32(blocks) => Typed::F32(blocks.read(heads)),
+            Typed::F16(blocks) => Typed::F16(blocks.read(heads)),
+            Typed::Bf16(blocks) => Typed::Bf16(blocks.read(heads)),
         };
         Held { heads, sequences: self.sequences, blocks }
     }
 }
 
-fn store<T: Element>(
+fn store<T: Stored>(
     heads: Heads,
-    mut elements: &mut [T],
+    mut stored: &mut [T],
     sequences: &[Sequence<'_>],
     [keys, values]: [&[f32]; 2],
     isa: Isa,
 ) {
-    let width = heads.num_kv_heads * heads.head_dim;
+    let (width, block_len) = (heads.num_kv_heads * heads.head_dim, T::block_len(heads));
     let slots = sequences.iter().flat_map(Sequence::slots);
     let mut rows: Vec<(Slot, usize)> = slots.zip(0..keys.len() / width).collect();
     rows.sort_unstable();
     let (mut blocks, mut next) = (Vec::new(), 0);
     for rows in rows.chunk_by(|(slot, _), (other, _)| slot.block == other.block) {
         let (Slot { block, .. }, row) = rows[0];
-        let (own, after) = take(&mut elements)[(block - next) * heads.block_len()..].split_at_mut(heads.block_len());
-        (elements, next) = (after, block + 1);
+        let (own, after) = take(&mut stored)[(block - next) * block_len..].split_at_mut(block_len);
+        (stored, next) = (after, block + 1);
         blocks.push((row, own, rows));
     }
     // In the order of the rows: a sequence is attended to by the thread that has its rows, and so finds them near.
@@ -294,27 +282,21 @@ fn store<T: Element>(
     }
 }
 
-/// Asks for the lines that `store_row` writes to: they come from far, and stores wait for them one after another.
-fn prefetch_row<T>(heads: Heads, block: &[T], token: usize) {
-    for block in block.chunks_exact(2 * heads.len()) {
-        let (values, keys) = block.split_at(heads.len());
-        prefetch(keys);
-        prefetch(&values[token * heads.head_dim..][..heads.head_dim]);
+/// Asks for the lines that `store_row` writes to.
+fn prefetch_row<T: Stored>(Heads { head_dim, .. }: Heads, block: &[T], token: usize) {
+    for of_head in block.chunks_exact(T::values_len(head_dim) + T::keys_len(head_dim)) {
+        let (values, keys) = of_head.split_at(T::values_len(head_dim));
+        T::prefetch([keys, values], token, head_dim);
     }
 }
 
 /// Stores what one token has for each head.
-fn store_row<T: Element>(heads: Heads, block: &mut [T], token: usize, [keys, values]: [&[f32]; 2], isa: Isa) {
+fn store_row<T: Stored>(heads: Heads, block: &mut [T], token: usize, [keys, values]: [&[f32]; 2], isa: Isa) {
     let head_dim = heads.head_dim;
-    let block = block.chunks_exact_mut(2 * heads.len());
-    for ((block, key), value) in block.zip(keys.chunks_exact(head_dim)).zip(values.chunks_exact(head_dim)) {
-        let (stored_values, stored_keys) = block.split_at_mut(heads.len());
-        let mut rounded = [T::zeroed(); 64];
-        for (key, stored) in key.chunks(rounded.len()).zip(stored_keys.chunks_mut(rounded.len() * BLOCK_TOKENS)) {
-            T::round(key, &mut rounded[..key.len()], isa);
-            stored.chunks_exact_mut(BLOCK_TOKENS).zip(rounded).for_each(|(lanes, key)| lanes[token] = key);
-        }
-        T::round(value, &mut stored_values[token * head_dim..][..head_dim], isa);
+    let block = block.chunks_exact_mut(T::values_len(head_dim) + T::keys_len(head_dim));
+    for ((of_head, key), value) in block.zip(keys.chunks_exact(head_dim)).zip(values.chunks_exact(head_dim)) {
+        let (values, keys) = of_head.split_at_mut(T::values_len(head_dim));
+        T::store([keys, values], token, [key, value], isa);
     }
 }
 
@@ -332,10 +314,10 @@ mod tests {
 
     #[test]
     fn groups_apart_find_what_they_would_find_together() {
-        for (head_dim, element_type) in [(6, ElementType::F16), (16, ElementType::F32), (80, ElementType::Bf16)] {
+        for (head_dim, stored_type) in [(6, StoredType::F16), (16, StoredType::F32), (80, StoredType::Bf16)] {
             let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim };
             let cache = || {
-                let mut cache = PagedCache::new(heads, 6, element_type).unwrap();
+                let mut cache = PagedCache::new(heads, 6, stored_type).unwrap();
                 let head = [Sequence { rows: 16, context_len: 16, blocks: &[4] }];
                 let [keys, values] = [1, 2].map(|seed| noise(16 * 2 * head_dim, seed, 1.0));
                 cache.store(&head, &keys, &values, Isa::detect());

@@ -44,6 +44,16 @@ impl ElementType {
     }
 }
 
+/// What panels are made of. All bits are values of it.
+pub trait Panelled: Copy + Send + Sync + Zeroable + 'static {
+    /// What a step is multiplied by.
+    type Factor: Copy;
+    /// What the products of a lane add up to.
+    type Sum: Copy;
+    /// Those that one step has in a panel.
+    const STEP_LEN: usize;
+}
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}
@@ -52,12 +62,18 @@ mod sealed {
 }
 
 /// A number as it is stored. Computations are in f32, which holds all of them.
-pub trait Element: sealed::Sealed + Copy + Send + Sync + Zeroable + 'static {
+pub trait Element: sealed::Sealed + Panelled<Factor = f32, Sum = f32> {
     const TYPE: ElementType;
     fn to_f32(self) -> f32;
     fn from_le_bytes(bytes: &[u8]) -> Self;
     /// Writes as many values, rounded to the nearest; what is too great becomes the greatest finite number.
     fn round(values: &[f32], rounded: &mut [Self], isa: Isa);
+}
+
+impl Panelled for f32 {
+    type Factor = f32;
+    type Sum = f32;
+    const STEP_LEN: usize = LANES;
 }
 
 impl Element for f32 {
@@ -79,6 +95,12 @@ impl Element for f32 {
 /// The types of 16 bits differ by name only.
 macro_rules! half_element {
     ($type:ident, $element_type:ident, $round:ident) => {
+        impl Panelled for $type {
+            type Factor = f32;
+            type Sum = f32;
+            const STEP_LEN: usize = LANES;
+        }
+
         impl Element for $type {
             const TYPE: ElementType = ElementType::$element_type;
 
@@ -116,46 +138,33 @@ fn saturate(values: &[f32], greatest: f32, finite: &mut [f32]) {
     values.iter().zip(finite).for_each(|(value, finite)| *finite = value.clamp(-greatest, greatest));
 }
 
-/// Numbers of one of the types, or what has such numbers.
-#[derive(Clone, Copy)]
-pub enum Elements<A = Vec<f32>, B = Vec<f16>, C = Vec<bf16>> {
-    F32(A),
-    F16(B),
-    Bf16(C),
-}
-
-/// Does the same with each type of [`Elements`].
-macro_rules! with_elements {
-    ($elements:expr, $typed:ident => $result:expr) => {
-        match $elements {
-            $crate::kernels::panels::Elements::F32($typed) => $result,
-            $crate::kernels::panels::Elements::F16($typed) => $result,
-            $crate::kernels::panels::Elements::Bf16($typed) => $result,
-        }
-    };
-}
-pub(crate) use with_elements;
-
 /// Asks for what is read soon.
 pub fn prefetch<T>(elements: &[T]) {
+    let first = elements.as_ptr().cast::<u8>();
+    (0..size_of_val(elements)).step_by(LINE_BYTES).for_each(|at| prefetch_line(first.wrapping_add(at)));
+}
+
+/// Asks for a line of memory, if the machine can. It need not be there.
+#[inline(always)]
+pub fn prefetch_line(line: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    super::x86::panels::prefetch(elements);
+    super::x86::panels::prefetch_line(line);
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = elements;
+    let _ = line;
 }
 
 /// Rows of factors, each with all panels:
 /// `sums[row][panel][lane] += Σ factors[row][step] * panels[panel][step][lane]`. Steps may be in several pieces of memory.
-pub struct Product<'a, T> {
+pub struct Product<'a, T: Panelled> {
     /// Row `r` is `factors[r * factor_stride..][..pieces * steps]`.
-    pub factors: &'a [f32],
+    pub factors: &'a [T::Factor],
     pub factor_stride: usize,
     pub rows: usize,
     pub pieces: usize,
     /// Those of a piece.
     pub steps: usize,
     /// All panels of the first piece, then those of the next. Step `i` of a piece of a panel is
-    /// `[i * panel_stride..][..LANES]` of it.
+    /// `[i * panel_stride..][..STEP_LEN]` of it.
     pub panels: &'a [&'a [T]],
     pub panel_stride: usize,
     /// What is read soon after, and so asked for meanwhile.

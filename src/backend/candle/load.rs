@@ -10,6 +10,7 @@ use crate::{
     backend::{cache_plan::CachePlan, local::LocalModel},
     decoder::{self, Decoder, Placement, Spec},
     engine::{Aside, Engine, Options},
+    kernels::stored::StoredType,
     memory,
     text::{ChatTemplate, TemplateSource, TextProcessor, Tokenizer, gguf, vocabulary},
     weights::{Checkpoint, Config, Store, gguf::Metadata},
@@ -33,8 +34,8 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         tracing::warn!(path = %path.display(), reason, "the tokenizer knows more tokens than the model");
     }
     let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-    let cache_dtype = cache_dtype(config, &checkpoint, dtype, &device);
-    let block_bytes = Decoder::block_bytes(&spec, cache_dtype);
+    let stored_type = stored_type(config, &checkpoint, &device);
+    let block_bytes = Decoder::block_bytes(&spec, stored_type);
     let cache = CachePlan::new(config, spec.max_positions, block_bytes)?;
     let placement = Placement {
         device,
@@ -43,7 +44,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
         rounded: config.activation_type == ActivationType::Bf16,
         isa,
         cache_blocks: cache.blocks,
-        cache_dtype,
+        stored_type,
     };
     let (quant_bits, quant_group) = quantization(config, &checkpoint);
     let info = ModelInfo {
@@ -117,14 +118,15 @@ fn rounds_activations(config: &LoadConfig, checkpoint: &Checkpoint) -> bool {
     config.quantize.is_some() || quantized_file || config.activation_type == ActivationType::Bf16
 }
 
-/// The type of keys and values.
-fn cache_dtype(config: &LoadConfig, checkpoint: &Checkpoint, dtype: DType, device: &Device) -> DType {
+/// What keys and values are stored as.
+fn stored_type(config: &LoadConfig, checkpoint: &Checkpoint, device: &Device) -> StoredType {
     match config.kv_cache_type {
-        Some(KvCacheType::F32) => DType::F32,
-        Some(KvCacheType::F16) => DType::F16,
-        Some(KvCacheType::Bf16) => DType::BF16,
-        None if device.is_cpu() && rounds_activations(config, checkpoint) => DType::F16,
-        None => dtype,
+        Some(KvCacheType::F32) => StoredType::F32,
+        Some(KvCacheType::F16) => StoredType::F16,
+        Some(KvCacheType::Bf16) => StoredType::Bf16,
+        None if !device.is_cpu() => StoredType::Bf16,
+        None if rounds_activations(config, checkpoint) => StoredType::F16,
+        None => StoredType::F32,
     }
 }
 

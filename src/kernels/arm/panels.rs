@@ -2,7 +2,7 @@ use std::arch::aarch64::*;
 
 use crate::kernels::{
     panels::{Element, ElementType, Product},
-    tiles::panels::{Ahead, Vector, add_panels, check},
+    tiles::panels::{Vector, add_all},
 };
 
 /// The registers of `LANES` numbers.
@@ -11,19 +11,15 @@ pub type Lanes = [float32x4_t; 4];
 /// As `Product::add_scalar`. The machine must have NEON, which `Isa::available` made sure of.
 pub fn add_neon<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "neon")]
-    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: *mut f32, sum_stride: usize) {
-        let mut ahead = Ahead::of(product, 1);
-        for panel in 0..product.panels.len() / product.pieces {
-            // SAFETY: passed on.
-            unsafe { add_panels::<T, Lanes, 1>(product, panel, &mut ahead, sums, sum_stride) };
-        }
+    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+        // SAFETY: passed on.
+        unsafe { add_all::<T, Lanes, 1>(product, sums, sum_stride) };
     }
-    check(product, sums, sum_stride);
-    // SAFETY: `Isa::Neon` exists only where it was detected, and `check` passed.
-    unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
+    // SAFETY: `Isa::Neon` exists only where it was detected.
+    unsafe { add(product, sums, sum_stride) };
 }
 
-impl Vector for Lanes {
+impl<T: Element> Vector<T> for Lanes {
     #[inline(always)]
     fn zero() -> Self {
         // SAFETY: zeros are a value of it.
@@ -31,15 +27,21 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
-    unsafe fn load<T: Element>(from: *const T) -> Self {
+    unsafe fn load(from: *const T) -> Self {
         // SAFETY: passed on.
         unsafe { [load_4(from), load_4(from.add(4)), load_4(from.add(8)), load_4(from.add(12))] }
     }
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
+    unsafe fn load_sums(from: *const f32) -> Self {
         // SAFETY: passed on.
-        unsafe { [vdupq_n_f32(value); 4] }
+        unsafe { [0, 4, 8, 12].map(|at| vld1q_f32(from.add(at))) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(factor: f32) -> Self {
+        // SAFETY: passed on.
+        unsafe { [vdupq_n_f32(factor); 4] }
     }
 
     #[inline(always)]

@@ -63,7 +63,7 @@ unsafe fn add_tile<F: Factor, P: Path<F>, const R: usize, const N: usize>(
         let mut held = [[P::Sums::zero(); N]; R];
         for (r, held) in held.iter_mut().enumerate() {
             for (n, held) in held.iter_mut().enumerate() {
-                *held = P::Sums::load(sums.add(r * sum_stride + n * LANES));
+                *held = P::Sums::load_sums(sums.add(r * sum_stride + n * LANES));
             }
         }
         let mut panels = [std::ptr::null(); N];
@@ -101,7 +101,7 @@ pub trait Path<F: Factor> {
     /// The halves of pairs in the order in which their products are added, or all that one instruction takes both.
     const PARTS: &'static [usize];
     /// `LANES` sums.
-    type Sums: Vector;
+    type Sums: Vector<f32>;
     /// A part of `LANES` pairs, or of a factor for all of them.
     type Values: Copy;
     fn zero_values() -> Self::Values;
@@ -114,7 +114,7 @@ pub trait Path<F: Factor> {
 pub struct Widened<V>(PhantomData<V>);
 
 /// Registers that it can be done in.
-pub trait Widen: Vector {
+pub trait Widen: Vector<f32> {
     /// The halves of pairs as numbers.
     ///
     /// # Safety

@@ -1,58 +1,40 @@
 use std::arch::x86_64::*;
 
 use crate::kernels::{
-    panels::{Element, ElementType, LINE_BYTES, Product},
-    tiles::panels::{Ahead, Vector, add_panels, check},
+    panels::{Element, ElementType, Product},
+    tiles::panels::{Vector, add_all},
 };
 
 /// As `Product::add_scalar`. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
 pub fn add_avx2<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: *mut f32, sum_stride: usize) {
-        let mut ahead = Ahead::of(product, 1);
-        for panel in 0..product.panels.len() / product.pieces {
-            // SAFETY: passed on.
-            unsafe { add_panels::<T, [__m256; 2], 1>(product, panel, &mut ahead, sums, sum_stride) };
-        }
+    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+        // SAFETY: passed on.
+        unsafe { add_all::<T, [__m256; 2], 1>(product, sums, sum_stride) };
     }
-    check(product, sums, sum_stride);
-    // SAFETY: `Isa::Avx2` exists only where these were detected, and `check` passed.
-    unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
+    // SAFETY: `Isa::Avx2` exists only where these were detected.
+    unsafe { add(product, sums, sum_stride) };
 }
 
 /// As `Product::add_scalar`. The machine must have AVX-512F.
 pub fn add_avx512<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx512f")]
-    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: *mut f32, sum_stride: usize) {
-        let mut ahead = Ahead::of(product, 4);
-        let (mut panel, panels) = (0, product.panels.len() / product.pieces);
-        while panel < panels {
-            // SAFETY: passed on.
-            unsafe {
-                if panel + 4 <= panels {
-                    add_panels::<T, __m512, 4>(product, panel, &mut ahead, sums, sum_stride);
-                    panel += 4;
-                } else {
-                    add_panels::<T, __m512, 1>(product, panel, &mut ahead, sums, sum_stride);
-                    panel += 1;
-                }
-            }
-        }
+    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+        // SAFETY: passed on.
+        unsafe { add_all::<T, __m512, 4>(product, sums, sum_stride) };
     }
-    check(product, sums, sum_stride);
     // SAFETY: as above, with `Isa::Avx512` and the better ones.
-    unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
+    unsafe { add(product, sums, sum_stride) };
 }
 
-/// Brings elements near.
-pub fn prefetch<T>(elements: &[T]) {
-    for at in (0..size_of_val(elements)).step_by(LINE_BYTES) {
-        // SAFETY: the address is inside the slice, and every x86-64 machine has the instruction.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(elements.as_ptr().cast::<i8>().add(at)) };
-    }
+/// Brings a line of memory near, if there is one.
+#[inline(always)]
+pub fn prefetch_line(line: *const u8) {
+    // SAFETY: every x86-64 machine has the instruction, and it reads nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
 }
 
-impl Vector for [__m256; 2] {
+impl<T: Element> Vector<T> for [__m256; 2] {
     #[inline(always)]
     fn zero() -> Self {
         // SAFETY: zeros are a value of it.
@@ -60,15 +42,21 @@ impl Vector for [__m256; 2] {
     }
 
     #[inline(always)]
-    unsafe fn load<T: Element>(from: *const T) -> Self {
+    unsafe fn load(from: *const T) -> Self {
         // SAFETY: passed on.
         unsafe { [load_8(from), load_8(from.add(8))] }
     }
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
+    unsafe fn load_sums(from: *const f32) -> Self {
         // SAFETY: passed on.
-        unsafe { [_mm256_set1_ps(value); 2] }
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(factor: f32) -> Self {
+        // SAFETY: passed on.
+        unsafe { [_mm256_set1_ps(factor); 2] }
     }
 
     #[inline(always)]
@@ -84,12 +72,6 @@ impl Vector for [__m256; 2] {
             _mm256_storeu_ps(to, self[0]);
             _mm256_storeu_ps(to.add(8), self[1]);
         }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch(line: *const u8) {
-        // SAFETY: every x86-64 machine has the instruction, and it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
     }
 }
 
@@ -110,7 +92,7 @@ unsafe fn load_8<T: Element>(from: *const T) -> __m256 {
     }
 }
 
-impl Vector for __m512 {
+impl<T: Element> Vector<T> for __m512 {
     #[inline(always)]
     fn zero() -> Self {
         // SAFETY: zeros are a value of it.
@@ -118,7 +100,7 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn load<T: Element>(from: *const T) -> Self {
+    unsafe fn load(from: *const T) -> Self {
         // SAFETY: passed on; `Element` is sealed, so `TYPE` tells the truth.
         unsafe {
             match T::TYPE {
@@ -133,9 +115,15 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
+    unsafe fn load_sums(from: *const f32) -> Self {
         // SAFETY: passed on.
-        unsafe { _mm512_set1_ps(value) }
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(factor: f32) -> Self {
+        // SAFETY: passed on.
+        unsafe { _mm512_set1_ps(factor) }
     }
 
     #[inline(always)]
@@ -148,11 +136,5 @@ impl Vector for __m512 {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: passed on.
         unsafe { _mm512_storeu_ps(to, self) }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch(line: *const u8) {
-        // SAFETY: every x86-64 machine has the instruction, and it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
     }
 }

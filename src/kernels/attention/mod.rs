@@ -1,29 +1,21 @@
-use std::{cell::RefCell, mem::take, ops::Range};
+//! Attention over the keys and values that a cache holds.
 
-use smallvec::SmallVec;
+mod numbers;
+mod tile;
+
+use std::mem::take;
 
 use super::{
     Isa,
-    math::exp,
-    paged_cache::{BLOCK_TOKENS, Blocks, Heads, Held, Sequence},
-    panels::{Element, LANES, Product, with_elements},
+    paged_cache::{Heads, Held, Sequence},
     pieces::{self, Strips, written_in_bands},
-    softmax::{Part, Softmax, softmax},
+    stored::with_typed,
     team,
 };
+use tile::{Tile, Work};
 
-/// Keys whose scores are turned into weights together. Parts begin at multiples of it, wherever the
-/// chunks of a prompt do, and are merged in their order.
-const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
-const PART_BLOCKS: usize = 16;
-/// Blocks whose keys, or values, go through the queries together.
-const BLOCKS_AT_ONCE: usize = 4;
-/// Panels of values that go through at once without an allocation: those of heads of 128 numbers.
-const PANELS: usize = BLOCKS_AT_ONCE * 128 / LANES;
 /// Rows times query heads that go through a part of the keys and values together.
 const TILE_QUERIES: usize = 24;
-/// The keys or values of blocks that go through at once.
-type Slices<'a, T> = SmallVec<[&'a [T]; BLOCKS_AT_ONCE]>;
 /// Multiply-adds below which a second thread costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 16;
 /// Tiles a thread has, or more, where parts of tiles are not shared.
@@ -67,7 +59,7 @@ pub fn attend(
     let strips = Strips { columns: heads.num_heads * heads.head_dim, width: heads.group() * heads.head_dim };
     let across = heads.num_kv_heads;
     let count = bands.len() * across;
-    with_elements!(blocks, blocks => {
+    with_typed!(blocks, blocks => {
         let tile = |i: usize| {
             let (band, kv_head) = (bands[i / across], i % across);
             Tile { heads, scoring, kv_head, band, queries, held: blocks, isa }
@@ -107,7 +99,7 @@ pub fn attend(
 
 /// Rows of one sequence that go through its keys and values together.
 #[derive(Clone, Copy)]
-struct Band<'a> {
+pub struct Band<'a> {
     /// Where they begin among all rows.
     start: usize,
     rows: usize,
@@ -133,225 +125,17 @@ fn bands<'a>(heads: Heads, sequences: &[Sequence<'a>]) -> Vec<Band<'a>> {
     bands
 }
 
-/// A band with the query heads that share a key/value head. Each key and value is read once for all of them.
-struct Tile<'a, T> {
-    heads: Heads,
-    scoring: Scoring<'a>,
-    kv_head: usize,
-    band: Band<'a>,
-    /// Those of all rows.
-    queries: &'a [f32],
-    held: Blocks<'a, T>,
-    isa: Isa,
-}
-
-/// What a thread computes in, kept for its next tiles.
-#[derive(Default)]
-struct Work {
-    /// `[rows, group, head_dim]`, times the scale.
-    queries: Vec<f32>,
-    /// Scores, then weights, `[queries, keys]`.
-    weights: Vec<f32>,
-    part: Part,
-    whole: Part,
-    /// `[rows, group, head_dim]`.
-    out: Vec<f32>,
-}
-
-impl Work {
-    fn with<R>(work: impl FnOnce(&mut Self) -> R) -> R {
-        thread_local! {
-            static WORK: RefCell<Work> = RefCell::default();
-        }
-        WORK.with_borrow_mut(work)
-    }
-}
-
-/// Makes it as long, of zeros.
-fn zero(numbers: &mut Vec<f32>, len: usize) {
-    numbers.clear();
-    numbers.resize(len, 0.0);
-}
-
-impl<T: Element> Tile<'_, T> {
-    /// The parts that any row attends to.
-    fn parts(&self) -> Range<usize> {
-        let Band { first_context, rows, .. } = self.band;
-        self.seen(0, 0, usize::MAX).start / PART_TOKENS..(first_context + rows - 1).div_ceil(PART_TOKENS)
-    }
-
-    /// The keys of the sequence's block `block`, and the values with what the last panel reads after them.
-    fn block(&self, block: usize) -> (&[T], &[T]) {
-        self.held.get(self.band.blocks[block] as usize, self.kv_head)
-    }
-
-    /// Which of the `len` keys from position `start` on row `row` attends to.
-    fn seen(&self, row: usize, start: usize, len: usize) -> Range<usize> {
-        let context = self.band.first_context + row;
-        let first = context.saturating_sub(self.scoring.window.unwrap_or(usize::MAX));
-        let end = context.saturating_sub(start).min(len);
-        first.saturating_sub(start).min(end)..end
-    }
-
-    /// The blocks of a part that any row attends to.
-    fn blocks(&self, part: usize) -> Range<usize> {
-        let from = self.seen(0, part * PART_TOKENS, PART_TOKENS).start;
-        let to = self.seen(self.band.rows - 1, part * PART_TOKENS, PART_TOKENS).end;
-        let first = part * PART_BLOCKS;
-        first + from / BLOCK_TOKENS..first + to.div_ceil(BLOCK_TOKENS)
-    }
-
-    /// What all rows attend to, `[rows, group, head_dim]`. It asks for what the `next` tile begins with.
-    fn attend<'a>(&self, next: Option<Self>, work: &'a mut Work) -> &'a [f32] {
-        let parts = self.parts();
-        let first = next.as_ref().map(|next| next.parts().start);
-        work.whole.clear();
-        for part in parts.clone() {
-            let ahead = if part + 1 < parts.end { Some((self, part + 1)) } else { next.as_ref().zip(first) };
-            self.attend_part(part, ahead, work);
-            work.whole.merge(&work.part);
-        }
-        self.finish(work)
-    }
-
-    /// Attends to the keys of one part alone, and asks for those of a tile's part that come after them.
-    fn attend_part(&self, part: usize, ahead: Option<(&Self, usize)>, work: &mut Work) {
-        let blocks = self.blocks(part);
-        let (start, width) = (blocks.start * BLOCK_TOKENS, blocks.len() * BLOCK_TOKENS);
-        self.score(blocks.clone(), work);
-        let Work { weights, part: Part { softmaxes, values }, .. } = work;
-        softmaxes.clear();
-        softmaxes.extend(weights.chunks_exact_mut(width).enumerate().map(|(query, scores)| {
-            let seen = self.seen(query / self.heads.group(), start, width);
-            if let Some(alibi) = self.scoring.alibi {
-                self.add_biases(query, &mut scores[seen.clone()], start + seen.start, alibi);
-            }
-            softmax(scores, seen, self.scoring.softcap, self.isa)
-        }));
-        zero(values, softmaxes.len() * self.heads.padded_dim());
-        // What a row does not see may be anything, even no number: a weight of zero is not enough.
-        let is_whole = |block: &usize| {
-            let all = 0..BLOCK_TOKENS;
-            [0, self.band.rows - 1].iter().all(|row| self.seen(*row, block * BLOCK_TOKENS, BLOCK_TOKENS) == all)
-        };
-        let ahead = ahead.filter(|(tile, _)| tile.band.first).map(|(tile, part)| (tile, tile.blocks(part)));
-        let of = |block: usize| &weights[(block - blocks.start) * BLOCK_TOKENS..];
-        let mut block = blocks.start;
-        while block < blocks.end {
-            let whole = (block..blocks.end).take(BLOCKS_AT_ONCE).take_while(is_whole).count();
-            let next = block + whole.max(1);
-            let mut keys = Slices::new();
-            if let Some((tile, theirs)) = &ahead {
-                let share = |block: usize| theirs.start + (block - blocks.start) * theirs.len() / blocks.len();
-                keys.extend((share(block)..share(next)).map(|block| tile.block(block).0));
-            }
-            let weights = (of(block), width);
-            if whole > 0 {
-                self.add_values(block..next, (0, self.band.rows), 0..BLOCK_TOKENS, weights, values, &keys);
-            } else {
-                for row in 0..self.band.rows {
-                    let seen = self.seen(row, block * BLOCK_TOKENS, BLOCK_TOKENS);
-                    self.add_values(block..next, (row, 1), seen, weights, values, &take(&mut keys));
-                }
-            }
-            block = next;
-        }
-    }
-
-    /// Adds linear biases to the scores of a query and the keys from position `start` on.
-    fn add_biases(&self, query: usize, scores: &mut [f32], start: usize, alibi: f32) {
-        let Heads { num_heads, .. } = self.heads;
-        let (row, head) = (query / self.heads.group(), query % self.heads.group());
-        let slope = alibi * slope(self.kv_head * self.heads.group() + head, num_heads);
-        let own = self.band.first_context + row - 1;
-        for (score, position) in scores.iter_mut().zip(start..) {
-            *score -= slope * (own - position) as f32;
-        }
-    }
-
-    /// The dot products of all queries and the keys of these blocks.
-    fn score(&self, blocks: Range<usize>, Work { queries, weights, .. }: &mut Work) {
-        let Heads { num_heads, head_dim, .. } = self.heads;
-        let (group_len, rows) = (self.heads.group() * head_dim, self.band.rows * self.heads.group());
-        queries.clear();
-        for row in self.queries.chunks(num_heads * head_dim).skip(self.band.start).take(self.band.rows) {
-            let row = &row[self.kv_head * group_len..][..group_len];
-            queries.extend(row.iter().map(|query| query * self.scoring.scale));
-        }
-        let width = blocks.len() * BLOCK_TOKENS;
-        zero(weights, rows * width);
-        for (index, first) in blocks.clone().step_by(BLOCKS_AT_ONCE).enumerate() {
-            let at_once = first..blocks.end.min(first + BLOCKS_AT_ONCE);
-            let panels: Slices<'_, T> = at_once.clone().map(|block| self.block(block).0).collect();
-            let ahead: Slices<'_, T> = at_once.filter(|_| self.band.first).map(|block| self.block(block).1).collect();
-            let product = Product {
-                factors: queries,
-                factor_stride: head_dim,
-                rows,
-                pieces: 1,
-                steps: head_dim,
-                panels: &panels,
-                panel_stride: BLOCK_TOKENS,
-                ahead: &ahead,
-            };
-            product.add_to(&mut weights[index * BLOCKS_AT_ONCE * BLOCK_TOKENS..], width, self.isa);
-        }
-    }
-
-    /// For some rows adds the values that these keys have in each of some blocks, times their weights.
-    fn add_values(
-        &self,
-        blocks: Range<usize>,
-        (row, rows): (usize, usize),
-        keys: Range<usize>,
-        (weights, weight_stride): (&[f32], usize),
-        sums: &mut [f32],
-        ahead: &[&[T]],
-    ) {
-        if keys.is_empty() {
-            return;
-        }
-        let (group, head_dim, padded_dim) = (self.heads.group(), self.heads.head_dim, self.heads.padded_dim());
-        let pieces = blocks.len();
-        let mut panels = SmallVec::<[&[T]; PANELS]>::new();
-        for block in blocks {
-            let values = &self.block(block).1[keys.start * head_dim..];
-            panels.extend((0..head_dim).step_by(LANES).map(|at| &values[at..]));
-        }
-        let product = Product {
-            factors: &weights[row * group * weight_stride + keys.start..],
-            factor_stride: weight_stride,
-            rows: rows * group,
-            pieces,
-            steps: keys.len(),
-            panels: &panels,
-            panel_stride: head_dim,
-            ahead,
-        };
-        product.add_to(&mut sums[row * group * padded_dim..], padded_dim, self.isa);
-    }
-
-    /// The rows that all parts together give.
-    fn finish<'a>(&self, Work { whole, out, .. }: &'a mut Work) -> &'a [f32] {
-        let Heads { head_dim, .. } = self.heads;
-        out.clear();
-        let first_head = self.kv_head * self.heads.group();
-        let values = whole.values.chunks_exact(self.heads.padded_dim());
-        for (query, (Softmax { max, sum }, values)) in whole.softmaxes.iter().zip(values).enumerate() {
-            let head = first_head + query % self.heads.group();
-            let sum = sum + self.scoring.sinks.map_or(0.0, |sinks| exp(sinks[head] - max));
-            out.extend(values[..head_dim].iter().map(|value| value / sum));
-        }
-        out
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{noise, paged_cache::PagedCache, panels::ElementType};
+    use crate::kernels::{
+        noise,
+        paged_cache::{BLOCK_TOKENS, PagedCache},
+        panels::Element,
+        stored::StoredType,
+    };
 
-    const TYPES: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::Bf16];
+    const TYPES: [StoredType; 3] = [StoredType::F32, StoredType::F16, StoredType::Bf16];
 
     /// A sequence of `context_len` tokens and the cache that holds it, in blocks out of order among
     /// others that hold no numbers.
@@ -366,12 +150,12 @@ mod tests {
     }
 
     impl Case {
-        fn new(heads: Heads, context_len: usize, element_type: ElementType) -> Self {
+        fn new(heads: Heads, context_len: usize, stored_type: StoredType) -> Self {
             let count = context_len.div_ceil(BLOCK_TOKENS) as u32;
             let blocks: Vec<u32> = (0..count).map(|block| (count - 1 - block) * 2 + 1).collect();
             let width = heads.num_kv_heads * heads.head_dim;
             let all = 2 * count as usize * BLOCK_TOKENS;
-            let mut cache = PagedCache::new(heads, all / BLOCK_TOKENS, element_type).unwrap();
+            let mut cache = PagedCache::new(heads, all / BLOCK_TOKENS, stored_type).unwrap();
             let (nan, everywhere) = (vec![f32::NAN; all * width], (0..2 * count).collect::<Vec<_>>());
             cache.store(&[Sequence { rows: all, context_len: all, blocks: &everywhere }], &nan, &nan, Isa::detect());
             fn round<T: Element>(values: &[f32]) -> Vec<f32> {
@@ -379,10 +163,10 @@ mod tests {
                 T::round(values, &mut rounded, Isa::Scalar);
                 rounded.into_iter().map(Element::to_f32).collect()
             }
-            let rounded = |values: Vec<f32>| match element_type {
-                ElementType::F32 => values,
-                ElementType::F16 => round::<half::f16>(&values),
-                ElementType::Bf16 => round::<half::bf16>(&values),
+            let rounded = |values: Vec<f32>| match stored_type {
+                StoredType::F32 => values,
+                StoredType::F16 => round::<half::f16>(&values),
+                StoredType::Bf16 => round::<half::bf16>(&values),
             };
             let keys = rounded(noise(context_len * width, 1, 2.0));
             let values = rounded(noise(context_len * width, 2, 2.0));
@@ -456,12 +240,12 @@ mod tests {
         for (group, num_kv_heads, head_dim) in [(1, 2, 6), (3, 3, 10), (8, 1, 64), (3, 2, 80), (1, 1, 128), (8, 1, 256)]
         {
             for context_len in [1, 15, 16, 17, 37, 300] {
-                for element_type in TYPES {
+                for stored_type in TYPES {
                     let heads = Heads { num_heads: group * num_kv_heads, num_kv_heads, head_dim };
-                    let case = Case::new(heads, context_len, element_type);
+                    let case = Case::new(heads, context_len, stored_type);
                     for scoring in scorings(head_dim) {
                         let best = case.attend(&[context_len], scoring, Isa::detect());
-                        let what = format!("{heads:?}, {scoring:?}, {element_type:?}");
+                        let what = format!("{heads:?}, {scoring:?}, {stored_type:?}");
                         for row in [0, context_len / 2, context_len - 1] {
                             let width = heads.num_heads * head_dim;
                             for (ours, exact) in best[row * width..][..width].iter().zip(case.naive(row, scoring)) {
@@ -481,7 +265,7 @@ mod tests {
     #[test]
     fn chunks_of_a_prompt_and_other_sequences_change_nothing() {
         let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 16 };
-        let case = Case::new(heads, 600, ElementType::F16);
+        let case = Case::new(heads, 600, StoredType::F16);
         // Windows of 5, 40 and 270 keys, none, and a cap; sinks with and without a window; biases.
         let some = [1, 3, 4, 5, 7, 8, 9, 10].map(|i| scorings(16)[i]);
         for (isa, scoring) in Isa::available().into_iter().flat_map(|isa| some.map(|scoring| (isa, scoring))) {
@@ -514,8 +298,8 @@ mod tests {
     #[test]
     fn what_is_too_great_is_stored_as_the_greatest() {
         let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 16 };
-        for (element_type, greatest) in [(ElementType::F16, 65504.0), (ElementType::Bf16, half::bf16::MAX.to_f32())] {
-            let mut cache = PagedCache::new(heads, 1, element_type).unwrap();
+        for (stored_type, greatest) in [(StoredType::F16, 65504.0), (StoredType::Bf16, half::bf16::MAX.to_f32())] {
+            let mut cache = PagedCache::new(heads, 1, stored_type).unwrap();
             let sequences = [Sequence { rows: 1, context_len: 1, blocks: &[0] }];
             cache.store(&sequences, &[0.0; 16], &[-3.4e38; 16], Isa::detect());
             let out = attend(cache.held(&sequences), &[0.0; 16], scorings(16)[0], Isa::detect());

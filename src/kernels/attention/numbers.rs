@@ -1,0 +1,96 @@
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+use super::tile::{Ahead, Attended, BLOCKS_AT_ONCE, Slices, Tile, Work, zero};
+use crate::kernels::{
+    paged_cache::{BLOCK_TOKENS, Heads},
+    panels::{Element, LANES, Product},
+    softmax::Part,
+};
+
+/// Panels of values that go through at once without an allocation: those of heads of 128 numbers.
+const PANELS: usize = BLOCKS_AT_ONCE * 128 / LANES;
+
+impl<T: Element> Attended for T {
+    fn score(tile: &Tile<'_, T>, blocks: Range<usize>, Work { queries, weights, .. }: &mut Work) {
+        let head_dim = tile.heads.head_dim;
+        let (rows, width) = (queries.len() / head_dim, blocks.len() * BLOCK_TOKENS);
+        zero(weights, rows * width);
+        for first in blocks.clone().step_by(BLOCKS_AT_ONCE) {
+            let at_once = first..blocks.end.min(first + BLOCKS_AT_ONCE);
+            let panels: Slices<'_, T> = at_once.clone().map(|block| tile.block(block).0).collect();
+            let ahead: Slices<'_, T> = at_once.filter(|_| tile.band.first).map(|block| tile.block(block).1).collect();
+            let product = Product {
+                factors: queries,
+                factor_stride: head_dim,
+                rows,
+                pieces: 1,
+                steps: head_dim,
+                panels: &panels,
+                panel_stride: BLOCK_TOKENS,
+                ahead: &ahead,
+            };
+            product.add_to(&mut weights[(first - blocks.start) * BLOCK_TOKENS..], width, tile.isa);
+        }
+    }
+
+    fn add_values(tile: &Tile<'_, T>, blocks: Range<usize>, ahead: Option<&Ahead<'_, T>>, work: &mut Work) {
+        let Work { weights, part: Part { values, .. }, .. } = work;
+        let width = blocks.len() * BLOCK_TOKENS;
+        // What a row does not see may be anything, even no number: a weight of zero is not enough.
+        let is_whole = |block: &usize| {
+            let all = 0..BLOCK_TOKENS;
+            [0, tile.band.rows - 1].iter().all(|row| tile.seen(*row, block * BLOCK_TOKENS, BLOCK_TOKENS) == all)
+        };
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let whole = (block..blocks.end).take(BLOCKS_AT_ONCE).take_while(is_whole).count();
+            let now = block..block + whole.max(1);
+            let mut keys = ahead.map(|ahead| ahead.keys(&blocks, now.clone())).unwrap_or_default();
+            let weights = (&weights[(block - blocks.start) * BLOCK_TOKENS..], width);
+            block = now.end;
+            if whole > 0 {
+                add_some(tile, now, (0, tile.band.rows), 0..BLOCK_TOKENS, weights, values, &keys);
+                continue;
+            }
+            for row in 0..tile.band.rows {
+                let seen = tile.seen(row, now.start * BLOCK_TOKENS, BLOCK_TOKENS);
+                add_some(tile, now.clone(), (row, 1), seen, weights, values, &std::mem::take(&mut keys));
+            }
+        }
+    }
+}
+
+/// For some rows adds the values that these keys have in each of some blocks, times their weights.
+fn add_some<T: Element>(
+    tile: &Tile<'_, T>,
+    blocks: Range<usize>,
+    (row, rows): (usize, usize),
+    keys: Range<usize>,
+    (weights, weight_stride): (&[f32], usize),
+    sums: &mut [f32],
+    ahead: &[&[T]],
+) {
+    if keys.is_empty() {
+        return;
+    }
+    let (group, Heads { head_dim, .. }, padded_dim) = (tile.heads.group(), tile.heads, tile.heads.padded_dim());
+    let pieces = blocks.len();
+    let mut panels = SmallVec::<[&[T]; PANELS]>::new();
+    for block in blocks {
+        let values = &tile.block(block).1[keys.start * head_dim..];
+        panels.extend((0..head_dim).step_by(LANES).map(|at| &values[at..]));
+    }
+    let product = Product {
+        factors: &weights[row * group * weight_stride + keys.start..],
+        factor_stride: weight_stride,
+        rows: rows * group,
+        pieces,
+        steps: keys.len(),
+        panels: &panels,
+        panel_stride: head_dim,
+        ahead,
+    };
+    product.add_to(&mut sums[row * group * padded_dim..], padded_dim, tile.isa);
+}

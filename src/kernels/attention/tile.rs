@@ -1,0 +1,186 @@
+use std::{cell::RefCell, ops::Range};
+
+use smallvec::SmallVec;
+
+use super::{Band, Scoring, slope};
+use crate::kernels::{
+    Isa,
+    math::exp,
+    paged_cache::{BLOCK_TOKENS, Blocks, Heads},
+    softmax::{Part, Softmax, softmax},
+    stored::Stored,
+};
+
+/// Keys whose scores are turned into weights together. Parts begin at multiples of it, wherever the
+/// chunks of a prompt do, and are merged in their order.
+const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
+const PART_BLOCKS: usize = 16;
+/// Blocks whose keys, or values, go through the queries together.
+pub const BLOCKS_AT_ONCE: usize = 4;
+/// The keys or values of blocks that go through at once.
+pub type Slices<'a, T> = SmallVec<[&'a [T]; BLOCKS_AT_ONCE]>;
+
+/// What attention is computed with.
+pub trait Attended: Stored {
+    /// Sets the weights of `work` to the scores of all queries of the tile, whose queries are there, and the keys of these
+    /// blocks.
+    fn score(tile: &Tile<'_, Self>, blocks: Range<usize>, work: &mut Work);
+
+    /// Adds to the values of the part in `work` those of these blocks, times their weights. It asks for the keys of what is
+    /// `ahead` meanwhile.
+    fn add_values(tile: &Tile<'_, Self>, blocks: Range<usize>, ahead: Option<&Ahead<'_, Self>>, work: &mut Work);
+}
+
+/// A band with the query heads that share a key/value head. Each key and value is read once for all of them.
+pub struct Tile<'a, T> {
+    pub heads: Heads,
+    pub scoring: Scoring<'a>,
+    pub kv_head: usize,
+    pub band: Band<'a>,
+    /// Those of all rows.
+    pub queries: &'a [f32],
+    pub held: Blocks<'a, T>,
+    pub isa: Isa,
+}
+
+/// What a thread computes in, kept for its next tiles.
+#[derive(Default)]
+pub struct Work {
+    /// `[rows, group, head_dim]`, times the scale.
+    pub queries: Vec<f32>,
+    /// Scores, then weights, `[queries, keys]`.
+    pub weights: Vec<f32>,
+    pub part: Part,
+    pub whole: Part,
+    /// `[rows, group, head_dim]`.
+    out: Vec<f32>,
+}
+
+impl Work {
+    pub fn with<R>(work: impl FnOnce(&mut Self) -> R) -> R {
+        thread_local! {
+            static WORK: RefCell<Work> = RefCell::default();
+        }
+        WORK.with_borrow_mut(work)
+    }
+}
+
+/// Makes it as long, of zeros.
+pub fn zero<T: Clone + Default>(numbers: &mut Vec<T>, len: usize) {
+    numbers.clear();
+    numbers.resize(len, T::default());
+}
+
+/// Blocks that are gone through after those of a part.
+pub struct Ahead<'a, T> {
+    tile: &'a Tile<'a, T>,
+    blocks: Range<usize>,
+}
+
+impl<T: Attended> Ahead<'_, T> {
+    /// Of their keys what is asked for while some of the `blocks` are gone through.
+    pub fn keys(&self, blocks: &Range<usize>, now: Range<usize>) -> Slices<'_, T> {
+        let share = |block: usize| self.blocks.start + (block - blocks.start) * self.blocks.len() / blocks.len();
+        (share(now.start)..share(now.end)).map(|block| self.tile.block(block).0).collect()
+    }
+}
+
+impl<T: Attended> Tile<'_, T> {
+    /// The parts that any row attends to.
+    pub fn parts(&self) -> Range<usize> {
+        let Band { first_context, rows, .. } = self.band;
+        self.seen(0, 0, usize::MAX).start / PART_TOKENS..(first_context + rows - 1).div_ceil(PART_TOKENS)
+    }
+
+    /// The keys of the sequence's block `block`, and the values with what the last panel reads after them.
+    pub fn block(&self, block: usize) -> (&[T], &[T]) {
+        self.held.get(self.band.blocks[block] as usize, self.kv_head)
+    }
+
+    /// Which of the `len` keys from position `start` on row `row` attends to.
+    pub fn seen(&self, row: usize, start: usize, len: usize) -> Range<usize> {
+        let context = self.band.first_context + row;
+        let first = context.saturating_sub(self.scoring.window.unwrap_or(usize::MAX));
+        let end = context.saturating_sub(start).min(len);
+        first.saturating_sub(start).min(end)..end
+    }
+
+    /// The blocks of a part that any row attends to.
+    fn blocks(&self, part: usize) -> Range<usize> {
+        let from = self.seen(0, part * PART_TOKENS, PART_TOKENS).start;
+        let to = self.seen(self.band.rows - 1, part * PART_TOKENS, PART_TOKENS).end;
+        let first = part * PART_BLOCKS;
+        first + from / BLOCK_TOKENS..first + to.div_ceil(BLOCK_TOKENS)
+    }
+
+    /// What all rows attend to, `[rows, group, head_dim]`. It asks for what the `next` tile begins with.
+    pub fn attend<'a>(&self, next: Option<Self>, work: &'a mut Work) -> &'a [f32] {
+        let parts = self.parts();
+        let first = next.as_ref().map(|next| next.parts().start);
+        work.whole.clear();
+        for part in parts.clone() {
+            let ahead = if part + 1 < parts.end { Some((self, part + 1)) } else { next.as_ref().zip(first) };
+            self.attend_part(part, ahead, work);
+            work.whole.merge(&work.part);
+        }
+        self.finish(work)
+    }
+
+    /// Attends to the keys of one part alone, and asks for those of a tile's part that come after them.
+    pub fn attend_part(&self, part: usize, ahead: Option<(&Self, usize)>, work: &mut Work) {
+        let blocks = self.blocks(part);
+        let (start, width) = (blocks.start * BLOCK_TOKENS, blocks.len() * BLOCK_TOKENS);
+        self.take_queries(&mut work.queries);
+        T::score(self, blocks.clone(), work);
+        let Work { weights, part: Part { softmaxes, values }, .. } = work;
+        softmaxes.clear();
+        softmaxes.extend(weights.chunks_exact_mut(width).enumerate().map(|(query, scores)| {
+            let seen = self.seen(query / self.heads.group(), start, width);
+            if let Some(alibi) = self.scoring.alibi {
+                self.add_biases(query, &mut scores[seen.clone()], start + seen.start, alibi);
+            }
+            softmax(scores, seen, self.scoring.softcap, self.isa)
+        }));
+        zero(values, softmaxes.len() * self.heads.padded_dim());
+        let ahead = ahead.filter(|(tile, _)| tile.band.first);
+        let ahead = ahead.map(|(tile, part)| Ahead { tile, blocks: tile.blocks(part) });
+        T::add_values(self, blocks, ahead.as_ref(), work);
+    }
+
+    /// The queries of all rows, times the scale.
+    fn take_queries(&self, queries: &mut Vec<f32>) {
+        let Heads { num_heads, head_dim, .. } = self.heads;
+        let group_len = self.heads.group() * head_dim;
+        queries.clear();
+        for row in self.queries.chunks(num_heads * head_dim).skip(self.band.start).take(self.band.rows) {
+            let row = &row[self.kv_head * group_len..][..group_len];
+            queries.extend(row.iter().map(|query| query * self.scoring.scale));
+        }
+    }
+
+    /// Adds linear biases to the scores of a query and the keys from position `start` on.
+    fn add_biases(&self, query: usize, scores: &mut [f32], start: usize, alibi: f32) {
+        let Heads { num_heads, .. } = self.heads;
+        let (row, head) = (query / self.heads.group(), query % self.heads.group());
+        let slope = alibi * slope(self.kv_head * self.heads.group() + head, num_heads);
+        let own = self.band.first_context + row - 1;
+        for (score, position) in scores.iter_mut().zip(start..) {
+            *score -= slope * (own - position) as f32;
+        }
+    }
+
+    /// The rows that all parts together give.
+    pub fn finish<'a>(&self, Work { whole, out, .. }: &'a mut Work) -> &'a [f32] {
+        let Heads { head_dim, .. } = self.heads;
+        out.clear();
+        let first_head = self.kv_head * self.heads.group();
+        let values = whole.values.chunks_exact(self.heads.padded_dim());
+        for (query, (Softmax { max, sum }, values)) in whole.softmaxes.iter().zip(values).enumerate() {
+            let head = first_head + query % self.heads.group();
+            let sum = sum + self.scoring.sinks.map_or(0.0, |sinks| exp(sinks[head] - max));
+            out.extend(values[..head_dim].iter().map(|value| value / sum));
+        }
+        out
+    }
+}
+
