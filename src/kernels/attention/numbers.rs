@@ -19,8 +19,12 @@ impl<T: Element> Attended for T {
         zero(weights, rows * width);
         for first in blocks.clone().step_by(BLOCKS_AT_ONCE) {
             let at_once = first..blocks.end.min(first + BLOCKS_AT_ONCE);
-            let panels: Slices<'_, T> = at_once.clone().map(|block| tile.block(block).0).collect();
-            let ahead: Slices<'_, T> = at_once.filter(|_| tile.band.first).map(|block| tile.block(block).1).collect();
+            let (mut panels, mut ahead) = (Slices::new(), Slices::new());
+            for block in at_once {
+                let (keys, values) = tile.block(block);
+                panels.push(keys);
+                ahead.extend(tile.band.first.then_some(values));
+            }
             let product = Product {
                 factors: queries,
                 factor_stride: head_dim,
@@ -80,7 +84,7 @@ fn add_some<T: Element>(
     let mut panels = SmallVec::<[&[T]; PANELS]>::new();
     for block in blocks {
         let values = &tile.block(block).1[keys.start * head_dim..];
-        panels.extend((0..head_dim).step_by(LANES).map(|at| &values[at..]));
+        (0..head_dim).step_by(LANES).for_each(|at| panels.push(&values[at..]));
     }
     let product = Product {
         factors: &weights[row * group * weight_stride + keys.start..],

@@ -79,9 +79,12 @@ pub struct Ahead<'a, T> {
 
 impl<T: Attended> Ahead<'_, T> {
     /// Of their keys what is asked for while some of the `blocks` are gone through.
+    #[inline]
     pub fn keys(&self, blocks: &Range<usize>, now: Range<usize>) -> Slices<'_, T> {
         let share = |block: usize| self.blocks.start + (block - blocks.start) * self.blocks.len() / blocks.len();
-        (share(now.start)..share(now.end)).map(|block| self.tile.block(block).0).collect()
+        let mut keys = Slices::new();
+        (share(now.start)..share(now.end)).for_each(|block| keys.push(self.tile.block(block).0));
+        keys
     }
 }
 
