@@ -28,6 +28,8 @@ struct Options {
     models: Vec<Model>,
     rounds: usize,
     threads: usize,
+    /// Whether keys and values have 8 bits.
+    int8_cache: bool,
     /// Peers that are left out.
     without: Vec<String>,
     /// Where the figures and the chart go.
@@ -85,13 +87,21 @@ async fn main() -> Result<()> {
 
 async fn parse() -> Result<Options> {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peers");
-    let mut options = Options { models: Vec::new(), rounds: 5, threads: process::cores(), without: Vec::new(), out };
+    let mut options = Options {
+        models: Vec::new(),
+        rounds: 5,
+        threads: process::cores(),
+        int8_cache: false,
+        without: Vec::new(),
+        out,
+    };
     let mut args = env::args().skip(1).filter(|arg| arg != "--bench");
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} takes a value"));
         match arg.as_str() {
             "--rounds" => options.rounds = value()?.parse()?,
             "--threads" => options.threads = value()?.parse()?,
+            "--int8-cache" => options.int8_cache = true,
             "--without" => options.without.push(value()?),
             "--out" => options.out = value()?.into(),
             option if option.starts_with('-') => return Err(format!("unknown option {option}").into()),
@@ -141,7 +151,7 @@ impl Engines {
 
 /// `weigh`: takes memory, too.
 async fn compare(model: &Model, options: &Options, weigh: bool) -> Result<Report> {
-    let ours = Ours::load(&model.path, options.threads).await?;
+    let ours = Ours::load(&model.path, options.threads, options.int8_cache).await?;
     let mut engines = Engines { ours, peers: peers(model, options) };
     let works = works(&*engines.ours.model).await?;
     let memory = if weigh { Some(engines.memory(&works).await?) } else { None };
@@ -167,7 +177,7 @@ fn peers(model: &Model, options: &Options) -> Vec<Peer> {
     let asked = |name: &str| !options.without.iter().any(|without| without == name);
     let mut peers = Vec::new();
     if let Some(python) = env::var_os("LLAMA_PYTHON").filter(|_| asked(NAMES[1])) {
-        peers.push(Peer::llama_cpp(&python, gguf, options.threads));
+        peers.push(Peer::llama_cpp(&python, gguf, options.threads, options.int8_cache));
     }
     if asked(NAMES[2]) {
         peers.push(Peer::candle(gguf, options.threads));

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use futures::{StreamExt, future::join_all};
-use tokenflow::{ActivationType, GenerateConfig, LoadConfig, TextModel, TokenStream, load_model};
+use tokenflow::{ActivationType, GenerateConfig, KvCacheType, LoadConfig, TextModel, TokenStream, load_model};
 
 use super::{process, support::Result, work::Work};
 
@@ -14,10 +14,12 @@ pub struct Ours {
 }
 
 impl Ours {
-    pub async fn load(path: &Path, threads: usize) -> Result<Self> {
+    pub async fn load(path: &Path, threads: usize, int8_cache: bool) -> Result<Self> {
         let before = process::resident_bytes();
         // Every run computes its prompt anew, and weights of bfloat16 meet activations of bfloat16, as in llama.cpp.
-        let config = LoadConfig::new().prefix_cache_tokens(0).threads(threads).activation_type(ActivationType::Bf16);
+        let mut config =
+            LoadConfig::new().prefix_cache_tokens(0).threads(threads).activation_type(ActivationType::Bf16);
+        config.kv_cache_type = int8_cache.then_some(KvCacheType::Int8);
         let model = load_model(path, config).await?;
         Ok(Self { model, before })
     }

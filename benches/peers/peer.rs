@@ -27,10 +27,10 @@ pub struct Peer {
 
 impl Peer {
     /// llama.cpp, in a Python that has the package llama-cpp-python.
-    pub fn llama_cpp(python: &OsStr, path: &Path, threads: usize) -> Result<Self> {
+    pub fn llama_cpp(python: &OsStr, path: &Path, threads: usize, int8_cache: bool) -> Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/serve_llama.py");
         let mut command = Command::new(python);
-        command.arg(script).arg(path).arg(threads.to_string());
+        command.arg(script).arg(path).arg(threads.to_string()).args(int8_cache.then_some("--int8-cache"));
         Self::start(NAMES[1], command, true)
     }
 

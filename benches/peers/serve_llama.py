@@ -1,4 +1,4 @@
-"""llama.cpp as a peer of the benchmark `peers`: serve_llama.py MODEL.gguf THREADS
+"""llama.cpp as a peer of the benchmark `peers`: serve_llama.py MODEL.gguf THREADS [--int8-cache]
 
 Keeps the model loaded and answers each line of its input with a line of JSON. A request is
 
@@ -24,11 +24,11 @@ def resident_bytes():
 
 
 class Peer:
-    def __init__(self, path, threads):
+    def __init__(self, path, threads, int8_cache):
         self.silence = llama.llama_log_callback(lambda level, text, data: None)
         llama.llama_log_set(self.silence, None)
         llama.llama_backend_init()
-        self.threads = threads
+        self.threads, self.int8_cache = threads, int8_cache
         params = llama.llama_model_default_params()
         params.n_gpu_layers = 0
         self.model = llama.llama_model_load_from_file(path.encode(), params)
@@ -45,6 +45,9 @@ class Peer:
             params.n_ctx, params.n_seq_max = sequences * tokens, sequences
             params.n_batch, params.n_ubatch = 2048, 512
             params.n_threads = params.n_threads_batch = self.threads
+            if self.int8_cache:
+                params.type_k = params.type_v = llama.GGML_TYPE_Q8_0
+                params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
             context = llama.llama_init_from_model(self.model, params)
             if not context:
                 raise ValueError("there is no such context")
@@ -87,7 +90,7 @@ class Peer:
 def main():
     path, threads = sys.argv[1], int(sys.argv[2])
     before = resident_bytes()
-    peer = Peer(path, threads)
+    peer = Peer(path, threads, "--int8-cache" in sys.argv[3:])
     print(json.dumps({"version": llama.__version__}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -67,6 +67,10 @@ impl LayerCache {
                 StoredType::F32 => DType::F32,
                 StoredType::F16 => DType::F16,
                 StoredType::Bf16 => DType::BF16,
+                StoredType::Int8 => {
+                    let reason = "keys and values of 8 bits, which only models on the CPU can have";
+                    return Err(Error::config("kv_cache_type", reason));
+                }
             };
             let heads = spec.heads();
             let shape = (blocks * BLOCK_TOKENS, heads.num_kv_heads * heads.head_dim);

@@ -4,7 +4,13 @@
 
 use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 
-use super::{Isa, ggml::Format, panels::prefetch, pieces::filled};
+use super::{
+    Isa,
+    ggml::Format,
+    math::{greatest, rounded},
+    panels::prefetch,
+    pieces::filled,
+};
 
 /// The columns whose products an integer instruction sums.
 pub const GROUP: usize = 4;
@@ -157,16 +163,13 @@ pub fn keep_what_rounding_loses(x: &mut [f32]) {
 /// Rounds to the nearest of 255 steps between ± the greatest.
 #[inline(always)]
 fn quantize_block<const BLOCK: usize>(x: &[f32; BLOCK], bias: u8) -> ([i8; BLOCK], BlockScale) {
-    // Adding this leaves no bits for fractions, and the lowest bits are the sum as an integer.
-    const ROUND: f32 = (3 << 22) as f32;
-    // Magnitudes are in the order of their bits; a NaN is above all, and so gets into the scale.
-    let greatest = x.iter().fold(0, |greatest, value| greatest.max(value.abs().to_bits()));
-    let greatest = f32::from_bits(greatest);
+    // What is not a number gets into the scale.
+    let greatest = greatest(x);
     let inverse = if greatest == 0.0 { 0.0 } else { 127.0 / greatest };
     let mut codes = [0; BLOCK];
     let mut sum = 0;
     for (code, value) in codes.iter_mut().zip(x) {
-        *code = (value * inverse + ROUND).to_bits() as i8;
+        *code = rounded(value * inverse) as i8;
         sum += i32::from(*code);
     }
     let scale = greatest / 127.0;

@@ -42,6 +42,20 @@ pub fn erf(x: f32) -> f32 {
     (1.0 - polynomial * t * exp(-x * x)).copysign(x)
 }
 
+/// The greatest magnitude. Magnitudes are in the order of their bits; what is not a number is above all.
+#[inline(always)]
+pub fn greatest(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().fold(0, |greatest, value| greatest.max(value.abs().to_bits())))
+}
+
+/// As an integer, to which only the lower 16 bits are of use.
+#[inline(always)]
+pub fn rounded(value: f32) -> u32 {
+    // Adding this leaves no bits for fractions, and the lowest bits are the sum as an integer.
+    const ROUND: f32 = (3 << 22) as f32;
+    (value + ROUND).to_bits()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -89,6 +89,7 @@ impl PagedCache {
             Typed::F32(stored) => Typed::F32(Blocks::of(self.heads, stored)),
             Typed::F16(stored) => Typed::F16(Blocks::of(self.heads, stored)),
             Typed::Bf16(stored) => Typed::Bf16(Blocks::of(self.heads, stored)),
+            Typed::Int8(stored) => Typed::Int8(Blocks::of(self.heads, stored)),
         };
         Held { heads: self.heads, sequences, blocks }
     }
@@ -100,6 +101,7 @@ impl PagedCache {
             Typed::F32(stored) => Typed::F32(BlocksMut::of(heads, stored)),
             Typed::F16(stored) => Typed::F16(BlocksMut::of(heads, stored)),
             Typed::Bf16(stored) => Typed::Bf16(BlocksMut::of(heads, stored)),
+            Typed::Int8(stored) => Typed::Int8(BlocksMut::of(heads, stored)),
         };
         groups.0.iter().map(|sequences| Apart { heads, sequences, blocks }).collect()
     }
@@ -110,7 +112,7 @@ impl PagedCache {
 pub struct Held<'a> {
     pub heads: Heads,
     pub sequences: &'a [Sequence<'a>],
-    pub blocks: Typed<Blocks<'a, f32>, Blocks<'a, f16>, Blocks<'a, bf16>>,
+    pub blocks: Typed<Blocks<'a, f32>, Blocks<'a, f16>, Blocks<'a, bf16>, Blocks<'a, i8>>,
 }
 
 /// Blocks of which some are read: those of the sequences of a [`Held`].
@@ -134,6 +136,7 @@ impl<'a, T: Stored> Blocks<'a, T> {
     }
 
     /// The keys of a head in a block, and the values with what the last panel reads after them.
+    #[inline]
     pub fn get(&self, block: usize, kv_head: usize) -> (&'a [T], &'a [T]) {
         let Heads { num_kv_heads, head_dim, .. } = self.heads;
         assert!(block < self.count && kv_head < num_kv_heads);
@@ -214,7 +217,7 @@ impl<'a> Groups<'a> {
 pub struct Apart<'a> {
     heads: Heads,
     sequences: &'a [Sequence<'a>],
-    blocks: Typed<BlocksMut<'a, f32>, BlocksMut<'a, f16>, BlocksMut<'a, bf16>>,
+    blocks: Typed<BlocksMut<'a, f32>, BlocksMut<'a, f16>, BlocksMut<'a, bf16>, BlocksMut<'a, i8>>,
 }
 
 // SAFETY: `Groups` made sure that no other thread writes to the blocks of its sequences, nor reads those that are written.
@@ -244,6 +247,7 @@ impl Apart<'_> {
             Typed::F32(blocks) => Typed::F32(blocks.read(heads)),
             Typed::F16(blocks) => Typed::F16(blocks.read(heads)),
             Typed::Bf16(blocks) => Typed::Bf16(blocks.read(heads)),
+            Typed::Int8(blocks) => Typed::Int8(blocks.read(heads)),
         };
         Held { heads, sequences: self.sequences, blocks }
     }
@@ -314,7 +318,8 @@ mod tests {
 
     #[test]
     fn groups_apart_find_what_they_would_find_together() {
-        for (head_dim, stored_type) in [(6, StoredType::F16), (16, StoredType::F32), (80, StoredType::Bf16)] {
+        let types = [StoredType::F16, StoredType::F32, StoredType::Bf16, StoredType::Int8, StoredType::Int8];
+        for (head_dim, stored_type) in [6, 16, 80, 6, 64].into_iter().zip(types) {
             let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim };
             let cache = || {
                 let mut cache = PagedCache::new(heads, 6, stored_type).unwrap();

@@ -52,6 +52,8 @@ pub trait Panelled: Copy + Send + Sync + Zeroable + 'static {
     type Sum: Copy;
     /// Those that one step has in a panel.
     const STEP_LEN: usize;
+    /// Adds to `sums`, where those of row `r` and panel `p` are at `r * sum_stride + p * LANES`.
+    fn add_product(product: &Product<'_, Self>, sums: &mut [Self::Sum], sum_stride: usize, isa: Isa);
 }
 
 mod sealed {
@@ -74,6 +76,10 @@ impl Panelled for f32 {
     type Factor = f32;
     type Sum = f32;
     const STEP_LEN: usize = LANES;
+
+    fn add_product(product: &Product<'_, f32>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+        add_elements(product, sums, sum_stride, isa);
+    }
 }
 
 impl Element for f32 {
@@ -99,6 +105,10 @@ macro_rules! half_element {
             type Factor = f32;
             type Sum = f32;
             const STEP_LEN: usize = LANES;
+
+            fn add_product(product: &Product<'_, $type>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+                add_elements(product, sums, sum_stride, isa);
+            }
         }
 
         impl Element for $type {
@@ -171,36 +181,47 @@ pub struct Product<'a, T: Panelled> {
     pub ahead: &'a [&'a [T]],
 }
 
-impl<T: Element> Product<'_, T> {
+impl<T: Panelled> Product<'_, T> {
     /// Adds to `sums`, where those of row `r` and panel `p` are at `r * sum_stride + p * LANES`.
-    pub fn add_to(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
-        if self.rows == 0 || self.steps == 0 || self.panels.is_empty() {
-            return;
-        }
-        match isa {
-            Isa::Scalar => self.add_scalar(sums, sum_stride),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::x86::panels::add_avx2(self, sums, sum_stride),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::panels::add_avx512(self, sums, sum_stride),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonDotprod => super::arm::panels::add_neon(self, sums, sum_stride),
+    pub fn add_to(&self, sums: &mut [T::Sum], sum_stride: usize, isa: Isa) {
+        if self.rows > 0 && self.steps > 0 && !self.panels.is_empty() {
+            T::add_product(self, sums, sum_stride, isa);
         }
     }
 
-    fn add_scalar(&self, sums: &mut [f32], sum_stride: usize) {
+    /// Calls `add` with each row and panel, and with the factor and what the panel has of each of their steps in turn.
+    pub fn for_each_step(&self, mut add: impl FnMut(usize, usize, &T::Factor, &[T])) {
         let (steps, panels) = (self.steps, self.panels.len() / self.pieces);
         for row in 0..self.rows {
             let factors = self.factors[row * self.factor_stride..].chunks(steps);
             for (factors, panels) in factors.zip(self.panels.chunks(panels)) {
-                for (panel, sums) in panels.iter().zip(sums[row * sum_stride..].chunks_mut(LANES)) {
+                for (index, panel) in panels.iter().enumerate() {
                     for (step, factor) in factors.iter().enumerate() {
-                        for (sum, value) in sums.iter_mut().zip(&panel[step * self.panel_stride..][..LANES]) {
-                            *sum = factor.mul_add(value.to_f32(), *sum);
-                        }
+                        add(row, index, factor, &panel[step * self.panel_stride..][..T::STEP_LEN]);
                     }
                 }
             }
         }
     }
+}
+
+fn add_elements<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+    match isa {
+        Isa::Scalar => add_scalar(product, sums, sum_stride),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => super::x86::panels::add_avx2(product, sums, sum_stride),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::panels::add_avx512(product, sums, sum_stride),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonDotprod => super::arm::panels::add_neon(product, sums, sum_stride),
+    }
+}
+
+fn add_scalar<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+    product.for_each_step(|row, panel, factor, values| {
+        let sums = &mut sums[row * sum_stride + panel * LANES..][..LANES];
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum = factor.mul_add(value.to_f32(), *sum);
+        }
+    });
 }

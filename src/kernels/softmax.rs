@@ -29,7 +29,7 @@ impl Part {
     }
 
     /// Takes in the next part.
-    pub fn merge(&mut self, part: &Self) {
+    pub fn merge(&mut self, part: &Self, isa: Isa) {
         if self.softmaxes.is_empty() {
             self.softmaxes.extend_from_slice(&part.softmaxes);
             self.values.extend_from_slice(&part.values);
@@ -46,14 +46,20 @@ impl Part {
                 values.copy_from_slice(next_values);
                 continue;
             }
-            let max = softmax.max.max(next.max);
-            let (ours, theirs) = (exp(softmax.max - max), exp(next.max - max));
-            for (value, next) in values.iter_mut().zip(next_values) {
-                *value = *value * ours + next * theirs;
-            }
-            *softmax = Softmax { max, sum: softmax.sum * ours + next.sum * theirs };
+            *softmax = compiled_for!(isa, merge_values(values, *softmax, next_values, *next));
         }
     }
+}
+
+/// Adds the values of the next part to those so far.
+#[inline(always)]
+pub fn merge_values(values: &mut [f32], softmax: Softmax, next_values: &[f32], next: Softmax) -> Softmax {
+    let max = softmax.max.max(next.max);
+    let (ours, theirs) = (exp(softmax.max - max), exp(next.max - max));
+    for (value, next) in values.iter_mut().zip(next_values) {
+        *value = *value * ours + next * theirs;
+    }
+    Softmax { max, sum: softmax.sum * ours + next.sum * theirs }
 }
 
 /// Turns the scores that are `seen` into weights.

@@ -15,6 +15,7 @@ pub enum StoredType {
     F32,
     F16,
     Bf16,
+    Int8,
 }
 
 impl StoredType {
@@ -27,6 +28,7 @@ impl StoredType {
             Self::F32 => bytes::<f32>(heads),
             Self::F16 => bytes::<f16>(heads),
             Self::Bf16 => bytes::<bf16>(heads),
+            Self::Int8 => bytes::<i8>(heads),
         }
     }
 
@@ -39,16 +41,18 @@ impl StoredType {
             Self::F32 => Typed::F32(zeroed(heads, blocks)?),
             Self::F16 => Typed::F16(zeroed(heads, blocks)?),
             Self::Bf16 => Typed::Bf16(zeroed(heads, blocks)?),
+            Self::Int8 => Typed::Int8(zeroed(heads, blocks)?),
         })
     }
 }
 
 /// What is stored as one of the types.
 #[derive(Clone, Copy)]
-pub enum Typed<A = Vec<f32>, B = Vec<f16>, C = Vec<bf16>> {
+pub enum Typed<A = Vec<f32>, B = Vec<f16>, C = Vec<bf16>, D = Vec<i8>> {
     F32(A),
     F16(B),
     Bf16(C),
+    Int8(D),
 }
 
 /// Does the same with each type of [`Typed`].
@@ -58,6 +62,7 @@ macro_rules! with_typed {
             $crate::kernels::stored::Typed::F32($of_type) => $result,
             $crate::kernels::stored::Typed::F16($of_type) => $result,
             $crate::kernels::stored::Typed::Bf16($of_type) => $result,
+            $crate::kernels::stored::Typed::Int8($of_type) => $result,
         }
     };
 }

@@ -9,7 +9,7 @@ use std::{
 
 use futures::{StreamExt, future::join_all};
 use proptest::{prelude::*, test_runner::TestRunner};
-use tokenflow::{GenerateConfig, LoadConfig, TextModel, Token};
+use tokenflow::{GenerateConfig, KvCacheType, LoadConfig, TextModel, Token};
 use tokio::runtime::Runtime;
 
 use crate::{directories, golden_model_with, golden_path};
@@ -94,11 +94,11 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
 }
 
 fn answers_stay_the_same(name: &str, cases: u32) -> u64 {
-    answers_stay_the_same_with(name, &[], cases)
+    answers_stay_the_same_with(name, LoadConfig::new(), &[], cases)
 }
 
 /// Says how many guesses were right.
-fn answers_stay_the_same_with(name: &str, adapters: &[&str], cases: u32) -> u64 {
+fn answers_stay_the_same_with(name: &str, config: LoadConfig, adapters: &[&str], cases: u32) -> u64 {
     let runtime = Runtime::new().unwrap();
     let load = |config: LoadConfig| {
         runtime.block_on(async {
@@ -109,7 +109,7 @@ fn answers_stay_the_same_with(name: &str, adapters: &[&str], cases: u32) -> u64 
             model
         })
     };
-    let roomy = load(LoadConfig::new().prefix_cache_tokens(0));
+    let roomy = load(config.clone().prefix_cache_tokens(0));
     let alone: RefCell<HashMap<String, Vec<Token>>> = RefCell::default();
     let accepted = Cell::new(0);
     let stats = roomy.stats();
@@ -117,7 +117,8 @@ fn answers_stay_the_same_with(name: &str, adapters: &[&str], cases: u32) -> u64 
     let tight = (1usize..64, 1usize..9, prop_oneof![Just(0), Just(10_000)], CONTEXT + 16..3 * CONTEXT);
     let mut runner = TestRunner::new(ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() });
     let outcome = runner.run(&(requests(), tight), |(requests, (batched, slots, cached, tokens))| {
-        let config = LoadConfig::new()
+        let config = config
+            .clone()
             .max_batched_tokens(batched)
             .parallel_slots(slots)
             .prefix_cache_tokens(cached)
@@ -159,10 +160,17 @@ fn usual_models() {
 }
 
 #[test]
+fn keys_and_values_in_8_bits() {
+    for name in ["gqa_llama3", "gemma2_v5", "gpt_oss_v4", "bloom_v5", "gguf/tiny-q8_0.gguf"] {
+        answers_stay_the_same_with(name, LoadConfig::new().kv_cache_type(KvCacheType::Int8), &[], 20);
+    }
+}
+
+#[test]
 fn adapters_beside_each_other_and_none() {
-    answers_stay_the_same_with("phi3_v4", &["fused", "fused_dora"], 40);
-    answers_stay_the_same_with("qwen2_moe_v4", &["shared_expert"], 20);
-    answers_stay_the_same_with("gguf_architectures/gpt_neox_v4.gguf", &["by_head_rslora"], 20);
+    answers_stay_the_same_with("phi3_v4", LoadConfig::new(), &["fused", "fused_dora"], 40);
+    answers_stay_the_same_with("qwen2_moe_v4", LoadConfig::new(), &["shared_expert"], 20);
+    answers_stay_the_same_with("gguf_architectures/gpt_neox_v4.gguf", LoadConfig::new(), &["by_head_rslora"], 20);
 }
 
 #[test]

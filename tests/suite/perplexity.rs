@@ -8,7 +8,7 @@ use candle_core::{
     safetensors,
 };
 use serde_json::json;
-use tokenflow::{GenerateConfig, LoadConfig, TextModel, load_model};
+use tokenflow::{GenerateConfig, KvCacheType, LoadConfig, TextModel, load_model};
 
 use crate::{TempDir, golden::floats, golden_path, models, read_json};
 
@@ -36,10 +36,13 @@ fn expected(of: &str) -> f64 {
 
 #[tokio::test]
 async fn of_the_file_it_is_llama_cpps() {
-    let model = load_model(models::smollm2_gguf().await.unwrap(), LoadConfig::new()).await.unwrap();
-    let (ours, theirs) = (perplexity(&*model).await, expected("llama.cpp"));
-    println!("perplexity {ours}, of llama.cpp {theirs}");
-    assert!((ours / theirs - 1.0).abs() < 0.005, "{ours} instead of {theirs}");
+    let path = models::smollm2_gguf().await.unwrap();
+    for config in [LoadConfig::new(), LoadConfig::new().kv_cache_type(KvCacheType::Int8)] {
+        let model = load_model(&path, config.clone()).await.unwrap();
+        let (ours, theirs) = (perplexity(&*model).await, expected("llama.cpp"));
+        println!("perplexity {ours}, of llama.cpp {theirs}");
+        assert!((ours / theirs - 1.0).abs() < 0.005, "{ours} instead of {theirs}: {config:?}");
+    }
 }
 
 #[tokio::test]

@@ -124,6 +124,7 @@ fn stored_type(config: &LoadConfig, checkpoint: &Checkpoint, device: &Device) ->
         Some(KvCacheType::F32) => StoredType::F32,
         Some(KvCacheType::F16) => StoredType::F16,
         Some(KvCacheType::Bf16) => StoredType::Bf16,
+        Some(KvCacheType::Int8) => StoredType::Int8,
         None if !device.is_cpu() => StoredType::Bf16,
         None if rounds_activations(config, checkpoint) => StoredType::F16,
         None => StoredType::F32,

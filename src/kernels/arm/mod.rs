@@ -2,5 +2,6 @@
 #![allow(unsafe_code)]
 
 pub mod brain;
+pub mod pairs;
 pub mod panels;
 pub mod quantized;

@@ -8,7 +8,7 @@ use crate::kernels::{
 /// The registers of `LANES` numbers.
 pub type Lanes = [float32x4_t; 4];
 
-/// As `Product::add_scalar`. The machine must have NEON, which `Isa::available` made sure of.
+/// As the scalar path. The machine must have NEON, which `Isa::available` made sure of.
 pub fn add_neon<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "neon")]
     unsafe fn add<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {

@@ -2,41 +2,20 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
-use super::tile::{Ahead, Attended, BLOCKS_AT_ONCE, Slices, Tile, Work, zero};
+use super::{
+    PANELS,
+    tile::{Ahead, Attended, BLOCKS_AT_ONCE, Tile, Work, zero},
+};
 use crate::kernels::{
     paged_cache::{BLOCK_TOKENS, Heads},
     panels::{Element, LANES, Product},
     softmax::Part,
 };
 
-/// Panels of values that go through at once without an allocation: those of heads of 128 numbers.
-const PANELS: usize = BLOCKS_AT_ONCE * 128 / LANES;
-
 impl<T: Element> Attended for T {
     fn score(tile: &Tile<'_, T>, blocks: Range<usize>, Work { queries, weights, .. }: &mut Work) {
-        let head_dim = tile.heads.head_dim;
-        let (rows, width) = (queries.len() / head_dim, blocks.len() * BLOCK_TOKENS);
-        zero(weights, rows * width);
-        for first in blocks.clone().step_by(BLOCKS_AT_ONCE) {
-            let at_once = first..blocks.end.min(first + BLOCKS_AT_ONCE);
-            let (mut panels, mut ahead) = (Slices::new(), Slices::new());
-            for block in at_once {
-                let (keys, values) = tile.block(block);
-                panels.push(keys);
-                ahead.extend(tile.band.first.then_some(values));
-            }
-            let product = Product {
-                factors: queries,
-                factor_stride: head_dim,
-                rows,
-                pieces: 1,
-                steps: head_dim,
-                panels: &panels,
-                panel_stride: BLOCK_TOKENS,
-                ahead: &ahead,
-            };
-            product.add_to(&mut weights[(first - blocks.start) * BLOCK_TOKENS..], width, tile.isa);
-        }
+        zero(weights, queries.len() / tile.heads.head_dim * blocks.len() * BLOCK_TOKENS);
+        tile.multiply_keys(blocks, queries, weights);
     }
 
     fn add_values(tile: &Tile<'_, T>, blocks: Range<usize>, ahead: Option<&Ahead<'_, T>>, work: &mut Work) {

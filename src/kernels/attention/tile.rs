@@ -2,11 +2,12 @@ use std::{cell::RefCell, ops::Range};
 
 use smallvec::SmallVec;
 
-use super::{Band, Scoring, slope};
+use super::{Band, Scoring, codes::Codes, slope};
 use crate::kernels::{
     Isa,
     math::exp,
     paged_cache::{BLOCK_TOKENS, Blocks, Heads},
+    panels::Product,
     softmax::{Part, Softmax, softmax},
     stored::Stored,
 };
@@ -50,6 +51,8 @@ pub struct Work {
     pub queries: Vec<f32>,
     /// Scores, then weights, `[queries, keys]`.
     pub weights: Vec<f32>,
+    /// Of codes and what they are multiplied with.
+    pub codes: Codes,
     pub part: Part,
     pub whole: Part,
     /// `[rows, group, head_dim]`.
@@ -66,9 +69,9 @@ impl Work {
 }
 
 /// Makes it as long, of zeros.
-pub fn zero<T: Clone + Default>(numbers: &mut Vec<T>, len: usize) {
-    numbers.clear();
+pub fn zero<T: Copy + Default>(numbers: &mut Vec<T>, len: usize) {
     numbers.resize(len, T::default());
+    numbers.fill(T::default());
 }
 
 /// Blocks that are gone through after those of a part.
@@ -124,7 +127,7 @@ impl<T: Attended> Tile<'_, T> {
         for part in parts.clone() {
             let ahead = if part + 1 < parts.end { Some((self, part + 1)) } else { next.as_ref().zip(first) };
             self.attend_part(part, ahead, work);
-            work.whole.merge(&work.part);
+            work.whole.merge(&work.part, self.isa);
         }
         self.finish(work)
     }
@@ -161,6 +164,31 @@ impl<T: Attended> Tile<'_, T> {
         }
     }
 
+    /// Adds the products of queries, as rows of factors, and the keys of these blocks to `sums`, `[queries, keys]`.
+    pub fn multiply_keys(&self, blocks: Range<usize>, factors: &[T::Factor], sums: &mut [T::Sum]) {
+        let (rows, width) = (self.band.rows * self.heads.group(), blocks.len() * BLOCK_TOKENS);
+        let steps = factors.len() / rows;
+        for first in blocks.clone().step_by(BLOCKS_AT_ONCE) {
+            let (mut panels, mut ahead) = (Slices::new(), Slices::new());
+            for block in first..blocks.end.min(first + BLOCKS_AT_ONCE) {
+                let (keys, values) = self.block(block);
+                panels.push(keys);
+                ahead.extend(self.band.first.then_some(values));
+            }
+            let product = Product {
+                factors,
+                factor_stride: steps,
+                rows,
+                pieces: 1,
+                steps,
+                panels: &panels,
+                panel_stride: T::STEP_LEN,
+                ahead: &ahead,
+            };
+            product.add_to(&mut sums[(first - blocks.start) * BLOCK_TOKENS..], width, self.isa);
+        }
+    }
+
     /// Adds linear biases to the scores of a query and the keys from position `start` on.
     fn add_biases(&self, query: usize, scores: &mut [f32], start: usize, alibi: f32) {
         let Heads { num_heads, .. } = self.heads;
@@ -186,4 +214,3 @@ impl<T: Attended> Tile<'_, T> {
         out
     }
 }
-

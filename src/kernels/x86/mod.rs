@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod brain;
+pub mod pairs;
 pub mod panels;
 pub mod plain;
 pub mod quantized;

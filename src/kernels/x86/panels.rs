@@ -5,7 +5,7 @@ use crate::kernels::{
     tiles::panels::{Vector, add_all},
 };
 
-/// As `Product::add_scalar`. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
+/// As the scalar path. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
 pub fn add_avx2<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn add<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
@@ -16,7 +16,7 @@ pub fn add_avx2<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stri
     unsafe { add(product, sums, sum_stride) };
 }
 
-/// As `Product::add_scalar`. The machine must have AVX-512F.
+/// As the scalar path. The machine must have AVX-512F.
 pub fn add_avx512<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx512f")]
     unsafe fn add<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {

@@ -7,6 +7,7 @@ use crate::kernels::{
     attention_gradient::Row,
     ggml::Format,
     rows::{Activation, Norm, Pairs},
+    softmax::Softmax,
 };
 
 /// Defines a module of functions that do as plain ones of the same name, compiled with some features.
@@ -32,6 +33,14 @@ macro_rules! all {
         compiled! { $module, $features:
             fn round_f16 = crate::kernels::panels::round_f16, (values: &[f32], rounded: &mut [f16]);
             fn round_bf16 = crate::kernels::panels::round_bf16, (values: &[f32], rounded: &mut [bf16]);
+            fn round_to_codes = crate::kernels::bytes::round_to_codes, (x: &[f32], codes: &mut [i8]) -> bf16;
+            fn round_to_factors = crate::kernels::pairs::round_to_factors,
+                (x: &[f32], greatest_factor: i16, factors: &mut [i16]) -> f32;
+            fn scale_sums = crate::kernels::pairs::scale_sums,
+                (sums: &[i32], step: f32, scales: &[f32], out: &mut [f32]);
+            fn weigh_scales = crate::kernels::bytes::weigh_scales, (weights: &mut [f32], scales: &[f32]);
+            fn merge_values = crate::kernels::softmax::merge_values,
+                (values: &mut [f32], softmax: Softmax, next_values: &[f32], next: Softmax) -> Softmax;
             fn softmax_lanes = crate::kernels::softmax::softmax_lanes, (scores: &mut [f32]) -> (f32, f32);
             fn weigh_row = crate::kernels::attention_gradient::weigh_row,
                 (row: &Row<'_>, weights: &mut [f32], slopes: &mut [f32]);
