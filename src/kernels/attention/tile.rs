@@ -99,6 +99,7 @@ impl<T: Attended> Tile<'_, T> {
     }
 
     /// The keys of the sequence's block `block`, and the values with what the last panel reads after them.
+    #[inline]
     pub fn block(&self, block: usize) -> (&[T], &[T]) {
         self.held.get(self.band.blocks[block] as usize, self.kv_head)
     }
