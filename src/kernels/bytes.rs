@@ -8,12 +8,12 @@ use super::{
     Isa,
     math::{greatest, rounded},
     paged_cache::BLOCK_TOKENS,
-    panels::prefetch,
+    panels::{Panelled, prefetch},
     stored::Stored,
 };
 
 /// What the scales of a block's tokens take, each in 16 bits.
-const SCALES_LEN: usize = BLOCK_TOKENS * 2;
+pub const SCALES_LEN: usize = BLOCK_TOKENS * 2;
 /// What is beyond it is stored as that, so that no product of a code and a scale is infinite.
 const GREATEST: f32 = 1e38;
 
@@ -39,7 +39,7 @@ impl Stored for i8 {
         let mut codes: SmallVec<[i8; 256]> = smallvec![0; head_dim.next_multiple_of(2)];
         let scale = compiled_for!(isa, round_to_codes(key, &mut codes[..head_dim]));
         let (stored, scales) = keys.split_at_mut(keys.len() - SCALES_LEN);
-        stored.chunks_exact_mut(SCALES_LEN).zip(codes.chunks_exact(2)).for_each(|(lanes, pair)| {
+        stored.chunks_exact_mut(Self::STEP_LEN).zip(codes.chunks_exact(2)).for_each(|(lanes, pair)| {
             lanes[2 * token..][..2].copy_from_slice(pair);
         });
         set_scale(scales, token, scale);
@@ -51,24 +51,24 @@ impl Stored for i8 {
     }
 }
 
-/// Those of a block's keys: codes and scales.
-pub fn of_keys(keys: &[i8]) -> (&[i8], &[i8]) {
-    keys.split_at(keys.len() - SCALES_LEN)
+/// The scales of a block's keys.
+#[inline]
+pub fn key_scales(keys: &[i8]) -> [f32; BLOCK_TOKENS] {
+    scales(&keys[keys.len() - SCALES_LEN..])
 }
 
-/// Those of a block's values: codes and scales.
-pub fn of_values(values: &[i8]) -> (&[i8], &[i8]) {
-    let (scales, codes) = values.split_at(SCALES_LEN);
-    (codes, scales)
+/// The scales of a block's values.
+#[inline]
+pub fn value_scales(values: &[i8]) -> [f32; BLOCK_TOKENS] {
+    scales(&values[..SCALES_LEN])
 }
 
 fn set_scale(scales: &mut [i8], token: usize, scale: bf16) {
     cast_slice_mut::<i8, u8>(scales)[2 * token..][..2].copy_from_slice(&scale.to_le_bytes());
 }
 
-/// The scales of a block's tokens.
 #[inline]
-pub fn scales(stored: &[i8]) -> [f32; BLOCK_TOKENS] {
+fn scales(stored: &[i8]) -> [f32; BLOCK_TOKENS] {
     let mut scales = [0.0; BLOCK_TOKENS];
     let (bytes, _) = cast_slice::<i8, u8>(stored).as_chunks::<2>();
     for (scale, bytes) in scales.iter_mut().zip(bytes) {

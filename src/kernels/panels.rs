@@ -64,7 +64,7 @@ mod sealed {
 }
 
 /// A number as it is stored. Computations are in f32, which holds all of them.
-pub trait Element: sealed::Sealed + Panelled<Factor = f32, Sum = f32> {
+pub trait Element: sealed::Sealed + Copy + Send + Sync + Zeroable + 'static {
     const TYPE: ElementType;
     fn to_f32(self) -> f32;
     fn from_le_bytes(bytes: &[u8]) -> Self;
@@ -72,13 +72,23 @@ pub trait Element: sealed::Sealed + Panelled<Factor = f32, Sum = f32> {
     fn round(values: &[f32], rounded: &mut [Self], isa: Isa);
 }
 
-impl Panelled for f32 {
+impl<T: Element> Panelled for T {
     type Factor = f32;
     type Sum = f32;
     const STEP_LEN: usize = LANES;
 
-    fn add_product(product: &Product<'_, f32>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
-        add_elements(product, sums, sum_stride, isa);
+    fn add_product(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+        match isa {
+            Isa::Scalar => add_scalar(product, sums, sum_stride),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => super::x86::panels::add_avx2(product, sums, sum_stride),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
+                super::x86::panels::add_avx512(product, sums, sum_stride)
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDotprod => super::arm::panels::add_neon(product, sums, sum_stride),
+        }
     }
 }
 
@@ -101,16 +111,6 @@ impl Element for f32 {
 /// The types of 16 bits differ by name only.
 macro_rules! half_element {
     ($type:ident, $element_type:ident, $round:ident) => {
-        impl Panelled for $type {
-            type Factor = f32;
-            type Sum = f32;
-            const STEP_LEN: usize = LANES;
-
-            fn add_product(product: &Product<'_, $type>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
-                add_elements(product, sums, sum_stride, isa);
-            }
-        }
-
         impl Element for $type {
             const TYPE: ElementType = ElementType::$element_type;
 
@@ -202,18 +202,6 @@ impl<T: Panelled> Product<'_, T> {
                 }
             }
         }
-    }
-}
-
-fn add_elements<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
-    match isa {
-        Isa::Scalar => add_scalar(product, sums, sum_stride),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::panels::add_avx2(product, sums, sum_stride),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::panels::add_avx512(product, sums, sum_stride),
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon | Isa::NeonDotprod => super::arm::panels::add_neon(product, sums, sum_stride),
     }
 }
 

@@ -1,16 +1,10 @@
 use std::ops::Range;
 
-use smallvec::SmallVec;
-
-use super::{
-    PANELS,
-    tile::{Ahead, Attended, BLOCKS_AT_ONCE, Tile, Work, zero},
-};
+use super::tile::{Ahead, Attended, BLOCKS_AT_ONCE, PART_TOKENS, Tile, Weights, Work, zero};
 use crate::kernels::{
-    bytes::{of_keys, of_values, scales, weigh_scales},
-    paged_cache::{BLOCK_TOKENS, Heads},
+    bytes::{SCALES_LEN, key_scales, value_scales, weigh_scales},
+    paged_cache::BLOCK_TOKENS,
     pairs::{greatest_factor, round_to_factors, scale_sums},
-    panels::{LANES, Product},
     softmax::Part,
 };
 
@@ -30,7 +24,7 @@ pub struct Codes {
 /// Queries and weights are rounded to 16 bits, so that their products with codes are those of integers.
 impl Attended for i8 {
     fn score(tile: &Tile<'_, i8>, blocks: Range<usize>, Work { queries, weights, codes, .. }: &mut Work) {
-        let Codes { factors, steps, scales: of_keys_scales, sums } = codes;
+        let Codes { factors, steps, scales, sums } = codes;
         let head_dim = tile.heads.head_dim;
         let (rows, pairs, width) = (queries.len() / head_dim, head_dim.div_ceil(2), blocks.len() * BLOCK_TOKENS);
         let greatest_factor = greatest_factor(2 * pairs);
@@ -43,28 +37,27 @@ impl Attended for i8 {
         }
         zero(sums, rows * width);
         tile.multiply_keys(blocks.clone(), factors, sums);
-        of_keys_scales.clear();
-        blocks.for_each(|block| of_keys_scales.extend_from_slice(&scales(of_keys(tile.block(block).0).1)));
+        scales.clear();
+        blocks.for_each(|block| scales.extend_from_slice(&key_scales(tile.block(block).0)));
         weights.resize(rows * width, 0.0);
         let rows = weights.chunks_exact_mut(width).zip(sums.chunks_exact(width)).zip(steps);
         for ((weights, sums), step) in rows {
-            compiled_for!(tile.isa, scale_sums(sums, *step, of_keys_scales, weights));
+            compiled_for!(tile.isa, scale_sums(sums, *step, scales, weights));
         }
     }
 
     fn add_values(tile: &Tile<'_, i8>, blocks: Range<usize>, ahead: Option<&Ahead<'_, i8>>, work: &mut Work) {
         let Work { weights, part: Part { values, .. }, codes, .. } = work;
-        let Codes { factors, steps, scales: of_values_scales, sums } = codes;
-        let (Heads { head_dim, .. }, padded_dim) = (tile.heads, tile.heads.padded_dim());
-        let width = blocks.len() * BLOCK_TOKENS;
-        let (rows, greatest_factor) = (weights.len() / width, greatest_factor(width));
-        of_values_scales.clear();
-        blocks.clone().for_each(|block| of_values_scales.extend_from_slice(&scales(of_values(tile.block(block).1).1)));
+        let Codes { factors, steps, scales, sums } = codes;
+        let (padded_dim, width) = (tile.heads.padded_dim(), blocks.len() * BLOCK_TOKENS);
+        let (rows, greatest_factor) = (weights.len() / width, greatest_factor(PART_TOKENS));
+        scales.clear();
+        blocks.clone().for_each(|block| scales.extend_from_slice(&value_scales(tile.block(block).1)));
         factors.resize(rows * width / 2, [0; 2]);
         steps.clear();
         let each = weights.chunks_exact_mut(width).zip(factors.chunks_exact_mut(width / 2)).enumerate();
         for (query, (weights, factors)) in each {
-            compiled_for!(tile.isa, weigh_scales(weights, of_values_scales));
+            compiled_for!(tile.isa, weigh_scales(weights, scales));
             // What a row does not see may be anything.
             let seen = tile.seen(query / tile.heads.group(), blocks.start * BLOCK_TOKENS, width);
             weights[..seen.start].fill(0.0);
@@ -76,22 +69,9 @@ impl Attended for i8 {
         for first in blocks.clone().step_by(BLOCKS_AT_ONCE) {
             let now = first..blocks.end.min(first + BLOCKS_AT_ONCE);
             let keys = ahead.map(|ahead| ahead.keys(&blocks, now.clone())).unwrap_or_default();
-            let mut panels = SmallVec::<[&[i8]; PANELS]>::new();
-            for block in now.clone() {
-                let (codes, _) = of_values(tile.block(block).1);
-                (0..head_dim).step_by(LANES).for_each(|at| panels.push(&codes[2 * at..]));
-            }
-            let product = Product {
-                factors: &factors[(first - blocks.start) * BLOCK_TOKENS / 2..],
-                factor_stride: width / 2,
-                rows,
-                pieces: now.len(),
-                steps: BLOCK_TOKENS / 2,
-                panels: &panels,
-                panel_stride: 2 * head_dim,
-                ahead: &keys,
-            };
-            product.add_to(sums, padded_dim, tile.isa);
+            let factors = &factors[(first - blocks.start) * BLOCK_TOKENS / 2..];
+            let weights = Weights { factors, stride: width / 2, rows, steps: BLOCK_TOKENS / 2 };
+            tile.multiply_values(now, SCALES_LEN, weights, sums, &keys);
         }
         for ((values, sums), step) in values.chunks_exact_mut(padded_dim).zip(sums.chunks_exact(padded_dim)).zip(steps)
         {

@@ -9,17 +9,14 @@ use std::mem::take;
 use super::{
     Isa,
     paged_cache::{Heads, Held, Sequence},
-    panels::LANES,
     pieces::{self, Strips, written_in_bands},
     stored::with_typed,
     team,
 };
-use tile::{BLOCKS_AT_ONCE, Tile, Work};
+use tile::{Tile, Work};
 
 /// Rows times query heads that go through a part of the keys and values together.
 const TILE_QUERIES: usize = 24;
-/// Panels of values that go through at once without an allocation: those of heads of 128 numbers.
-const PANELS: usize = BLOCKS_AT_ONCE * 128 / LANES;
 /// Multiply-adds below which a second thread costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 16;
 /// Tiles a thread has, or more, where parts of tiles are not shared.

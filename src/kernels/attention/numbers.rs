@@ -1,16 +1,7 @@
-use std::ops::Range;
+use std::{mem::take, ops::Range};
 
-use smallvec::SmallVec;
-
-use super::{
-    PANELS,
-    tile::{Ahead, Attended, BLOCKS_AT_ONCE, Tile, Work, zero},
-};
-use crate::kernels::{
-    paged_cache::{BLOCK_TOKENS, Heads},
-    panels::{Element, LANES, Product},
-    softmax::Part,
-};
+use super::tile::{Ahead, Attended, BLOCKS_AT_ONCE, Tile, Weights, Work, zero};
+use crate::kernels::{paged_cache::BLOCK_TOKENS, panels::Element, softmax::Part};
 
 impl<T: Element> Attended for T {
     fn score(tile: &Tile<'_, T>, blocks: Range<usize>, Work { queries, weights, .. }: &mut Work) {
@@ -20,7 +11,7 @@ impl<T: Element> Attended for T {
 
     fn add_values(tile: &Tile<'_, T>, blocks: Range<usize>, ahead: Option<&Ahead<'_, T>>, work: &mut Work) {
         let Work { weights, part: Part { values, .. }, .. } = work;
-        let width = blocks.len() * BLOCK_TOKENS;
+        let (group, head_dim, width) = (tile.heads.group(), tile.heads.head_dim, blocks.len() * BLOCK_TOKENS);
         // What a row does not see may be anything, even no number: a weight of zero is not enough.
         let is_whole = |block: &usize| {
             let all = 0..BLOCK_TOKENS;
@@ -31,49 +22,25 @@ impl<T: Element> Attended for T {
             let whole = (block..blocks.end).take(BLOCKS_AT_ONCE).take_while(is_whole).count();
             let now = block..block + whole.max(1);
             let mut keys = ahead.map(|ahead| ahead.keys(&blocks, now.clone())).unwrap_or_default();
-            let weights = (&weights[(block - blocks.start) * BLOCK_TOKENS..], width);
+            let some = |row: usize, rows: usize, seen: Range<usize>| {
+                let first = row * group * width + (now.start - blocks.start) * BLOCK_TOKENS + seen.start;
+                let factors = &weights[first..];
+                (seen.start * head_dim, Weights { factors, stride: width, rows: rows * group, steps: seen.len() })
+            };
             block = now.end;
             if whole > 0 {
-                add_some(tile, now, (0, tile.band.rows), 0..BLOCK_TOKENS, weights, values, &keys);
+                let (skipped, weights) = some(0, tile.band.rows, 0..BLOCK_TOKENS);
+                tile.multiply_values(now, skipped, weights, values, &keys);
                 continue;
             }
             for row in 0..tile.band.rows {
                 let seen = tile.seen(row, now.start * BLOCK_TOKENS, BLOCK_TOKENS);
-                add_some(tile, now.clone(), (row, 1), seen, weights, values, &std::mem::take(&mut keys));
+                if !seen.is_empty() {
+                    let (skipped, weights) = some(row, 1, seen);
+                    let sums = &mut values[row * group * tile.heads.padded_dim()..];
+                    tile.multiply_values(now.clone(), skipped, weights, sums, &take(&mut keys));
+                }
             }
         }
     }
-}
-
-/// For some rows adds the values that these keys have in each of some blocks, times their weights.
-fn add_some<T: Element>(
-    tile: &Tile<'_, T>,
-    blocks: Range<usize>,
-    (row, rows): (usize, usize),
-    keys: Range<usize>,
-    (weights, weight_stride): (&[f32], usize),
-    sums: &mut [f32],
-    ahead: &[&[T]],
-) {
-    if keys.is_empty() {
-        return;
-    }
-    let (group, Heads { head_dim, .. }, padded_dim) = (tile.heads.group(), tile.heads, tile.heads.padded_dim());
-    let pieces = blocks.len();
-    let mut panels = SmallVec::<[&[T]; PANELS]>::new();
-    for block in blocks {
-        let values = &tile.block(block).1[keys.start * head_dim..];
-        (0..head_dim).step_by(LANES).for_each(|at| panels.push(&values[at..]));
-    }
-    let product = Product {
-        factors: &weights[row * group * weight_stride + keys.start..],
-        factor_stride: weight_stride,
-        rows: rows * group,
-        pieces,
-        steps: keys.len(),
-        panels: &panels,
-        panel_stride: head_dim,
-        ahead,
-    };
-    product.add_to(&mut sums[row * group * padded_dim..], padded_dim, tile.isa);
 }

@@ -7,17 +7,19 @@ use crate::kernels::{
     Isa,
     math::exp,
     paged_cache::{BLOCK_TOKENS, Blocks, Heads},
-    panels::Product,
+    panels::{LANES, Panelled, Product},
     softmax::{Part, Softmax, softmax},
     stored::Stored,
 };
 
 /// Keys whose scores are turned into weights together. Parts begin at multiples of it, wherever the
 /// chunks of a prompt do, and are merged in their order.
-const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
+pub const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
 const PART_BLOCKS: usize = 16;
 /// Blocks whose keys, or values, go through the queries together.
 pub const BLOCKS_AT_ONCE: usize = 4;
+/// Panels of values that go through at once without an allocation: those of heads of 128 numbers.
+const PANELS: usize = BLOCKS_AT_ONCE * 128 / LANES;
 /// The keys or values of blocks that go through at once.
 pub type Slices<'a, T> = SmallVec<[&'a [T]; BLOCKS_AT_ONCE]>;
 
@@ -66,6 +68,16 @@ impl Work {
         }
         WORK.with_borrow_mut(work)
     }
+}
+
+/// Factors of values.
+pub struct Weights<'a, T: Panelled> {
+    /// Those of row `r` begin at `r * stride`.
+    pub factors: &'a [T::Factor],
+    pub stride: usize,
+    pub rows: usize,
+    /// Those in a block.
+    pub steps: usize,
 }
 
 /// Makes it as long, of zeros.
@@ -188,6 +200,36 @@ impl<T: Attended> Tile<'_, T> {
             };
             product.add_to(&mut sums[(first - blocks.start) * BLOCK_TOKENS..], width, self.isa);
         }
+    }
+
+    /// Adds the values of these blocks, times their weights, to `sums`, `[rows, padded_dim]`; of each block those after the
+    /// first `skipped`.
+    pub fn multiply_values(
+        &self,
+        blocks: Range<usize>,
+        skipped: usize,
+        Weights { factors, stride, rows, steps }: Weights<'_, T>,
+        sums: &mut [T::Sum],
+        ahead: &[&[T]],
+    ) {
+        let Heads { head_dim, .. } = self.heads;
+        let (pieces, of_lane) = (blocks.len(), T::STEP_LEN / LANES);
+        let mut panels = SmallVec::<[&[T]; PANELS]>::new();
+        for block in blocks {
+            let values = &self.block(block).1[skipped..];
+            (0..head_dim).step_by(LANES).for_each(|at| panels.push(&values[at * of_lane..]));
+        }
+        let product = Product {
+            factors,
+            factor_stride: stride,
+            rows,
+            pieces,
+            steps,
+            panels: &panels,
+            panel_stride: head_dim * of_lane,
+            ahead,
+        };
+        product.add_to(sums, self.heads.padded_dim(), self.isa);
     }
 
     /// Adds linear biases to the scores of a query and the keys from position `start` on.
