@@ -42,6 +42,11 @@ impl State {
         InFlight(self.in_flight.clone())
     }
 
+    /// Requests between their call and their end.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
     /// Counts the end of a request.
     pub fn ended(&self, end: &End, metrics: GenerateMetrics) {
         let mut stats = lock(&self.stats);
@@ -74,7 +79,7 @@ impl State {
 
     pub fn stats(&self) -> ModelStats {
         let mut stats = *lock(&self.stats);
-        stats.waiting = self.in_flight.load(Ordering::SeqCst).saturating_sub(stats.running);
+        stats.waiting = self.in_flight().saturating_sub(stats.running);
         stats
     }
 }

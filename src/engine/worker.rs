@@ -28,6 +28,10 @@ use crate::{
     text::TextProcessor,
 };
 
+/// How long a request waits for those that have come with it. Without them a pass would begin at once, and they would have
+/// to share the next ones with its stream.
+const MAX_GATHERING: Duration = Duration::from_millis(5);
+
 /// What reaches the worker from outside.
 pub struct Inbox {
     pub jobs: mpsc::Receiver<Prepared>,
@@ -154,6 +158,23 @@ impl Worker {
         });
         drop(cancellations);
         if let Some(prepared) = prepared {
+            self.add(prepared);
+            self.gather();
+        }
+    }
+
+    /// Takes requests that have come with the first one, as soon as their prompts are tokens, so that they share passes.
+    fn gather(&mut self) {
+        let until = Instant::now() + MAX_GATHERING;
+        while self.state.in_flight() > self.sequences.len() {
+            let next = block_on(async {
+                tokio::select! {
+                    biased;
+                    prepared = self.inbox.jobs.recv() => prepared,
+                    () = ticket::reached(Some(until)) => None,
+                }
+            });
+            let Some(prepared) = next else { return };
             self.add(prepared);
         }
     }

@@ -98,6 +98,21 @@ async fn a_dropped_stream_is_not_in_the_next_pass() {
 }
 
 #[tokio::test]
+async fn requests_that_come_together_begin_together() {
+    let begin = |_| {
+        let stepped = Stepped::new();
+        stepped.held.store(true, Ordering::SeqCst);
+        let _streams: Vec<_> = (0..8).map(|_| stepped.model.generate("a prompt", GenerateConfig::new())).collect();
+        let first = stepped.begun().sequences;
+        drop(stepped.steps);
+        first
+    };
+    // A machine that is busy may take too long once or twice.
+    let firsts: Vec<_> = (0..20).map(begin).collect();
+    assert!(firsts.iter().filter(|first| **first == 8).count() >= 15, "{firsts:?}");
+}
+
+#[tokio::test]
 async fn dropped_calls_leave_nothing_behind_in_any_state() {
     // Two run, the others wait in the queue or for it.
     let model = model(LoadConfig::new().parallel_slots(2).queue_limit(4));
