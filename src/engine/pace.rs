@@ -1,7 +1,11 @@
 use std::time::Duration;
 
+use super::scheduler::Streams;
+
 /// How much longer a pass may take because of prompts in it, relative to its streams alone.
 const MAX_STRETCH: f64 = 0.9;
+/// As above, if the prompts were there before the streams began. More of a pass is then spent on what uses it best.
+const MAX_STRETCH_OF_NEWER: f64 = 3.0;
 /// The weight of the newest measurement of a prompt's tokens, which cost more the deeper they are.
 const NEWEST_TOKEN: f64 = 1.0 / 4.0;
 /// Passes with prompts after which one without them tells how long the streams alone take by now.
@@ -63,14 +67,14 @@ impl Pace {
         self.step(streams).zip(token).map_or(UNKNOWN_PRICE, |(step, token)| streams as f64 * token / step)
     }
 
-    /// Tokens of prompts that may share the next pass with `streams` streams; none when the streams are to
-    /// be measured alone again.
-    pub fn prompt_tokens(&self, streams: usize) -> usize {
+    /// Tokens of prompts that may share the next pass with these streams; none when they are to be measured alone again.
+    pub fn prompt_tokens(&self, Streams { count, newer }: Streams) -> usize {
         if self.mixed_passes >= PASSES_BETWEEN_STEPS {
             return 0;
         }
-        match (self.step(streams), self.prompt_token) {
-            (Some(step), Some(token)) => ((MAX_STRETCH * step / token) as usize).max(MIN_TOKENS),
+        let stretch = if newer { MAX_STRETCH_OF_NEWER } else { MAX_STRETCH };
+        match (self.step(count), self.prompt_token) {
+            (Some(step), Some(token)) => ((stretch * step / token) as usize).max(MIN_TOKENS),
             _ => UNKNOWN_TOKENS,
         }
     }
@@ -124,19 +128,34 @@ mod tests {
         Duration::from_micros(9000 + 1000 * streams as u64 + 500 * prompt_tokens as u64)
     }
 
+    /// Of a prompt that comes after the streams have begun.
+    fn prompt_tokens(pace: &Pace, count: usize) -> usize {
+        pace.prompt_tokens(Streams { count, newer: false })
+    }
+
     #[test]
     fn prompts_stretch_steps_to_less_than_two() {
         let mut pace = Pace::default();
         pace.note(0, 512, took(0, 512));
         pace.note(1, 0, took(1, 0));
         for _ in 0..20 {
-            let tokens = pace.prompt_tokens(1);
+            let tokens = prompt_tokens(&pace, 1);
             pace.note(1, tokens, took(1, tokens));
         }
-        let tokens = pace.prompt_tokens(1);
+        let tokens = prompt_tokens(&pace, 1);
         assert!((15..=20).contains(&tokens), "{tokens}");
-        let tokens = pace.prompt_tokens(64);
+        let tokens = prompt_tokens(&pace, 64);
         assert!((15..=200).contains(&tokens), "what is not known yet is not overestimated: {tokens}");
+    }
+
+    #[test]
+    fn streams_that_are_newer_than_a_prompt_wait_for_it_longer() {
+        let mut pace = Pace::default();
+        pace.note(0, 512, took(0, 512));
+        pace.note(4, 0, took(4, 0));
+        let tokens = pace.prompt_tokens(Streams { count: 4, newer: true });
+        let stretched = took(4, tokens).as_secs_f64() / took(4, 0).as_secs_f64();
+        assert!((3.8..4.0).contains(&stretched), "{stretched}");
     }
 
     #[test]
@@ -144,9 +163,9 @@ mod tests {
         let mut pace = Pace::default();
         (0..50).for_each(|_| pace.note(1, 0, took(1, 0)));
         pace.note(1, 16, took(1, 16));
-        let before = pace.prompt_tokens(1);
+        let before = prompt_tokens(&pace, 1);
         pace.note(1, 0, 3 * took(1, 0));
-        assert!(pace.prompt_tokens(1) <= before + before / 5);
+        assert!(prompt_tokens(&pace, 1) <= before + before / 5);
     }
 
     #[test]
@@ -154,9 +173,9 @@ mod tests {
         let mut pace = Pace::default();
         pace.note(1, 0, took(1, 0));
         pace.note(1, 16, took(1, 16));
-        let before = pace.prompt_tokens(1);
+        let before = prompt_tokens(&pace, 1);
         (0..20).for_each(|_| pace.note(1, 16, took(1, 16 * 4)));
-        assert!(pace.prompt_tokens(1) < before / 2);
+        assert!(prompt_tokens(&pace, 1) < before / 2);
     }
 
     #[test]
@@ -165,13 +184,13 @@ mod tests {
         let mut depth = 1;
         let mut passes_without_prompts = 0;
         for _ in 0..1000 {
-            let tokens = pace.prompt_tokens(1);
+            let tokens = prompt_tokens(&pace, 1);
             passes_without_prompts += usize::from(tokens == 0);
             pace.note(1, tokens, depth * took(1, 0) + Duration::from_micros(500) * tokens as u32);
             depth = 4;
         }
         assert_eq!(passes_without_prompts, 1000 / (PASSES_BETWEEN_STEPS + 1));
-        let tokens = pace.prompt_tokens(1);
+        let tokens = prompt_tokens(&pace, 1);
         assert!((60..=80).contains(&tokens), "{tokens}");
     }
 
@@ -194,6 +213,6 @@ mod tests {
         let mut pace = Pace::default();
         pace.note(1, 0, Duration::from_millis(1));
         pace.note(1, 4, Duration::from_secs(1));
-        assert_eq!(pace.prompt_tokens(1), MIN_TOKENS);
+        assert_eq!(prompt_tokens(&pace, 1), MIN_TOKENS);
     }
 }

@@ -43,6 +43,8 @@ pub struct Scheduler {
     sequences: BTreeMap<SequenceId, Progress>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
+    /// What the next sequence is called, at least.
+    next_id: SequenceId,
     /// The sequence that waits for longest, and how many came before it that arrived later.
     overtaken: (SequenceId, usize),
     preemptions: u64,
@@ -51,16 +53,45 @@ pub struct Scheduler {
 /// The order in which sequences are served: by priority, and among equals as they came.
 type Rank = (Reverse<i32>, SequenceId);
 
+/// The streams that a prompt shares a pass with.
+#[derive(Debug, Clone, Copy)]
+pub struct Streams {
+    pub count: usize,
+    /// Whether all have begun since the prompt came.
+    pub newer: bool,
+}
+
 #[derive(Debug)]
 struct Progress {
     tokens: Vec<u32>,
     computed: usize,
+    /// The first sequence that came after its first token was sampled.
+    began_before: Option<SequenceId>,
     /// What may follow the tokens.
     draft: Vec<u32>,
     table: BlockTable,
     rank: Rank,
     paused: bool,
     scored: bool,
+}
+
+/// Tokens of prompts and drafts that a pass may have.
+struct Budget {
+    /// The first sequence that came after a stream of the pass had begun.
+    began_before: Option<SequenceId>,
+    /// For those that came before all streams had begun.
+    with_newer: usize,
+    with_older: usize,
+}
+
+impl Budget {
+    /// Up to those of a sequence.
+    fn of(&self, id: SequenceId) -> usize {
+        match self.began_before {
+            Some(began_before) if id < began_before => self.with_newer,
+            _ => self.with_older,
+        }
+    }
 }
 
 impl Progress {
@@ -106,6 +137,7 @@ impl Scheduler {
             sequences: BTreeMap::new(),
             waiting: BTreeSet::new(),
             running: BTreeSet::new(),
+            next_id: 0,
             overtaken: (0, 0),
             preemptions: 0,
         }
@@ -116,8 +148,17 @@ impl Scheduler {
         let Arrival { tokens, priority, realm, scored } = arrival;
         let rank = (Reverse(priority), id);
         self.waiting.insert(rank);
-        let table = BlockTable::new(realm);
-        let progress = Progress { tokens, computed: 0, draft: Vec::new(), table, rank, paused: false, scored };
+        self.next_id = id + 1;
+        let progress = Progress {
+            tokens,
+            computed: 0,
+            began_before: None,
+            draft: Vec::new(),
+            table: BlockTable::new(realm),
+            rank,
+            paused: false,
+            scored,
+        };
         self.sequences.insert(id, progress);
     }
 
@@ -144,6 +185,9 @@ impl Scheduler {
             let right = sampled.len().saturating_sub(1);
             progress.computed = chunk.start + chunk.len + right;
             progress.tokens.extend(sampled);
+            if !sampled.is_empty() {
+                progress.began_before.get_or_insert(self.next_id);
+            }
             progress.draft.clear();
             self.pool.publish(&mut progress.table, &progress.tokens[..progress.computed]);
             self.pool.shrink(&mut progress.table, progress.computed);
@@ -197,9 +241,9 @@ impl Scheduler {
         self.preemptions
     }
 
-    /// The next pass; empty if there is nothing to compute. `pace` says how many tokens of prompts and
-    /// drafts may share the pass with that many streams which wait for their next token.
-    pub fn schedule(&mut self, pace: impl Fn(usize) -> usize) -> Vec<Chunk> {
+    /// The next pass; empty if there is nothing to compute. `pace` says how many tokens of prompts and drafts may share the
+    /// pass with streams which wait for their next token.
+    pub fn schedule(&mut self, pace: impl Fn(Streams) -> usize) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         let ids = |of: fn(&Progress) -> bool| -> Vec<SequenceId> {
             self.ready().filter(|progress| of(progress)).map(|progress| progress.rank.1).collect()
@@ -209,31 +253,36 @@ impl Scheduler {
         for id in decodes {
             self.take(id, 1, &mut chunks);
         }
-        let mut budget = self.limits.max_batched_tokens;
-        if !chunks.is_empty() {
-            budget = budget.min(pace(chunks.len()));
-        }
+        let (budget, mut taken) = (self.budget(&chunks, pace), 0);
         for id in prefills {
-            budget -= self.take(id, budget, &mut chunks);
+            taken += self.take(id, budget.of(id).saturating_sub(taken), &mut chunks);
         }
         for chunk in &chunks {
             self.publish(chunk);
         }
         // Nothing that is in the pass gives way any more, so newcomers may share what it will compute.
-        while budget > 0
+        while self.next_waiting().is_some_and(|id| budget.of(id) > taken)
             && let Some(id) = self.admit()
         {
-            let taken = self.take(id, budget, &mut chunks);
-            if taken == 0 {
+            let len = self.take(id, budget.of(id) - taken, &mut chunks);
+            if len == 0 {
                 break;
             }
-            budget -= taken;
+            taken += len;
             if let Some(chunk) = chunks.last() {
                 self.publish(chunk);
             }
         }
-        self.add_drafts(&mut chunks, budget);
+        self.add_drafts(&mut chunks, budget.of(self.next_id).saturating_sub(taken));
         chunks
+    }
+
+    /// What may share a pass with the chunks of streams.
+    fn budget(&self, streams: &[Chunk], pace: impl Fn(Streams) -> usize) -> Budget {
+        let (count, most) = (streams.len(), self.limits.max_batched_tokens);
+        let paced = |newer| if count == 0 { most } else { most.min(pace(Streams { count, newer })) };
+        let began_before = streams.iter().filter_map(|chunk| self.sequences.get(&chunk.id)?.began_before).min();
+        Budget { began_before, with_newer: paced(true), with_older: paced(false) }
     }
 
     /// Adds drafts to the chunks they follow, in equal parts of what others have left of the budget.

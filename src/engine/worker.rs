@@ -108,6 +108,9 @@ impl Worker {
         while let Ok(prepared) = self.inbox.jobs.try_recv() {
             self.add(prepared);
         }
+        if self.scheduler.running() == 0 && !self.sequences.is_empty() {
+            self.gather();
+        }
         let now = Instant::now();
         let mut expired = Vec::new();
         for (id, sequence) in &self.sequences {
@@ -159,11 +162,10 @@ impl Worker {
         drop(cancellations);
         if let Some(prepared) = prepared {
             self.add(prepared);
-            self.gather();
         }
     }
 
-    /// Takes requests that have come with the first one, as soon as their prompts are tokens, so that they share passes.
+    /// Takes requests that have come with the first ones, as soon as their prompts are tokens, so that they share passes.
     fn gather(&mut self) {
         let until = Instant::now() + MAX_GATHERING;
         while self.state.in_flight() > self.sequences.len() {

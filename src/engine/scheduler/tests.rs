@@ -15,7 +15,11 @@ fn arrival(id: SequenceId, len: usize) -> Arrival {
 }
 
 fn run(scheduler: &mut Scheduler, pace: usize) -> Vec<(SequenceId, usize, usize, bool)> {
-    let chunks = scheduler.schedule(|_| pace);
+    run_with(scheduler, |_| pace)
+}
+
+fn run_with(scheduler: &mut Scheduler, pace: impl Fn(Streams) -> usize) -> Vec<(SequenceId, usize, usize, bool)> {
+    let chunks = scheduler.schedule(pace);
     for chunk in &chunks {
         scheduler.computed(chunk, if chunk.samples { &[0] } else { &[] });
     }
@@ -36,6 +40,23 @@ fn a_long_prompt_shares_passes_with_decodes_at_the_pace_it_is_given() {
     assert_eq!(run(&mut s, 5), [(0, 4, 1, true), (1, 8, 5, false)]);
     assert_eq!(step(&mut s), [(0, 5, 1, true), (1, 13, 7, true)]);
     assert_eq!(step(&mut s), [(0, 6, 1, true), (1, 20, 1, true)]);
+}
+
+#[test]
+fn a_prompt_may_slow_streams_down_more_that_have_begun_since_it_came() {
+    let mut s = scheduler(8, 6, 100);
+    let step = |s: &mut Scheduler| run_with(s, |streams| if streams.newer { 4 } else { 1 });
+    let add = |s: &mut Scheduler, id, len| s.add(id, arrival(id, len));
+    (0..2).for_each(|id| add(&mut s, id, 6));
+    assert_eq!(step(&mut s), [(0, 0, 6, true)]);
+    assert_eq!(step(&mut s), [(0, 6, 1, true), (1, 0, 4, false)]);
+    add(&mut s, 2, 3);
+    // The latest one has to take care of the first stream, and waits for those before it.
+    assert_eq!(step(&mut s), [(0, 7, 1, true), (1, 4, 2, true)]);
+    assert_eq!(step(&mut s), [(0, 8, 1, true), (1, 6, 1, true), (2, 0, 1, false)]);
+    s.remove(0);
+    // The other one has begun since it came.
+    assert_eq!(step(&mut s), [(1, 7, 1, true), (2, 1, 2, true)]);
 }
 
 #[test]
