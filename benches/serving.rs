@@ -62,6 +62,7 @@ async fn main() -> support::Result<()> {
     }
     chats(&*model, 1, &mut report).await;
     chats(&*model, 16, &mut report).await;
+    burst(&*model, &mut report).await;
     copy(&*model, &mut report).await;
     long_prompt_among_streams(&*model, &mut report).await;
     newcomer_among_streams(&*model, &mut report).await;
@@ -144,6 +145,27 @@ async fn chats(model: &dyn TextModel, count: usize, report: &mut Report) {
     }
     report.add(&format!("chats, {count} at once"), speeds, "tokens/s");
     report.add(&format!("chats, {count} at once: median time to the first token"), firsts, "ms");
+}
+
+/// More prompts at the same moment than fit into a pass, from the call to the last token.
+async fn burst(model: &dyn TextModel, report: &mut Report) {
+    let (mut speeds, mut medians, mut lasts) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 0..3 {
+        let begun = Instant::now();
+        let mut streams: Vec<_> =
+            (0..16).map(|i| model.generate(&prompt(128, 16 * run + i), endless(ANSWER))).collect();
+        let tokens: usize = join_all(streams.iter_mut().map(read)).await.into_iter().sum();
+        speeds.push(tokens as f64 / begun.elapsed().as_secs_f64());
+        let firsts = streams.iter().map(|stream| stream.metrics().time_to_first_token.as_secs_f64() * 1e3);
+        let mut firsts: Vec<f64> = firsts.collect();
+        firsts.sort_by(f64::total_cmp);
+        medians.push(median(&firsts));
+        lasts.push(firsts[firsts.len() - 1]);
+    }
+    let name = "16 prompts of 128 tokens at once";
+    report.add(name, speeds, "tokens/s");
+    report.add(&format!("{name}: median time to the first token"), medians, "ms");
+    report.add(&format!("{name}: longest time to the first token"), lasts, "ms");
 }
 
 /// An answer that repeats what is in its prompt, without and with guesses.
