@@ -137,13 +137,13 @@ fn quantize_tile_by<const BLOCK: usize>(
     scales: &mut [BlockScale],
 ) {
     let tokens = x.len() / columns;
-    for (token, x) in x.chunks(columns).enumerate() {
-        for (block, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+    for (token, x) in x.chunks_exact(columns).enumerate() {
+        let to = codes.chunks_exact_mut(BLOCK / GROUP * tokens).zip(scales.chunks_exact_mut(tokens));
+        for (x, (codes, scales)) in x.as_chunks::<BLOCK>().0.iter().zip(to) {
             let (quantized, scale) = quantize_block(x, bias);
-            scales[block * tokens + token] = scale;
-            let groups = codes[block * BLOCK / GROUP * tokens + token..].iter_mut().step_by(tokens);
-            for (to, from) in groups.zip(quantized.as_chunks().0) {
-                *to = *from;
+            scales[token] = scale;
+            for (codes, group) in codes.chunks_exact_mut(tokens).zip(quantized.as_chunks().0) {
+                codes[token] = *group;
             }
         }
     }
