@@ -42,7 +42,7 @@ pub use pass::Pass;
 use rope::Rope;
 use spec::HeadSpec;
 pub use spec::Spec;
-use split::Choice;
+use split::Choices;
 pub use tape::Tape;
 pub use trained::Trained;
 pub use watch::Watch;
@@ -77,7 +77,7 @@ pub trait Forward: Send {
 pub struct Decoder {
     network: Arc<Network>,
     cache: KvCache,
-    choice: Choice,
+    choices: Choices,
 }
 
 /// The weights and what is computed with them.
@@ -169,7 +169,7 @@ impl Decoder {
             spec: spec.clone(),
         };
         let cache = KvCache::new(&spec, *cache_blocks, *stored_type, device)?;
-        Ok(Self { network: Arc::new(network), cache, choice: Choice::default() })
+        Ok(Self { network: Arc::new(network), cache, choices: Choices::default() })
     }
 
     /// The weights, which do not change.
@@ -325,12 +325,12 @@ impl Network {
 
 impl Forward for Decoder {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        let Self { network, cache, choice } = self;
+        let Self { network, cache, choices } = self;
         let vocab_size = network.spec.vocab_size;
         if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
             return Err(Error::internal(format!("token {token} is not in a vocabulary of {vocab_size}")));
         }
-        match network.hidden(batch, cache, choice)? {
+        match network.hidden(batch, cache, choices)? {
             Some(hidden) => Ok(network.logits(&hidden, batch)?),
             None => Ok(Vec::new()),
         }

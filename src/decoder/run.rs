@@ -11,7 +11,7 @@ use super::{
     layer::{Begun, Layer},
     lora::AdaptedRows,
     op::with_f32,
-    split::{self, Choice},
+    split::{self, Choices},
 };
 use crate::kernels::{
     paged_cache::{Apart, Groups},
@@ -21,13 +21,13 @@ use crate::kernels::{
 impl Network {
     /// Stores the keys and values of a batch and gives what its last layer does to the rows that are sampled, if any are:
     /// `[rows, hidden]`.
-    pub(super) fn hidden(&self, batch: &Batch, cache: &mut KvCache, choice: &mut Choice) -> Result<Option<Tensor>> {
+    pub(super) fn hidden(&self, batch: &Batch, cache: &mut KvCache, choices: &mut Choices) -> Result<Option<Tensor>> {
         let threads = team::threads();
         let divisible = threads > 1 && self.is_on_cpu() && self.layers.iter().all(Layer::is_small);
         let groups = divisible.then(|| split::by_sequences(batch, threads)).flatten();
         let hidden = match groups {
             Some(groups) => {
-                let begun = Instant::now();
+                let (choice, begun) = (choices.of(batch.rows()), Instant::now());
                 let hidden = match choice.is_apart() {
                     true => self.apart(&groups, cache)?,
                     false => self.together(batch, threads, cache)?,

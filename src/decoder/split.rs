@@ -8,8 +8,8 @@ use super::Batch;
 const TILE_ROWS: usize = 16;
 /// Tiles that a thread has, so that all threads end together.
 const TILES_EACH: usize = 8;
-/// Rows of a group, at least: as many as a kernel takes through weights at a time.
-const GROUP_ROWS: usize = 8;
+/// Rows of a group, at least: with fewer it takes longer to read weights than to multiply them.
+const GROUP_ROWS: usize = 4;
 
 /// A batch in tiles that threads take through a layer side by side, if there are so many rows that this is faster than to
 /// share each operation.
@@ -93,6 +93,17 @@ impl Choice {
     }
 }
 
+/// A choice for each number of rows, or about as many: what is better for few may be worse for more.
+#[derive(Debug, Default)]
+pub struct Choices([Choice; 8]);
+
+impl Choices {
+    pub fn of(&mut self, rows: usize) -> &mut Choice {
+        let class = rows.max(1).ilog2() as usize;
+        &mut self.0[class.min(7)]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +129,8 @@ mod tests {
         assert_eq!(rows(&[1; 16], 2), Some(vec![8, 8]));
         assert_eq!(rows(&[1; 17], 2), Some(vec![8, 9]));
         assert_eq!(rows(&[4; 12], 3), Some(vec![16; 3]));
-        assert_eq!(rows(&[1; 15], 2), None);
+        assert_eq!(rows(&[1; 8], 2), Some(vec![4, 4]));
+        assert_eq!(rows(&[1; 7], 2), None);
         assert_eq!(rows(&[1, 1, 1, 1, 20], 2), None);
         let mut unsampled = batch(&[1; 16]);
         unsampled.sampled.pop();
@@ -143,6 +155,18 @@ mod tests {
         assert!(run(110, 100) < 50);
         assert!(run(110, 100) < 10);
         assert!(run(50, 100) > 50);
+    }
+
+    #[test]
+    fn what_is_faster_for_few_rows_says_nothing_of_many() {
+        let mut choices = Choices::default();
+        for _ in 0..3 * BETWEEN {
+            for rows in [8, 9, 16, 500] {
+                let choice = choices.of(rows);
+                choice.took(Duration::from_micros(if choice.is_apart() == (rows < 16) { 90 } else { 100 }));
+            }
+        }
+        assert_eq!([8, 9, 16, 500].map(|rows| choices.of(rows).apart), [true, true, false, false]);
     }
 
     #[test]
