@@ -1,6 +1,6 @@
 //! Keys and values of 8 bits: codes, and for each token's key and value of a head a scale.
 
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 use half::bf16;
 use smallvec::{SmallVec, smallvec};
 
@@ -51,30 +51,32 @@ impl Stored for i8 {
     }
 }
 
+/// A scale as it is stored: the upper half of a number's bits.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Scale([u8; 2]);
+
+impl Scale {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(u16::from_le_bytes(self.0)) << 16)
+    }
+}
+
 /// The scales of a block's keys.
 #[inline]
-pub fn key_scales(keys: &[i8]) -> [f32; BLOCK_TOKENS] {
-    scales(&keys[keys.len() - SCALES_LEN..])
+pub fn key_scales(keys: &[i8]) -> &[Scale] {
+    cast_slice(&keys[keys.len() - SCALES_LEN..])
 }
 
 /// The scales of a block's values.
 #[inline]
-pub fn value_scales(values: &[i8]) -> [f32; BLOCK_TOKENS] {
-    scales(&values[..SCALES_LEN])
+pub fn value_scales(values: &[i8]) -> &[Scale] {
+    cast_slice(&values[..SCALES_LEN])
 }
 
 fn set_scale(scales: &mut [i8], token: usize, scale: bf16) {
-    cast_slice_mut::<i8, u8>(scales)[2 * token..][..2].copy_from_slice(&scale.to_le_bytes());
-}
-
-#[inline]
-fn scales(stored: &[i8]) -> [f32; BLOCK_TOKENS] {
-    let mut scales = [0.0; BLOCK_TOKENS];
-    let (bytes, _) = cast_slice::<i8, u8>(stored).as_chunks::<2>();
-    for (scale, bytes) in scales.iter_mut().zip(bytes) {
-        *scale = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-    }
-    scales
+    cast_slice_mut(scales)[token] = Scale(scale.to_le_bytes());
 }
 
 /// Rounds to the nearest of 255 steps between ± the greatest, or a little more: the step has 16 bits.
@@ -101,8 +103,16 @@ fn scale_for(greatest: f32) -> bf16 {
     bf16::from_bits(((scale.to_bits() + 0xffff) >> 16) as u16)
 }
 
+/// Writes sums times `step` and the scales of their tokens.
+#[inline(always)]
+pub fn scale_scores(sums: &[i32], step: f32, scales: &[Scale], out: &mut [f32]) {
+    for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
+        *out = *sum as f32 * (step * scale.to_f32());
+    }
+}
+
 /// Multiplies weights with the scales of their tokens.
 #[inline(always)]
-pub fn weigh_scales(weights: &mut [f32], scales: &[f32]) {
-    weights.iter_mut().zip(scales).for_each(|(weight, scale)| *weight *= scale);
+pub fn weigh_scales(weights: &mut [f32], scales: &[Scale]) {
+    weights.iter_mut().zip(scales).for_each(|(weight, scale)| *weight *= scale.to_f32());
 }

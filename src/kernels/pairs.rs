@@ -54,12 +54,10 @@ pub fn round_to_factors(x: &[f32], greatest_factor: i16, factors: &mut [i16]) ->
     greatest / greatest_factor
 }
 
-/// Writes sums times `step` and what each has of `scales`.
+/// Writes sums times `step`.
 #[inline(always)]
-pub fn scale_sums(sums: &[i32], step: f32, scales: &[f32], out: &mut [f32]) {
-    for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
-        *out = *sum as f32 * (step * scale);
-    }
+pub fn scale_sums(sums: &[i32], step: f32, out: &mut [f32]) {
+    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum as f32 * step);
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use super::tile::{Ahead, Attended, BLOCKS_AT_ONCE, PART_TOKENS, Tile, Weights, Work, zero};
 use crate::kernels::{
-    bytes::{SCALES_LEN, key_scales, value_scales, weigh_scales},
+    bytes::{SCALES_LEN, Scale, key_scales, scale_scores, value_scales, weigh_scales},
     paged_cache::BLOCK_TOKENS,
     pairs::{greatest_factor, round_to_factors, scale_sums},
     softmax::Part,
@@ -16,7 +16,7 @@ pub struct Codes {
     /// `[queries]`.
     steps: Vec<f32>,
     /// Those of keys or values.
-    scales: Vec<f32>,
+    scales: Vec<Scale>,
     /// Dot products, `[queries, keys]`, or values, `[queries, padded_dim]`.
     sums: Vec<i32>,
 }
@@ -38,11 +38,11 @@ impl Attended for i8 {
         zero(sums, rows * width);
         tile.multiply_keys(blocks.clone(), factors, sums);
         scales.clear();
-        blocks.for_each(|block| scales.extend_from_slice(&key_scales(tile.block(block).0)));
+        blocks.for_each(|block| scales.extend_from_slice(key_scales(tile.block(block).0)));
         weights.resize(rows * width, 0.0);
         let rows = weights.chunks_exact_mut(width).zip(sums.chunks_exact(width)).zip(steps);
         for ((weights, sums), step) in rows {
-            compiled_for!(tile.isa, scale_sums(sums, *step, scales, weights));
+            compiled_for!(tile.isa, scale_scores(sums, *step, scales, weights));
         }
     }
 
@@ -52,7 +52,7 @@ impl Attended for i8 {
         let (padded_dim, width) = (tile.heads.padded_dim(), blocks.len() * BLOCK_TOKENS);
         let (rows, greatest_factor) = (weights.len() / width, greatest_factor(PART_TOKENS));
         scales.clear();
-        blocks.clone().for_each(|block| scales.extend_from_slice(&value_scales(tile.block(block).1)));
+        blocks.clone().for_each(|block| scales.extend_from_slice(value_scales(tile.block(block).1)));
         factors.resize(rows * width / 2, [0; 2]);
         steps.clear();
         let each = weights.chunks_exact_mut(width).zip(factors.chunks_exact_mut(width / 2)).enumerate();
@@ -73,9 +73,9 @@ impl Attended for i8 {
             let weights = Weights { factors, stride: width / 2, rows, steps: BLOCK_TOKENS / 2 };
             tile.multiply_values(now, SCALES_LEN, weights, sums, &keys);
         }
-        for ((values, sums), step) in values.chunks_exact_mut(padded_dim).zip(sums.chunks_exact(padded_dim)).zip(steps)
-        {
-            values.iter_mut().zip(sums).for_each(|(value, sum)| *value = *sum as f32 * *step);
+        let rows = values.chunks_exact_mut(padded_dim).zip(sums.chunks_exact(padded_dim)).zip(steps);
+        for ((values, sums), step) in rows {
+            compiled_for!(tile.isa, scale_sums(sums, *step, values));
         }
     }
 }

@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use crate::kernels::{
     activations::{BlockScale, GROUP},
     attention_gradient::Row,
+    bytes::Scale,
     ggml::Format,
     rows::{Activation, Norm, Pairs},
     softmax::Softmax,
@@ -36,9 +37,10 @@ macro_rules! all {
             fn round_to_codes = crate::kernels::bytes::round_to_codes, (x: &[f32], codes: &mut [i8]) -> bf16;
             fn round_to_factors = crate::kernels::pairs::round_to_factors,
                 (x: &[f32], greatest_factor: i16, factors: &mut [i16]) -> f32;
-            fn scale_sums = crate::kernels::pairs::scale_sums,
-                (sums: &[i32], step: f32, scales: &[f32], out: &mut [f32]);
-            fn weigh_scales = crate::kernels::bytes::weigh_scales, (weights: &mut [f32], scales: &[f32]);
+            fn scale_sums = crate::kernels::pairs::scale_sums, (sums: &[i32], step: f32, out: &mut [f32]);
+            fn scale_scores = crate::kernels::bytes::scale_scores,
+                (sums: &[i32], step: f32, scales: &[Scale], out: &mut [f32]);
+            fn weigh_scales = crate::kernels::bytes::weigh_scales, (weights: &mut [f32], scales: &[Scale]);
             fn merge_values = crate::kernels::softmax::merge_values,
                 (values: &mut [f32], softmax: Softmax, next_values: &[f32], next: Softmax) -> Softmax;
             fn softmax_lanes = crate::kernels::softmax::softmax_lanes, (scores: &mut [f32]) -> (f32, f32);
