@@ -99,8 +99,8 @@ pub struct Choices([Choice; 8]);
 
 impl Choices {
     pub fn of(&mut self, rows: usize) -> &mut Choice {
-        let class = rows.max(1).ilog2() as usize;
-        &mut self.0[class.min(7)]
+        let class = (rows.max(1).ilog2() as usize).min(self.0.len() - 1);
+        &mut self.0[class]
     }
 }
 

@@ -19,9 +19,9 @@ const MIN_TOKENS: usize = 4;
 /// What is assumed of the first prompts.
 const UNKNOWN_TOKENS: usize = 16;
 
-/// Learns how long passes take, and so how many tokens of prompts may share one with running streams
-/// without making them wait for more than about two of their usual steps, and how likely a guess must be to be
-/// worth its time.
+/// Learns how long passes take, and so how many tokens of prompts may share one with running streams without making them
+/// wait for more than about two of their usual steps, or four for what was there before them; and how likely a guess must be
+/// to be worth its time.
 #[derive(Debug, Default)]
 pub struct Pace {
     /// Seconds of a pass of up to 1, 2, 4, 8 … streams and no prompts.

@@ -43,8 +43,6 @@ pub struct Scheduler {
     sequences: BTreeMap<SequenceId, Progress>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
-    /// What the next sequence is called, at least.
-    next_id: SequenceId,
     /// The sequence that waits for longest, and how many came before it that arrived later.
     overtaken: (SequenceId, usize),
     preemptions: u64,
@@ -65,7 +63,7 @@ pub struct Streams {
 struct Progress {
     tokens: Vec<u32>,
     computed: usize,
-    /// The first sequence that came after its first token was sampled.
+    /// Sequences from this one on came after its first token was sampled.
     began_before: Option<SequenceId>,
     /// What may follow the tokens.
     draft: Vec<u32>,
@@ -77,7 +75,7 @@ struct Progress {
 
 /// Tokens of prompts and drafts that a pass may have.
 struct Budget {
-    /// The first sequence that came after a stream of the pass had begun.
+    /// Sequences from this one on came after a stream of the pass had begun.
     began_before: Option<SequenceId>,
     /// For those that came before all streams had begun.
     with_newer: usize,
@@ -137,7 +135,6 @@ impl Scheduler {
             sequences: BTreeMap::new(),
             waiting: BTreeSet::new(),
             running: BTreeSet::new(),
-            next_id: 0,
             overtaken: (0, 0),
             preemptions: 0,
         }
@@ -148,7 +145,6 @@ impl Scheduler {
         let Arrival { tokens, priority, realm, scored } = arrival;
         let rank = (Reverse(priority), id);
         self.waiting.insert(rank);
-        self.next_id = id + 1;
         let progress = Progress {
             tokens,
             computed: 0,
@@ -181,12 +177,13 @@ impl Scheduler {
     /// Notes that a chunk has been computed, and which tokens were sampled after it: those of its draft that were
     /// right, and one more.
     pub fn computed(&mut self, chunk: &Chunk, sampled: &[u32]) {
+        let next = self.sequences.last_key_value().map_or(0, |(last, _)| last + 1);
         if let Some(progress) = self.sequences.get_mut(&chunk.id) {
             let right = sampled.len().saturating_sub(1);
             progress.computed = chunk.start + chunk.len + right;
             progress.tokens.extend(sampled);
             if !sampled.is_empty() {
-                progress.began_before.get_or_insert(self.next_id);
+                progress.began_before.get_or_insert(next);
             }
             progress.draft.clear();
             self.pool.publish(&mut progress.table, &progress.tokens[..progress.computed]);
@@ -273,7 +270,7 @@ impl Scheduler {
                 self.publish(chunk);
             }
         }
-        self.add_drafts(&mut chunks, budget.of(self.next_id).saturating_sub(taken));
+        self.add_drafts(&mut chunks, budget.with_older.saturating_sub(taken));
         chunks
     }
 

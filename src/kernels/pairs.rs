@@ -38,6 +38,12 @@ fn add_scalar(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) {
     });
 }
 
+/// A pair of factors as the bits that all lanes have.
+#[inline(always)]
+pub fn bits([first, second]: [i16; 2]) -> i32 {
+    i32::from(first) & 0xffff | i32::from(second) << 16
+}
+
 /// The greatest factor with which sums of so many products stay below what an integer of 32 bits holds.
 pub fn greatest_factor(products: usize) -> i16 {
     (i32::MAX as usize / 128 / products).min(i16::MAX as usize) as i16

@@ -1,6 +1,7 @@
 use std::arch::aarch64::*;
 
 use crate::kernels::{
+    pairs::bits,
     panels::Product,
     tiles::panels::{Vector, add_all},
 };
@@ -37,9 +38,9 @@ impl Vector<i8> for [int32x4_t; 4] {
     }
 
     #[inline(always)]
-    unsafe fn splat([first, second]: [i16; 2]) -> Self {
+    unsafe fn splat(factor: [i16; 2]) -> Self {
         // SAFETY: passed on.
-        unsafe { [vdupq_n_s32(i32::from(first) & 0xffff | i32::from(second) << 16); 4] }
+        unsafe { [vdupq_n_s32(bits(factor)); 4] }
     }
 
     #[inline(always)]

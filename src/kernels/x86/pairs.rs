@@ -1,6 +1,7 @@
 use std::arch::x86_64::*;
 
 use crate::kernels::{
+    pairs::bits,
     panels::Product,
     tiles::panels::{Vector, add_all},
 };
@@ -36,12 +37,6 @@ pub fn add_vnni(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) 
     }
     // SAFETY: as above, with `Isa::Avx512Vnni` and the better one.
     unsafe { add(product, sums, sum_stride) };
-}
-
-/// Factors as the bits that all lanes have.
-#[inline(always)]
-fn bits([first, second]: [i16; 2]) -> i32 {
-    i32::from(first) & 0xffff | i32::from(second) << 16
 }
 
 /// Codes are widened to 16 bits.
