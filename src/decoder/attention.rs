@@ -161,7 +161,7 @@ impl Attention {
     fn attend(&self, batch: &Batch, queries: &Tensor, cache: Cached<'_>) -> Result<Tensor> {
         match cache {
             Cached::Layer(LayerCache::Paged(cache)) => self.paged(queries, cache.held(&batch.sequences())),
-            Cached::Apart(cache) => self.paged(queries, cache.held()),
+            Cached::Part(cache, part) => self.paged(queries, cache.held(part)),
             Cached::Layer(LayerCache::Tensors { keys, values }) => {
                 let spans = batch.spans.iter().map(|span| self.gathered(span, queries, keys, values));
                 Tensor::cat(&spans.collect::<Result<Vec<_>>>()?, 0)

@@ -1,7 +1,7 @@
 use std::{ops::Range, sync::Arc};
 
 use super::Adapter;
-use crate::kernels::paged_cache::Sequence;
+use crate::kernels::paged_cache::{BLOCK_TOKENS, Sequence};
 
 /// The tokens of one forward pass: pieces of many sequences side by side, without padding.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +48,14 @@ impl Batch {
             spans: spans.collect(),
             sampled: sampled.map(|row| row - rows.start as u32).collect(),
         }
+    }
+
+    /// The first row from `row` on that does not share a block of the cache with the row before it.
+    pub fn end_of_block(&self, row: usize) -> usize {
+        let within = |span: &&Span| span.start < row && row < span.start + span.len;
+        let Some(span) = self.spans.iter().find(within) else { return row };
+        let position = self.positions[row] as usize;
+        (row + position.next_multiple_of(BLOCK_TOKENS) - position).min(span.start + span.len)
     }
 
     /// The rows that are sampled alone.

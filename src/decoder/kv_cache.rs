@@ -5,7 +5,7 @@ use crate::{
     Error,
     kernels::{
         Isa,
-        paged_cache::{Apart, Groups, PagedCache},
+        paged_cache::{PagedCache, Parts, SharedCache},
         stored::StoredType,
     },
 };
@@ -21,7 +21,8 @@ pub struct KvCache {
 #[derive(Clone, Copy)]
 pub enum Cached<'a> {
     Layer(&'a LayerCache),
-    Apart(&'a Apart<'a>),
+    /// What a part of a batch has stored.
+    Part(&'a SharedCache<'a>, usize),
 }
 
 /// One layer's keys and values.
@@ -49,14 +50,13 @@ impl KvCache {
         &mut self.layers
     }
 
-    /// What each group of sequences has of its own in each layer; `None` for devices without our own kernels.
-    pub fn apart<'a>(&'a mut self, groups: &'a Groups<'a>) -> Option<Vec<Vec<Apart<'a>>>> {
-        let mut all: Vec<Vec<Apart<'_>>> = (0..groups.len()).map(|_| Vec::new()).collect();
-        for layer in &mut self.layers {
-            let LayerCache::Paged(cache) = layer else { return None };
-            all.iter_mut().zip(cache.apart(groups)).for_each(|(own, layer)| own.push(layer));
-        }
-        Some(all)
+    /// The layers for threads that store these parts and read what is stored; `None` for devices without our own kernels.
+    pub fn shared<'a>(&'a mut self, parts: &'a Parts<'a>) -> Option<Vec<SharedCache<'a>>> {
+        let shared = |layer: &'a mut LayerCache| match layer {
+            LayerCache::Paged(cache) => Some(cache.shared(parts)),
+            LayerCache::Tensors { .. } => None,
+        };
+        self.layers.iter_mut().map(shared).collect()
     }
 }
 

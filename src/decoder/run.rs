@@ -7,15 +7,16 @@ use candle_core::{Result, Tensor};
 use super::{
     Batch, Network, Pass,
     attention::Projected,
-    kv_cache::{Cached, KvCache},
+    kv_cache::{Cached, KvCache, LayerCache},
     layer::{Begun, Layer},
     lora::AdaptedRows,
     op::with_f32,
     split::{self, Choices},
 };
 use crate::kernels::{
-    paged_cache::{Apart, Groups},
-    pieces, team,
+    Isa,
+    paged_cache::{Parts, SharedCache},
+    pieces, stages, team,
 };
 
 impl Network {
@@ -25,18 +26,21 @@ impl Network {
         let threads = team::threads();
         let divisible = threads > 1 && self.is_on_cpu() && self.layers.iter().all(Layer::is_small);
         let groups = divisible.then(|| split::by_sequences(batch, threads)).flatten();
+        let together = |cache: &mut KvCache| match divisible.then(|| split::in_tiles(batch, threads)).flatten() {
+            Some(tiles) => self.in_tiles(batch, &tiles, cache),
+            None => self.whole(batch, cache),
+        };
         let hidden = match groups {
             Some(groups) => {
                 let (choice, begun) = (choices.of(batch.rows()), Instant::now());
                 let hidden = match choice.is_apart() {
-                    true => self.apart(&groups, cache)?,
-                    false => self.together(batch, threads, cache)?,
+                    true => self.apart(batch, &groups, cache)?,
+                    false => together(cache)?,
                 };
                 choice.took(begun.elapsed() / batch.rows() as u32);
                 hidden
             }
-            None if divisible => self.together(batch, threads, cache)?,
-            None => self.through(std::slice::from_ref(batch), cache)?,
+            None => together(cache)?,
         };
         Ok(match hidden.as_slice() {
             [] => None,
@@ -45,64 +49,75 @@ impl Network {
         })
     }
 
-    /// By threads that meet after each operation, or after each layer if there are many rows.
-    fn together(&self, batch: &Batch, threads: usize, cache: &mut KvCache) -> Result<Vec<Tensor>> {
-        match split::in_tiles(batch, threads) {
-            Some(tiles) => self.through(&tiles, cache),
-            None => self.through(std::slice::from_ref(batch), cache),
+    /// By threads that meet after each operation.
+    fn whole(&self, batch: &Batch, cache: &mut KvCache) -> Result<Vec<Tensor>> {
+        let pass = self.pass(batch, AdaptedRows::of(batch))?;
+        let Some((last, others)) = self.layers.split_last() else { return Ok(Vec::new()) };
+        let Some((cache_of_last, caches)) = cache.layers().split_last_mut() else { return Ok(Vec::new()) };
+        let begin = |layer: &Layer, x: &Tensor, cache: &mut LayerCache| {
+            let begun = layer.begin(x, &pass)?;
+            cache.store(batch, &begun.projected.keys, &begun.projected.values, self.isa)?;
+            Ok::<_, candle_core::Error>(begun)
+        };
+        let mut x = self.embed(batch)?;
+        for (layer, cache) in others.iter().zip(caches) {
+            let begun = begin(layer, &x, cache)?;
+            x = layer.finish(&x, &begun, &pass, Some(Cached::Layer(cache)))?;
         }
+        let begun = begin(last, &x, cache_of_last)?;
+        let hidden = self.finish_sampled(last, &(x, begun), &pass, Cached::Layer(cache_of_last))?;
+        Ok(hidden.into_iter().collect())
     }
 
     /// By threads that take groups of sequences, of which all rows are sampled, through all layers, and do not meet before
     /// the last one.
-    fn apart(&self, batches: &[Batch], cache: &mut KvCache) -> Result<Vec<Tensor>> {
-        let groups = Groups::new(batches.iter().map(Batch::sequences).collect());
-        let Some(groups) = groups else { return self.through(batches, cache) };
-        let Some(caches) = cache.apart(&groups) else { return self.through(batches, cache) };
-        let mut hidden: Vec<_> = batches.iter().zip(caches).map(|(batch, cache)| (batch, cache, None)).collect();
-        pieces::for_each_mut(&mut hidden, |_, (batch, caches, hidden)| *hidden = Some(self.alone(batch, caches)));
-        hidden.into_iter().filter_map(|(.., hidden)| hidden).collect()
+    fn apart(&self, batch: &Batch, groups: &[Batch], cache: &mut KvCache) -> Result<Vec<Tensor>> {
+        let parts = Parts::new(groups.iter().map(Batch::sequences).collect()).filter(Parts::are_apart);
+        let caches = parts.as_ref().and_then(|parts| cache.shared(parts));
+        let Some(caches) = caches else { return self.whole(batch, cache) };
+        pieces::map(groups, |group, batch| self.alone(batch, &caches, group)).into_iter().collect()
     }
 
     /// Takes a group of sequences through all layers.
-    fn alone(&self, batch: &Batch, caches: &mut [Apart<'_>]) -> Result<Tensor> {
+    fn alone(&self, batch: &Batch, caches: &[SharedCache<'_>], group: usize) -> Result<Tensor> {
         let pass = self.pass(batch, AdaptedRows::of(batch))?;
         let mut x = self.embed(batch)?;
         for (layer, cache) in self.layers.iter().zip(caches) {
             let begun = layer.begin(&x, &pass)?;
-            let Projected { keys, values, .. } = &begun.projected;
-            with_f32(keys, |keys| with_f32(values, |values| cache.store(keys, values, self.isa)))??;
-            x = layer.finish(&x, &begun, &pass, Some(Cached::Apart(cache)))?;
+            store(&begun, cache, group, self.isa)?;
+            x = layer.finish(&x, &begun, &pass, Some(Cached::Part(cache, group)))?;
         }
         Ok(x)
     }
 
-    /// Takes batches, which are parts of one, through all layers, the last one only with rows that are sampled.
-    fn through(&self, batches: &[Batch], cache: &mut KvCache) -> Result<Vec<Tensor>> {
-        let passes = batches.iter().map(|batch| self.pass(batch, AdaptedRows::of(batch)));
-        let passes = passes.collect::<Result<Vec<_>>>()?;
-        let begin = |x: Tensor, layer: usize, pass: &Pass<'_>| {
-            let begun = self.layers[layer].begin(&x, pass)?;
-            Ok::<_, candle_core::Error>((x, begun))
+    /// By threads that take tiles of the rows from layer to layer, one behind the other.
+    fn in_tiles(&self, batch: &Batch, tiles: &[Batch], cache: &mut KvCache) -> Result<Vec<Tensor>> {
+        let parts = Parts::new(tiles.iter().map(Batch::sequences).collect());
+        let caches = parts.as_ref().and_then(|parts| cache.shared(parts));
+        let Some(caches) = caches else { return self.whole(batch, cache) };
+        let tiles = tiles.iter().map(|tile| Ok((self.pass(tile, AdaptedRows::of(tile))?, None)));
+        let mut tiles = tiles.collect::<Result<Vec<(Pass<'_>, Option<(Tensor, Begun)>)>>>()?;
+        // A stage ends the layer before and begins one, so that keys and values of all rows before are there in the next.
+        stages::go_through(&mut tiles, self.layers.len(), |index, tile, (pass, begun)| {
+            let x = match begun.take() {
+                None => self.embed(pass.batch)?,
+                Some((x, begun)) => {
+                    let cached = Cached::Part(&caches[index - 1], tile);
+                    self.layers[index - 1].finish(&x, &begun, pass, Some(cached))?
+                }
+            };
+            let next = self.layers[index].begin(&x, pass)?;
+            store(&next, &caches[index], tile, self.isa)?;
+            *begun = Some((x, next));
+            Ok::<_, candle_core::Error>(())
+        })?;
+        drop(caches);
+        let (Some(last), Some(cache)) = (self.layers.last(), cache.layers().last()) else { return Ok(Vec::new()) };
+        let finish = |(pass, begun): &(Pass<'_>, Option<(Tensor, Begun)>)| match begun {
+            Some(begun) => self.finish_sampled(last, begun, pass, Cached::Layer(cache)),
+            None => Ok(None),
         };
-        let begun = pieces::map(&passes, |_, pass| begin(self.embed(pass.batch)?, 0, pass));
-        let mut begun = begun.into_iter().collect::<Result<Vec<_>>>()?;
-        for (index, (layer, cache)) in self.layers.iter().zip(cache.layers()).enumerate() {
-            for (pass, (_, Begun { projected, .. })) in passes.iter().zip(&begun) {
-                cache.store(pass.batch, &projected.keys, &projected.values, self.isa)?;
-            }
-            let cache = Cached::Layer(cache);
-            if index + 1 == self.layers.len() {
-                let hidden = pieces::map(&passes, |i, pass| self.finish_sampled(layer, &begun[i], pass, cache));
-                return hidden.into_iter().filter_map(Result::transpose).collect();
-            }
-            let next = pieces::map(&passes, |i, pass| {
-                let (x, begun) = &begun[i];
-                begin(layer.finish(x, begun, pass, Some(cache))?, index + 1, pass)
-            });
-            begun = next.into_iter().collect::<Result<_>>()?;
-        }
-        Ok(Vec::new())
+        pieces::map(&tiles, |_, tile| finish(tile)).into_iter().filter_map(Result::transpose).collect()
     }
 
     /// What a layer does to the rows that are sampled, if any are.
@@ -125,4 +140,10 @@ impl Network {
         let pass = self.pass(&sampled, AdaptedRows::of(&sampled))?;
         layer.finish(&x.index_select(&rows, 0)?, &begun.select(&rows)?, &pass, Some(cache)).map(Some)
     }
+}
+
+/// Stores the keys and values of a part of a batch.
+fn store(begun: &Begun, cache: &SharedCache<'_>, part: usize, isa: Isa) -> Result<()> {
+    let Projected { keys, values, .. } = &begun.projected;
+    with_f32(keys, |keys| with_f32(values, |values| cache.store(part, keys, values, isa)))?
 }

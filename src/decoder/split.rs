@@ -6,20 +6,26 @@ use super::Batch;
 
 /// Rows that make the way through a layer worthwhile for a thread of its own.
 const TILE_ROWS: usize = 16;
-/// Tiles that a thread has, so that all threads end together.
-const TILES_EACH: usize = 8;
+/// Tiles for each thread, so that it seldom waits for one that another thread has in a layer before.
+const TILES_EACH: usize = 4;
 /// Rows of a group, at least: with fewer it takes longer to read weights than to multiply them.
 const GROUP_ROWS: usize = 4;
 
-/// A batch in tiles that threads take through a layer side by side, if there are so many rows that this is faster than to
-/// share each operation.
+/// A batch in tiles that threads take through the layers one behind the other, if there are so many rows that this is faster
+/// than to share each operation. No two of them have rows in one block of the cache.
 pub fn in_tiles(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     let rows = batch.rows();
     if rows < 2 * threads * TILE_ROWS {
         return None;
     }
     let len = rows.div_ceil(threads * TILES_EACH).next_multiple_of(TILE_ROWS);
-    Some((0..rows).step_by(len).map(|start| batch.part(start..rows.min(start + len))).collect())
+    let (mut tiles, mut start) = (Vec::new(), 0);
+    while start < rows {
+        let end = batch.end_of_block(rows.min(start + len));
+        tiles.push(batch.part(start..end));
+        start = end;
+    }
+    Some(tiles)
 }
 
 /// A batch whose rows are all sampled in groups of whole sequences, one for each thread and none with much more than its
@@ -137,6 +143,21 @@ mod tests {
         assert!(by_sequences(&unsampled, 2).is_none());
         let parts = by_sequences(&batch(&[3; 8]), 2).unwrap();
         assert_eq!(parts.iter().flat_map(|part| part.tokens.clone()).collect::<Vec<_>>(), batch(&[3; 8]).tokens);
+    }
+
+    #[test]
+    fn tiles_are_cut_between_blocks_of_the_cache() {
+        let tiled = |starts: &[(usize, usize)]| {
+            let mut batch = batch(&starts.iter().map(|(_, len)| *len).collect::<Vec<_>>());
+            batch.positions = starts.iter().flat_map(|(start, len)| *start as u32..(start + len) as u32).collect();
+            let tiles = in_tiles(&batch, 2)?;
+            assert_eq!(tiles.iter().flat_map(|tile| tile.tokens.clone()).collect::<Vec<_>>(), batch.tokens);
+            Some(tiles.iter().map(Batch::rows).collect::<Vec<_>>())
+        };
+        assert_eq!(tiled(&[(0, 63)]), None);
+        assert_eq!(tiled(&[(0, 200)]), Some(vec![32, 32, 32, 32, 32, 32, 8]));
+        assert_eq!(tiled(&[(5, 64)]), Some(vec![27, 16, 16, 5]));
+        assert_eq!(tiled(&[(40, 1), (0, 20), (0, 43)]), Some(vec![17, 20, 16, 11]));
     }
 
     #[test]

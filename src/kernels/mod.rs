@@ -44,6 +44,7 @@ pub mod quantized;
 mod resident;
 pub mod rows;
 mod softmax;
+pub mod stages;
 pub mod stored;
 pub mod team;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

@@ -2,7 +2,12 @@
 
 #![allow(unsafe_code)]
 
-use std::{collections::HashMap, marker::PhantomData, mem::take};
+use std::{
+    collections::HashMap,
+    marker::PhantomData,
+    mem::take,
+    sync::atomic::{AtomicU8, Ordering},
+};
 
 use half::{bf16, f16};
 
@@ -94,8 +99,8 @@ impl PagedCache {
         Held { heads: self.heads, sequences, blocks }
     }
 
-    /// What each group of sequences has of its own.
-    pub fn apart<'a>(&'a mut self, groups: &'a Groups<'a>) -> Vec<Apart<'a>> {
+    /// For threads that store these parts and read what is stored.
+    pub fn shared<'a>(&'a mut self, parts: &'a Parts<'a>) -> SharedCache<'a> {
         let heads = self.heads;
         let blocks = match &mut self.stored {
             Typed::F32(stored) => Typed::F32(BlocksMut::of(heads, stored)),
@@ -103,7 +108,7 @@ impl PagedCache {
             Typed::Bf16(stored) => Typed::Bf16(BlocksMut::of(heads, stored)),
             Typed::Int8(stored) => Typed::Int8(BlocksMut::of(heads, stored)),
         };
-        groups.0.iter().map(|sequences| Apart { heads, sequences, blocks }).collect()
+        SharedCache { heads, parts, blocks, states: parts.0.iter().map(|_| AtomicU8::default()).collect() }
     }
 }
 
@@ -184,72 +189,90 @@ impl<'a, T: Stored> BlocksMut<'a, T> {
     }
 }
 
-/// Groups of sequences that have nothing to do with each other: what one of them writes no other one reads.
-pub struct Groups<'a>(Vec<Vec<Sequence<'a>>>);
+/// Parts of a batch in an order: what one of them writes only it and later ones read, and no other one writes.
+pub struct Parts<'a>(Vec<Part<'a>>);
 
-impl<'a> Groups<'a> {
-    /// `None` if they are no such groups.
-    pub fn new(groups: Vec<Vec<Sequence<'a>>>) -> Option<Self> {
+struct Part<'a> {
+    sequences: Vec<Sequence<'a>>,
+    /// The first of the parts that write what it reads.
+    reads_from: usize,
+}
+
+impl<'a> Parts<'a> {
+    /// `None` if they are no such parts.
+    pub fn new(parts: Vec<Vec<Sequence<'a>>>) -> Option<Self> {
         let mut writers = HashMap::new();
-        for (group, sequences) in groups.iter().enumerate() {
+        for (part, sequences) in parts.iter().enumerate() {
             for Slot { block, .. } in sequences.iter().flat_map(Sequence::slots) {
-                if *writers.entry(block as u32).or_insert(group) != group {
+                if *writers.entry(block as u32).or_insert(part) != part {
                     return None;
                 }
             }
         }
-        for (group, sequences) in groups.iter().enumerate() {
-            let read = |one: &Sequence<'a>| &one.blocks[..one.context_len.div_ceil(BLOCK_TOKENS)];
-            if sequences.iter().flat_map(read).any(|block| writers.get(block).is_some_and(|writer| *writer != group)) {
-                return None;
-            }
-        }
-        Some(Self(groups))
+        let read = |one: &Sequence<'a>| &one.blocks[..one.context_len.div_ceil(BLOCK_TOKENS)];
+        let part = |(index, sequences): (usize, Vec<Sequence<'a>>)| {
+            let read_from = sequences.iter().flat_map(read).filter_map(|block| writers.get(block)).copied();
+            let (first, last) =
+                read_from.fold((index, index), |(first, last), writer| (first.min(writer), last.max(writer)));
+            (last == index).then_some(Part { sequences, reads_from: first })
+        };
+        parts.into_iter().enumerate().map(part).collect::<Option<_>>().map(Self)
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
+    /// Whether none of them reads what another one writes.
+    pub fn are_apart(&self) -> bool {
+        self.0.iter().enumerate().all(|(index, part)| part.reads_from == index)
     }
 }
 
-/// What a group of sequences has in a cache, while other threads have what the other groups have.
-pub struct Apart<'a> {
+/// The keys and values of a layer while threads store those of [`Parts`] and read what is stored.
+pub struct SharedCache<'a> {
     heads: Heads,
-    sequences: &'a [Sequence<'a>],
+    parts: &'a Parts<'a>,
     blocks: Typed<BlocksMut<'a, f32>, BlocksMut<'a, f16>, BlocksMut<'a, bf16>, BlocksMut<'a, i8>>,
+    /// What became of each part.
+    states: Vec<AtomicU8>,
 }
 
-// SAFETY: `Groups` made sure that no other thread writes to the blocks of its sequences, nor reads those that are written.
-unsafe impl Send for Apart<'_> {}
-// SAFETY: without `&mut` it reads only.
-unsafe impl Sync for Apart<'_> {}
+/// States of a part: first it is neither of them.
+const BEING_STORED: u8 = 1;
+const STORED: u8 = 2;
 
-impl Apart<'_> {
-    /// As [`PagedCache::store`], of its own sequences.
-    pub fn store(&mut self, keys: &[f32], values: &[f32], isa: Isa) {
+// SAFETY: a block is written for one part, by the one thread that has found it not stored, and read by threads that have found
+// all parts stored which write to it.
+unsafe impl Sync for SharedCache<'_> {}
+// SAFETY: as above.
+unsafe impl Send for SharedCache<'_> {}
+
+impl SharedCache<'_> {
+    /// As [`PagedCache::store`], of a part; once.
+    pub fn store(&self, part: usize, keys: &[f32], values: &[f32], isa: Isa) {
+        assert_eq!(self.states[part].swap(BEING_STORED, Ordering::Relaxed), 0, "part {part} was stored before");
         let (heads, width) = (self.heads, self.heads.num_kv_heads * self.heads.head_dim);
-        let slots = || self.sequences.iter().flat_map(Sequence::slots);
+        let slots = || self.parts.0[part].sequences.iter().flat_map(Sequence::slots);
         with_typed!(self.blocks, blocks => {
-            // SAFETY: its own sequences write to them, so no other group has them, and this one has but one at a time.
+            // SAFETY: this part alone writes to them, nobody reads them before it is stored, and here is but one at a time.
             let block = |index: usize| unsafe { blocks.get(heads, index) };
             slots().for_each(|slot| prefetch_row(heads, block(slot.block), slot.token));
             for (slot, (keys, values)) in slots().zip(keys.chunks(width).zip(values.chunks(width))) {
                 store_row(heads, block(slot.block), slot.token, [keys, values], isa);
             }
         });
+        self.states[part].store(STORED, Ordering::Release);
     }
 
-    /// What its sequences hold.
-    pub fn held(&self) -> Held<'_> {
-        let heads = self.heads;
+    /// What the sequences of a part hold, which must be stored.
+    pub fn held(&self, part: usize) -> Held<'_> {
+        let (heads, Part { sequences, reads_from }) = (self.heads, &self.parts.0[part]);
+        let are_stored = self.states[*reads_from..=part].iter().all(|state| state.load(Ordering::Acquire) == STORED);
+        assert!(are_stored, "part {part} reads what is not stored");
         let blocks = match &self.blocks {
             Typed::F32(blocks) => Typed::F32(blocks.read(heads)),
             Typed::F16(blocks) => Typed::F16(blocks.read(heads)),
             Typed::Bf16(blocks) => Typed::Bf16(blocks.read(heads)),
             Typed::Int8(blocks) => Typed::Int8(blocks.read(heads)),
         };
-        Held { heads, sequences: self.sequences, blocks }
+        Held { heads, sequences, blocks }
     }
 }
 
@@ -317,7 +340,7 @@ mod tests {
     const SCORING: Scoring<'static> = Scoring { scale: 0.3, softcap: None, window: None, sinks: None, alibi: None };
 
     #[test]
-    fn groups_apart_find_what_they_would_find_together() {
+    fn parts_find_what_they_would_find_together() {
         let types = [StoredType::F16, StoredType::F32, StoredType::Bf16, StoredType::Int8, StoredType::Int8];
         for (head_dim, stored_type) in [6, 16, 80, 6, 64].into_iter().zip(types) {
             let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim };
@@ -328,43 +351,60 @@ mod tests {
                 cache.store(&head, &keys, &values, Isa::detect());
                 cache
             };
-            // All have the same head.
-            let sequences: [(usize, &[u32]); 3] = [(3, &[4, 0]), (1, &[4, 5]), (4, &[4, 2])];
-            let sequences = sequences.map(|(rows, blocks)| Sequence { rows, context_len: 16 + rows, blocks });
-            let [keys, values] = [3, 4].map(|seed| noise(8 * 2 * head_dim, seed, 1.0));
-            let queries = noise(8 * 4 * head_dim, 5, 1.0);
+            // All have the same head, and the last two are one sequence.
+            let sequences: [(usize, usize, &[u32]); 4] =
+                [(3, 19, &[4, 0]), (1, 17, &[4, 5]), (16, 32, &[4, 2]), (4, 36, &[4, 2, 3])];
+            let sequences = sequences.map(|(rows, context_len, blocks)| Sequence { rows, context_len, blocks });
+            let [keys, values] = [3, 4].map(|seed| noise(24 * 2 * head_dim, seed, 1.0));
+            let queries = noise(24 * 4 * head_dim, 5, 1.0);
             let mut whole = cache();
             whole.store(&sequences, &keys, &values, Isa::detect());
             let together = attend(whole.held(&sequences), &queries, SCORING, Isa::detect());
 
-            let groups = Groups::new(vec![sequences[..2].to_vec(), sequences[2..].to_vec()]).unwrap();
-            let mut shared = cache();
-            let of = |own: &mut Apart<'_>, rows: std::ops::Range<usize>| {
+            let parts = [&sequences[..2], &sequences[2..3], &sequences[3..]].map(<[_]>::to_vec);
+            let parts = Parts::new(parts.to_vec()).unwrap();
+            let mut cache = cache();
+            let shared = &cache.shared(&parts);
+            let of = |part: usize, rows: std::ops::Range<usize>| {
                 let kv = rows.start * 2 * head_dim..rows.end * 2 * head_dim;
-                own.store(&keys[kv.clone()], &values[kv], Isa::detect());
+                shared.store(part, &keys[kv.clone()], &values[kv], Isa::detect());
                 let queries = &queries[rows.start * 4 * head_dim..rows.end * 4 * head_dim];
-                attend(own.held(), queries, SCORING, Isa::detect())
+                attend(shared.held(part), queries, SCORING, Isa::detect())
             };
-            let mut own = shared.apart(&groups);
-            let [first, second] = &mut own[..] else { panic!("two groups") };
-            let apart = thread::scope(|scope| {
-                let first = scope.spawn(|| of(first, 0..4));
-                let second = of(second, 4..8);
-                [first.join().unwrap(), second].concat()
+            let in_parts = thread::scope(|scope| {
+                let first = scope.spawn(|| of(0, 0..4));
+                let others = [of(1, 4..20), of(2, 20..24)].concat();
+                [first.join().unwrap(), others].concat()
             });
-            assert_eq!(apart, together);
+            assert_eq!(in_parts, together);
         }
     }
 
     #[test]
-    fn groups_that_share_more_than_they_read_are_none() {
+    fn parts_write_blocks_of_their_own_and_read_none_of_later_ones() {
         let sequence = |rows, context_len, blocks| Sequence { rows, context_len, blocks };
-        let are_apart = |one, other| Groups::new(vec![vec![one], vec![other]]).is_some();
-        assert!(are_apart(sequence(1, 17, &[0, 1]), sequence(1, 17, &[0, 2])));
+        let are_apart = |one, other| Parts::new(vec![vec![one], vec![other]]).map(|parts| parts.are_apart());
+        assert_eq!(are_apart(sequence(1, 17, &[0, 1]), sequence(1, 17, &[0, 2])), Some(true));
         // Blocks that are not needed yet are no matter.
-        assert!(are_apart(sequence(1, 16, &[0, 1]), sequence(1, 16, &[2, 1])));
-        assert!(!are_apart(sequence(1, 17, &[0, 1]), sequence(1, 17, &[2, 1])));
-        assert!(!are_apart(sequence(2, 17, &[0, 1]), sequence(1, 17, &[0, 2])));
-        assert!(!are_apart(sequence(1, 40, &[0, 1, 2]), sequence(1, 20, &[3, 0])));
+        assert_eq!(are_apart(sequence(1, 16, &[0, 1]), sequence(1, 16, &[2, 1])), Some(true));
+        assert_eq!(are_apart(sequence(1, 17, &[0, 1]), sequence(1, 17, &[2, 1])), None);
+        assert_eq!(are_apart(sequence(2, 17, &[0, 1]), sequence(1, 17, &[0, 2])), Some(false));
+        assert_eq!(are_apart(sequence(1, 17, &[0, 2]), sequence(2, 17, &[0, 1])), None);
+        assert_eq!(are_apart(sequence(1, 40, &[0, 1, 2]), sequence(1, 20, &[3, 0])), None);
+        assert_eq!(are_apart(sequence(1, 20, &[3, 0]), sequence(1, 40, &[0, 1, 2])), Some(false));
+        assert_eq!(are_apart(sequence(16, 32, &[0, 1]), sequence(8, 40, &[0, 1, 2])), Some(false));
+        assert_eq!(are_apart(sequence(16, 28, &[0, 1]), sequence(8, 36, &[0, 1, 2])), None);
+    }
+
+    #[test]
+    #[should_panic = "part 1 reads what is not stored"]
+    fn what_is_not_stored_is_not_read() {
+        let mut cache =
+            PagedCache::new(Heads { num_heads: 1, num_kv_heads: 1, head_dim: 16 }, 2, StoredType::F16).unwrap();
+        let sequence = |context_len| Sequence { rows: 16, context_len, blocks: &[0, 1] };
+        let parts = Parts::new(vec![vec![sequence(16)], vec![sequence(32)]]).unwrap();
+        let shared = cache.shared(&parts);
+        shared.store(1, &[0.0; 256], &[0.0; 256], Isa::detect());
+        shared.held(1);
     }
 }

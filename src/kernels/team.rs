@@ -245,10 +245,7 @@ impl Shared {
         self.state.store(job | OPEN, Ordering::Release);
         self.work(0);
         self.state.fetch_and(!OPEN, Ordering::AcqRel);
-        let empty = || self.state.load(Ordering::Acquire) & MEMBERS == 0;
-        while !spin_until(empty) {
-            thread::yield_now();
-        }
+        wait_until(|| self.state.load(Ordering::Acquire) & MEMBERS == 0);
         let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.sharing.store(false, Ordering::Release);
         if let Some(panic) = panic {
@@ -302,6 +299,13 @@ fn spin_until(done: impl Fn() -> bool) -> bool {
     })
 }
 
+/// Waits for what another thread does soon.
+pub fn wait_until(done: impl Fn() -> bool) {
+    while !spin_until(&done) {
+        thread::yield_now();
+    }
+}
+
 /// The ambient that there was, which comes back when this is dropped: on the same thread.
 struct Replaced(Ambient, PhantomData<*const ()>);
 
@@ -336,6 +340,15 @@ pub fn for_each(tasks: usize, task: impl Fn(usize) + Sync) {
         Ambient::None => (0..tasks).into_par_iter().with_max_len(1).for_each(&task),
         Ambient::Alone => (0..tasks).for_each(task),
         Ambient::Team(shared) => shared.share(tasks, &task),
+    }
+}
+
+/// Calls `work` on all threads of the pass at once; outside of one, on this one. If a thread does not come in time, it is
+/// called by another one after its own.
+pub fn on_all_threads(work: impl Fn() + Sync) {
+    match &Replaced::by(Ambient::Alone).0 {
+        Ambient::None | Ambient::Alone => work(),
+        Ambient::Team(shared) => shared.share(shared.shares.len(), &|_| work()),
     }
 }
 
