@@ -34,8 +34,8 @@ pub struct PanelFactors<'a> {
 /// What a kernel reads of 16 rows of weights.
 pub struct Panel<'a> {
     pub codes: &'a [Line],
-    /// The higher bits of each group, one of its codes after another: its fifth bits, then its sixth.
-    pub planes: &'a [u64],
+    /// The higher bits of codes, where [`place_of_higher`] says.
+    pub higher: &'a [Line],
     /// As in [`Format`].
     pub table: Option<&'static [u8; 16]>,
     pub bias: u8,
@@ -48,7 +48,8 @@ pub trait Codes {
     const NIBBLES: bool = true;
     /// Whether nibbles are looked up.
     const TABLE: bool = false;
-    const PLANES: usize = 0;
+    /// As in [`Format`].
+    const HIGHER: usize = 0;
 }
 
 /// Codes of eight bits.
@@ -67,13 +68,24 @@ impl Codes for Bytes {
 }
 impl Codes for Nibbles {}
 impl Codes for FiveBits {
-    const PLANES: usize = 1;
+    const HIGHER: usize = 1;
 }
 impl Codes for SixBits {
-    const PLANES: usize = 2;
+    const HIGHER: usize = 2;
 }
 impl Codes for Looked {
     const TABLE: bool = true;
+}
+
+/// Where the higher bits of a code are that is byte `byte` of a group: their line, their byte in there, and the lowest of them.
+/// Single bits are those of one code after another, so that a group's are a mask; pairs of bits are in the bytes of their codes,
+/// those of four groups, so that a shift brings them to where they belong.
+#[inline(always)]
+pub fn place_of_higher(bits: usize, group: usize, byte: usize) -> (usize, usize, usize) {
+    match bits {
+        1 => (group / 8, group % 8 * 8 + byte / 8, byte % 8),
+        _ => (group / 4, byte, group % 4 * 2),
+    }
 }
 
 impl Format {
@@ -83,6 +95,12 @@ impl Format {
         columns / GROUP / if self.nibbles { 2 } else { 1 }
     }
 
+    /// Those with its higher bits.
+    #[inline(always)]
+    pub fn higher_lines(self, columns: usize) -> usize {
+        columns / GROUP * self.higher / 8
+    }
+
     /// Where a code is: its line, its byte in there, and its lowest bit.
     fn place(self, lane: usize, column: usize) -> (usize, usize, usize) {
         let (group, byte) = (column / GROUP, lane * GROUP + column % GROUP);
@@ -90,7 +108,7 @@ impl Format {
     }
 
     /// Writes the codes of a lane, which are zero yet, from `column` on.
-    pub fn put(self, lines: &mut [Line], planes: &mut [u64], at: (usize, usize), codes: &[u8]) {
+    pub fn put(self, lines: &mut [Line], higher: &mut [Line], at: (usize, usize), codes: &[u8]) {
         let (lane, column) = at;
         let low = if self.nibbles { 15 } else { 255 };
         for (i, codes) in codes.as_chunks::<GROUP>().0.iter().enumerate() {
@@ -98,20 +116,22 @@ impl Format {
             for (byte, code) in lines[line].0[first..][..GROUP].iter_mut().zip(codes) {
                 *byte |= (code & low) << shift;
             }
-            let group = column / GROUP + i;
-            for (plane, bits) in planes.iter_mut().skip(group * self.planes).take(self.planes).enumerate() {
-                for (bit, code) in (first..).zip(codes) {
-                    *bits |= u64::from(code >> (4 + plane) & 1) << bit;
+            if self.higher > 0 {
+                for (byte, code) in (first..).zip(codes) {
+                    let (line, byte, shift) = place_of_higher(self.higher, column / GROUP + i, byte);
+                    higher[line].0[byte] |= code >> 4 << shift;
                 }
             }
         }
     }
 
-    pub fn get(self, lines: &[Line], planes: &[u64], lane: usize, column: usize) -> u8 {
+    pub fn get(self, lines: &[Line], higher: &[Line], lane: usize, column: usize) -> u8 {
         let (line, byte, shift) = self.place(lane, column);
-        let code = lines[line].0[byte] >> shift & if self.nibbles { 15 } else { 255 };
-        let higher = &planes[column / GROUP * self.planes..][..self.planes];
-        let code = higher.iter().zip(4..).fold(code, |code, (bits, to)| code | ((bits >> byte & 1) as u8) << to);
+        let mut code = lines[line].0[byte] >> shift & if self.nibbles { 15 } else { 255 };
+        if self.higher > 0 {
+            let (line, byte, shift) = place_of_higher(self.higher, column / GROUP, byte);
+            code |= (higher[line].0[byte] >> shift & ((1 << self.higher) - 1)) << 4;
+        }
         self.table.map_or(code, |table| table[usize::from(code)])
     }
 }

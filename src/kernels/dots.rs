@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     Isa,
     activations::{GROUP, QuantRows, Tile},
-    codes::{Codes, Panel, ROWS},
+    codes::{Codes, Panel, ROWS, place_of_higher},
 };
 
 /// Calls with the products of a panel, which `$multiply` writes for a tile of tokens.
@@ -94,8 +94,9 @@ fn weights<C: Codes>(panel: &Panel<'_>, table: &[u8; 16], group: usize) -> [u8; 
     let line = &panel.codes[line].0;
     std::array::from_fn(|i| {
         let mut weight = line[i] >> shift & mask;
-        for plane in 0..C::PLANES {
-            weight |= ((panel.planes[group * C::PLANES + plane] >> i & 1) as u8) << (4 + plane);
+        if C::HIGHER > 0 {
+            let (line, byte, shift) = place_of_higher(C::HIGHER, group, i);
+            weight |= (panel.higher[line].0[byte] >> shift & ((1 << C::HIGHER) - 1)) << 4;
         }
         if C::TABLE { table[usize::from(weight)] } else { weight }
     })

@@ -119,10 +119,10 @@ const fn around_128(values: [i8; 16]) -> [u8; 16] {
 /// How a format stores weights: `weight = scale * (code - bias) + offset`.
 #[derive(Clone, Copy)]
 pub struct Format {
-    /// Codes have four bits, and those of `planes`.
+    /// Codes have four bits, and `higher` ones.
     pub nibbles: bool,
-    /// How many higher bits codes have, which are stored apart.
-    pub planes: usize,
+    /// How many higher bits codes have, which are stored apart: two at most.
+    pub higher: usize,
     /// What nibbles stand for, where that is not their own value: these are the codes then.
     pub table: Option<&'static [u8; 16]>,
     pub bias: u8,
@@ -155,8 +155,8 @@ impl Format {
             GgmlType::MXFP4 => Some(&FLOATS),
             _ => None,
         };
-        let planes = if nibbles { (kind.bits() as usize).saturating_sub(4) } else { 0 };
-        Self { nibbles, planes, table, bias, block, stored, offsets }
+        let higher = if nibbles { (kind.bits() as usize).saturating_sub(4) } else { 0 };
+        Self { nibbles, higher, table, bias, block, stored, offsets }
     }
 }
 

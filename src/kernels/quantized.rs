@@ -37,8 +37,8 @@ pub struct QuantMatrix {
     format: Format,
     /// Panel by panel, group by group.
     codes: Resident<Line>,
-    /// The higher bits of codes, group by group.
-    planes: Resident<u64>,
+    /// Their higher bits, panel by panel.
+    higher: Resident<Line>,
     scales: Factors,
     offsets: Option<Factors>,
     /// The column of the activations that belongs to each column here, if they are in another order.
@@ -77,10 +77,10 @@ impl QuantMatrix {
         let stored = if (matrix.group / block).is_power_of_two() { matrix.group } else { block };
         let stored = stored.min(256);
         let nibbles = matrix.bits <= 6;
-        let planes = if nibbles { (matrix.bits as usize).saturating_sub(4) } else { 0 };
+        let higher = if nibbles { (matrix.bits as usize).saturating_sub(4) } else { 0 };
         // Around the middle offsets are small, and so lose little in 16 bits.
         let bias = 1u8 << (matrix.bits - 1);
-        let format = Format { nibbles, planes, table: None, bias, block, stored, offsets: true };
+        let format = Format { nibbles, higher, table: None, bias, block, stored, offsets: true };
         let mut this = Self::zeros(format, matrix.rows, matrix.columns);
         (this.order, this.precise) = (matrix.order.clone(), precise);
         [Some(&mut this.scales), this.offsets.as_mut()].into_iter().flatten().for_each(Factors::without_multiples);
@@ -103,7 +103,7 @@ impl QuantMatrix {
             columns,
             format,
             codes: Resident::Made(vec![Line([0; ROWS * GROUP]); panels * format.lines(columns)]),
-            planes: Resident::Made(vec![0; panels * columns / GROUP * format.planes]),
+            higher: Resident::Made(vec![Line([0; ROWS * GROUP]); panels * format.higher_lines(columns)]),
             scales: factors(),
             offsets: format.offsets.then(factors),
             order: None,
@@ -116,9 +116,9 @@ impl QuantMatrix {
         let (format, panel, lane) = (self.format, row / ROWS, row % ROWS);
         let len = format.lines(self.columns);
         let lines = &mut self.codes[panel * len..][..len];
-        let len = self.columns / GROUP * format.planes;
-        let planes = &mut self.planes[panel * len..][..len];
-        format.put(lines, planes, (lane, i * format.stored), &codes[..format.stored]);
+        let len = format.higher_lines(self.columns);
+        let higher = &mut self.higher[panel * len..][..len];
+        format.put(lines, higher, (lane, i * format.stored), &codes[..format.stored]);
         let at = panel * (self.columns / format.stored) + i;
         self.scales.put(at, lane, scale.0, scale.1);
         if let Some(offsets) = &mut self.offsets {
@@ -138,7 +138,7 @@ impl QuantMatrix {
             columns: first.columns,
             format: first.format,
             codes: Resident::for_panels(panels, &first.codes, theirs),
-            planes: Resident::for_panels(panels, &first.planes, theirs),
+            higher: Resident::for_panels(panels, &first.higher, theirs),
             scales: factors(&first.scales),
             offsets: first.offsets.as_ref().map(factors),
             order: first.order.clone(),
@@ -152,7 +152,7 @@ impl QuantMatrix {
         debug_assert!(self.rows.is_multiple_of(ROWS) && self.columns == after.columns);
         self.rows += after.rows;
         self.codes.append(&after.codes);
-        self.planes.append(&after.planes);
+        self.higher.append(&after.higher);
         self.scales.append(&after.scales);
         if let (Some(offsets), Some(after)) = (&mut self.offsets, &after.offsets) {
             offsets.append(after);
@@ -161,7 +161,7 @@ impl QuantMatrix {
 
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
-        let codes = size_of_val(&*self.codes) + size_of_val(&*self.planes);
+        let codes = size_of_val(&*self.codes) + size_of_val(&*self.higher);
         codes + self.scales.bytes() + self.offsets.as_ref().map_or(0, Factors::bytes)
     }
 
@@ -175,7 +175,7 @@ impl QuantMatrix {
         let offsets = panel.offsets.map(values);
         let value = |column| {
             let block = column / self.format.block;
-            let code = i32::from(self.format.get(panel.codes, panel.planes, lane, column)) - i32::from(panel.bias);
+            let code = i32::from(self.format.get(panel.codes, panel.higher, lane, column)) - i32::from(panel.bias);
             let value = code as f32 * scales[block];
             offsets.as_ref().map_or(value, |offsets| value + offsets[block])
         };
@@ -211,10 +211,10 @@ impl QuantMatrix {
     #[inline(always)]
     fn panel_of(&self, panel: usize, blocks: usize) -> Panel<'_> {
         let lines = self.format.lines(self.columns);
-        let planes = self.columns / GROUP * self.format.planes;
+        let higher = self.format.higher_lines(self.columns);
         Panel {
             codes: &self.codes[panel * lines..][..lines],
-            planes: &self.planes[panel * planes..][..planes],
+            higher: &self.higher[panel * higher..][..higher],
             table: self.format.table,
             bias: self.format.bias,
             scales: self.scales.panel(panel, blocks),
@@ -246,8 +246,8 @@ impl QuantMatrix {
 
     /// Writes all tokens' products with the rows that are the strip's columns.
     fn multiply_strip(&self, x: &QuantRows, isa: Isa, out: &mut Strip<'_>) {
-        let Format { nibbles, planes, table, block, .. } = self.format;
-        match (nibbles, table.is_some(), planes, block / GROUP) {
+        let Format { nibbles, higher, table, block, .. } = self.format;
+        match (nibbles, table.is_some(), higher, block / GROUP) {
             (_, true, ..) => self.multiply_strip_as::<Looked, 8>(x, isa, out),
             (true, _, 0, 4) => self.multiply_strip_as::<Nibbles, 4>(x, isa, out),
             (true, _, 0, _) => self.multiply_strip_as::<Nibbles, 8>(x, isa, out),
@@ -362,7 +362,7 @@ impl Unpack for QuantMatrix {
             let offsets = held.offsets.map_or([0.0; ROWS], |offsets| offsets.lanes(block));
             for (lane, out) in out.iter_mut().enumerate() {
                 for (column, out) in (panel * LANES..).zip(out) {
-                    let code = i32::from(self.format.get(held.codes, held.planes, lane, column)) - i32::from(held.bias);
+                    let code = i32::from(self.format.get(held.codes, held.higher, lane, column)) - i32::from(held.bias);
                     *out = (code as f32).mul_add(scales[lane], offsets[lane]);
                 }
             }

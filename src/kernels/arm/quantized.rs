@@ -5,7 +5,7 @@ use std::{
 
 use crate::kernels::{
     activations::{GROUP, QuantRows, Tile},
-    codes::{Codes, Panel, PanelFactors, ROWS},
+    codes::{Codes, Line, Panel, PanelFactors, ROWS},
     dots::for_tiles,
     tiles::quantized::check,
 };
@@ -109,7 +109,7 @@ unsafe fn rows<D: Dot, const T: usize, C: Codes, const GROUPS: usize, const N: u
                     if C::TABLE {
                         *weights = vqtbl1q_u8(table, *weights);
                     }
-                    *weights = with_planes::<C>(*weights, panel.planes.as_ptr().add(g * C::PLANES), row * GROUP);
+                    *weights = with_higher::<C>(*weights, panel.higher.as_ptr(), g, row * GROUP);
                 }
                 let weights = weights.map(|weights| vreinterpretq_s8_u8(weights));
                 let mut codes = x.codes.as_ptr().add(g).cast::<i32>();
@@ -155,24 +155,31 @@ unsafe fn rows<D: Dot, const T: usize, C: Codes, const GROUPS: usize, const N: u
     }
 }
 
-/// With the higher bits of codes, from the bit `first` on.
+/// With the higher bits of the codes of a group from `first` on.
 ///
 /// # Safety
-/// The machine has NEON, and `C::PLANES` numbers are at `planes`.
+/// The machine has NEON, and those of the group are at `higher`.
 #[inline(always)]
-unsafe fn with_planes<C: Codes>(weights: uint8x16_t, planes: *const u64, first: usize) -> uint8x16_t {
-    let mut weights = weights;
-    for plane in 0..C::PLANES {
-        // SAFETY: passed on.
-        unsafe {
-            let [low, high, ..] = (planes.add(plane).read() >> first).to_le_bytes();
-            // Each byte of the bits eight times, and in each of the eight another bit.
-            let bits = vcombine_u8(vdup_n_u8(low), vdup_n_u8(high));
-            let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
-            weights = vorrq_u8(weights, vandq_u8(vtstq_u8(bits, bit), vdupq_n_u8(16 << plane)));
+unsafe fn with_higher<C: Codes>(weights: uint8x16_t, higher: *const Line, group: usize, first: usize) -> uint8x16_t {
+    // SAFETY: passed on; of a line 16 bytes are read from a multiple of 16 on.
+    unsafe {
+        match C::HIGHER {
+            0 => weights,
+            1 => {
+                let [low, high, ..] = (higher.cast::<u64>().add(group).read() >> first).to_le_bytes();
+                // Each byte of the bits eight times, and in each of the eight another bit.
+                let bits = vcombine_u8(vdup_n_u8(low), vdup_n_u8(high));
+                let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
+                vorrq_u8(weights, vandq_u8(vtstq_u8(bits, bit), vdupq_n_u8(16)))
+            }
+            _ => {
+                let pairs = vld1q_u8(higher.add(group / 4).cast::<u8>().add(first));
+                // To the left; to the right if it is negative.
+                let pairs = vshlq_u8(pairs, vdupq_n_s8(4 - 2 * (group % 4) as i8));
+                vorrq_u8(weights, vandq_u8(pairs, vdupq_n_u8(48)))
+            }
         }
     }
-    weights
 }
 
 /// As `PanelFactors::lanes`, of the rows from `row` on.

@@ -2,7 +2,7 @@ use std::{arch::x86_64::*, ops::Range};
 
 use crate::kernels::{
     activations::{GROUP, QuantRows, Tile},
-    codes::{Codes, Panel, PanelFactors, ROWS},
+    codes::{Codes, Line, Panel, PanelFactors, ROWS},
     dots::for_tiles,
     tiles::quantized::check,
 };
@@ -67,6 +67,15 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool
     let lines = panel.codes.len();
     let mut ahead = LINE * lines.max(AHEAD) + LINE * lines * x.index / x.count;
     let step = LINE / x.count;
+    let ask = |line: *const Line| {
+        // SAFETY: every machine has it, and it reads nothing.
+        unsafe {
+            match waits_for_memory::<C>(T) && x.count == 1 {
+                true => _mm_prefetch::<_MM_HINT_T1>(line.cast()),
+                false => _mm_prefetch::<_MM_HINT_T0>(line.cast()),
+            }
+        }
+    };
     // SAFETY: block `b` of every slice is inside it, and so are its groups.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); T];
@@ -83,12 +92,11 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool
             for g in b * GROUPS..(b + 1) * GROUPS {
                 let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g });
                 if !C::NIBBLES || g % 2 == 0 {
-                    let line = panel.codes.as_ptr().wrapping_add(ahead / LINE).cast();
-                    match waits_for_memory::<C>(T) && x.count == 1 {
-                        true => _mm_prefetch::<_MM_HINT_T1>(line),
-                        false => _mm_prefetch::<_MM_HINT_T0>(line),
-                    }
+                    ask(panel.codes.as_ptr().wrapping_add(ahead / LINE));
                     ahead += step;
+                }
+                if C::HIGHER > 0 && x.index == 0 && (g * C::HIGHER).is_multiple_of(8) {
+                    ask(panel.higher.as_ptr().wrapping_add((g / 2 + AHEAD) * C::HIGHER / 4));
                 }
                 let line = _mm512_load_si512(line.cast());
                 let weights = match (C::NIBBLES, g % 2) {
@@ -97,7 +105,7 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool
                     (true, _) => _mm512_and_si512(_mm512_srli_epi32(line, 4), _mm512_set1_epi8(15)),
                 };
                 let weights = if C::TABLE { _mm512_shuffle_epi8(table, weights) } else { weights };
-                let weights = with_planes_avx512::<C>(weights, panel.planes.as_ptr().add(g * C::PLANES));
+                let weights = with_higher_avx512::<C>(weights, panel.higher.as_ptr(), g);
                 let weights = if is_signed::<C, VNNI>() { _mm512_sub_epi8(weights, bias) } else { weights };
                 let codes = x.codes.as_ptr().add(g).cast::<i32>();
                 for (t, dots) in dots.iter_mut().enumerate() {
@@ -127,7 +135,7 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool
 /// Whether a tile of so many tokens takes less long than its weights come from memory: then the nearer cache, which has
 /// fewer requests on their way at once, is not to be asked for them.
 const fn waits_for_memory<C: Codes>(tokens: usize) -> bool {
-    !C::NIBBLES || (tokens <= 4 && C::PLANES < 2)
+    !C::NIBBLES || tokens <= 4
 }
 
 /// Whether the bias is taken from weights before they are multiplied: without VNNI pairs of products have 16 bits, which
@@ -152,20 +160,34 @@ fn products_avx512<C: Codes>(weights: __m512i, codes: __m512i) -> __m512i {
     _mm512_madd_epi16(_mm512_maddubs_epi16(weights, codes), _mm512_set1_epi16(1))
 }
 
-/// With the higher bits of codes.
+/// With the higher bits of a group's codes.
 ///
 /// # Safety
-/// AVX-512 is there, and `C::PLANES` numbers at `planes`.
+/// AVX-512 is there, and those of the group are at `higher`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn with_planes_avx512<C: Codes>(weights: __m512i, planes: *const u64) -> __m512i {
-    let mut weights = weights;
-    for plane in 0..C::PLANES {
-        // SAFETY: passed on.
-        let bits = unsafe { planes.add(plane).read() };
-        weights = _mm512_mask_add_epi8(weights, bits, weights, _mm512_set1_epi8(16 << plane));
+unsafe fn with_higher_avx512<C: Codes>(weights: __m512i, higher: *const Line, group: usize) -> __m512i {
+    // SAFETY: passed on; a line is aligned.
+    unsafe {
+        match C::HIGHER {
+            0 => weights,
+            1 => {
+                let bits = higher.cast::<u64>().add(group).read();
+                _mm512_mask_add_epi8(weights, bits, weights, _mm512_set1_epi8(16))
+            }
+            _ => {
+                let pairs = _mm512_load_si512(higher.add(group / 4).cast());
+                let pairs = match group % 4 {
+                    0 => _mm512_slli_epi32(pairs, 4),
+                    1 => _mm512_slli_epi32(pairs, 2),
+                    2 => pairs,
+                    _ => _mm512_srli_epi32(pairs, 2),
+                };
+                // weights | pairs & 48
+                _mm512_ternarylogic_epi32::<0xf8>(weights, pairs, _mm512_set1_epi8(48))
+            }
+        }
     }
-    weights
 }
 
 /// As `PanelFactors::lanes`.
@@ -238,16 +260,14 @@ unsafe fn avx2_half<const T: usize, C: Codes, const GROUPS: usize>(
                     (true, _) => _mm256_and_si256(_mm256_srli_epi32(line, 4), _mm256_set1_epi8(15)),
                 };
                 let weights = if C::TABLE { _mm256_shuffle_epi8(table, weights) } else { weights };
-                let weights = if C::PLANES > 0 {
-                    let planes = panel.planes.as_ptr().add(g * C::PLANES);
-                    _mm256_sub_epi8(with_planes_avx2::<C>(weights, planes, first * GROUP), bias)
-                } else {
-                    weights
+                let weights = match C::HIGHER {
+                    0 => weights,
+                    _ => _mm256_sub_epi8(with_higher_avx2::<C>(weights, panel.higher.as_ptr(), g, first * GROUP), bias),
                 };
                 let codes = x.codes.as_ptr().add(g).cast::<i32>();
                 for (t, dots) in dots.iter_mut().enumerate() {
                     let codes = _mm256_set1_epi32(codes.add(t).read_unaligned());
-                    *dots = if C::NIBBLES && !C::TABLE && C::PLANES == 0 {
+                    *dots = if C::NIBBLES && !C::TABLE && C::HIGHER == 0 {
                         _mm256_add_epi16(*dots, _mm256_maddubs_epi16(weights, codes))
                     } else {
                         // Of signed weights the magnitudes: 2 * 128 * 127 < 32768.
@@ -258,7 +278,7 @@ unsafe fn avx2_half<const T: usize, C: Codes, const GROUPS: usize>(
                 }
             }
             for t in 0..T {
-                let dots = if C::NIBBLES && !C::TABLE && C::PLANES == 0 {
+                let dots = if C::NIBBLES && !C::TABLE && C::HIGHER == 0 {
                     _mm256_add_epi32(_mm256_madd_epi16(dots[t], ones), _mm256_set1_epi32(x_scales[t].start))
                 } else {
                     dots[t]
@@ -278,25 +298,33 @@ unsafe fn avx2_half<const T: usize, C: Codes, const GROUPS: usize>(
     }
 }
 
-/// With the higher bits of codes, from the bit `first` on.
+/// With the higher bits of the codes of a group from `first` on.
 ///
 /// # Safety
-/// AVX2 is there, and `C::PLANES` numbers at `planes`.
+/// AVX2 is there, and those of the group are at `higher`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn with_planes_avx2<C: Codes>(weights: __m256i, planes: *const u64, first: usize) -> __m256i {
-    // Each byte of the bits eight times, and in each of the eight another bit.
-    let spread = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
-    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-    let mut weights = weights;
-    for plane in 0..C::PLANES {
-        // SAFETY: passed on.
-        let bits = unsafe { planes.add(plane).read() } >> first;
-        let bits = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), spread), bit);
-        let set = _mm256_cmpeq_epi8(bits, bit);
-        weights = _mm256_or_si256(weights, _mm256_and_si256(set, _mm256_set1_epi8(16 << plane)));
+unsafe fn with_higher_avx2<C: Codes>(weights: __m256i, higher: *const Line, group: usize, first: usize) -> __m256i {
+    // SAFETY: passed on; of a line 32 bytes are read from 0 or 32 on.
+    unsafe {
+        if C::HIGHER == 1 {
+            // Each byte of the bits eight times, and in each of the eight another bit.
+            let spread = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            let bits = higher.cast::<u64>().add(group).read() >> first;
+            let bits = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), spread), bit);
+            let set = _mm256_cmpeq_epi8(bits, bit);
+            return _mm256_or_si256(weights, _mm256_and_si256(set, _mm256_set1_epi8(16)));
+        }
+        let pairs = _mm256_load_si256(higher.add(group / 4).cast::<u8>().add(first).cast());
+        let pairs = match group % 4 {
+            0 => _mm256_slli_epi32(pairs, 4),
+            1 => _mm256_slli_epi32(pairs, 2),
+            2 => pairs,
+            _ => _mm256_srli_epi32(pairs, 2),
+        };
+        _mm256_or_si256(weights, _mm256_and_si256(pairs, _mm256_set1_epi8(48)))
     }
-    weights
 }
 
 /// As `PanelFactors::lanes`, of the rows `first` to `first + 8`.
