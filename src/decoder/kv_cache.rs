@@ -21,7 +21,7 @@ pub struct KvCache {
 #[derive(Clone, Copy)]
 pub enum Cached<'a> {
     Layer(&'a LayerCache),
-    /// What a part of a batch has stored.
+    /// What the sequences of a part of a batch hold.
     Part(&'a SharedCache<'a>, usize),
 }
 

@@ -70,7 +70,7 @@ impl Network {
     }
 
     /// By threads that take groups of sequences, of which all rows are sampled, through all layers, and do not meet before
-    /// the last one.
+    /// the end.
     fn apart(&self, batch: &Batch, groups: &[Batch], cache: &mut KvCache) -> Result<Vec<Tensor>> {
         let parts = Parts::new(groups.iter().map(Batch::sequences).collect()).filter(Parts::are_apart);
         let caches = parts.as_ref().and_then(|parts| cache.shared(parts));

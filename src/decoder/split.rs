@@ -22,6 +22,8 @@ pub fn in_tiles(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     let (mut tiles, mut start) = (Vec::new(), 0);
     while start < rows {
         let end = batch.end_of_block(rows.min(start + len));
+        // For a few rows more, weights are not to be read once more.
+        let end = if rows - end < TILE_ROWS / 2 { rows } else { end };
         tiles.push(batch.part(start..end));
         start = end;
     }
@@ -120,7 +122,7 @@ mod tests {
         let mut start = 0;
         let spans = lens.iter().map(|len| {
             start += len;
-            Span { start: start - len, len: *len, context_len: 9, regime: 0, blocks: vec![0], adapter: None }
+            Span { start: start - len, len: *len, context_len: *len, regime: 0, blocks: vec![0], adapter: None }
         });
         let spans = spans.collect();
         let ids: Vec<u32> = (0..rows as u32).collect();
@@ -150,14 +152,16 @@ mod tests {
         let tiled = |starts: &[(usize, usize)]| {
             let mut batch = batch(&starts.iter().map(|(_, len)| *len).collect::<Vec<_>>());
             batch.positions = starts.iter().flat_map(|(start, len)| *start as u32..(start + len) as u32).collect();
+            batch.spans.iter_mut().zip(starts).for_each(|(span, (start, _))| span.context_len += start);
             let tiles = in_tiles(&batch, 2)?;
             assert_eq!(tiles.iter().flat_map(|tile| tile.tokens.clone()).collect::<Vec<_>>(), batch.tokens);
             Some(tiles.iter().map(Batch::rows).collect::<Vec<_>>())
         };
         assert_eq!(tiled(&[(0, 63)]), None);
         assert_eq!(tiled(&[(0, 200)]), Some(vec![32, 32, 32, 32, 32, 32, 8]));
-        assert_eq!(tiled(&[(5, 64)]), Some(vec![27, 16, 16, 5]));
+        assert_eq!(tiled(&[(5, 64)]), Some(vec![27, 16, 21]));
         assert_eq!(tiled(&[(40, 1), (0, 20), (0, 43)]), Some(vec![17, 20, 16, 11]));
+        assert_eq!(tiled(&[(0, 20); 4]), Some(vec![20; 4]));
     }
 
     #[test]

@@ -54,7 +54,18 @@ pub struct Sequence<'a> {
     pub blocks: &'a [u32],
 }
 
-impl Sequence<'_> {
+impl<'a> Sequence<'a> {
+    /// The blocks that are read for its rows.
+    pub fn read(&self) -> &'a [u32] {
+        &self.blocks[..self.context_len.div_ceil(BLOCK_TOKENS)]
+    }
+
+    /// Those of them that its rows are stored in.
+    fn written(&self) -> &'a [u32] {
+        assert!(self.rows <= self.context_len);
+        &self.read()[(self.context_len - self.rows) / BLOCK_TOKENS..]
+    }
+
     /// Where the keys and values of each row are.
     fn slots(&self) -> impl Iterator<Item = Slot> {
         let slot =
@@ -115,12 +126,21 @@ impl PagedCache {
 /// Some sequences with their keys and values.
 #[derive(Clone, Copy)]
 pub struct Held<'a> {
-    pub heads: Heads,
-    pub sequences: &'a [Sequence<'a>],
-    pub blocks: Typed<Blocks<'a, f32>, Blocks<'a, f16>, Blocks<'a, bf16>, Blocks<'a, i8>>,
+    heads: Heads,
+    sequences: &'a [Sequence<'a>],
+    blocks: TypedBlocks<'a>,
 }
 
-/// Blocks of which some are read: those of the sequences of a [`Held`].
+pub type TypedBlocks<'a> = Typed<Blocks<'a, f32>, Blocks<'a, f16>, Blocks<'a, bf16>, Blocks<'a, i8>>;
+
+impl<'a> Held<'a> {
+    /// The heads, the sequences, and where they are held.
+    pub fn into_parts(self) -> (Heads, &'a [Sequence<'a>], TypedBlocks<'a>) {
+        (self.heads, self.sequences, self.blocks)
+    }
+}
+
+/// Blocks of which some are read: those that the sequences of a [`Held`] read.
 #[derive(Clone, Copy)]
 pub struct Blocks<'a, T> {
     heads: Heads,
@@ -141,13 +161,16 @@ impl<'a, T: Stored> Blocks<'a, T> {
     }
 
     /// The keys of a head in a block, and the values with what the last panel reads after them.
+    ///
+    /// # Safety
+    /// A sequence of the [`Held`] reads the block: others may be written meanwhile.
     #[inline]
-    pub fn get(&self, block: usize, kv_head: usize) -> (&'a [T], &'a [T]) {
+    pub unsafe fn get(&self, block: usize, kv_head: usize) -> (&'a [T], &'a [T]) {
         let Heads { num_kv_heads, head_dim, .. } = self.heads;
         assert!(block < self.count && kv_head < num_kv_heads);
         let (values, keys) = (T::values_len(head_dim), T::keys_len(head_dim));
         let at = (block * num_kv_heads + kv_head) * (values + keys);
-        // SAFETY: it is inside what is borrowed, and nobody writes to the blocks that sequences hold here.
+        // SAFETY: it is inside what is borrowed, and nobody writes to the blocks that sequences read here.
         let both = unsafe { std::slice::from_raw_parts(self.first.add(at), values + keys) };
         (&both[values..], &both[..values + (self.heads.padded_dim() - head_dim) * T::STEP_LEN / LANES])
     }
@@ -203,15 +226,14 @@ impl<'a> Parts<'a> {
     pub fn new(parts: Vec<Vec<Sequence<'a>>>) -> Option<Self> {
         let mut writers = HashMap::new();
         for (part, sequences) in parts.iter().enumerate() {
-            for Slot { block, .. } in sequences.iter().flat_map(Sequence::slots) {
-                if *writers.entry(block as u32).or_insert(part) != part {
+            for block in sequences.iter().flat_map(Sequence::written) {
+                if *writers.entry(*block).or_insert(part) != part {
                     return None;
                 }
             }
         }
-        let read = |one: &Sequence<'a>| &one.blocks[..one.context_len.div_ceil(BLOCK_TOKENS)];
         let part = |(index, sequences): (usize, Vec<Sequence<'a>>)| {
-            let read_from = sequences.iter().flat_map(read).filter_map(|block| writers.get(block)).copied();
+            let read_from = sequences.iter().flat_map(Sequence::read).filter_map(|block| writers.get(block)).copied();
             let (first, last) =
                 read_from.fold((index, index), |(first, last), writer| (first.min(writer), last.max(writer)));
             (last == index).then_some(Part { sequences, reads_from: first })
@@ -249,7 +271,10 @@ impl SharedCache<'_> {
     pub fn store(&self, part: usize, keys: &[f32], values: &[f32], isa: Isa) {
         assert_eq!(self.states[part].swap(BEING_STORED, Ordering::Relaxed), 0, "part {part} was stored before");
         let (heads, width) = (self.heads, self.heads.num_kv_heads * self.heads.head_dim);
-        let slots = || self.parts.0[part].sequences.iter().flat_map(Sequence::slots);
+        let sequences = &self.parts.0[part].sequences;
+        let rows: usize = sequences.iter().map(|sequence| sequence.rows).sum();
+        assert_eq!([keys.len(), values.len()], [rows * width; 2]);
+        let slots = || sequences.iter().flat_map(Sequence::slots);
         with_typed!(self.blocks, blocks => {
             // SAFETY: this part alone writes to them, nobody reads them before it is stored, and here is but one at a time.
             let block = |index: usize| unsafe { blocks.get(heads, index) };
@@ -261,7 +286,7 @@ impl SharedCache<'_> {
         self.states[part].store(STORED, Ordering::Release);
     }
 
-    /// What the sequences of a part hold, which must be stored.
+    /// What the sequences of a part hold. It panics unless that part and those before it that it reads are stored.
     pub fn held(&self, part: usize) -> Held<'_> {
         let (heads, Part { sequences, reads_from }) = (self.heads, &self.parts.0[part]);
         let are_stored = self.states[*reads_from..=part].iter().all(|state| state.load(Ordering::Acquire) == STORED);

@@ -35,7 +35,7 @@ pub fn go_through<T: Send, E: Send>(
             if stopped.load(Ordering::Relaxed) {
                 return;
             }
-            // Also if it panics.
+            // The others are stopped unless this is done, also if it panics.
             let stop = StopUnlessDone(&stopped);
             let done = task(stage, i, &mut places[i].item.lock().unwrap_or_else(PoisonError::into_inner));
             match done {

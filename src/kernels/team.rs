@@ -343,8 +343,8 @@ pub fn for_each(tasks: usize, task: impl Fn(usize) + Sync) {
     }
 }
 
-/// Calls `work` on all threads of the pass at once; outside of one, on this one. If a thread does not come in time, it is
-/// called by another one after its own.
+/// Calls `work` once for each thread of the pass, on as many at once as come in time, so that no call may wait for another one
+/// to begin; outside of a pass once.
 pub fn on_all_threads(work: impl Fn() + Sync) {
     match &Replaced::by(Ambient::Alone).0 {
         Ambient::None | Ambient::Alone => work(),

@@ -47,12 +47,8 @@ pub fn slope(head: usize, num_heads: usize) -> f32 {
 
 /// `softmax(scale * q Kᵀ) V` for each row and head. `queries` and the result are
 /// `[rows, num_heads * head_dim]`, the rows of one sequence after those of another.
-pub fn attend(
-    Held { heads, sequences, blocks }: Held<'_>,
-    queries: &[f32],
-    scoring: Scoring<'_>,
-    isa: Isa,
-) -> Vec<f32> {
+pub fn attend(held: Held<'_>, queries: &[f32], scoring: Scoring<'_>, isa: Isa) -> Vec<f32> {
+    let (heads, sequences, blocks) = held.into_parts();
     let seen = |sequence: &Sequence<'_>| sequence.context_len.min(scoring.window.unwrap_or(usize::MAX));
     let work: usize = sequences.iter().map(|sequence| sequence.rows * seen(sequence)).sum();
     let bands = bands(heads, sequences);
@@ -109,6 +105,7 @@ pub struct Band<'a> {
     /// Whether these are the first rows of the sequence in this pass: for them keys and values come from far, the others find
     /// them near.
     first: bool,
+    /// Those that are read for the sequence.
     blocks: &'a [u32],
 }
 
@@ -119,7 +116,7 @@ fn bands<'a>(heads: Heads, sequences: &[Sequence<'a>]) -> Vec<Band<'a>> {
         for row in (0..sequence.rows).step_by(band_rows) {
             let rows = band_rows.min(sequence.rows - row);
             let first_context = sequence.context_len - sequence.rows + row + 1;
-            bands.push(Band { start, rows, first_context, first: row == 0, blocks: sequence.blocks });
+            bands.push(Band { start, rows, first_context, first: row == 0, blocks: sequence.read() });
             start += rows;
         }
     }

@@ -1,3 +1,5 @@
+#![allow(unsafe_code)]
+
 use std::{cell::RefCell, ops::Range};
 
 use smallvec::SmallVec;
@@ -113,7 +115,8 @@ impl<T: Attended> Tile<'_, T> {
     /// The keys of the sequence's block `block`, and the values with what the last panel reads after them.
     #[inline]
     pub fn block(&self, block: usize) -> (&[T], &[T]) {
-        self.held.get(self.band.blocks[block] as usize, self.kv_head)
+        // SAFETY: a band has the blocks that its sequence reads, which is one of those that are held.
+        unsafe { self.held.get(self.band.blocks[block] as usize, self.kv_head) }
     }
 
     /// Which of the `len` keys from position `start` on row `row` attends to.
