@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(tiled(&[(0, 200)]), Some(vec![32, 32, 32, 32, 32, 32, 8]));
         assert_eq!(tiled(&[(5, 64)]), Some(vec![27, 16, 21]));
         assert_eq!(tiled(&[(40, 1), (0, 20), (0, 43)]), Some(vec![17, 20, 16, 11]));
-        assert_eq!(tiled(&[(0, 20); 4]), Some(vec![20; 4]));
+        assert_eq!(tiled(&[(0, 20); 4]), Some(vec![16, 20, 20, 24]));
     }
 
     #[test]
