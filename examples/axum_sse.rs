@@ -17,7 +17,7 @@ use axum::{
     response::sse::{Event, KeepAlive, Sse},
     routing::post,
 };
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, future, stream};
 use serde::Deserialize;
 use serde_json::json;
 use tokenflow::{Error, GenerateConfig, LoadConfig, Message, TextModel, Token, load_model};
@@ -56,15 +56,23 @@ async fn chat(
     let mut tokens = model.chat(&request.messages, config).into_results();
     // What fails before the first token is an HTTP error.
     let first = tokens.next().await.transpose().map_err(|error| (status(&error), error.to_string()))?;
-    let tokens = stream::iter(first.map(Ok)).chain(tokens).map(event);
-    let done = stream::iter([Ok(Event::default().event("done").data(""))]);
-    Ok(Sse::new(tokens.chain(done)).keep_alive(KeepAlive::default()))
+    let tokens = stream::iter(first.map(Ok)).chain(tokens).map(Some);
+    // An error is the last item there is.
+    let ended = tokens.chain(stream::iter([None])).scan(false, |failed, token| {
+        let event = (!*failed).then(|| event(token.as_ref()));
+        *failed = matches!(token, Some(Err(_)));
+        future::ready(event)
+    });
+    Ok(Sse::new(ended).keep_alive(KeepAlive::default()))
 }
 
-fn event(token: Result<Token, Error>) -> Result<Event, axum::Error> {
+/// A token, an error, or the end.
+fn event(token: Option<&Result<Token, Error>>) -> Result<Event, axum::Error> {
     match token {
-        Ok(token) => Event::default().json_data(json!({ "text": token.text })),
-        Err(error) => Event::default().event("error").json_data(json!({ "message": error.to_string() })),
+        Some(Ok(token)) => Event::default().json_data(json!({ "text": token.text })),
+        Some(Err(error)) => Event::default().event("error").json_data(json!({ "message": error.to_string() })),
+        // Browsers do not tell of events without data.
+        None => Event::default().event("done").json_data(json!({})),
     }
 }
 

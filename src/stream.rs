@@ -3,7 +3,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, Ordering, fence},
     },
     task::{Context, Poll, ready},
 };
@@ -125,7 +125,7 @@ struct Room {
 
 impl TokenStream {
     /// A stream and its sending half, for implementers of backends. At most `buffer` unread events
-    /// are held; `config` gives the token that cancels the stream.
+    /// are held, one at least; `config` gives the token that cancels the stream.
     pub fn channel(buffer: usize, config: &crate::GenerateConfig) -> (TokenSender, Self) {
         Self::channel_with_wake(buffer, config, Arc::default())
     }
@@ -141,7 +141,7 @@ impl TokenStream {
             Some(token) => token.child_token(),
             None => CancellationToken::new(),
         };
-        let (event_sender, events) = mpsc::channel(buffer);
+        let (event_sender, events) = mpsc::channel(buffer.max(1));
         let (end_sender, ended) = oneshot::channel();
         let room = Arc::new(Room { awaited: AtomicBool::new(false), made: wake });
         let sender = TokenSender {
@@ -214,6 +214,7 @@ impl TokenStream {
                 }
             })
         })
+        .fuse()
     }
 }
 
@@ -230,6 +231,7 @@ impl Stream for TokenStream {
                 return Poll::Ready(None);
             }
             if let Some(event) = ready!(this.events.poll_recv(cx)) {
+                fence(Ordering::SeqCst);
                 if this.room.awaited.swap(false, Ordering::SeqCst) {
                     this.room.made.notify_one();
                 }
@@ -273,7 +275,8 @@ impl TokenSender {
             return true;
         }
         self.room.awaited.store(true, Ordering::SeqCst);
-        // The reader may have made room before it could see that we wait for it.
+        // The reader may have made room before it could see that we wait for it; one of both sees the other.
+        fence(Ordering::SeqCst);
         self.events.capacity() > 0
     }
 

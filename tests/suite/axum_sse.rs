@@ -33,20 +33,44 @@ fn post(url: &str, content: &str) -> (u16, impl Read + use<>) {
     (response.status().as_u16(), response.into_body().into_reader())
 }
 
+/// The lines of an answer.
+async fn lines(url: String, content: &'static str) -> Vec<String> {
+    let lines = spawn_blocking(move || {
+        let (status, body) = post(&url, content);
+        assert_eq!(status, 200);
+        BufReader::new(body).lines().collect::<Result<Vec<_>, _>>().unwrap()
+    });
+    lines.await.unwrap()
+}
+
 #[tokio::test]
 async fn an_answer_comes_as_events() {
     let (_model, url) =
         serve(ScriptedModel::new(|prompt| format!("{prompt:?}, you said: line 1\nline 2 — 你好"))).await;
-    let lines = spawn_blocking(move || {
-        let (status, body) = post(&url, "Hello");
-        assert_eq!(status, 200);
-        BufReader::new(body).lines().collect::<Result<Vec<_>, _>>().unwrap()
-    });
-    let lines = lines.await.unwrap();
-    let texts = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
-    let text: String = texts.map(|data| data["text"].as_str().unwrap().to_owned()).collect();
+    let lines = lines(url, "Hello").await;
+    let data = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+    let text: String = data.filter_map(|data| Some(data["text"].as_str()?.to_owned())).collect();
     assert_eq!(text, "\"user: Hello\\n\", you said: line 1\nline 2 — 你好");
     assert!(lines.iter().any(|line| line == "event: done"));
+}
+
+#[tokio::test]
+async fn an_answer_may_be_empty() {
+    let (_model, url) = serve(ScriptedModel::new(|_| String::new())).await;
+    assert_eq!(lines(url, "Hello").await, ["event: done", "data: {}", ""]);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_off_ends_with_the_error() {
+    let (model, hold) = held_model();
+    let (model, url) = serve(model).await;
+    let answer = tokio::spawn(lines(url, "Go on"));
+    hold.reached().await;
+    let close = tokio::spawn(async move { model.close().await });
+    drop(hold);
+    close.await.unwrap().unwrap();
+    let events: Vec<_> = answer.await.unwrap().into_iter().filter(|line| line.starts_with("event: ")).collect();
+    assert_eq!(events, ["event: error"]);
 }
 
 #[tokio::test]
