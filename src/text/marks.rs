@@ -75,6 +75,7 @@ impl Marks {
     pub fn encode(&self, tokenizer: &Tokenizer, rendered: &str) -> Result<Vec<u32>> {
         let (text, marked) = self.unmark(rendered);
         let special_at = |at: usize| {
+            text[at..].chars().next().filter(|c| self.first_chars.contains(c))?;
             let candidates = tokenizer.special_texts.iter().filter(|token| text[at..].starts_with(token.as_str()));
             candidates.max_by_key(|token| token.len())
         };

@@ -1,7 +1,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock, RwLockReadGuard},
+    sync::OnceLock,
 };
 
 use tokenizers::{
@@ -13,7 +13,9 @@ use crate::{Error, Result};
 
 /// A tokenizer, and which of its tokens are control tokens.
 pub struct Tokenizer {
-    inner: RwLock<tokenizers::Tokenizer>,
+    inner: tokenizers::Tokenizer,
+    /// As `inner`, but special tokens in texts are plain text to it. Few texts need it.
+    plain: OnceLock<tokenizers::Tokenizer>,
     path: PathBuf,
     special_ids: HashSet<u32>,
     /// The texts of control tokens, which text of users must never become.
@@ -45,33 +47,32 @@ impl Tokenizer {
             special_ids: special.iter().map(|(id, _)| **id).collect(),
             special_texts: texts(&special),
             plain_added_texts: texts(&plain),
-            inner: RwLock::new(inner),
+            inner,
+            plain: OnceLock::new(),
         }
-    }
-
-    fn read_lock(&self) -> RwLockReadGuard<'_, tokenizers::Tokenizer> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The ids of `text`. Special tokens in it are recognised; `add_special_tokens` adds those the
     /// tokenizer puts around every text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self.read_lock().encode_fast(text, add_special_tokens);
+        let encoding = self.inner.encode_fast(text, add_special_tokens);
         encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| self.failed("encoding", error))
     }
 
     /// The ids of `text`, special tokens in it taken as plain text.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        inner.set_encode_special_tokens(true);
-        let encoding = inner.encode_fast(text, false);
-        inner.set_encode_special_tokens(false);
+        let plain = self.plain.get_or_init(|| {
+            let mut plain = self.inner.clone();
+            plain.set_encode_special_tokens(true);
+            plain
+        });
+        let encoding = plain.encode_fast(text, false);
         encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| self.failed("encoding", error))
     }
 
     /// The text of `ids`.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.read_lock().decode(ids, false).map_err(|error| self.failed("decoding", error))
+        self.inner.decode(ids, false).map_err(|error| self.failed("decoding", error))
     }
 
     /// Whether a token is a control token, which is never printed.
@@ -80,16 +81,16 @@ impl Tokenizer {
     }
 
     pub fn id_of(&self, token: &str) -> Option<u32> {
-        self.read_lock().token_to_id(token)
+        self.inner.token_to_id(token)
     }
 
     pub fn token_of(&self, id: u32) -> Option<String> {
-        self.read_lock().id_to_token(id)
+        self.inner.id_to_token(id)
     }
 
     /// Tokens in the vocabulary, the added ones included.
     pub fn vocab_size(&self) -> usize {
-        self.read_lock().get_vocab_size(true)
+        self.inner.get_vocab_size(true)
     }
 
     fn failed(&self, what: &str, error: tokenizers::Error) -> Error {
