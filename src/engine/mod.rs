@@ -91,6 +91,9 @@ struct Request {
     ticket: Ticket,
 }
 
+/// A place in a queue, and what changes the model for the request.
+type Admission = (OwnedSemaphorePermit, Option<Loaded>);
+
 /// What a request asks for.
 enum Mode {
     Generate,
@@ -144,7 +147,7 @@ impl Engine {
     /// Starts a generation if the queue has a place.
     pub fn generate(&self, prompt: Prompt, config: GenerateConfig) -> TokenStream {
         let place = match Arc::clone(&self.queue).try_acquire_owned() {
-            Ok(place) => Ok(place),
+            Ok(place) => self.adapter(&config).map(|adapter| (place, adapter)),
             Err(TryAcquireError::NoPermits) => Err(Error::Overloaded { limit: self.queue_limit }),
             Err(TryAcquireError::Closed) => Err(Error::Closed),
         };
@@ -179,9 +182,11 @@ impl Engine {
         self.start_with(prompt, config, Mode::Score, submitted, place)
     }
 
-    async fn batch_place(&self, config: &GenerateConfig, submitted: Instant) -> Result<OwnedSemaphorePermit> {
+    /// A place among those of batches, and the adapter as it was before.
+    async fn batch_place(&self, config: &GenerateConfig, submitted: Instant) -> Result<Admission> {
+        let adapter = self.adapter(config)?;
         let place = Arc::clone(&self.batch_queue).acquire_owned();
-        unless_over(config, submitted, async { place.await.map_err(|_| Error::Closed) }).await
+        unless_over(config, submitted, async { Ok((place.await.map_err(|_| Error::Closed)?, adapter)) }).await
     }
 
     fn start_with(
@@ -190,11 +195,10 @@ impl Engine {
         config: GenerateConfig,
         mode: Mode,
         submitted: Instant,
-        place: Result<OwnedSemaphorePermit>,
+        admission: Result<Admission>,
     ) -> TokenStream {
-        let adapter = self.adapter(&config);
-        let (place, adapter) = match place.and_then(|place| Ok((Some(place), adapter?))) {
-            Ok(parts) => parts,
+        let (place, adapter) = match admission {
+            Ok((place, adapter)) => (Some(place), adapter),
             Err(error) => return self.refuse(error),
         };
         let (sender, stream) = TokenStream::channel_with_wake(self.stream_buffer, &config, self.wake.clone());

@@ -251,27 +251,53 @@ impl Scheduler {
             self.take(id, 1, &mut chunks);
         }
         let (budget, mut taken) = (self.budget(&chunks, pace), 0);
-        for id in prefills {
+        let first = self.next_waiting(false).and_then(|id| self.rank(id));
+        let outranked = |id: &SequenceId| first.is_some_and(|first| self.rank(*id).is_some_and(|rank| first < rank));
+        let (outranked, others): (Vec<_>, Vec<_>) = prefills.into_iter().partition(outranked);
+        for id in others {
             taken += self.take(id, budget.of(id).saturating_sub(taken), &mut chunks);
         }
-        for chunk in &chunks {
-            self.publish(chunk);
+        taken = self.take_newcomers(&budget, taken, outranked.first().copied(), &mut chunks);
+        for id in &outranked {
+            let budget = budget.of(*id).saturating_sub(taken);
+            // What newcomers share does not give way. If there is nothing in the pass, somebody has to.
+            taken += match chunks.is_empty() {
+                true => self.take(*id, budget, &mut chunks),
+                false => self.try_take(*id, budget, &mut chunks).unwrap_or(0),
+            };
         }
-        // Nothing that is in the pass gives way any more, so newcomers may share what it will compute.
-        while self.next_waiting().is_some_and(|id| budget.of(id) > taken)
-            && let Some(id) = self.admit()
+        if !outranked.is_empty() {
+            taken = self.take_newcomers(&budget, taken, None, &mut chunks);
+        }
+        self.add_drafts(&mut chunks, budget.with_older.saturating_sub(taken));
+        chunks
+    }
+
+    /// Admits sequences, those only that are served before `outranked`, and gives how much of the budget is taken with them.
+    /// They share what the pass will compute: nothing of it may give way any more.
+    fn take_newcomers(
+        &mut self,
+        budget: &Budget,
+        mut taken: usize,
+        outranked: Option<SequenceId>,
+        chunks: &mut Vec<Chunk>,
+    ) -> usize {
+        let before = outranked.and_then(|id| self.rank(id));
+        chunks.iter().for_each(|chunk| self.publish(chunk));
+        while let Some(id) = self.next_waiting(scored_tokens(chunks) >= MAX_SCORED_TOKENS)
+            && before.is_none_or(|before| self.rank(id).is_some_and(|rank| rank < before))
+            && budget.of(id) > taken
+            && self.admit(id)
         {
-            let len = self.take(id, budget.of(id) - taken, &mut chunks);
-            if len == 0 {
-                break;
+            match self.try_take(id, budget.of(id) - taken, chunks) {
+                Some(len) if len > 0 => taken += len,
+                _ => break,
             }
-            taken += len;
             if let Some(chunk) = chunks.last() {
                 self.publish(chunk);
             }
         }
-        self.add_drafts(&mut chunks, budget.with_older.saturating_sub(taken));
-        chunks
+        taken
     }
 
     /// What may share a pass with the chunks of streams.
@@ -315,26 +341,34 @@ impl Scheduler {
     /// others give way, or it does.
     fn take(&mut self, id: SequenceId, budget: usize, chunks: &mut Vec<Chunk>) -> usize {
         loop {
-            let Some(progress) = self.sequences.get_mut(&id) else { return 0 };
-            let (start, left) = (progress.computed, progress.left());
-            let mut len = left.min(budget);
-            if progress.scored {
-                len = len.min(MAX_SCORED_TOKENS.saturating_sub(scored_tokens(chunks)));
-            }
-            // Another may have taken its place meanwhile.
-            if len == 0 || !self.running.contains(&progress.rank) {
-                return 0;
-            }
-            if self.pool.grow(&mut progress.table, start + len) {
-                let (regime, blocks) = (progress.table.regime(), progress.table.blocks.clone());
-                let (samples, scored, draft) = (len == left, progress.scored, Vec::new());
-                chunks.push(Chunk { id, start, len, samples, draft, scored, regime, blocks });
+            if let Some(len) = self.try_take(id, budget, chunks) {
                 return len;
             }
             let Some(victim) = self.victim() else { return 0 };
             chunks.retain(|chunk| chunk.id != victim);
             self.preempt(victim);
         }
+    }
+
+    /// As `take`, but nobody gives way: `None` if blocks run out.
+    fn try_take(&mut self, id: SequenceId, budget: usize, chunks: &mut Vec<Chunk>) -> Option<usize> {
+        let Some(progress) = self.sequences.get_mut(&id) else { return Some(0) };
+        let (start, left) = (progress.computed, progress.left());
+        let mut len = left.min(budget);
+        if progress.scored {
+            len = len.min(MAX_SCORED_TOKENS.saturating_sub(scored_tokens(chunks)));
+        }
+        // Another may have taken its place meanwhile.
+        if len == 0 || !self.running.contains(&progress.rank) {
+            return Some(0);
+        }
+        if !self.pool.grow(&mut progress.table, start + len) {
+            return None;
+        }
+        let (regime, blocks) = (progress.table.regime(), progress.table.blocks.clone());
+        let (samples, scored, draft) = (len == left, progress.scored, Vec::new());
+        chunks.push(Chunk { id, start, len, samples, draft, scored, regime, blocks });
+        Some(len)
     }
 
     /// Who gives way next: one that is paused, else the last in rank.
@@ -364,13 +398,11 @@ impl Scheduler {
         }
     }
 
-    /// Moves the next waiting sequence to the running ones, with what the cache knows of it, if the
+    /// Moves a waiting sequence to the running ones, with what the cache knows of it, if the
     /// cache can hold all its tokens. Paused ones make room for it: a reader that does not read holds
     /// up nobody.
-    fn admit(&mut self) -> Option<SequenceId> {
-        let id = self.next_waiting()?;
-        loop {
-            let progress = self.sequences.get(&id)?;
+    fn admit(&mut self, id: SequenceId) -> bool {
+        while let Some(progress) = self.sequences.get(&id) {
             // The last token is computed in any case: its logits are wanted, or those of all.
             let known = if progress.scored { 0 } else { progress.tokens.len() - 1 };
             let hit = self.pool.find(&progress.table, &progress.tokens[..known]);
@@ -379,22 +411,33 @@ impl Scheduler {
             let spare = self.ready().count();
             if self.running.len() < self.limits.max_running && taken + spare <= self.pool.available() {
                 self.note_overtaking(id);
-                let progress = self.sequences.get_mut(&id)?;
+                let Some(progress) = self.sequences.get_mut(&id) else { return false };
                 progress.computed = hit.blocks.len() * self.limits.block_tokens;
                 self.pool.share(&mut progress.table, hit);
                 self.waiting.remove(&progress.rank);
                 self.running.insert(progress.rank);
-                return Some(id);
+                return true;
             }
-            let paused = self.running.iter().rev().find(|(_, id)| self.is_paused(*id));
-            self.preempt(paused?.1);
+            let Some((_, paused)) = self.running.iter().rev().find(|(_, id)| self.is_paused(*id)) else { return false };
+            self.preempt(*paused);
         }
+        false
     }
 
-    /// The first in rank, unless the one that waits for longest has been overtaken too often.
-    fn next_waiting(&self) -> Option<SequenceId> {
-        let oldest = self.candidates().min()?;
-        if self.overtaken == (oldest, MAX_OVERTAKEN) { Some(oldest) } else { self.candidates().next() }
+    fn rank(&self, id: SequenceId) -> Option<Rank> {
+        self.sequences.get(&id).map(|progress| progress.rank)
+    }
+
+    /// The first in rank, unless the one that waits for longest has been overtaken too often; if `unscored`, of those only that
+    /// are not scored.
+    fn next_waiting(&self, unscored: bool) -> Option<SequenceId> {
+        let scored = |id: &SequenceId| self.sequences.get(id).is_some_and(|progress| progress.scored);
+        let candidates = || self.candidates().filter(|id| !(unscored && scored(id)));
+        let oldest = candidates().min()?;
+        match self.overtaken {
+            (id, times) if id == oldest && times >= MAX_OVERTAKEN => Some(oldest),
+            _ => candidates().next(),
+        }
     }
 
     /// Waiting sequences that can go on, in rank.

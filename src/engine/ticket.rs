@@ -73,7 +73,7 @@ impl Ticket {
 
     /// Ends the request.
     pub fn end(self, end: End, metrics: GenerateMetrics) {
-        let Self { sender, span, state, in_flight, .. } = self;
+        let Self { sender, span, state, place, in_flight, .. } = self;
         tracing::debug!(
             parent: &span,
             reason = ?end.reason,
@@ -86,8 +86,8 @@ impl Ticket {
             total_ms = metrics.total_duration.as_millis() as u64,
             "request ended"
         );
-        // Whoever learns of the end finds it counted.
-        drop(in_flight);
+        // Whoever learns of the end finds it counted, and its place free.
+        drop((in_flight, place));
         state.ended(&end, metrics);
         sender.finish(end.reason, end.error, metrics);
     }

@@ -309,7 +309,7 @@ fn note_pass(chunks: &[Chunk], took: Duration, pace: &mut Pace, state: &State) {
     let drafted: usize = chunks.iter().map(|chunk| chunk.draft.len()).sum();
     let rows = chunks.iter().map(|chunk| chunk.len).sum::<usize>() + drafted;
     let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
-    let sampled = chunks.iter().filter(|chunk| chunk.samples).count();
+    let sampled = chunks.iter().filter(|chunk| chunk.samples && !chunk.scored).count();
     match rows - streams - drafted {
         prompts if drafted == 0 => pace.note(streams, prompts, took),
         0 => pace.note_drafts(streams, drafted, took),

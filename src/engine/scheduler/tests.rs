@@ -156,6 +156,40 @@ fn higher_priorities_go_first_and_nobody_starves() {
 }
 
 #[test]
+fn a_prompt_of_higher_priority_does_not_wait_for_the_end_of_a_long_one() {
+    let mut s = scheduler(8, 8, 100);
+    s.add(0, arrival(0, 40));
+    s.add(1, Arrival { priority: 2, ..arrival(1, 20) });
+    assert_eq!(step(&mut s), [(1, 0, 8, false)]);
+    s.remove(1);
+    assert_eq!(step(&mut s), [(0, 0, 8, false)]);
+    s.add(2, Arrival { priority: 1, ..arrival(2, 3) });
+    s.add(3, arrival(3, 3));
+    assert_eq!(step(&mut s), [(2, 0, 3, true), (0, 8, 5, false)]);
+    assert_eq!(step(&mut s), [(2, 3, 1, true), (0, 13, 8, false)]);
+}
+
+#[test]
+fn a_prompt_goes_on_if_one_of_higher_priority_finds_no_room() {
+    let mut s = scheduler(8, 8, 8);
+    s.add(0, arrival(0, 14));
+    s.add(1, arrival(1, 10));
+    assert_eq!(step(&mut s), [(0, 0, 8, false)]);
+    assert_eq!(step(&mut s), [(0, 8, 6, true), (1, 0, 2, false)]);
+    s.add(2, Arrival { priority: 1, ..arrival(2, 28) });
+    s.set_paused(0, true);
+    assert_eq!(step(&mut s), [(1, 2, 8, true)]);
+}
+
+#[test]
+fn streams_do_not_wait_for_scored_sequences_that_a_pass_has_no_room_for() {
+    let mut s = scheduler(4, 200, 200);
+    (0..6).for_each(|id| s.add(id, Arrival { scored: true, ..arrival(id, 70) }));
+    s.add(6, arrival(6, 5));
+    assert_eq!(step(&mut s), [(0, 0, 64, false), (6, 0, 5, true)]);
+}
+
+#[test]
 fn a_paused_sequence_costs_nothing_and_goes_on_where_it_was() {
     let mut s = scheduler(1, 100, 100);
     s.add(0, arrival(0, 2));
