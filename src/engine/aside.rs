@@ -73,6 +73,11 @@ impl Access {
         Ok(Shift { _pass: self.team.get().map(Team::begin), _turn: turn })
     }
 
+    /// Waits until the model is to close.
+    pub async fn closing(&self) {
+        self.closing.cancelled().await;
+    }
+
     /// Runs work whose turns are shared by threads of its own: those of the worker are never idle.
     pub fn on_threads<R: Send>(&self, name: &'static str, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
         if self.team.get().is_none() {

@@ -3,7 +3,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::Stream;
+use futures::{Stream, executor::block_on};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{Error, Result};
@@ -96,9 +96,18 @@ impl Stream for TrainStream {
 }
 
 impl TrainSender {
-    /// Reports a step, when there is room; whether anybody listens.
-    pub fn step(&self, progress: TrainProgress) -> bool {
-        self.steps.blocking_send(progress).is_ok()
+    /// Reports a step, when there is room.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if nobody listens, [`Error::Closed`] if `closing` ends before there is room.
+    pub fn step(&self, progress: TrainProgress, closing: impl Future<Output = ()>) -> Result<()> {
+        block_on(async {
+            tokio::select! {
+                biased;
+                sent = self.steps.send(progress) => sent.map_err(|_| Error::Cancelled),
+                () = closing => Err(Error::Closed),
+            }
+        })
     }
 
     /// Whether nobody listens any more.

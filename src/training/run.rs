@@ -104,9 +104,7 @@ impl Run {
             if progress.state.step.is_multiple_of(config.checkpoint_every) {
                 self.keep(progress)?;
             }
-            if !self.sender.step(report) {
-                return Err(Error::Cancelled);
-            }
+            self.sender.step(report, self.access.closing())?;
             if enough {
                 break;
             }

@@ -1,6 +1,6 @@
 //! Training against PEFT, and beside requests.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use futures::StreamExt;
 use serde_json::Value;
@@ -225,7 +225,7 @@ async fn a_dropped_stream_ends_training_and_keeps_its_last_step() {
         let mut stream = model.train(sequences(4), config.clone());
         match stream.next().await {
             Some(step) => break (stream, step),
-            None => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+            None => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     };
     assert!(stream.1.step > 1, "it goes on from a checkpoint");
@@ -234,6 +234,22 @@ async fn a_dropped_stream_ends_training_and_keeps_its_last_step() {
     assert!(matches!(stream.0.result(), Err(Error::Closed)));
     assert!(matches!(model.apply_lora(LoraConfig::new()).err(), Some(Error::Closed)));
     assert!(matches!(all(model.train(sequences(1), config)).await.1, Err(Error::Closed)));
+}
+
+#[tokio::test]
+async fn a_model_closes_though_nobody_reads_its_training() {
+    let model = trainable("gqa_llama3").await;
+    let dir = TempDir::new("unread");
+    // There is no room for the report of the step that this checkpoint is of.
+    let config = TrainConfig::new().epochs(100_000).checkpoint_dir(&dir.0).checkpoint_every(17);
+    let stream = model.train(sequences(4), config);
+    while !dir.0.join("step-000017").exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::timeout(Duration::from_secs(60), model.close()).await.unwrap().unwrap();
+    let (steps, ended) = all(stream).await;
+    assert_eq!(steps.len(), 16);
+    assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
 }
 
 #[tokio::test]
