@@ -61,7 +61,12 @@ impl<'a> Loader<'a> {
 
     /// Keeps what it loads and what meets it as they are, adapters or not.
     pub fn as_stored(&self) -> Self {
-        Self { quantize: None, surveyor: None, rounded: false, ..*self }
+        Self { quantize: None, rounded: false, ..self.unadapted() }
+    }
+
+    /// Keeps adapters away from what it loads.
+    pub fn unadapted(&self) -> Self {
+        Self { surveyor: None, ..*self }
     }
 
     /// For the modules of a layer.

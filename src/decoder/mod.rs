@@ -145,6 +145,7 @@ impl Decoder {
         };
         let positions = [spec.max_positions + spec.layout.first_position, hidden];
         let projections = || -> Result<_> {
+            let load = load.unadapted();
             let into = load.linear(names.project_in, [hidden, embedded], false)?;
             Ok([into, load.linear(names.project_out, [embedded, hidden], false)?])
         };

@@ -244,6 +244,19 @@ async fn experts_with_modules_of_their_own_take_adapters() {
     }
 }
 
+#[tokio::test]
+async fn maps_around_the_layers_take_none() {
+    let model = golden_model("opt_350m_v4").await;
+    for (name, outputs, inputs) in [("project_in", 32, 20), ("project_out", 20, 32)] {
+        let module = format!("model.decoder.{name}");
+        let tensors = LoraTensors::new(2, 1.0, vec![0.5; 2 * inputs], vec![0.5; 2 * outputs]).unwrap();
+        let dir = TempDir::new("around");
+        AdapterFile::new([(module.clone(), tensors)].into()).write(&dir.0).unwrap();
+        let error = model.load_adapter("a", &dir.0).await.unwrap_err().to_string();
+        assert!(error.contains(&module) && error.contains("no linear map"), "{error}");
+    }
+}
+
 /// The error of reading a changed copy of an adapter and resolving it against its model, which must mention all of
 /// `needles`.
 async fn refused(change: impl FnOnce(&Path), needles: &[&str]) {
