@@ -34,13 +34,17 @@ pub struct State {
 }
 
 impl State {
-    /// Takes note of an evaluation, and says whether the loss has been no lower for as long as `patience` goes.
-    pub fn note(&mut self, loss: f32, patience: Option<usize>) -> bool {
+    /// Takes note of an evaluation.
+    pub fn note(&mut self, loss: f32) {
         if self.best_loss.is_none_or(|best| loss < best) {
             (self.best_loss, self.without_improvement) = (Some(loss), 0);
         } else {
             self.without_improvement += 1;
         }
+    }
+
+    /// Whether the loss has been no lower for as long as `patience` goes.
+    pub fn is_enough(&self, patience: Option<usize>) -> bool {
         patience.is_some_and(|patience| self.without_improvement >= patience)
     }
 }

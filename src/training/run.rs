@@ -86,28 +86,24 @@ impl Run {
         let per_epoch = learned.len().div_ceil(config.batch_size * config.gradient_accumulation);
         let total = config.max_steps.unwrap_or(usize::MAX).min(per_epoch.saturating_mul(config.epochs));
         let eval_every = config.eval_every.unwrap_or(per_epoch);
-        while progress.state.step < total {
+        while progress.state.step < total && !progress.state.is_enough(config.patience) {
             let step = progress.state.step;
             let (epoch, within) = (step / per_epoch, step % per_epoch);
             let order = data::steps(learned.len(), epoch, config);
             let samples: Vec<&Sample> = order[within].iter().map(|index| &learned[*index]).collect();
             let mut report = self.step(&samples, config.rate(step, total), progress)?;
             (report.epoch, report.total_steps) = (epoch, total);
-            let mut enough = false;
             if !evaluated.is_empty() && (progress.state.step.is_multiple_of(eval_every) || progress.state.step == total)
             {
                 let loss = self.evaluate(evaluated, progress)?;
                 report.eval_loss = Some(loss);
-                enough = progress.state.note(loss, config.patience);
+                progress.state.note(loss);
                 self.publish(progress)?;
             }
             if progress.state.step.is_multiple_of(config.checkpoint_every) {
                 self.keep(progress)?;
             }
             self.sender.step(report, self.access.closing())?;
-            if enough {
-                break;
-            }
         }
         self.publish(progress)
     }

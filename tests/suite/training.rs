@@ -272,8 +272,10 @@ async fn requests_are_answered_meanwhile_as_ever() {
 #[tokio::test]
 async fn examples_set_aside_are_asked_and_end_training() {
     let model = trainable("gqa_llama3").await;
+    let dir = TempDir::new("asked");
     let config = TrainConfig::new().epochs(50).eval_split(0.25).eval_every(2).patience(2).learning_rate(5e-2);
-    let (steps, ended) = all(model.train(sequences(8), config)).await;
+    let config = config.checkpoint_dir(&dir.0);
+    let (steps, ended) = all(model.train(sequences(8), config.clone())).await;
     ended.unwrap();
     assert!(steps.iter().all(|step| step.eval_loss.is_some() == (step.step % 2 == 0)));
     let last = steps.last().unwrap();
@@ -281,6 +283,12 @@ async fn examples_set_aside_are_asked_and_end_training() {
     let asked: Vec<f32> = steps.iter().filter_map(|step| step.eval_loss).collect();
     let best = asked.iter().copied().fold(f32::INFINITY, f32::min);
     assert_eq!(asked[asked.len() - 3], best, "{asked:?}");
+    let again = async |patience| {
+        model.apply_lora(LoraConfig::new()).unwrap();
+        all(model.train(sequences(8), config.clone().patience(patience))).await.0
+    };
+    assert!(again(2).await.is_empty(), "it had ended");
+    assert_eq!(again(3).await[0].step, last.step + 1);
 }
 
 #[tokio::test]
