@@ -26,6 +26,8 @@ const KEPT: usize = 2;
 pub struct State {
     /// Steps taken.
     pub step: usize,
+    /// Those taken before the last evaluation.
+    pub evaluated: usize,
     /// Evaluations in a row without a lower loss, and the lowest.
     pub without_improvement: usize,
     pub best_loss: Option<f32>,
@@ -36,6 +38,7 @@ pub struct State {
 impl State {
     /// Takes note of an evaluation.
     pub fn note(&mut self, loss: f32) {
+        self.evaluated = self.step;
         if self.best_loss.is_none_or(|best| loss < best) {
             (self.best_loss, self.without_improvement) = (Some(loss), 0);
         } else {

@@ -31,8 +31,8 @@ struct Progress {
     file: AdapterFile,
     adamw: AdamW,
     state: State,
-    /// The step of the last checkpoint.
-    kept: usize,
+    /// The state at the last checkpoint.
+    kept: State,
 }
 
 impl Run {
@@ -49,7 +49,7 @@ impl Run {
             return Err(Error::config("examples", "there are none"));
         }
         let ended = self.steps(&learned, &evaluated, &mut progress);
-        if progress.state.step > progress.kept {
+        if progress.state != progress.kept {
             self.keep(&mut progress)?;
         }
         match ended {
@@ -77,7 +77,7 @@ impl Run {
             checkpoint::read(dir, &mut state, &mut file, &mut adamw)?;
             self.learned.set(&file);
         }
-        let kept = state.step;
+        let kept = state.clone();
         Ok(Progress { file, adamw, state, kept })
     }
 
@@ -86,6 +86,12 @@ impl Run {
         let per_epoch = learned.len().div_ceil(config.batch_size * config.gradient_accumulation);
         let total = config.max_steps.unwrap_or(usize::MAX).min(per_epoch.saturating_mul(config.epochs));
         let eval_every = config.eval_every.unwrap_or(per_epoch);
+        let is_due =
+            |state: &State| !evaluated.is_empty() && (state.step.is_multiple_of(eval_every) || state.step == total);
+        // What ended training before may have come in between.
+        if progress.state.step > progress.state.evaluated && is_due(&progress.state) {
+            self.evaluate(evaluated, progress)?;
+        }
         while progress.state.step < total && !progress.state.is_enough(config.patience) {
             let step = progress.state.step;
             let (epoch, within) = (step / per_epoch, step % per_epoch);
@@ -93,12 +99,8 @@ impl Run {
             let samples: Vec<&Sample> = order[within].iter().map(|index| &learned[*index]).collect();
             let mut report = self.step(&samples, config.rate(step, total), progress)?;
             (report.epoch, report.total_steps) = (epoch, total);
-            if !evaluated.is_empty() && (progress.state.step.is_multiple_of(eval_every) || progress.state.step == total)
-            {
-                let loss = self.evaluate(evaluated, progress)?;
-                report.eval_loss = Some(loss);
-                progress.state.note(loss);
-                self.publish(progress)?;
+            if is_due(&progress.state) {
+                report.eval_loss = Some(self.evaluate(evaluated, progress)?);
             }
             if progress.state.step.is_multiple_of(config.checkpoint_every) {
                 self.keep(progress)?;
@@ -141,14 +143,17 @@ impl Run {
         })
     }
 
-    /// The mean loss of samples that are not learned from.
-    fn evaluate(&self, samples: &[Sample], progress: &Progress) -> Result<f32> {
+    /// The mean loss of samples that are not learned from. Requests may use what has been learned from then on.
+    fn evaluate(&self, samples: &[Sample], progress: &mut Progress) -> Result<f32> {
         let trained = Trained::new(self.access.network.sites(), &progress.file)?;
         let step = self.with(&trained);
         let samples: Vec<&Sample> = samples.iter().collect();
         let sums = samples.chunks(self.config.batch_size).map(|batch| step.loss(batch));
         let sum: f64 = sums.sum::<Result<f64>>()?;
-        Ok((sum / samples.iter().map(|sample| sample.targets()).sum::<usize>() as f64) as f32)
+        let loss = (sum / samples.iter().map(|sample| sample.targets()).sum::<usize>() as f64) as f32;
+        progress.state.note(loss);
+        self.publish(progress)?;
+        Ok(loss)
     }
 
     fn with<'a>(&'a self, trained: &'a Trained) -> Step<'a> {
@@ -170,7 +175,7 @@ impl Run {
         if let Some(dir) = &self.config.checkpoint_dir {
             checkpoint::write(dir, &progress.state, &mut progress.file, &progress.adamw)?;
         }
-        progress.kept = progress.state.step;
+        progress.kept = progress.state.clone();
         Ok(())
     }
 }

@@ -292,6 +292,30 @@ async fn examples_set_aside_are_asked_and_end_training() {
 }
 
 #[tokio::test]
+async fn an_evaluation_that_was_cut_short_is_made_up_for() {
+    let model = trainable("gqa_llama3").await;
+    let (dir, copy) = (TempDir::new("cut-short"), TempDir::new("learned"));
+    let adapter = model.apply_lora(LoraConfig::new()).unwrap();
+    let learned = || {
+        adapter.save(&copy.0).unwrap();
+        fs::read(copy.0.join("adapter_model.safetensors")).unwrap()
+    };
+    let config = TrainConfig::new().eval_split(0.99).eval_every(1).max_steps(1).checkpoint_dir(&dir.0);
+    let before = learned();
+    let stream = model.train(sequences(1000), config.clone());
+    while learned() == before {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The step has been taken, and most of the evaluation is to come.
+    drop(stream);
+    while all(model.train(sequences(1000), config.clone())).await.1.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let state: Value = serde_json::from_slice(&fs::read(dir.0.join("step-000001/training.json")).unwrap()).unwrap();
+    assert!(state["best_loss"].is_f64(), "{state}");
+}
+
+#[tokio::test]
 async fn what_cannot_be_learned_is_refused_by_name() {
     let model = trainable("gqa_llama3").await;
     let unknown = model.apply_lora(LoraConfig::new().target_keys(["q_proj", "w_proj"])).err().unwrap().to_string();
