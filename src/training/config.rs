@@ -111,7 +111,8 @@ pub enum Schedule {
 pub enum TrainExample {
     /// A text, all of which is learned but its first token.
     Text(String),
-    /// A conversation, written down by the model's chat template: what the assistant says is learned.
+    /// A conversation, written down by the model's chat template: what the assistant says is learned,
+    /// but for a first message, which answers nothing.
     Chat(Vec<Message>),
     /// Tokens, all of which are learned but the first.
     Tokens(Vec<u32>),
@@ -157,7 +158,7 @@ pub struct TrainConfig {
     pub weight_decay: f32,
     /// The longest gradient a step follows (1); 0: any.
     pub max_grad_norm: f32,
-    /// The part of the examples that is not learned but asked for (0).
+    /// The part of the examples that is not learned but asked for (0). It has to be one example at least.
     pub eval_split: f32,
     /// Steps between two evaluations; `None`: one after each epoch.
     pub eval_every: Option<usize>,
@@ -259,6 +260,16 @@ impl TrainConfig {
                 Schedule::Cosine => 0.5 * (1.0 + (std::f32::consts::PI * risen.min(1.0)).cos()),
                 Schedule::Constant => 1.0,
             }
+    }
+
+    /// A field that makes sense only if examples are set aside, if one is set.
+    pub(crate) fn evaluation(&self) -> Option<&'static str> {
+        let fields = [
+            ("eval_split", self.eval_split > 0.0),
+            ("eval_every", self.eval_every.is_some()),
+            ("patience", self.patience.is_some()),
+        ];
+        fields.into_iter().find_map(|(field, is_set)| is_set.then_some(field))
     }
 
     pub(crate) fn validate(&self) -> Result<()> {

@@ -71,14 +71,14 @@ fn chat(messages: &[Message], text: &TextProcessor) -> Result<(Vec<u32>, Vec<boo
     Ok((tokens, learned))
 }
 
-/// Takes the last examples away for evaluation, after they were shuffled.
-pub fn split(mut samples: Vec<Sample>, config: &TrainConfig) -> (Vec<Sample>, Vec<Sample>) {
+/// Takes some examples away for evaluation, whichever they are; all stay in order.
+pub fn split(samples: Vec<Sample>, config: &TrainConfig) -> (Vec<Sample>, Vec<Sample>) {
     let kept = (samples.len() as f32 * config.eval_split).round() as usize;
-    if kept > 0 {
-        Random::new(config.seed, u64::MAX).shuffle(&mut samples);
-    }
-    let evaluated = samples.split_off(samples.len() - kept.min(samples.len().saturating_sub(1)));
-    (samples, evaluated)
+    let mut is_kept: Vec<bool> = (0..samples.len()).map(|i| i < kept.min(samples.len() - 1)).collect();
+    Random::new(config.seed, u64::MAX).shuffle(&mut is_kept);
+    let (evaluated, learned): (Vec<_>, Vec<_>) = samples.into_iter().zip(is_kept).partition(|(_, is_kept)| *is_kept);
+    let samples = |of: Vec<(Sample, bool)>| of.into_iter().map(|(sample, _)| sample).collect();
+    (samples(learned), samples(evaluated))
 }
 
 /// The examples of each step of an epoch, in an order of its own.
@@ -141,6 +141,9 @@ mod tests {
         let config = TrainConfig::new().eval_split(0.25);
         let (learned, evaluated) = split((0..8).map(sample).collect(), &config);
         assert_eq!((learned.len(), evaluated.len()), (6, 2));
+        for all in [&learned, &evaluated] {
+            assert!(all.is_sorted_by_key(|sample| sample.tokens[0]), "{all:?}");
+        }
         let (learned, evaluated) = split(vec![sample(0)], &config.eval_split(0.9));
         assert_eq!((learned.len(), evaluated.len()), (1, 0));
     }

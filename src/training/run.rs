@@ -48,6 +48,9 @@ impl Run {
         if learned.is_empty() {
             return Err(Error::config("examples", "there are none"));
         }
+        if let Some(field) = self.config.evaluation().filter(|_| evaluated.is_empty()) {
+            return Err(Error::config(field, "no example is set aside to be asked for"));
+        }
         let ended = self.steps(&learned, &evaluated, &mut progress);
         if progress.state != progress.kept {
             self.keep(&mut progress)?;

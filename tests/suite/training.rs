@@ -331,6 +331,13 @@ async fn what_cannot_be_learned_is_refused_by_name() {
     let unanswered = [Message::user("Well?")];
     assert_eq!(field(error(vec![TrainExample::chat(unanswered)], TrainConfig::new()).await), "examples");
     assert_eq!(field(error(sequences(1), TrainConfig::new().batch_size(0)).await), "batch_size");
+    for (config, named) in [
+        (TrainConfig::new().eval_split(0.1), "eval_split"),
+        (TrainConfig::new().eval_every(1), "eval_every"),
+        (TrainConfig::new().patience(1), "patience"),
+    ] {
+        assert_eq!(field(error(sequences(2), config).await), named);
+    }
     let far = TrainConfig::new().learning_rate(1e38).max_grad_norm(0.0);
     assert_eq!(field(error(sequences(4), far).await), "learning_rate");
     let ids = model.encode("The dog").unwrap();
