@@ -152,8 +152,8 @@ fn synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// What tells trainings apart: whatever decides how an example changes the adapter.
-pub fn fingerprint(config: &TrainConfig, file: &AdapterFile, samples: &[Sample]) -> String {
+/// What tells trainings apart: whatever decides how an example changes the adapter. `origin` is a hash of how it began.
+pub fn fingerprint(config: &TrainConfig, origin: u64, samples: &[Sample]) -> String {
     // How long training is to go on, and what is kept of it, may change.
     let fresh = TrainConfig::default();
     let config = TrainConfig {
@@ -166,13 +166,26 @@ pub fn fingerprint(config: &TrainConfig, file: &AdapterFile, samples: &[Sample])
         checkpoint_activations: fresh.checkpoint_activations,
         ..config.clone()
     };
-    let shapes =
-        file.modules.iter().map(|(module, of)| format!("{module} {} {} {}", of.rank, of.scale, of.magnitude.is_some()));
-    let samples = samples.iter().map(|sample| format!("{sample:?}"));
-    // FNV-1a, the same in every build.
-    let parts = [format!("{config:?}")].into_iter().chain(shapes).chain(samples);
-    let hash = parts
-        .flat_map(|part| part.into_bytes().into_iter().chain([0]))
-        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{hash:016x}")
+    let mut hash = Hash::default();
+    hash.add(format!("{origin} {config:?}").bytes());
+    samples.iter().for_each(|sample| hash.add(format!("{sample:?}").bytes()));
+    format!("{:016x}", hash.0)
+}
+
+/// FNV-1a, the same in every build.
+pub struct Hash(pub u64);
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hash {
+    /// Takes a sequence in, and where it ends.
+    pub fn add<T: Into<u64>>(&mut self, items: impl Iterator<Item = T>) {
+        let end = std::iter::once(u64::MAX);
+        self.0 =
+            items.map(Into::into).chain(end).fold(self.0, |hash, item| (hash ^ item).wrapping_mul(0x0100_0000_01b3));
+    }
 }

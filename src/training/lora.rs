@@ -4,26 +4,31 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::{Adapter, LoraConfig, random::Random};
+use super::{Adapter, LoraConfig, checkpoint::Hash, random::Random};
 use crate::{AdapterFile, Error, LoraTensors, Result, decoder::Sites};
 
 /// Stands for all linear maps of the layers, as in PEFT.
 const ALL_LINEAR: &str = "all-linear";
 
 /// An adapter between the steps of its training.
-pub struct Learned(Mutex<AdapterFile>);
+pub struct Learned {
+    file: Mutex<AdapterFile>,
+    /// A hash of what it began with.
+    pub origin: u64,
+}
 
 impl Learned {
-    pub fn new(file: AdapterFile) -> Self {
-        Self(Mutex::new(file))
+    pub fn begin(sites: &Sites, config: &LoraConfig) -> Result<Self> {
+        let file = begin(sites, config)?;
+        Ok(Self { origin: origin(sites, &file)?, file: Mutex::new(file) })
     }
 
     pub fn get(&self) -> AdapterFile {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn set(&self, file: &AdapterFile) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(file);
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).clone_from(file);
     }
 }
 
@@ -43,8 +48,26 @@ pub fn parameters(file: &mut AdapterFile) -> Vec<&mut Vec<f32>> {
     tensors.flat_map(|LoraTensors { a, b, magnitude, .. }| [a, b].into_iter().chain(magnitude)).collect()
 }
 
+/// A hash of an adapter as it is, and of a row of each matrix that it changes: other models have others.
+fn origin(sites: &Sites, file: &AdapterFile) -> Result<u64> {
+    let mut hash = Hash::default();
+    hash.add([u8::from(file.bfloat16)].into_iter());
+    for (module, LoraTensors { rank, scale, a, b, magnitude }) in &file.modules {
+        hash.add(format!("{module} {rank} {scale}").bytes());
+        [a, b].into_iter().chain(magnitude).for_each(|values| hash.add(bits(values)));
+    }
+    for index in sites.matched(file)?.into_iter().flat_map(|(_, sites)| sites) {
+        hash.add(bits(&sites.get(*index).weight.row(0)?));
+    }
+    Ok(hash.0)
+}
+
+fn bits(values: &[f32]) -> impl Iterator<Item = u32> {
+    values.iter().map(|value| value.to_bits())
+}
+
 /// An adapter to begin with.
-pub fn begin(sites: &Sites, config: &LoraConfig) -> Result<AdapterFile> {
+fn begin(sites: &Sites, config: &LoraConfig) -> Result<AdapterFile> {
     config.validate()?;
     let mut file = match &config.initial {
         Some(path) => AdapterFile::read(path)?,

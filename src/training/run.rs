@@ -74,7 +74,7 @@ impl Run {
     fn begin(&self, samples: &[Sample]) -> Result<Progress> {
         let mut file = self.learned.get();
         let mut adamw = AdamW::default();
-        let fingerprint = checkpoint::fingerprint(&self.config, &file, samples);
+        let fingerprint = checkpoint::fingerprint(&self.config, self.learned.origin, samples);
         let mut state = State { fingerprint, ..State::default() };
         if let Some(dir) = &self.config.checkpoint_dir {
             checkpoint::read(dir, &mut state, &mut file, &mut adamw)?;

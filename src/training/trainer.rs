@@ -6,11 +6,7 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use super::{
-    Adapter, LoraConfig, TrainConfig, TrainExample, TrainStream,
-    lora::{self, Learned},
-    run::Run,
-};
+use super::{Adapter, LoraConfig, TrainConfig, TrainExample, TrainStream, lora::Learned, run::Run};
 use crate::{Error, Result, engine::Aside, memory};
 
 /// What trains a model's adapters.
@@ -28,7 +24,7 @@ impl Trainer {
     }
 
     pub fn apply_lora(&self, config: &LoraConfig) -> Result<Box<dyn Adapter>> {
-        let learned = Arc::new(Learned::new(lora::begin(self.aside.access()?.network.sites(), config)?));
+        let learned = Arc::new(Learned::begin(self.aside.access()?.network.sites(), config)?);
         *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(learned.clone());
         Ok(Box::new(learned))
     }
@@ -38,8 +34,7 @@ impl Trainer {
         if let Some(learned) = &*applied {
             return Ok(learned.clone());
         }
-        let learned =
-            Arc::new(Learned::new(lora::begin(self.aside.access()?.network.sites(), &LoraConfig::default())?));
+        let learned = Arc::new(Learned::begin(self.aside.access()?.network.sites(), &LoraConfig::default())?);
         *applied = Some(learned.clone());
         Ok(learned)
     }

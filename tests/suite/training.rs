@@ -3,6 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use futures::StreamExt;
+use safetensors::SafeTensors;
 use serde_json::Value;
 use tokenflow::{
     Error, GenerateConfig, InstructionSet, LoadConfig, LoraConfig, Message, Quantize, Result, Schedule, TextModel,
@@ -173,11 +174,27 @@ async fn instructions_change_no_bit_of_what_is_learned() {
     }
 }
 
+fn checkpointed(dir: &Path, steps: usize) -> TrainConfig {
+    let config = TrainConfig::new().checkpoint_dir(dir).checkpoint_every(2).max_steps(steps).batch_size(2).epochs(9);
+    config.learning_rate(1e-2).schedule(Schedule::Constant)
+}
+
+/// A model of which a tensor begins with another number.
+fn altered(model: &str, tensor: &str) -> TempDir {
+    let dir = TempDir::copy_of(model, "altered");
+    let path = dir.0.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let at = file.tensor(tensor).unwrap().data().as_ptr().addr() - bytes.as_ptr().addr();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+    dir
+}
+
 /// Trains with checkpoints, for as many steps.
 async fn with_checkpoints(model: &dyn TrainableModel, dir: &Path, steps: usize) -> Vec<f32> {
     model.apply_lora(LoraConfig::new().dora(true)).unwrap();
-    let config = TrainConfig::new().checkpoint_dir(dir).checkpoint_every(2).max_steps(steps).batch_size(2).epochs(9);
-    losses(model.train(sequences(5), config.learning_rate(1e-2).schedule(Schedule::Constant))).await
+    losses(model.train(sequences(5), checkpointed(dir, steps))).await
 }
 
 #[tokio::test]
@@ -199,6 +216,20 @@ async fn training_goes_on_from_its_checkpoints_to_the_bit() {
     let (steps, ended) = all(model.train(sequences(5), TrainConfig::new().checkpoint_dir(&parts.0))).await;
     assert!(steps.is_empty());
     assert!(matches!(ended, Err(Error::InvalidConfig { field: "checkpoint_dir", .. })), "{ended:?}");
+    // Nor does one that began elsewhere.
+    let config = LoraConfig::new().dora(true);
+    let altered = altered("gqa_llama3", "model.layers.0.self_attn.q_proj.weight");
+    let other = load_trainable(&altered.0, LoadConfig::new()).await.unwrap();
+    for (model, config) in [
+        (&model, config.clone().seed(1)),
+        (&model, config.clone().bfloat16(true)),
+        (&model, config.clone().initial(parts.0.join("step-000007"))),
+        (&other, config),
+    ] {
+        model.apply_lora(config.clone()).unwrap();
+        let stream = model.train(sequences(5), checkpointed(&parts.0, 9));
+        assert!(matches!(all(stream).await.1, Err(Error::InvalidConfig { field: "checkpoint_dir", .. })), "{config:?}");
+    }
     // Nor from what is damaged.
     fs::write(whole.0.join("step-000007/training.safetensors"), b"nothing").unwrap();
     let stream = {
