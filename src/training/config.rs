@@ -6,7 +6,7 @@ use crate::{Error, Message, Result, config::setters};
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct LoraConfig {
-    /// The rank of what is added to a matrix (8).
+    /// The rank of what is added to a matrix (8), at most the longer side of each.
     pub rank: usize,
     /// What is added is multiplied by `alpha / rank` (16).
     pub alpha: f32,
@@ -246,6 +246,11 @@ impl TrainConfig {
         checkpoint_activations: bool => checkpoint_activations;
         /// Sets [`seed`](Self::seed).
         seed: u64 => seed;
+    }
+
+    /// Examples that a step learns from.
+    pub(crate) fn step_examples(&self) -> usize {
+        self.batch_size.saturating_mul(self.gradient_accumulation)
     }
 
     /// The learning rate of a step, counted from 0, of `total`.

@@ -18,7 +18,7 @@ impl Sample {
     pub fn new(example: &TrainExample, text: &TextProcessor, network: &Network, config: &TrainConfig) -> Result<Self> {
         let (mut tokens, mut learned) = match example {
             TrainExample::Text(written) => {
-                let mut tokens = text.encode(&Prompt::Text(written.clone()), &Default::default())?;
+                let mut tokens = text.tokenizer.encode(written, true)?;
                 tokens.extend(text.end_of_text.filter(|_| config.end_of_text));
                 all_but_first(tokens)
             }
@@ -87,7 +87,7 @@ pub fn steps(count: usize, epoch: usize, config: &TrainConfig) -> Vec<Vec<usize>
     if config.shuffle {
         Random::new(config.seed, epoch as u64).shuffle(&mut order);
     }
-    order.chunks(config.batch_size * config.gradient_accumulation).map(<[_]>::to_vec).collect()
+    order.chunks(config.step_examples()).map(<[_]>::to_vec).collect()
 }
 
 #[cfg(test)]
@@ -106,6 +106,7 @@ mod tests {
         assert_eq!(steps(20, 1, &config).iter().map(Vec::len).collect::<Vec<_>>(), [6, 6, 6, 2]);
         assert_eq!(steps(20, 1, &config), steps(20, 1, &config));
         assert_ne!(steps(20, 1, &config), steps(20, 2, &config));
+        assert_eq!(steps(20, 1, &config.batch_size(1 << 63)).len(), 1);
     }
 
     #[test]

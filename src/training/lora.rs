@@ -94,6 +94,10 @@ fn random(sites: &Sites, config: &LoraConfig) -> Result<AdapterFile> {
         let targeted = |key: &String| is_called(module, key) || (key == ALL_LINEAR && in_layer);
         let Some(first) = parts.first().filter(|_| config.target_keys.iter().any(targeted)) else { continue };
         let ([_, inputs], outputs) = (first.weight.shape()?, first.module_outputs);
+        if config.rank > inputs.max(outputs) {
+            let reason = format!("{} is more than {module} of [{outputs}, {inputs}] can have", config.rank);
+            return Err(Error::config("rank", reason));
+        }
         let mut random = Random::new(config.seed, stream as u64);
         let bound = (inputs as f32).sqrt().recip();
         let a = (0..config.rank * inputs).map(|_| bound * random.uniform()).collect();

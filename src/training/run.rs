@@ -86,7 +86,7 @@ impl Run {
 
     fn steps(&self, learned: &[Sample], evaluated: &[Sample], progress: &mut Progress) -> Result<()> {
         let config = &self.config;
-        let per_epoch = learned.len().div_ceil(config.batch_size * config.gradient_accumulation);
+        let per_epoch = learned.len().div_ceil(config.step_examples());
         let total = config.max_steps.unwrap_or(usize::MAX).min(per_epoch.saturating_mul(config.epochs));
         let eval_every = config.eval_every.unwrap_or(per_epoch);
         let is_due =

@@ -351,6 +351,8 @@ async fn what_cannot_be_learned_is_refused_by_name() {
     let model = trainable("gqa_llama3").await;
     let unknown = model.apply_lora(LoraConfig::new().target_keys(["q_proj", "w_proj"])).err().unwrap().to_string();
     assert!(unknown.contains("\"w_proj\"") && unknown.contains("down_proj, gate_proj"), "{unknown}");
+    let rank = model.apply_lora(LoraConfig::new().rank(1 << 40)).err().unwrap().to_string();
+    assert!(rank.contains("invalid rank: 1099511627776") && rank.contains("q_proj"), "{rank}");
     let error = async |examples, config| all(model.train(examples, config)).await.1.unwrap_err();
     let field = |error: Error| match error {
         Error::InvalidConfig { field, .. } => field,
@@ -359,6 +361,12 @@ async fn what_cannot_be_learned_is_refused_by_name() {
     assert_eq!(field(error(vec![], TrainConfig::new()).await), "examples");
     assert_eq!(field(error(vec![TrainExample::Tokens(vec![1])], TrainConfig::new()).await), "examples");
     assert_eq!(field(error(vec![TrainExample::Tokens(vec![1, 1 << 30])], TrainConfig::new()).await), "examples");
+    for name in ["gqa_llama3", "qwen3", "gpt2_v5"] {
+        let model = trainable(name).await;
+        model.apply_lora(LoraConfig::new().target_keys(["all-linear"])).unwrap();
+        let nothing = all(model.train(vec![TrainExample::text("")], TrainConfig::new())).await.1.unwrap_err();
+        assert_eq!(field(nothing), "examples", "{name}");
+    }
     let unanswered = [Message::user("Well?")];
     assert_eq!(field(error(vec![TrainExample::chat(unanswered)], TrainConfig::new()).await), "examples");
     assert_eq!(field(error(sequences(1), TrainConfig::new().batch_size(0)).await), "batch_size");
