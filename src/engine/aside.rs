@@ -66,11 +66,15 @@ impl Access {
     /// # Errors
     /// [`Error::Closed`]
     pub fn turn(&self) -> Result<Shift<'_>> {
-        if self.closing.is_cancelled() {
-            return Err(Error::Closed);
-        }
+        self.check_open()?;
         let turn = self.turns.aside();
         Ok(Shift { _pass: self.team.get().map(Team::begin), _turn: turn })
+    }
+
+    /// # Errors
+    /// [`Error::Closed`]
+    pub fn check_open(&self) -> Result<()> {
+        if self.closing.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
     }
 
     /// Waits until the model is to close.

@@ -63,6 +63,11 @@ impl Run {
     }
 
     fn sample(&self, example: &TrainExample) -> Result<Sample> {
+        // There may be very many.
+        self.access.check_open()?;
+        if self.sender.is_closed() {
+            return Err(Error::Cancelled);
+        }
         let sample = Sample::new(example, &self.text, &self.access.network, &self.config)?;
         match sample.targets() {
             0 => Err(Error::config("examples", format!("nothing can be learned from {example:?}"))),

@@ -284,6 +284,18 @@ async fn a_model_closes_though_nobody_reads_its_training() {
 }
 
 #[tokio::test]
+async fn closing_does_not_wait_for_all_examples_to_be_read() {
+    let model = trainable("gqa_llama3").await;
+    let mut examples = vec![TrainExample::text("The dog and the cat. ".repeat(100)); 10_000];
+    // It would be told of, if it were come to.
+    examples.push(TrainExample::Tokens(Vec::new()));
+    let stream = model.train(examples, TrainConfig::new());
+    model.close().await.unwrap();
+    let ended = all(stream).await.1;
+    assert!(matches!(ended, Err(Error::Closed)), "{ended:?}");
+}
+
+#[tokio::test]
 async fn requests_are_answered_meanwhile_as_ever() {
     let model = trainable("qwen3").await;
     let answer = async || {
