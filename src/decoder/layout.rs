@@ -9,6 +9,8 @@ pub struct Layout {
     pub names: Names,
     /// What names begin with, and what in some files they begin with instead.
     pub prefixes: &'static [(&'static str, &'static str)],
+    /// What the modules' names begin with, and what instead where the model is a part of another.
+    pub inside: Option<(&'static str, &'static str)>,
     /// The rows of the matrix of positions that are before the first one's.
     pub first_position: usize,
     /// Whether weights of norms are stored without the 1 that belongs to them.
@@ -32,6 +34,7 @@ impl Layout {
     pub const LLAMA: Self = Self {
         names: Names::LLAMA,
         prefixes: &[],
+        inside: None,
         first_position: 0,
         norm_less_one: false,
         transposed: false,
@@ -45,6 +48,14 @@ impl Layout {
     /// A module's name, and what it may be without what it begins with in some files.
     pub fn usual_names(&self, module: &str) -> Vec<String> {
         renamed(module, self.prefixes.iter().map(|(usual, other)| (*other, *usual)))
+    }
+
+    /// What a model that this one is a part of calls a module, if it is.
+    pub fn full_name(&self, module: &str) -> String {
+        match self.inside.and_then(|(ours, theirs)| Some((theirs, module.strip_prefix(ours)?))) {
+            Some((theirs, rest)) => format!("{theirs}{rest}"),
+            None => module.to_owned(),
+        }
     }
 
     /// A module's name, and what it may be in some files.

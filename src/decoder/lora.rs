@@ -119,6 +119,11 @@ impl Sites {
         self.layout.usual_names(module).iter().find_map(|name| self.modules.get(name)).map(Vec::as_slice)
     }
 
+    /// What adapters' files call a module.
+    pub fn full_name(&self, module: &str) -> String {
+        self.layout.full_name(module)
+    }
+
     pub fn get(&self, index: usize) -> &Site {
         &self.sites[index]
     }

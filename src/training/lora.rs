@@ -110,7 +110,7 @@ fn random(sites: &Sites, config: &LoraConfig) -> Result<AdapterFile> {
             }
             tensors.magnitude = Some(magnitude);
         }
-        modules.insert(module.to_owned(), tensors);
+        modules.insert(sites.full_name(module), tensors);
     }
     Ok(AdapterFile::new(modules))
 }

@@ -6,8 +6,8 @@ use futures::StreamExt;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tokenflow::{
-    Error, GenerateConfig, InstructionSet, LoadConfig, LoraConfig, Message, Quantize, Result, Schedule, TextModel,
-    TrainConfig, TrainExample, TrainProgress, TrainStream, TrainableModel, load_trainable,
+    AdapterFile, Error, GenerateConfig, InstructionSet, LoadConfig, LoraConfig, Message, Quantize, Result, Schedule,
+    TextModel, TrainConfig, TrainExample, TrainProgress, TrainStream, TrainableModel, load_trainable,
 };
 
 use crate::{TempDir, adapters::adapters, golden_path, read_json};
@@ -146,6 +146,25 @@ async fn what_was_learned_is_used_saved_and_read_again() {
     adapter.save(&dir.0).unwrap();
     let again = trainable_with("gqa_llama3", LoadConfig::new().adapter_path(&dir.0)).await;
     assert_eq!(logits(&*again).await, after);
+}
+
+#[tokio::test]
+async fn modules_of_a_model_inside_another_are_called_as_peft_calls_them() {
+    for (name, begins) in [
+        ("gemma3_inside", "model.language_model.layers."),
+        ("mistral3_v5", "model.language_model.layers."),
+        ("gemma3_v5", "model.layers."),
+    ] {
+        let model = trainable(name).await;
+        let adapter = model.apply_lora(LoraConfig::new()).unwrap();
+        losses(model.train(sequences(4), TrainConfig::new().epochs(1))).await;
+        let dir = TempDir::new("inside");
+        adapter.save(&dir.0).unwrap();
+        let file = AdapterFile::read(&dir.0).unwrap();
+        assert!(file.modules.keys().all(|module| module.starts_with(begins)), "{name}: {:?}", file.modules.keys());
+        model.load_adapter("again", &dir.0).await.unwrap();
+        model.apply_lora(LoraConfig::new().initial(&dir.0)).unwrap();
+    }
 }
 
 #[tokio::test]

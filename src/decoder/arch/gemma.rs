@@ -51,6 +51,7 @@ pub fn gemma3(config: &Config) -> Result<Spec> {
     spec.architecture = "gemma3";
     spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
     spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model.")];
+    spec.layout.inside = text.as_ref().map(|_| spec.layout.prefixes[0]);
     let period = config.opt_usize("sliding_window_pattern")?.unwrap_or(6).max(1);
     let local = rope::local(config, spec.max_positions, spec.attention.head_dim)?;
     Ok(spec.slide(config, |layer| (layer + 1) % period != 0)?.local_rope(local))

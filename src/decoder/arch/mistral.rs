@@ -43,6 +43,7 @@ pub fn mistral3(config: &Config) -> Result<Spec> {
         _ => mistral(&config.or(json!({"sliding_window": null, "head_dim": 128, "rope_theta": 1e9})))?,
     };
     spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model.")];
+    spec.layout.inside = text.as_ref().map(|_| spec.layout.prefixes[0]);
     Ok(spec)
 }
 
