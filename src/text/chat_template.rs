@@ -1,8 +1,8 @@
-use std::{fmt::Write as _, io, path::Path, sync::LazyLock};
+use std::{fmt::Write as _, io, path::Path, sync::LazyLock, thread};
 
 use chrono::NaiveDateTime;
 use minijinja::{
-    AutoEscape, Environment, ErrorKind, Output, State, Value,
+    AutoEscape, Environment, ErrorKind, Output, State, Value, filters,
     value::{Rest, ValueKind},
 };
 use regex::{Captures, Regex};
@@ -36,8 +36,14 @@ const NAME: &str = "chat_template";
 const TOOL_USE: &str = "chat_template tool_use";
 /// Steps a template may take.
 const FUEL: u64 = 20_000_000;
-/// Bytes a template may be long, and may write.
-const MAX_BYTES: usize = 16 << 20;
+/// Bytes a template may write.
+pub const MAX_BYTES: usize = 16 << 20;
+/// Bytes a template may be long. Those of models have less than half of it.
+const MAX_SOURCE_BYTES: usize = 128 << 10;
+/// Stack that a template may need to be compiled: what is nested is compiled recursively, and a sign is enough for a
+/// level. Minus signs need between 256 and 512 bytes each.
+const STACK_BYTES: usize = 1 << 20;
+const STACK_PER_BYTE: usize = 2 << 10;
 
 impl ChatTemplate {
     /// Parses a template. `path` is where it came from, `bos_token` and `eos_token` are the texts
@@ -47,13 +53,13 @@ impl ChatTemplate {
         let (mut environment, mut literals) = (environment(), Vec::new());
         for (name, source) in [(NAME, Some(default)), (TOOL_USE, tool_use)] {
             let Some(source) = source else { continue };
-            if source.len() > MAX_BYTES {
-                return Err(Error::model(path, format!("chat_template has {} bytes", source.len())));
+            if source.len() > MAX_SOURCE_BYTES {
+                let reason = format!("chat_template has {} bytes, more than {MAX_SOURCE_BYTES}", source.len());
+                return Err(Error::model(path, reason));
             }
             let source = source.replace("\r\n", "\n").replace('\r', "\n");
             literals.extend(literals_of(&source));
-            environment
-                .add_template_owned(name, without_generation_tags(&source))
+            compile(&mut environment, name, without_generation_tags(&source))?
                 .map_err(|error| Error::model_because(path, "chat_template is not a valid template", error))?;
         }
         Ok(Self { environment, bos_token, eos_token, literals })
@@ -87,6 +93,21 @@ impl ChatTemplate {
     }
 }
 
+/// Compiles a template on a thread with stack enough for it: an overflow would end the process.
+fn compile(
+    environment: &mut Environment<'static>,
+    name: &'static str,
+    source: String,
+) -> Result<Result<(), minijinja::Error>> {
+    let stack = STACK_BYTES + source.len() * STACK_PER_BYTE;
+    let failed = |reason: String| Error::internal(format!("a chat template could not be compiled: {reason}"));
+    thread::scope(|scope| {
+        let compiles = thread::Builder::new().name("tokenflow compile a template".into()).stack_size(stack);
+        let compiles = compiles.spawn_scoped(scope, || environment.add_template_owned(name, source));
+        compiles.map_err(|error| failed(error.to_string()))?.join().map_err(|_| failed("a panic ended it".into()))
+    })
+}
+
 /// Jinja as transformers sets it up.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
@@ -115,12 +136,54 @@ fn environment() -> Environment<'static> {
     environment.add_filter("join", join);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
+    bound(&mut environment);
     environment.add_test("sequence", |value: Value| {
         !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number | ValueKind::Plain)
     });
     environment.add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_test("number", |value: Value| matches!(value.kind(), ValueKind::Bool | ValueKind::Number));
     environment
+}
+
+/// Puts bounds to what of minijinja would take as much memory as a template names a number. Its operators have none.
+fn bound(environment: &mut Environment<'static>) {
+    // It writes down all that there is, and Jinja has no such function.
+    environment.remove_global("debug");
+    for (name, filter) in [
+        ("list", Value::from_function(filters::list)),
+        ("sort", Value::from_function(filters::sort)),
+        ("reverse", Value::from_function(filters::reverse)),
+        ("unique", Value::from_function(filters::unique)),
+        ("groupby", Value::from_function(filters::groupby)),
+        ("map", Value::from_function(filters::map)),
+        ("select", Value::from_function(filters::select)),
+        ("reject", Value::from_function(filters::reject)),
+        ("selectattr", Value::from_function(filters::selectattr)),
+        ("rejectattr", Value::from_function(filters::rejectattr)),
+        ("last", Value::from_function(filters::last)),
+        ("min", Value::from_function(filters::min)),
+        ("max", Value::from_function(filters::max)),
+        ("batch", Value::from_function(filters::batch)),
+        ("slice", Value::from_function(filters::slice)),
+        ("format", Value::from_function(filters::format)),
+        ("pprint", Value::from_function(filters::pprint)),
+        ("escape", Value::from_function(filters::escape)),
+        ("e", Value::from_function(filters::escape)),
+    ] {
+        environment.add_filter(name, move |state: &State<'_, '_>, args: Rest<Value>| {
+            match (name, &args[..]) {
+                ("format", [format, args @ ..]) => python::check_format(&python::to_str(format)?, args)?,
+                ("batch" | "slice", [list, count, ..]) => {
+                    python::check_items(list)?;
+                    python::check_count(count)?;
+                }
+                ("pprint" | "escape" | "e", [value, ..]) => python::check_bytes(python::to_str(value)?.len())?,
+                (_, [list, ..]) => python::check_items(list)?,
+                _ => {}
+            }
+            filter.call(state, &args)
+        });
+    }
 }
 
 fn write_value(out: &mut Output<'_>, _: &State<'_, '_>, value: &Value) -> Result<(), minijinja::Error> {
@@ -137,7 +200,7 @@ fn trim(value: Value, chars: Option<Value>) -> Result<String, minijinja::Error> 
 
 fn replace(value: Value, old: Value, new: Value, count: Option<usize>) -> Result<String, minijinja::Error> {
     let (text, old, new) = (python::to_str(&value)?, python::to_str(&old)?, python::to_str(&new)?);
-    Ok(count.map_or_else(|| text.replace(&old, &new), |count| text.replacen(&old, &new, count)))
+    python::replace(&text, &old, &new, count)
 }
 
 fn items(state: &State<'_, '_>, value: Value) -> Result<Value, minijinja::Error> {
@@ -151,19 +214,18 @@ fn items(state: &State<'_, '_>, value: Value) -> Result<Value, minijinja::Error>
 fn join(args: Rest<Value>) -> Result<String, minijinja::Error> {
     let [items, separator, attribute] = python::named(&args, ["value", "d", "attribute"])?;
     let separator = separator.map_or(Ok(String::new()), |separator| python::to_str(&separator))?;
-    let mut parts = Vec::new();
-    for item in items.unwrap_or_default().try_iter()? {
-        parts.push(match &attribute {
-            Some(attribute) => python::to_str(&item.get_item(attribute)?)?,
-            None => python::to_str(&item)?,
-        });
-    }
-    Ok(parts.join(&separator))
+    let items = items.unwrap_or_default();
+    let part = |item: Value| match &attribute {
+        Some(attribute) => python::to_str(&item.get_item(attribute)?),
+        None => python::to_str(&item),
+    };
+    python::join(&separator, items.try_iter()?.map(part))
 }
 
 fn sum(state: &State<'_, '_>, args: Rest<Value>) -> Result<Value, minijinja::Error> {
     let [items, attribute] = python::named(&args, ["iterable", "attribute"])?;
     let mut items = items.unwrap_or_default();
+    python::check_items(&items)?;
     if let Some(attribute) = attribute {
         items = items.try_iter()?.map(|item| item.get_item(&attribute)).collect::<Result<Value, _>>()?;
     }

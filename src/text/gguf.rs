@@ -41,6 +41,11 @@ const END_TOKENS: [&str; 11] = [
     "</s>",
 ];
 
+/// No longer token is made of others: there are as many ways to split one as it has characters.
+const MAX_SPLIT_BYTES: usize = 1024;
+/// Memory for the pairs of tokens that make others. Real vocabularies need an eighth of it.
+const MAX_MERGES_BYTES: usize = 256 << 20;
+
 /// Builds the tokenizer.
 pub fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
     let key = "tokenizer.ggml.model";
@@ -191,7 +196,8 @@ fn merges_by_score(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<M
     };
     let pairs = |(id, token): (usize, &'_ String)| {
         let mut pairs = Vec::new();
-        if !matches!(vocabulary.kind(id), token_type::UNKNOWN | token_type::CONTROL | token_type::BYTE) {
+        let whole = matches!(vocabulary.kind(id), token_type::UNKNOWN | token_type::CONTROL | token_type::BYTE);
+        if !whole && token.len() <= MAX_SPLIT_BYTES {
             for (at, _) in token.char_indices().skip(1) {
                 let (left, right) = token.split_at(at);
                 if let Some(left) = ids.get(left)
@@ -206,6 +212,13 @@ fn merges_by_score(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<M
     let mut merges: Vec<_> = tokens.par_iter().enumerate().flat_map_iter(pairs).collect();
     merges.par_sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
     let token = |id: u32| tokens[id as usize].clone();
+    let bytes = |(_, left, right): &(f64, u32, u32)| {
+        size_of::<(String, String)>() + tokens[*left as usize].len() + tokens[*right as usize].len()
+    };
+    if merges.par_iter().map(bytes).sum::<usize>() > MAX_MERGES_BYTES {
+        let why = format!("{} pairs of tokens make others, too many to hold", merges.len());
+        return Err(metadata.bad("tokenizer.ggml.tokens", &why));
+    }
     Ok(merges.into_par_iter().map(|(_, left, right)| (token(left), token(right))).collect())
 }
 

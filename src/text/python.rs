@@ -12,15 +12,53 @@ use minijinja::{
 };
 use minijinja_contrib::pycompat;
 
+use super::chat_template::MAX_BYTES;
+
 /// How deep values may be nested to be written.
 const MAX_DEPTH: usize = 100;
-/// The most spaces that may stand before a line.
+/// The most bytes that may stand before a line.
 const MAX_INDENT: usize = 256;
+/// The most items that a list may have to be gone through.
+const MAX_ITEMS: usize = 1 << 20;
 /// The longest text that padding may give.
 const MAX_WIDTH: usize = 1 << 20;
 
 fn failed(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason.into())
+}
+
+/// Refuses texts that are too long before there are any: templates come with models, and fuel counts steps only.
+pub fn check_bytes(len: usize) -> Result<(), Error> {
+    if len > MAX_BYTES { Err(failed(format!("a text is longer than {MAX_BYTES} bytes"))) } else { Ok(()) }
+}
+
+/// Refuses lists that are too long. What length `[0] * n` says it has may not be so.
+pub fn check_items(list: &Value) -> Result<(), Error> {
+    let is_list = matches!(list.kind(), ValueKind::Seq | ValueKind::Iterable);
+    if is_list && list.try_iter()?.take(MAX_ITEMS + 1).count() > MAX_ITEMS {
+        return Err(failed(format!("a list is longer than {MAX_ITEMS} items")));
+    }
+    Ok(())
+}
+
+/// Refuses numbers of items above the most that a list may have.
+pub fn check_count(count: &Value) -> Result<(), Error> {
+    match count.as_usize() {
+        Some(count) if count > MAX_ITEMS => Err(failed(format!("{count} is more than {MAX_ITEMS} items"))),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses formats that could write too much: each number in them may be a width, each field the longest value.
+pub fn check_format(format: &str, args: &[Value]) -> Result<(), Error> {
+    let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    let width = numbers.map(|digits| digits.parse().unwrap_or(usize::MAX)).fold(0, usize::saturating_add);
+    let fields = format.matches(['{', '%']).count();
+    let mut longest = 0;
+    for arg in args {
+        longest = longest.max(to_str(arg)?.len());
+    }
+    check_bytes(fields.saturating_mul(longest).saturating_add(width))
 }
 
 /// Characters that no text may contain. [`Marks`](super::marks::Marks) puts some into the text of users;
@@ -51,6 +89,7 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
     if depth > MAX_DEPTH {
         return Err(failed("a value is nested too deep to be written"));
     }
+    check_bytes(out.len() + value.as_str().map_or(0, str::len))?;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
@@ -128,10 +167,7 @@ struct Json {
 pub fn to_json(args: &[Value]) -> Result<String, Error> {
     let [value, ensure_ascii, indent, separators, sort_keys] =
         named(args, ["x", "ensure_ascii", "indent", "separators", "sort_keys"])?;
-    let indent = indent.filter(|indent| !indent.is_none()).map(|indent| match indent.as_str() {
-        Some(indent) => indent.to_owned(),
-        None => spaces(&indent),
-    });
+    let indent = indent.filter(|indent| !indent.is_none()).map(|indent| indentation(&indent)).transpose()?;
     let (item, key) = match separators.filter(|separators| !separators.is_none()) {
         Some(separators) => (to_str(&separators.get_item_by_index(0)?)?, to_str(&separators.get_item_by_index(1)?)?),
         None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
@@ -154,6 +190,7 @@ impl Json {
         if depth > MAX_DEPTH {
             return Err(failed("a value is nested too deep to be written"));
         }
+        check_bytes(out.len() + value.as_str().map_or(0, str::len))?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -161,12 +198,13 @@ impl Json {
             ValueKind::String => self.write_string(out, value.as_str().unwrap_or_default())?,
             ValueKind::Seq | ValueKind::Iterable => {
                 out.push('[');
-                let items: Vec<Value> = value.try_iter()?.collect();
-                for (i, item) in items.iter().enumerate() {
+                let mut is_empty = true;
+                for (i, item) in value.try_iter()?.enumerate() {
                     self.separate(out, i, depth + 1);
-                    self.write(out, item, depth + 1)?;
+                    self.write(out, &item, depth + 1)?;
+                    is_empty = false;
                 }
-                self.close(out, ']', items.is_empty(), depth);
+                self.close(out, ']', is_empty, depth);
             }
             ValueKind::Map => {
                 out.push('{');
@@ -273,6 +311,7 @@ fn text(value: Option<&Value>) -> Result<&str, Error> {
 
 /// Calls a method of a Python object.
 pub fn call_method(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    check_items(value)?;
     let found = match (value.kind(), value.as_str()) {
         (_, Some(text)) => string_method(text, name, args)?,
         (ValueKind::Map, _) => map_method(value, name, args)?,
@@ -320,8 +359,27 @@ fn list_method(list: &Value, name: &str, args: &[Value]) -> Result<Option<Value>
 }
 
 fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    check_bytes(s.len())?;
     let is_all = |test: fn(char) -> bool| !s.is_empty() && s.chars().all(test);
     Ok(Some(match name {
+        // Between any two characters there is an empty text.
+        "count" => {
+            let [part] = named(args, ["sub"])?;
+            match text(part.as_ref())? {
+                "" => s.chars().count() + 1,
+                part => s.matches(part).count(),
+            }
+            .into()
+        }
+        "replace" => {
+            let [old, new, count] = named(args, ["old", "new", "count"])?;
+            let count = count.and_then(|count| count.as_usize());
+            replace(s, text(old.as_ref())?, text(new.as_ref())?, count)?.into()
+        }
+        "format" => {
+            check_format(s, args)?;
+            return Ok(None);
+        }
         "strip" | "lstrip" | "rstrip" => {
             let [chars] = named(args, ["chars"])?;
             strip(s, name, chars.as_ref())?.into()
@@ -367,9 +425,8 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
         "zfill" | "ljust" | "rjust" | "center" => pad(s, name, args)?.into(),
         "join" => {
             let [parts] = named(args, ["iterable"])?;
-            let parts: Vec<Value> = parts.unwrap_or_default().try_iter()?.collect();
-            let parts = parts.iter().map(|part| text(Some(part))).collect::<Result<Vec<_>, _>>()?;
-            parts.join(s).into()
+            let parts = parts.unwrap_or_default();
+            join(s, parts.try_iter()?.map(|part| text(Some(&part)).map(str::to_owned)))?.into()
         }
         "isspace" => is_all(is_space).into(),
         "isalpha" => is_all(char::is_alphabetic).into(),
@@ -379,6 +436,26 @@ fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, E
         "islower" => (s.chars().any(char::is_lowercase) && !s.chars().any(char::is_uppercase)).into(),
         _ => return Ok(None),
     }))
+}
+
+/// Texts with another one between them.
+pub fn join(separator: &str, parts: impl Iterator<Item = Result<String, Error>>) -> Result<String, Error> {
+    let mut out = String::new();
+    for (i, part) in parts.enumerate() {
+        let (separator, part) = (if i == 0 { "" } else { separator }, part?);
+        // Parts that are empty take their time, too.
+        check_bytes(i.max(out.len() + separator.len() + part.len()))?;
+        out.extend([separator, &part]);
+    }
+    Ok(out)
+}
+
+/// With `new` in place of the first `count` of `old`, or of all.
+pub fn replace(s: &str, old: &str, new: &str, count: Option<usize>) -> Result<String, Error> {
+    let count = count.unwrap_or(usize::MAX);
+    let found = s.matches(old).take(count).count();
+    check_bytes(found.saturating_mul(new.len()).saturating_add(s.len()))?;
+    Ok(s.replacen(old, new, count))
 }
 
 /// `strip`, or what of it is done on the left or right.
@@ -483,24 +560,31 @@ fn capitalised(s: &str, inside: impl Fn(char) -> bool) -> String {
 pub fn indent(args: &[Value]) -> Result<String, Error> {
     let [text, width, first, blank] = named(args, ["s", "width", "first", "blank"])?;
     let indent = match width {
-        Some(width) => width.as_str().map_or_else(|| spaces(&width), str::to_owned),
+        Some(width) => indentation(&width)?,
         None => " ".repeat(4),
     };
     let is_true = |value: Option<Value>| value.is_some_and(|value| value.is_true());
     let (first, blank) = (is_true(first), is_true(blank));
     let text = to_str(&text.unwrap_or_default())? + "\n";
+    check_bytes(text.len())?;
     let mut out = String::new();
     for (i, line) in lines(&text, false).into_iter().enumerate() {
         out.push_str(if i == 0 { "" } else { "\n" });
         let indented = if i == 0 { first } else { blank || !line.is_empty() };
         out.push_str(if indented { &indent } else { "" });
         out.push_str(line);
+        check_bytes(out.len())?;
     }
     Ok(out)
 }
 
-fn spaces(count: &Value) -> String {
-    " ".repeat(count.as_usize().unwrap_or_default().min(MAX_INDENT))
+/// What stands before a line: a text, or as many spaces.
+fn indentation(width: &Value) -> Result<String, Error> {
+    match width.as_str() {
+        None => Ok(" ".repeat(width.as_usize().unwrap_or_default().min(MAX_INDENT))),
+        Some(text) if text.len() <= MAX_INDENT => Ok(text.to_owned()),
+        Some(text) => Err(failed(format!("an indent of {} bytes is longer than {MAX_INDENT}", text.len()))),
+    }
 }
 
 /// Jinja's `int`: the default, 0, for what is no number.
@@ -540,6 +624,9 @@ fn pad(s: &str, name: &str, args: &[Value]) -> Result<String, Error> {
     let [width, fill] = named(args, ["width", "fillchar"])?;
     let width = width.and_then(|width| width.as_usize()).unwrap_or_default().min(MAX_WIDTH);
     let fill = fill.as_ref().and_then(Value::as_str).unwrap_or(if name == "zfill" { "0" } else { " " });
+    if fill.chars().count() != 1 {
+        return Err(failed("The fill character must be exactly one character long"));
+    }
     let len = s.chars().count();
     let missing = width.saturating_sub(len);
     let left = match name {

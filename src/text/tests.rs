@@ -222,6 +222,37 @@ fn expressions_are_those_of_python() {
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
 
+#[test]
+fn templates_take_no_more_memory_than_texts_may_have() {
+    for source in [
+        "{{ 'a'.ljust(1048576, 'x' * 100000000) }}",
+        "{{ [1] | batch(100000000000000) }}",
+        "{{ [1] | slice(100000000000000) }}",
+        "{{ [0] * 1000000000000 }}",
+        "{{ ([0] * 1000000000000) | list }}",
+        "{{ ([0, 0] * 9223372036854775808) | list }}",
+        "{{ ([0] * 1000000000000).copy() }}",
+        "{{ ([0] * 1000000000000) | tojson }}",
+        "{{ [[0] * 1000000000000] | pprint }}",
+        "{{ ([''] * 1000000000000) | join }}",
+        "{{ 'x'.join([''] * 1000000000000) }}",
+        "{{ ('\n' * 1000000) | indent(200, blank=true) }}",
+        "{{ [[[0]]] | tojson(indent='x' * 100000000) }}",
+        "{{ ('x' * 1000000) | replace('', 'y' * 1000000) }}",
+        "{{ ('x' * 1000000).replace('', 'y' * 1000000) }}",
+        "{{ '{:100000000000}'.format(1) }}",
+        "{{ '%100000000000d' | format(1) }}",
+        "{{ ('{0}' * 1000000).format('x' * 1000000) }}",
+    ] {
+        let template = template(source.to_owned(), &Value::Null);
+        assert!(matches!(template.render(Map::new()), Err(Error::ChatTemplate { .. })), "{source}");
+    }
+    let render = |source: &str| template(source.to_owned(), &Value::Null).render(Map::new()).unwrap();
+    assert_eq!(render("{{ 'aba'.count('') }} {{ 'aba'.count('a') }} {{ ''.count('') }}"), "4 2 1");
+    assert_eq!(render("{{ 'aaa'.replace('a', 'b', 2) }} {{ 'ab'.replace('', '-') }}"), "bba -a-b-");
+    assert_eq!(render("{{ [1, 2, 3] | batch(2) | list }} {{ '%5d' | format(7) }}"), "[[1, 2], [3]]     7");
+}
+
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}\
                       {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
@@ -309,6 +340,32 @@ fn a_template_finds_what_it_looks_for() {
 }
 
 #[test]
+fn templates_that_are_nested_deep_are_compiled_or_refused() {
+    // A small stack: all that compiles them is to have one of its own.
+    let new = |source: String| {
+        let new = move || ChatTemplate::new(Path::new("test"), source, String::new(), String::new()).map(drop);
+        std::thread::Builder::new().stack_size(512 << 10).spawn(new).unwrap().join().unwrap()
+    };
+    for (before, nested, after) in [
+        ("{{ ", "not ", "a }}"),
+        ("{{ ", "-", "a }}"),
+        ("{{ a", "+1", " }}"),
+        ("{{ a", ".a", " }}"),
+        ("{{ a", "|e", " }}"),
+        ("{{ a", "()", " }}"),
+        ("{{ a", "[1]", " }}"),
+        ("{{ a", " if a else a", " }}"),
+        ("{% if a %}", "{%elif a%}", "{% endif %}"),
+        ("{{ ", "(", " }}"),
+        ("", "{% if a %}", ""),
+    ] {
+        let _ = new(format!("{before}{}{after}", nested.repeat((12 << 10) / nested.len())));
+    }
+    let error = new("a".repeat((128 << 10) + 1)).unwrap_err().to_string();
+    assert!(error.contains("chat_template has 131073 bytes, more than 131072"), "{error}");
+}
+
+#[test]
 fn stop_strings_are_found_across_tokens_and_held_back_until_decided() {
     let text = Arc::new(chatml());
     let run = |input: &str, stops: &[&str]| {
@@ -390,6 +447,10 @@ fn bad_tokenizers_are_refused_with_key_and_value() {
     let golden = json("gguf/tokenizers.json");
     let (bpe, spm) = (&golden["byte_level"]["metadata"], &golden["spm"]["llama"]["metadata"]);
     let long = format!("a {}", "b".repeat(100));
+    let chain: Vec<_> = (1..=1000).map(|len| "a".repeat(len)).collect();
+    let mut chained = spm.clone();
+    chained["tokenizer.ggml.scores"] = vec![0.5; chain.len()].into();
+    chained["tokenizer.ggml.token_type"] = vec![1; chain.len()].into();
     for (metadata, key, value, why) in [
         (bpe, "model", "bert".into(), "\"bert\" is not a tokenizer of this version: gpt2, llama, gemma4"),
         (bpe, "model", Value::from(1), "is not text"),
@@ -403,6 +464,7 @@ fn bad_tokenizers_are_refused_with_key_and_value() {
         (bpe, "bos_token_id", 5000.into(), "5000 is not in the vocabulary of 1103 tokens"),
         (bpe, "add_bos_token", "yes".into(), "is not true or false"),
         (spm, "scores", vec![0.5].into(), "is not an array of 669 numbers"),
+        (&chained, "tokens", chain.into(), "499500 pairs of tokens make others, too many to hold"),
         (spm, "unknown_token_id", 669.into(), "669 is not in the vocabulary of 669 tokens"),
         (spm, "eos_token_id", Value::from(-1), "-1 is not a size"),
         (spm, "model", "gemma4".into(), "tokenizer.ggml.merges: is missing"),

@@ -1,5 +1,6 @@
 use std::{
     collections::{BTreeSet, HashSet},
+    panic::catch_unwind,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -27,7 +28,9 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn read(path: &Path) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_file(path)
+        // For a merge of tokens into one longer than all others it panics.
+        let inner = catch_unwind(|| tokenizers::Tokenizer::from_file(path))
+            .unwrap_or_else(|_| Err("building it ended in a panic".into()))
             .map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
         Ok(Self::new(path, inner))
     }
