@@ -128,6 +128,12 @@ impl Checkpoint {
             return Err(shape_error(name, &tensor, shape));
         }
         tensor.check_numbers(name)?;
+        if let Encoding::Ggml(kind) = tensor.encoding
+            && !columns.is_multiple_of(kind.block_len())
+        {
+            // The tensor has whole blocks along another dimension.
+            return Err(shape_error(name, &tensor, shape));
+        }
         let (encoding, bytes) = (tensor.encoding, Bytes::Mapped(tensor.bytes));
         Ok(StoredMatrix::Rows(Rows { rows, columns, encoding, bytes, precise: false }))
     }

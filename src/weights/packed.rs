@@ -78,18 +78,18 @@ impl<'a> Module<'a> {
         Error::model(tensor.path, reason)
     }
 
-    /// Words of 32 bits, as many as these.
+    /// Words of 32 bits: a matrix of these, or a vector if there is one row.
     fn words(&self, parameter: &str, rows: usize, columns: usize) -> Result<Vec<u32>> {
         let tensor = self.tensor(parameter)?;
         let whole = matches!(tensor.encoding, Encoding::Dense(DType::U32 | DType::I32));
-        let len = rows.checked_mul(columns).and_then(|words| words.checked_mul(4));
-        if !whole || len != Some(tensor.bytes.len()) {
+        let fits = *tensor.shape == [rows, columns] || (rows == 1 && *tensor.shape == [columns]);
+        if !whole || !fits {
             return Err(self.bad_shape(parameter, &tensor));
         }
         Ok(tensor.bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
     }
 
-    /// Numbers, as many as these.
+    /// Numbers, as many as these, in whichever shape.
     fn numbers(&self, parameter: &str, len: usize) -> Result<Vec<f32>> {
         self.checkpoint.vector(&self.parameter(parameter), len)
     }
@@ -100,8 +100,9 @@ impl<'a> Module<'a> {
         let (Some(words), Some(groups)) = (weight.shape.last(), scales.shape.last()) else {
             return Err(self.bad_shape("weight", &weight));
         };
-        let (bits, group) = (words * 32 / self.columns, self.columns / (*groups).max(1));
-        let fits = words * 32 == bits * self.columns && group * groups == self.columns;
+        let row_bits = words.saturating_mul(32);
+        let (bits, group) = (row_bits / self.columns, self.columns / (*groups).max(1));
+        let fits = row_bits == bits * self.columns && group * groups == self.columns;
         if !fits || !matches!(bits, 2..=6 | 8) {
             return Err(self.bad_shape("weight", &weight));
         }
@@ -176,7 +177,11 @@ impl<'a> Module<'a> {
 
     /// Scales and offsets by rows from `[groups, rows]` of scales and zero points, to each of which `plus` is added.
     fn factors(&self, groups: usize, zeros: impl Fn(usize, usize) -> u32, plus: f32) -> Result<(Vec<f32>, Vec<f32>)> {
-        let stored = self.numbers("scales", groups * self.rows)?;
+        let scales = self.tensor("scales")?;
+        if *scales.shape != [groups, self.rows] {
+            return Err(self.bad_shape("scales", &scales));
+        }
+        let stored = scales.numbers(&self.parameter("scales"))?;
         let of = |row: usize, group: usize| stored[group * self.rows + row];
         let cells = || (0..self.rows).flat_map(move |row| (0..groups).map(move |group| (row, group)));
         let scales = cells().map(|(row, group)| of(row, group)).collect();
@@ -234,6 +239,13 @@ impl<'a> Module<'a> {
     fn awq(&self) -> Result<Affine> {
         let (bits, group) = self.bits_and_group()?;
         let (rows, columns) = (self.rows, self.columns);
+        let config = self.checkpoint.config.opt_object("quantization_config")?;
+        if let Some(config) = &config
+            && let Some(version) = config.opt_str("version")?
+            && !version.eq_ignore_ascii_case("gemm")
+        {
+            return Err(config.bad("version", "of AWQ's layouts gemm is supported"));
+        }
         if bits != 4 || !rows.is_multiple_of(8) {
             return Err(self.bad(&format!("has {rows} rows of {bits} bits; AWQ packs 8 rows of 4")));
         }
@@ -254,7 +266,7 @@ impl<'a> Module<'a> {
     fn fp8(&self) -> Result<Rows<'static>> {
         let (rows, columns) = (self.rows, self.columns);
         let weight = self.tensor("weight")?;
-        if rows.checked_mul(columns) != Some(weight.bytes.len()) {
+        if *weight.shape != [rows, columns] {
             return Err(self.bad_shape("weight", &weight));
         }
         let key = ["weight_scale_inv", "weight_scale"].into_iter().find(|key| self.contains(key));

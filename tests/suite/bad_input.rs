@@ -68,6 +68,14 @@ async fn damaged_vocabularies() {
 }
 
 #[tokio::test]
+async fn merges_into_no_token() {
+    let dir = TempDir::copy_of("mha_tied", "merges");
+    let model = serde_json::json!({"type": "BPE", "vocab": {"aa": 0, "bb": 1}, "merges": [["aa", "bb"]]});
+    fs::write(dir.0.join("tokenizer.json"), serde_json::json!({"version": "1.0", "model": model}).to_string()).unwrap();
+    invalid(&dir.0, &["tokenizer.json", "is not a tokenizer"]).await;
+}
+
+#[tokio::test]
 async fn damaged_safetensors() {
     let dir = TempDir::copy_of("mha_tied", "damaged");
     let weights = dir.0.join("model.safetensors");
@@ -103,6 +111,7 @@ async fn configs_that_make_no_sense() {
         ("num_hidden_layers", serde_json::json!(3)),
         ("num_hidden_layers", serde_json::json!(4_000_000_000u32)),
         ("partial_rotary_factor", serde_json::json!(1.5)),
+        ("rotary_dim", serde_json::json!(1e300)),
         ("vocab_size", serde_json::json!(7)),
         ("rms_norm_eps", serde_json::json!(-1.0)),
         ("rope_theta", serde_json::json!("x")),
@@ -198,6 +207,24 @@ async fn damaged_gguf_files() {
             let _ = model.generate("a", GenerateConfig::new().max_tokens(1)).text().await;
         }
     }
+}
+
+#[tokio::test]
+async fn gguf_blocks_along_another_dimension() {
+    let mut bytes = fs::read(golden_path("gguf/tiny-q8_0.gguf")).unwrap();
+    let mut set = |name: &str, skip: usize, value: &[u8]| {
+        let at = bytes.windows(name.len()).position(|window| window == name.as_bytes()).unwrap() + name.len() + skip;
+        bytes[at..at + value.len()].copy_from_slice(value);
+    };
+    // After a key is the type of its value, after a tensor's name the number of its dimensions.
+    set("llama.feed_forward_length", 4, &1u32.to_le_bytes());
+    for name in ["ffn_gate", "ffn_up", "ffn_down"] {
+        set(&format!("blk.0.{name}.weight"), 4, &[64u64.to_le_bytes(), 1u64.to_le_bytes()].concat());
+    }
+    let dir = TempDir::new("blocks");
+    let path = dir.0.join("model.gguf");
+    fs::write(&path, bytes).unwrap();
+    invalid(&path, &["blk.0.ffn_down.weight", "[1, 64]", "[64, 1]"]).await;
 }
 
 #[tokio::test]
@@ -342,7 +369,15 @@ async fn damaged_quantised_directories() {
     // As NVFP4 stores them: twice the scales.
     let dir = rewritten("mlx_mxfp4", "mlx-nvfp4", "\"shape\":[128,4]", "\"shape\":[64,8]");
     invalid(&dir.0, &["model.layers.0", "groups of 16", "affine and mxfp4"]).await;
+    // As AWQ's gemv stores them: as many numbers, in another order.
+    let dir = rewritten("awq", "awq-gemv", "\"shape\":[128,16]", "\"shape\":[16,128]");
+    invalid(&dir.0, &["model.layers.0", "qweight", "[16, 128]"]).await;
+    let dir = rewritten("awq", "awq-scales", "\"shape\":[2,128]", "\"shape\":[128,2]");
+    invalid(&dir.0, &["model.layers.0", "scales", "[128, 2]"]).await;
+    let dir = rewritten("fp8", "fp8-shape", "\"shape\":[128,128]", "\"shape\":[64,256]");
+    invalid(&dir.0, &["model.layers.0", "weight", "[64, 256]"]).await;
     for (golden, key, value) in [
+        ("awq", "version", serde_json::json!("gemv")),
         ("gptq", "bits", serde_json::json!(3)),
         ("gptq", "group_size", serde_json::json!(0)),
         ("gptq", "group_size", serde_json::json!(48)),

@@ -28,7 +28,7 @@ pub fn spec(config: &Config, kind: &str, max_positions: usize, head_dim: usize) 
     let factor = first(&["partial_rotary_factor", "rotary_pct"])?.unwrap_or(1.0);
     let named = first(&["rotary_dim"])?.unwrap_or(head_dim as f64 * factor) as usize;
     // Of an odd number one more is turned, by the frequencies of the odd number.
-    let dims = named.next_multiple_of(2);
+    let dims = named.checked_next_multiple_of(2).unwrap_or(usize::MAX);
     if dims == 0 || dims > head_dim {
         return Err(config.bad("head_dim", &format!("{named} of {head_dim} numbers have no rotary pairs")));
     }

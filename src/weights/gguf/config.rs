@@ -71,6 +71,11 @@ pub fn config(file: &GgufFile) -> Result<Config> {
             set(ours, json!(n));
         }
     }
+    let key = format!("{arch}.attention.sliding_window");
+    if metadata.opt_usize(&key)?.map_or(!has_unnamed_window(file, arch)?, |window| window == 0) {
+        // No window is none: Hugging Face's defaults are not those of GGUF.
+        set(&["sliding_window"], Value::Null);
+    }
     // The last ones predict further tokens, which is no part of the decoder.
     let further = metadata.opt_usize(&format!("{arch}.nextn_predict_layers"))?.unwrap_or(0);
     if let Some(layers) = metadata.opt_usize(&format!("{arch}.block_count"))?.filter(|layers| *layers > further) {
@@ -114,6 +119,12 @@ pub fn config(file: &GgufFile) -> Result<Config> {
         values.insert("query_pre_attn_scalar".into(), json!(scalar));
     }
     Ok(Config::new(&file.path, values))
+}
+
+/// Whether llama.cpp knows of a window that no key names, which is Hugging Face's default then.
+fn has_unnamed_window(file: &GgufFile, arch: &str) -> Result<bool> {
+    let layers = file.metadata.opt_usize(&format!("{arch}.block_count"))?;
+    Ok(arch == "gemma2" || (arch == "exaone4" && layers == Some(64)))
 }
 
 /// What Gemma 2 and 3 divide scores by the root of; it is in no key. Of the 27B models it is not the head's size.
@@ -180,4 +191,42 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
         rope.insert("factors".into(), json!(file.numbers("rope_freqs.weight")?));
     }
     Ok(Value::Object(rope))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    /// The window of a golden model, whose file says that it has `window`, or nothing of windows.
+    fn window(name: &str, window: Option<u32>) -> Option<Value> {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/gguf_architectures/{name}.gguf"));
+        let mut bytes = fs::read(golden).unwrap();
+        let key = b".attention.sliding_window";
+        let at = bytes.windows(key.len() + 1).position(|found| found[..key.len()] == *key && found[key.len()] == 4);
+        let end = at.unwrap() + key.len();
+        match window {
+            Some(window) => bytes[end + 4..end + 8].copy_from_slice(&window.to_le_bytes()),
+            None => bytes[end - 6..end].copy_from_slice(b"wander"),
+        }
+        let file = format!("tokenflow-window-{name}-{window:?}-{}.gguf", std::process::id());
+        let path = std::env::temp_dir().join(file);
+        fs::write(&path, bytes).unwrap();
+        let config = config(&GgufFile::open(&path).unwrap()).unwrap();
+        fs::remove_file(path).unwrap();
+        // As architectures have it, with a default of Hugging Face's.
+        config.or(json!({"sliding_window": 4096})).get("sliding_window").cloned()
+    }
+
+    #[test]
+    fn no_window_and_one_of_zero_are_none() {
+        for name in ["exaone4", "gemma2_v4", "gpt_oss_v4", "cohere2_v4"] {
+            assert_eq!(window(name, Some(9)), Some(json!(9)), "{name}");
+            assert_eq!(window(name, Some(0)), None, "{name}");
+            // llama.cpp knows Gemma 2's.
+            let default = (name == "gemma2_v4").then(|| json!(4096));
+            assert_eq!(window(name, None), default, "{name}");
+        }
+    }
 }

@@ -71,6 +71,11 @@ impl GgufFile {
         self.parts.len()
     }
 
+    /// Where they are.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(|part| part.path.as_path())
+    }
+
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -113,7 +118,8 @@ impl GgufFile {
     pub fn quantization(&self) -> (u32, u32) {
         let mut elements_by_type = BTreeMap::<u32, usize>::new();
         for entry in self.tensors.values() {
-            *elements_by_type.entry(entry.ggml_type).or_default() += elements(&entry.shape).unwrap_or(0);
+            let count = elements_by_type.entry(entry.ggml_type).or_default();
+            *count = count.saturating_add(elements(&entry.shape).unwrap_or(0));
         }
         let most = || elements_by_type.iter().max_by_key(|(_, elements)| **elements).map(|(ggml_type, _)| *ggml_type);
         let named = self.metadata.opt_u32("general.file_type").ok().flatten().and_then(type_of_file);
