@@ -64,7 +64,7 @@ fn entries(base: &Path, dir: &Path) -> Vec<PathBuf> {
 fn models_in(base: &Path, dir: &Path) -> Vec<DiscoveredModel> {
     let entries = entries(base, dir);
     let directory = directory_model(dir, &entries);
-    let files = entries.iter().filter(|path| has_extension(path, "gguf")).filter_map(|path| gguf_model(path));
+    let files = entries.iter().filter(|path| has_extension(path, "gguf")).filter_map(|path| gguf_model(base, path));
     directory.into_iter().chain(files).collect()
 }
 
@@ -93,8 +93,11 @@ fn directory_model(dir: &Path, entries: &[PathBuf]) -> Option<DiscoveredModel> {
     })
 }
 
-fn gguf_model(path: &Path) -> Option<DiscoveredModel> {
+fn gguf_model(base: &Path, path: &Path) -> Option<DiscoveredModel> {
     let file = GgufFile::open(path).ok()?;
+    if !file.paths().all(|path| path.canonicalize().is_ok_and(|real| real.starts_with(base))) {
+        return None;
+    }
     let model_type = file.metadata.opt_str("general.architecture").ok().flatten()?.to_owned();
     let (quant_bits, quant_group) = file.quantization();
     Some(DiscoveredModel {

@@ -7,7 +7,10 @@ use std::{
     alloc::{Layout, handle_alloc_error},
     ops::{Deref, DerefMut},
     ptr::NonNull,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{Ordering, fence},
+    },
 };
 
 use memmap2::{MmapMut, MmapRaw};
@@ -123,7 +126,11 @@ impl Region {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let (region, start) = match shared.take() {
             // Nobody needs any of it any more.
-            Some((region, _)) if Arc::strong_count(&region) == 1 => (region, 0),
+            Some((region, _)) if Arc::strong_count(&region) == 1 => {
+                // What others did with it until they gave it up came before, which the count alone does not say.
+                fence(Ordering::Acquire);
+                (region, 0)
+            }
             Some((region, used)) if used + bytes <= REGION_BYTES => (region, used),
             _ => (Arc::new(Self::map(REGION_BYTES)), 0),
         };

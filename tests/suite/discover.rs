@@ -45,6 +45,12 @@ fn links_out_of_the_folder_are_not_followed() {
     let base = TempDir::new("discover-links");
     std::os::unix::fs::symlink(golden_path("mha_tied"), base.0.join("link")).unwrap();
     std::os::unix::fs::symlink(golden_path("gguf/tiny-f32.gguf"), base.0.join("link.gguf")).unwrap();
+    // The first part is there, the others are not.
+    for part in 1..=4 {
+        let name = format!("granite_v5-0000{part}-of-00004.gguf");
+        let (from, to) = (golden_path(&format!("gguf_architectures/{name}")), base.0.join(name));
+        if part == 1 { fs::copy(from, to).map(drop) } else { std::os::unix::fs::symlink(from, to) }.unwrap();
+    }
     assert_eq!(discover(&base.0).count(), 0);
 }
 
