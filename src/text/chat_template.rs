@@ -8,7 +8,7 @@ use minijinja::{
 use regex::{Captures, Regex};
 use serde_json::Map;
 
-use super::python;
+use super::{bounds, json, python};
 use crate::{Error, Result};
 
 /// A model's way to write a conversation down, in Jinja as transformers runs it.
@@ -36,8 +36,6 @@ const NAME: &str = "chat_template";
 const TOOL_USE: &str = "chat_template tool_use";
 /// Steps a template may take.
 const FUEL: u64 = 20_000_000;
-/// Bytes a template may write.
-pub const MAX_BYTES: usize = 16 << 20;
 /// Bytes a template may be long. Those of models have less than half of it.
 const MAX_SOURCE_BYTES: usize = 128 << 10;
 /// Stack that a template may need to be compiled: what is nested is compiled recursively, and a sign is enough for a
@@ -119,7 +117,7 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(python::call_method);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |format: String| strftime(chrono::Local::now().naive_local(), &format));
-    environment.add_filter("tojson", |args: Rest<Value>| python::to_json(&args));
+    environment.add_filter("tojson", |args: Rest<Value>| json::to_json(&args));
     environment.add_filter("string", |value: Value| python::to_str(&value));
     environment.add_filter("upper", |value: Value| Ok::<_, minijinja::Error>(python::to_str(&value)?.to_uppercase()));
     environment.add_filter("lower", |value: Value| Ok::<_, minijinja::Error>(python::to_str(&value)?.to_lowercase()));
@@ -174,11 +172,11 @@ fn bound(environment: &mut Environment<'static>) {
             match (name, &args[..]) {
                 ("format", [format, args @ ..]) => python::check_format(&python::to_str(format)?, args)?,
                 ("batch" | "slice", [list, count, ..]) => {
-                    python::check_items(list)?;
-                    python::check_count(count)?;
+                    bounds::check_items(list)?;
+                    bounds::check_count(count)?;
                 }
-                ("pprint" | "escape" | "e", [value, ..]) => python::check_bytes(python::to_str(value)?.len())?,
-                (_, [list, ..]) => python::check_items(list)?,
+                ("pprint" | "escape" | "e", [value, ..]) => bounds::check_bytes(python::to_str(value)?.len())?,
+                (_, [list, ..]) => bounds::check_items(list)?,
                 _ => {}
             }
             filter.call(state, &args)
@@ -225,7 +223,7 @@ fn join(args: Rest<Value>) -> Result<String, minijinja::Error> {
 fn sum(state: &State<'_, '_>, args: Rest<Value>) -> Result<Value, minijinja::Error> {
     let [items, attribute] = python::named(&args, ["iterable", "attribute"])?;
     let mut items = items.unwrap_or_default();
-    python::check_items(&items)?;
+    bounds::check_items(&items)?;
     if let Some(attribute) = attribute {
         items = items.try_iter()?.map(|item| item.get_item(&attribute)).collect::<Result<Value, _>>()?;
     }
@@ -277,8 +275,8 @@ struct Limited(Vec<u8>);
 
 impl io::Write for Limited {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_BYTES {
-            return Err(io::Error::other(format!("the rendered prompt is longer than {MAX_BYTES} bytes")));
+        if self.0.len() + bytes.len() > bounds::MAX_BYTES {
+            return Err(io::Error::other(format!("the rendered prompt is longer than {} bytes", bounds::MAX_BYTES)));
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())

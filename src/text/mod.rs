@@ -1,9 +1,11 @@
 //! Between text and token ids: tokenizer, chat template, and text as it is generated.
 
 mod answer;
+mod bounds;
 mod chat_template;
 mod detokenizer;
 pub mod gguf;
+mod json;
 mod marks;
 mod python;
 #[cfg(test)]
