@@ -6,9 +6,9 @@ use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 
 use super::{
     Isa,
+    ahead::prefetch,
     ggml::Format,
     math::{greatest, rounded},
-    panels::prefetch,
     pieces::filled,
 };
 

@@ -5,10 +5,11 @@ use std::ops::Range;
 
 use super::{
     Isa,
+    ahead::Ahead,
     attention::{Scoring, attend, slope},
     math::{exp, tanh},
     paged_cache::{BLOCK_TOKENS, Heads, PagedCache, Sequence},
-    panels::{LANES, Product},
+    panels::{LANES, Panels, Product},
     pieces::{filled, map},
     softmax::softmax_lanes,
     stored::StoredType,
@@ -130,16 +131,13 @@ impl Rows {
 
     /// The product with the first rows of `right`, as many as there are `steps`, added to `sums` from its row `to` on.
     fn times(&self, right: &Self, steps: usize, sums: &mut Self, to: usize, isa: Isa) {
-        let panels: Vec<&[f32]> = (0..sums.width / LANES).map(|panel| &right.numbers[panel * LANES..]).collect();
         let product = Product {
             factors: &self.numbers,
             factor_stride: self.width,
             rows: self.len,
-            pieces: 1,
+            panels: Panels::Beside(sums.width / LANES, &[&right.numbers]),
             steps,
-            panels: &panels,
             panel_stride: right.width,
-            ahead: &[],
         };
         let width = sums.width;
         product.add_to(&mut sums.numbers[to * width..], width, isa);
@@ -230,7 +228,7 @@ pub fn weigh_row(row: &Row<'_>, weights: &mut [f32], slopes: &mut [f32]) {
     }
     weights[..row.seen.start].fill(f32::NEG_INFINITY);
     weights[row.seen.end..].fill(f32::NEG_INFINITY);
-    let (greatest, sum) = softmax_lanes(weights);
+    let (greatest, sum) = softmax_lanes(weights, &mut Ahead::nothing());
     let sum = sum + row.sink.map_or(0.0, |sink| exp(sink - greatest));
     // Of the values all weights together take this much.
     let mut taken = [0f32; LANES];

@@ -1,14 +1,15 @@
 //! Keys and values of 8 bits: codes, and for each token's key and value of a head a scale.
 
-use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
+use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut, from_bytes};
 use half::bf16;
 use smallvec::{SmallVec, smallvec};
 
 use super::{
     Isa,
+    ahead::prefetch,
     math::{greatest, rounded},
     paged_cache::BLOCK_TOKENS,
-    panels::{Panelled, prefetch},
+    panels::Panelled,
     stored::Stored,
 };
 
@@ -65,14 +66,14 @@ impl Scale {
 
 /// The scales of a block's keys.
 #[inline]
-pub fn key_scales(keys: &[i8]) -> &[Scale] {
-    cast_slice(&keys[keys.len() - SCALES_LEN..])
+pub fn key_scales(keys: &[i8]) -> [Scale; BLOCK_TOKENS] {
+    *from_bytes(cast_slice(&keys[keys.len() - SCALES_LEN..]))
 }
 
 /// The scales of a block's values.
 #[inline]
-pub fn value_scales(values: &[i8]) -> &[Scale] {
-    cast_slice(&values[..SCALES_LEN])
+pub fn value_scales(values: &[i8]) -> [Scale; BLOCK_TOKENS] {
+    *from_bytes(cast_slice(&values[..SCALES_LEN]))
 }
 
 fn set_scale(scales: &mut [i8], token: usize, scale: bf16) {

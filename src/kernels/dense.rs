@@ -163,11 +163,9 @@ impl DenseMatrix {
                 factors,
                 factor_stride: columns,
                 rows,
-                pieces: 1,
+                panels: panels::Panels::Apart(panels),
                 steps,
-                panels,
                 panel_stride: LANES,
-                ahead: &[],
             };
             product.add_to(sums, STRIP_ROWS, isa);
         })

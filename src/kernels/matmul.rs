@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     Isa,
-    panels::{LANES, Product},
+    panels::{LANES, Panels, Product},
     pieces::{Piece, Strips, summed},
 };
 
@@ -18,15 +18,18 @@ pub fn product(x: &[f32], (y, columns): (&[f32], usize), plus: Option<&[f32]>, i
     let y = if stride == columns { Cow::Borrowed(y) } else { Cow::Owned(widened(y, columns, stride)) };
     let strips = Strips { columns, width: STRIP_WIDTH };
     summed(x.len() / steps, strips, STRIP_ROWS, |Piece { rows, columns: of }, sums| {
-        let panels: Vec<&[f32]> = of.clone().step_by(LANES).map(|column| &y[column..]).collect();
         if let Some(plus) = plus {
             for (sums, plus) in sums.chunks_mut(STRIP_WIDTH).zip(plus[rows.start * columns..].chunks(columns)) {
                 sums[..of.len()].copy_from_slice(&plus[of.clone()]);
             }
         }
-        let (factors, rows, panels) = (&x[rows.start * steps..], rows.len(), &panels);
-        Product { factors, factor_stride: steps, rows, pieces: 1, steps, panels, panel_stride: stride, ahead: &[] }
-            .add_to(sums, STRIP_WIDTH, isa);
+        let (factors, rows) = (&x[rows.start * steps..], rows.len());
+        let panels = Panels::Beside(of.len().div_ceil(LANES), &[&y[of.start..]]);
+        Product { factors, factor_stride: steps, rows, panels, steps, panel_stride: stride }.add_to(
+            sums,
+            STRIP_WIDTH,
+            isa,
+        );
     })
 }
 

@@ -22,6 +22,7 @@ macro_rules! compiled_for {
 
 mod activations;
 pub mod affine;
+mod ahead;
 #[cfg(target_arch = "aarch64")]
 mod arm;
 pub mod attention;

@@ -13,6 +13,7 @@ use half::{bf16, f16};
 
 use super::{
     Isa,
+    ahead::Ahead,
     panels::LANES,
     pieces::for_each_mut,
     stored::{Stored, StoredType, Typed, with_typed},
@@ -173,6 +174,17 @@ impl<'a, T: Stored> Blocks<'a, T> {
         // SAFETY: it is inside what is borrowed, and nobody writes to the blocks that sequences read here.
         let both = unsafe { std::slice::from_raw_parts(self.first.add(at), values + keys) };
         (&both[values..], &both[..values + (self.heads.padded_dim() - head_dim) * T::STEP_LEN / LANES])
+    }
+}
+
+impl<T: Stored> Blocks<'_, T> {
+    /// What a head has in these blocks, to be asked for while so much `work` is done.
+    pub fn ahead<'a>(&self, blocks: &'a [u32], kv_head: usize, work: usize) -> Ahead<'a> {
+        let Heads { num_kv_heads, head_dim, .. } = self.heads;
+        let len = T::values_len(head_dim) + T::keys_len(head_dim);
+        let first = self.first.wrapping_add(kv_head * len);
+        let bytes = len * size_of::<T>();
+        Ahead::of(blocks, first.cast(), bytes * num_kv_heads, bytes, work)
     }
 }
 

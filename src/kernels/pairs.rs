@@ -3,8 +3,9 @@
 
 use super::{
     Isa,
+    ahead::Ahead,
     math::{greatest, rounded},
-    panels::{LANES, Panelled, Product},
+    panels::{LANES, Panelled, Product, Sums},
 };
 
 impl Panelled for i8 {
@@ -13,24 +14,25 @@ impl Panelled for i8 {
     /// A pair of codes for each lane.
     const STEP_LEN: usize = 2 * LANES;
 
-    fn add_product(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize, isa: Isa) {
+    fn add_product(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>, isa: Isa) {
         match isa {
-            Isa::Scalar => add_scalar(product, sums, sum_stride),
+            Isa::Scalar => add_scalar(product, sums),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::x86::pairs::add_avx2(product, sums, sum_stride),
+            Isa::Avx2 => super::x86::pairs::add_avx2(product, sums, ahead),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => super::x86::pairs::add_avx512(product, sums, sum_stride),
+            Isa::Avx512 => super::x86::pairs::add_avx512(product, sums, ahead),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::pairs::add_vnni(product, sums, sum_stride),
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::pairs::add_vnni(product, sums, ahead),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonDotprod => super::arm::pairs::add_neon(product, sums, sum_stride),
+            Isa::Neon | Isa::NeonDotprod => super::arm::pairs::add_neon(product, sums, ahead),
         }
     }
 }
 
-fn add_scalar(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) {
+fn add_scalar(product: &Product<'_, i8>, mut sums: Sums<'_, i32>) {
+    sums.begin(product);
     product.for_each_step(|row, panel, [first, second], codes| {
-        let sums = &mut sums[row * sum_stride + panel * LANES..][..LANES];
+        let sums = &mut sums.sums[row * sums.stride + panel * LANES..][..LANES];
         for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<2>().0) {
             let [one, other] = codes.map(i32::from);
             *sum = sum.wrapping_add(i32::from(*first) * one + i32::from(*second) * other);
@@ -69,6 +71,7 @@ pub fn scale_sums(sums: &[i32], step: f32, out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::panels::Panels;
 
     #[test]
     fn every_path_gives_the_sums_of_products() {
@@ -78,17 +81,14 @@ mod tests {
             let factors: Vec<[i16; 2]> =
                 (0..rows * width).map(|i| [2 * i, 2 * i + 1].map(|i| integer(i, 32_767) as i16)).collect();
             let codes: Vec<i8> = (0..pieces * steps * panel_stride).map(|i| integer(i + 5, 128) as i8).collect();
-            let starts = (0..pieces * panels).map(|i| i / panels * steps * panel_stride + i % panels * 32);
-            let slices: Vec<&[i8]> = starts.map(|at| &codes[at..]).collect();
+            let slices: Vec<&[i8]> = (0..pieces).map(|piece| &codes[piece * steps * panel_stride..]).collect();
             let product = Product {
                 factors: &factors,
                 factor_stride: width,
                 rows,
-                pieces,
+                panels: Panels::Beside(panels, &slices),
                 steps,
-                panels: &slices,
                 panel_stride,
-                ahead: &[],
             };
             let before: Vec<i32> = (0..rows * panels * LANES).map(|i| integer(i, 1000)).collect();
             let mut exact = before.clone();

@@ -6,13 +6,10 @@ use bytemuck::Zeroable;
 use candle_core::DType;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-use super::Isa;
+use super::{Isa, ahead::Ahead};
 
 /// Columns of a panel.
 pub const LANES: usize = 16;
-/// What memory comes in.
-pub const LINE_BYTES: usize = 64;
-
 /// The types that weights, keys and values are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ElementType {
@@ -49,11 +46,11 @@ pub trait Panelled: Copy + Send + Sync + Zeroable + 'static {
     /// What a step is multiplied by.
     type Factor: Copy;
     /// What the products of a lane add up to.
-    type Sum: Copy;
+    type Sum: Copy + Zeroable;
     /// Those that one step has in a panel.
     const STEP_LEN: usize;
-    /// Adds to `sums`, where those of row `r` and panel `p` are at `r * sum_stride + p * LANES`.
-    fn add_product(product: &Product<'_, Self>, sums: &mut [Self::Sum], sum_stride: usize, isa: Isa);
+    /// Adds to the sums, and asks for what is `ahead` meanwhile.
+    fn add_product(product: &Product<'_, Self>, sums: Sums<'_, Self::Sum>, ahead: &mut Ahead<'_>, isa: Isa);
 }
 
 mod sealed {
@@ -77,17 +74,15 @@ impl<T: Element> Panelled for T {
     type Sum = f32;
     const STEP_LEN: usize = LANES;
 
-    fn add_product(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+    fn add_product(product: &Product<'_, T>, sums: Sums<'_, f32>, ahead: &mut Ahead<'_>, isa: Isa) {
         match isa {
-            Isa::Scalar => add_scalar(product, sums, sum_stride),
+            Isa::Scalar => add_scalar(product, sums),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::x86::panels::add_avx2(product, sums, sum_stride),
+            Isa::Avx2 => super::x86::panels::add_avx2(product, sums, ahead),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
-                super::x86::panels::add_avx512(product, sums, sum_stride)
-            }
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::panels::add_avx512(product, sums, ahead),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonDotprod => super::arm::panels::add_neon(product, sums, sum_stride),
+            Isa::Neon | Isa::NeonDotprod => super::arm::panels::add_neon(product, sums, ahead),
         }
     }
 }
@@ -148,56 +143,95 @@ fn saturate(values: &[f32], greatest: f32, finite: &mut [f32]) {
     values.iter().zip(finite).for_each(|(value, finite)| *finite = value.clamp(-greatest, greatest));
 }
 
-/// Asks for what is read soon.
-pub fn prefetch<T>(elements: &[T]) {
-    let first = elements.as_ptr().cast::<u8>();
-    (0..size_of_val(elements)).step_by(LINE_BYTES).for_each(|at| prefetch_line(first.wrapping_add(at)));
-}
-
-/// Asks for a line of memory, if the machine can. It need not be there.
-#[inline(always)]
-pub fn prefetch_line(line: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    super::x86::panels::prefetch_line(line);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
-}
-
-/// Rows of factors, each with all panels:
-/// `sums[row][panel][lane] += Σ factors[row][step] * panels[panel][step][lane]`. Steps may be in several pieces of memory.
+/// Rows of factors, each with all panels: sums of `factors[row][step] * panels[panel][step][lane]`.
 pub struct Product<'a, T: Panelled> {
-    /// Row `r` is `factors[r * factor_stride..][..pieces * steps]`.
+    /// Row `r` is what begins at `r * factor_stride`: a factor for each step.
     pub factors: &'a [T::Factor],
     pub factor_stride: usize,
     pub rows: usize,
-    pub pieces: usize,
-    /// Those of a piece.
+    pub panels: Panels<'a, T>,
+    /// Steps in each piece of a panel.
     pub steps: usize,
-    /// All panels of the first piece, then those of the next. Step `i` of a piece of a panel is
-    /// `[i * panel_stride..][..STEP_LEN]` of it.
-    pub panels: &'a [&'a [T]],
+    /// From one step of a panel to the next.
     pub panel_stride: usize,
-    /// What is read soon after, and so asked for meanwhile.
-    pub ahead: &'a [&'a [T]],
+}
+
+/// Where panels are. Each step has `STEP_LEN` elements there.
+pub enum Panels<'a, T> {
+    /// Each has a place of its own.
+    Apart(&'a [&'a [T]]),
+    /// So many side by side, in pieces that have some of the steps each.
+    Beside(usize, &'a [&'a [T]]),
+}
+
+impl<T: Panelled> Panels<'_, T> {
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Apart(panels) => panels.len(),
+            Self::Beside(count, _) => *count,
+        }
+    }
+
+    /// Pieces of each panel.
+    pub fn pieces(&self) -> usize {
+        match self {
+            Self::Apart(_) => 1,
+            Self::Beside(_, pieces) => pieces.len(),
+        }
+    }
+
+    /// Where a piece of a panel begins.
+    #[inline(always)]
+    pub fn start(&self, piece: usize, panel: usize) -> &[T] {
+        match self {
+            Self::Apart(panels) => panels[panel],
+            Self::Beside(_, pieces) => &pieces[piece][panel * T::STEP_LEN..],
+        }
+    }
+}
+
+/// Where sums go: those of row `r` and panel `p` are at `r * stride + p * LANES`.
+pub struct Sums<'a, S> {
+    pub sums: &'a mut [S],
+    pub stride: usize,
+    /// Whether they are added to what is there, or take its place.
+    pub add: bool,
+}
+
+impl<S: Copy + Zeroable> Sums<'_, S> {
+    /// Makes zeros of those that the sums of a product take the place of.
+    pub fn begin<T: Panelled>(&mut self, product: &Product<'_, T>) {
+        if !self.add {
+            let rows = self.sums.chunks_mut(self.stride).take(product.rows);
+            rows.for_each(|row| row[..product.panels.count() * LANES].fill(S::zeroed()));
+        }
+    }
 }
 
 impl<T: Panelled> Product<'_, T> {
-    /// Adds to `sums`, where those of row `r` and panel `p` are at `r * sum_stride + p * LANES`.
-    pub fn add_to(&self, sums: &mut [T::Sum], sum_stride: usize, isa: Isa) {
-        if self.rows > 0 && self.steps > 0 && !self.panels.is_empty() {
-            T::add_product(self, sums, sum_stride, isa);
+    /// Adds to `sums`, where those of row `r` and panel `p` are at `r * stride + p * LANES`.
+    pub fn add_to(&self, sums: &mut [T::Sum], stride: usize, isa: Isa) {
+        self.write(Sums { sums, stride, add: true }, &mut Ahead::nothing(), isa);
+    }
+
+    /// Writes the sums. Meanwhile memory is asked for: a factor times a step of a panel is a unit of work.
+    pub fn write(&self, mut sums: Sums<'_, T::Sum>, ahead: &mut Ahead<'_>, isa: Isa) {
+        if self.rows > 0 && self.steps > 0 && self.panels.count() > 0 && self.panels.pieces() > 0 {
+            T::add_product(self, sums, ahead, isa);
+        } else {
+            sums.begin(self);
         }
     }
 
     /// Calls `add` with each row and panel, and with the factor and what the panel has of each of their steps in turn.
     pub fn for_each_step(&self, mut add: impl FnMut(usize, usize, &T::Factor, &[T])) {
-        let (steps, panels) = (self.steps, self.panels.len() / self.pieces);
         for row in 0..self.rows {
-            let factors = self.factors[row * self.factor_stride..].chunks(steps);
-            for (factors, panels) in factors.zip(self.panels.chunks(panels)) {
-                for (index, panel) in panels.iter().enumerate() {
+            let factors = &self.factors[row * self.factor_stride..][..self.panels.pieces() * self.steps];
+            for (piece, factors) in factors.chunks(self.steps).enumerate() {
+                for panel in 0..self.panels.count() {
+                    let elements = self.panels.start(piece, panel);
                     for (step, factor) in factors.iter().enumerate() {
-                        add(row, index, factor, &panel[step * self.panel_stride..][..T::STEP_LEN]);
+                        add(row, panel, factor, &elements[step * self.panel_stride..][..T::STEP_LEN]);
                     }
                 }
             }
@@ -205,9 +239,10 @@ impl<T: Panelled> Product<'_, T> {
     }
 }
 
-fn add_scalar<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+fn add_scalar<T: Element>(product: &Product<'_, T>, mut sums: Sums<'_, f32>) {
+    sums.begin(product);
     product.for_each_step(|row, panel, factor, values| {
-        let sums = &mut sums[row * sum_stride + panel * LANES..][..LANES];
+        let sums = &mut sums.sums[row * sums.stride + panel * LANES..][..LANES];
         for (sum, value) in sums.iter_mut().zip(values) {
             *sum = factor.mul_add(value.to_f32(), *sum);
         }

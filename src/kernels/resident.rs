@@ -15,7 +15,7 @@ use std::{
 
 use memmap2::{MmapMut, MmapRaw};
 
-use super::panels::LINE_BYTES;
+use super::ahead::LINE_BYTES;
 
 /// What is mapped for small matrices at a time. Greater ones have mappings of their own.
 const REGION_BYTES: usize = 32 << 20;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Isa, math::exp, panels::LANES, rows::cap};
+use super::{Isa, ahead::Ahead, math::exp, panels::LANES, rows::cap};
 
 /// What the keys of a part give, before the division by the sum of their weights.
 #[derive(Default)]
@@ -63,7 +63,13 @@ pub fn merge_values(values: &mut [f32], softmax: Softmax, next_values: &[f32], n
 }
 
 /// Turns the scores that are `seen` into weights.
-pub fn softmax(scores: &mut [f32], seen: Range<usize>, softcap: Option<f32>, isa: Isa) -> Softmax {
+pub fn softmax(
+    scores: &mut [f32],
+    seen: Range<usize>,
+    softcap: Option<f32>,
+    ahead: &mut Ahead<'_>,
+    isa: Isa,
+) -> Softmax {
     if seen.is_empty() {
         return Softmax { max: f32::NEG_INFINITY, sum: 0.0 };
     }
@@ -74,13 +80,16 @@ pub fn softmax(scores: &mut [f32], seen: Range<usize>, softcap: Option<f32>, isa
     }
     scores[..seen.start - lanes].fill(f32::NEG_INFINITY);
     scores[seen.end - lanes..].fill(f32::NEG_INFINITY);
-    let (max, sum) = compiled_for!(isa, softmax_lanes(scores));
+    let (max, sum) = compiled_for!(isa, softmax_lanes(scores, ahead));
     Softmax { max, sum }
 }
 
+/// What the softmax of [`LANES`] scores takes, in units of work of [`Ahead`].
+pub const SOFTMAX_WORK: usize = 24;
+
 /// Turns scores, whole lanes of them, into `exp(score - max)`; gives `max` and the sum.
 #[inline(always)]
-pub fn softmax_lanes(scores: &mut [f32]) -> (f32, f32) {
+pub fn softmax_lanes(scores: &mut [f32], ahead: &mut Ahead<'_>) -> (f32, f32) {
     let (scores, _) = scores.as_chunks_mut::<LANES>();
     let mut max = [f32::NEG_INFINITY; LANES];
     for scores in scores.iter() {
@@ -91,6 +100,7 @@ pub fn softmax_lanes(scores: &mut [f32]) -> (f32, f32) {
     let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
     let mut sums = [0f32; LANES];
     for scores in scores {
+        ahead.step(SOFTMAX_WORK);
         for lane in 0..LANES {
             scores[lane] = exp(scores[lane] - max);
             sums[lane] += scores[lane];

@@ -5,8 +5,9 @@ use half::{bf16, f16};
 
 use super::{
     Isa,
+    ahead::prefetch,
     paged_cache::{BLOCK_TOKENS, Heads},
-    panels::{Element, Panelled, prefetch},
+    panels::{Element, Panelled},
 };
 
 /// What keys and values are stored as.

@@ -3,7 +3,7 @@
 use super::{
     Isa,
     brain::{self, Line, round_row, rounded},
-    panels::{LANES, Product},
+    panels::{LANES, Panels, Product},
     pieces::{Strips, summed},
     team,
 };
@@ -50,18 +50,12 @@ pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32
     by_blocks((x, rows), weights, (BLOCK_ROWS, [0f32; LANES]), unpack, |panels, factors, sums| {
         let panels: Vec<&[f32]> = panels.iter().map(|panel| panel.as_flattened()).collect();
         let (steps, rows_of_sums) = (panels[0].len() / LANES, sums.len() / STRIP_WIDTH);
-        let panels = &panels;
-        Product {
-            factors,
-            factor_stride: rows,
-            rows: rows_of_sums,
-            pieces: 1,
-            steps,
-            panels,
-            panel_stride: LANES,
-            ahead: &[],
-        }
-        .add_to(sums, STRIP_WIDTH, isa);
+        let panels = Panels::Apart(&panels);
+        Product { factors, factor_stride: rows, rows: rows_of_sums, panels, steps, panel_stride: LANES }.add_to(
+            sums,
+            STRIP_WIDTH,
+            isa,
+        );
     })
 }
 

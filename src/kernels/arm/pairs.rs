@@ -1,20 +1,21 @@
 use std::arch::aarch64::*;
 
 use crate::kernels::{
+    ahead::Ahead,
     pairs::bits,
-    panels::Product,
+    panels::{Product, Sums},
     tiles::panels::{Vector, add_all},
 };
 
 /// As the scalar path. The machine must have NEON, which `Isa::available` made sure of.
-pub fn add_neon(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) {
+pub fn add_neon(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
     #[target_feature(enable = "neon")]
-    unsafe fn add(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) {
+    unsafe fn add(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
         // SAFETY: passed on.
-        unsafe { add_all::<i8, [int32x4_t; 4], 1>(product, sums, sum_stride) };
+        unsafe { add_all::<i8, [int32x4_t; 4], 1>(product, sums, ahead) };
     }
     // SAFETY: `Isa::Neon` exists only where it was detected.
-    unsafe { add(product, sums, sum_stride) };
+    unsafe { add(product, sums, ahead) };
 }
 
 /// Codes are widened to 16 bits.

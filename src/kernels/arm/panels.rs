@@ -1,7 +1,8 @@
 use std::arch::aarch64::*;
 
 use crate::kernels::{
-    panels::{Element, ElementType, Product},
+    ahead::Ahead,
+    panels::{Element, ElementType, Product, Sums},
     tiles::panels::{Vector, add_all},
 };
 
@@ -9,14 +10,14 @@ use crate::kernels::{
 pub type Lanes = [float32x4_t; 4];
 
 /// As the scalar path. The machine must have NEON, which `Isa::available` made sure of.
-pub fn add_neon<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+pub fn add_neon<T: Element>(product: &Product<'_, T>, sums: Sums<'_, f32>, ahead: &mut Ahead<'_>) {
     #[target_feature(enable = "neon")]
-    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: Sums<'_, f32>, ahead: &mut Ahead<'_>) {
         // SAFETY: passed on.
-        unsafe { add_all::<T, Lanes, 1>(product, sums, sum_stride) };
+        unsafe { add_all::<T, Lanes, 1>(product, sums, ahead) };
     }
     // SAFETY: `Isa::Neon` exists only where it was detected.
-    unsafe { add(product, sums, sum_stride) };
+    unsafe { add(product, sums, ahead) };
 }
 
 impl<T: Element> Vector<T> for Lanes {

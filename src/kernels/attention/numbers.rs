@@ -1,46 +1,58 @@
-use std::{mem::take, ops::Range};
+use std::ops::Range;
 
-use super::tile::{Ahead, Attended, BLOCKS_AT_ONCE, Tile, Weights, Work, zero};
-use crate::kernels::{paged_cache::BLOCK_TOKENS, panels::Element, softmax::Part};
+use super::tile::{Attended, Cached, Tile, Weights, Work};
+use crate::kernels::{
+    ahead::Ahead,
+    paged_cache::BLOCK_TOKENS,
+    panels::Element,
+    softmax::{Part, SOFTMAX_WORK},
+};
+
+/// Blocks whose values go through all queries before the next ones.
+const BLOCKS_AT_ONCE: usize = 4;
 
 impl<T: Element> Attended for T {
-    fn score(tile: &Tile<'_, T>, blocks: Range<usize>, Work { queries, weights, .. }: &mut Work) {
-        zero(weights, queries.len() / tile.heads.head_dim * blocks.len() * BLOCK_TOKENS);
-        tile.multiply_keys(blocks, queries, weights);
+    const WORK: usize = SOFTMAX_WORK;
+
+    fn score(
+        tile: &Tile<'_, T>,
+        cached: &Cached<'_, T>,
+        ahead: &mut Ahead<'_>,
+        Work { queries, weights, .. }: &mut Work,
+    ) {
+        weights.resize(queries.len() / tile.heads.head_dim * cached.tokens(), 0.0);
+        tile.multiply_keys(&cached.keys, queries, ahead, weights);
     }
 
-    fn add_values(tile: &Tile<'_, T>, blocks: Range<usize>, ahead: Option<&Ahead<'_, T>>, work: &mut Work) {
+    fn add_values(tile: &Tile<'_, T>, cached: &Cached<'_, T>, ahead: &mut Ahead<'_>, work: &mut Work) {
         let Work { weights, part: Part { values, .. }, .. } = work;
-        let (group, head_dim, width) = (tile.heads.group(), tile.heads.head_dim, blocks.len() * BLOCK_TOKENS);
+        let (group, head_dim, width) = (tile.heads.group(), tile.heads.head_dim, cached.tokens());
+        let seen = |row: usize, block: usize| tile.seen(row, (cached.first + block) * BLOCK_TOKENS, BLOCK_TOKENS);
         // What a row does not see may be anything, even no number: a weight of zero is not enough.
-        let is_whole = |block: &usize| {
-            let all = 0..BLOCK_TOKENS;
-            [0, tile.band.rows - 1].iter().all(|row| tile.seen(*row, block * BLOCK_TOKENS, BLOCK_TOKENS) == all)
+        let is_whole =
+            |block: &usize| [0, tile.band.rows - 1].iter().all(|row| seen(*row, *block) == (0..BLOCK_TOKENS));
+        let some = |row: usize, rows: usize, block: usize, seen: Range<usize>| {
+            let factors = &weights[row * group * width + block * BLOCK_TOKENS + seen.start..];
+            Weights { factors, stride: width, rows: rows * group, steps: seen.len() }
         };
-        let mut block = blocks.start;
-        while block < blocks.end {
-            let whole = (block..blocks.end).take(BLOCKS_AT_ONCE).take_while(is_whole).count();
-            let now = block..block + whole.max(1);
-            let mut keys = ahead.map(|ahead| ahead.keys(&blocks, now.clone())).unwrap_or_default();
-            let some = |row: usize, rows: usize, seen: Range<usize>| {
-                let first = row * group * width + (now.start - blocks.start) * BLOCK_TOKENS + seen.start;
-                let factors = &weights[first..];
-                (seen.start * head_dim, Weights { factors, stride: width, rows: rows * group, steps: seen.len() })
-            };
-            block = now.end;
+        let mut block = 0;
+        while block < cached.values.len() {
+            let whole = (block..cached.values.len()).take(BLOCKS_AT_ONCE).take_while(is_whole).count();
             if whole > 0 {
-                let (skipped, weights) = some(0, tile.band.rows, 0..BLOCK_TOKENS);
-                tile.multiply_values(now, skipped, weights, values, &keys);
+                let weights = some(0, tile.band.rows, block, 0..BLOCK_TOKENS);
+                tile.multiply_values(&cached.values[block..block + whole], weights, ahead, (values, true));
+                block += whole;
                 continue;
             }
             for row in 0..tile.band.rows {
-                let seen = tile.seen(row, now.start * BLOCK_TOKENS, BLOCK_TOKENS);
+                let seen = seen(row, block);
                 if !seen.is_empty() {
-                    let (skipped, weights) = some(row, 1, seen);
                     let sums = &mut values[row * group * tile.heads.padded_dim()..];
-                    tile.multiply_values(now.clone(), skipped, weights, sums, &take(&mut keys));
+                    let of_seen = &cached.values[block][seen.start * head_dim..];
+                    tile.multiply_values(&[of_seen], some(row, 1, block, seen), ahead, (sums, true));
                 }
             }
+            block += 1;
         }
     }
 }

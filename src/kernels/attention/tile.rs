@@ -7,9 +7,10 @@ use smallvec::SmallVec;
 use super::{Band, Scoring, codes::Codes, slope};
 use crate::kernels::{
     Isa,
+    ahead::Ahead,
     math::exp,
     paged_cache::{BLOCK_TOKENS, Blocks, Heads},
-    panels::{LANES, Panelled, Product},
+    panels::{LANES, Panelled, Panels, Product, Sums},
     softmax::{Part, Softmax, softmax},
     stored::Stored,
 };
@@ -18,22 +19,37 @@ use crate::kernels::{
 /// chunks of a prompt do, and are merged in their order.
 pub const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
 const PART_BLOCKS: usize = 16;
-/// Blocks whose keys, or values, go through the queries together.
-pub const BLOCKS_AT_ONCE: usize = 4;
-/// Panels of values that go through at once without an allocation: those of heads of 128 numbers.
-const PANELS: usize = BLOCKS_AT_ONCE * 128 / LANES;
-/// The keys or values of blocks that go through at once.
-pub type Slices<'a, T> = SmallVec<[&'a [T]; BLOCKS_AT_ONCE]>;
+
+/// What a part has in the cache.
+pub struct Cached<'a, T> {
+    /// The first of its blocks.
+    pub first: usize,
+    /// The keys of each.
+    pub keys: Slices<'a, T>,
+    /// Their values, with what the last panel reads after them.
+    pub values: Slices<'a, T>,
+}
+
+/// Some of each block.
+pub type Slices<'a, T> = SmallVec<[&'a [T]; PART_BLOCKS]>;
+
+impl<T> Cached<'_, T> {
+    /// The tokens that their places are for.
+    pub fn tokens(&self) -> usize {
+        self.keys.len() * BLOCK_TOKENS
+    }
+}
 
 /// What attention is computed with.
 pub trait Attended: Stored {
-    /// Sets the weights of `work` to the scores of all queries of the tile, whose queries are there, and the keys of these
-    /// blocks.
-    fn score(tile: &Tile<'_, Self>, blocks: Range<usize>, work: &mut Work);
+    /// What the scores of a query and [`LANES`] keys take beside products, in units of work of [`Ahead`].
+    const WORK: usize;
 
-    /// Adds to the values of the part in `work` those of these blocks, times their weights. It asks for the keys of what is
-    /// `ahead` meanwhile.
-    fn add_values(tile: &Tile<'_, Self>, blocks: Range<usize>, ahead: Option<&Ahead<'_, Self>>, work: &mut Work);
+    /// Sets the weights of `work` to the scores of all queries of the tile, which are there, and these keys.
+    fn score(tile: &Tile<'_, Self>, cached: &Cached<'_, Self>, ahead: &mut Ahead<'_>, work: &mut Work);
+
+    /// Adds to the values of the part in `work`, which are zero, these times their weights.
+    fn add_values(tile: &Tile<'_, Self>, cached: &Cached<'_, Self>, ahead: &mut Ahead<'_>, work: &mut Work);
 }
 
 /// A band with the query heads that share a key/value head. Each key and value is read once for all of them.
@@ -88,23 +104,6 @@ pub fn zero<T: Copy + Default>(numbers: &mut Vec<T>, len: usize) {
     numbers.fill(T::default());
 }
 
-/// Blocks that are gone through after those of a part.
-pub struct Ahead<'a, T> {
-    tile: &'a Tile<'a, T>,
-    blocks: Range<usize>,
-}
-
-impl<T: Attended> Ahead<'_, T> {
-    /// Of their keys what is asked for while some of the `blocks` are gone through.
-    #[inline]
-    pub fn keys(&self, blocks: &Range<usize>, now: Range<usize>) -> Slices<'_, T> {
-        let share = |block: usize| self.blocks.start + (block - blocks.start) * self.blocks.len() / blocks.len();
-        let mut keys = Slices::new();
-        (share(now.start)..share(now.end)).for_each(|block| keys.push(self.tile.block(block).0));
-        keys
-    }
-}
-
 impl<T: Attended> Tile<'_, T> {
     /// The parts that any row attends to.
     pub fn parts(&self) -> Range<usize> {
@@ -112,11 +111,15 @@ impl<T: Attended> Tile<'_, T> {
         self.seen(0, 0, usize::MAX).start / PART_TOKENS..(first_context + rows - 1).div_ceil(PART_TOKENS)
     }
 
-    /// The keys of the sequence's block `block`, and the values with what the last panel reads after them.
-    #[inline]
-    pub fn block(&self, block: usize) -> (&[T], &[T]) {
-        // SAFETY: a band has the blocks that its sequence reads, which is one of those that are held.
-        unsafe { self.held.get(self.band.blocks[block] as usize, self.kv_head) }
+    fn cached(&self, blocks: Range<usize>) -> Cached<'_, T> {
+        let (mut keys, mut values, first) = (Slices::new(), Slices::new(), blocks.start);
+        for block in &self.band.blocks[blocks] {
+            // SAFETY: a band has the blocks that its sequence reads, which is one of those that are held.
+            let (of_keys, of_values) = unsafe { self.held.get(*block as usize, self.kv_head) };
+            keys.push(of_keys);
+            values.push(of_values);
+        }
+        Cached { first, keys, values }
     }
 
     /// Which of the `len` keys from position `start` on row `row` attends to.
@@ -152,8 +155,17 @@ impl<T: Attended> Tile<'_, T> {
     pub fn attend_part(&self, part: usize, ahead: Option<(&Self, usize)>, work: &mut Work) {
         let blocks = self.blocks(part);
         let (start, width) = (blocks.start * BLOCK_TOKENS, blocks.len() * BLOCK_TOKENS);
+        let cached = self.cached(blocks);
         self.take_queries(&mut work.queries);
-        T::score(self, blocks.clone(), work);
+        let of_products = 2 * self.heads.head_dim * LANES / T::STEP_LEN;
+        let all_work = self.band.rows * self.heads.group() * cached.keys.len() * (of_products + T::WORK);
+        let mut ahead = match ahead {
+            Some((tile, part)) if tile.band.first => {
+                tile.held.ahead(&tile.band.blocks[tile.blocks(part)], tile.kv_head, all_work)
+            }
+            _ => Ahead::nothing(),
+        };
+        T::score(self, &cached, &mut ahead, work);
         let Work { weights, part: Part { softmaxes, values }, .. } = work;
         softmaxes.clear();
         softmaxes.extend(weights.chunks_exact_mut(width).enumerate().map(|(query, scores)| {
@@ -161,12 +173,10 @@ impl<T: Attended> Tile<'_, T> {
             if let Some(alibi) = self.scoring.alibi {
                 self.add_biases(query, &mut scores[seen.clone()], start + seen.start, alibi);
             }
-            softmax(scores, seen, self.scoring.softcap, self.isa)
+            softmax(scores, seen, self.scoring.softcap, &mut ahead, self.isa)
         }));
         zero(values, softmaxes.len() * self.heads.padded_dim());
-        let ahead = ahead.filter(|(tile, _)| tile.band.first);
-        let ahead = ahead.map(|(tile, part)| Ahead { tile, blocks: tile.blocks(part) });
-        T::add_values(self, blocks, ahead.as_ref(), work);
+        T::add_values(self, &cached, &mut ahead, work);
     }
 
     /// The queries of all rows, times the scale.
@@ -180,59 +190,26 @@ impl<T: Attended> Tile<'_, T> {
         }
     }
 
-    /// Adds the products of queries, as rows of factors, and the keys of these blocks to `sums`, `[queries, keys]`.
-    pub fn multiply_keys(&self, blocks: Range<usize>, factors: &[T::Factor], sums: &mut [T::Sum]) {
-        let (rows, width) = (self.band.rows * self.heads.group(), blocks.len() * BLOCK_TOKENS);
-        let steps = factors.len() / rows;
-        for first in blocks.clone().step_by(BLOCKS_AT_ONCE) {
-            let (mut panels, mut ahead) = (Slices::new(), Slices::new());
-            for block in first..blocks.end.min(first + BLOCKS_AT_ONCE) {
-                let (keys, values) = self.block(block);
-                panels.push(keys);
-                ahead.extend(self.band.first.then_some(values));
-            }
-            let product = Product {
-                factors,
-                factor_stride: steps,
-                rows,
-                pieces: 1,
-                steps,
-                panels: &panels,
-                panel_stride: T::STEP_LEN,
-                ahead: &ahead,
-            };
-            product.add_to(&mut sums[(first - blocks.start) * BLOCK_TOKENS..], width, self.isa);
-        }
+    /// Writes the products of queries, as rows of factors, and keys: `[queries, keys]`.
+    pub fn multiply_keys(&self, keys: &[&[T]], factors: &[T::Factor], ahead: &mut Ahead<'_>, sums: &mut [T::Sum]) {
+        let rows = self.band.rows * self.heads.group();
+        let (steps, panels) = (factors.len() / rows, Panels::Apart(keys));
+        let sums = Sums { sums, stride: keys.len() * BLOCK_TOKENS, add: false };
+        Product { factors, factor_stride: steps, rows, panels, steps, panel_stride: T::STEP_LEN }
+            .write(sums, ahead, self.isa);
     }
 
-    /// Adds the values of these blocks, times their weights, to `sums`, `[rows, padded_dim]`; of each block those after the
-    /// first `skipped`.
+    /// Writes the sums of values of some blocks times their weights, or adds them: `[rows, padded_dim]`.
     pub fn multiply_values(
         &self,
-        blocks: Range<usize>,
-        skipped: usize,
+        values: &[&[T]],
         Weights { factors, stride, rows, steps }: Weights<'_, T>,
-        sums: &mut [T::Sum],
-        ahead: &[&[T]],
+        ahead: &mut Ahead<'_>,
+        (sums, add): (&mut [T::Sum], bool),
     ) {
-        let Heads { head_dim, .. } = self.heads;
-        let (pieces, of_lane) = (blocks.len(), T::STEP_LEN / LANES);
-        let mut panels = SmallVec::<[&[T]; PANELS]>::new();
-        for block in blocks {
-            let values = &self.block(block).1[skipped..];
-            (0..head_dim).step_by(LANES).for_each(|at| panels.push(&values[at * of_lane..]));
-        }
-        let product = Product {
-            factors,
-            factor_stride: stride,
-            rows,
-            pieces,
-            steps,
-            panels: &panels,
-            panel_stride: head_dim * of_lane,
-            ahead,
-        };
-        product.add_to(sums, self.heads.padded_dim(), self.isa);
+        let (dim, panel_stride) = (self.heads.padded_dim(), self.heads.head_dim * T::STEP_LEN / LANES);
+        let (panels, sums) = (Panels::Beside(dim / LANES, values), Sums { sums, stride: dim, add });
+        Product { factors, factor_stride: stride, rows, panels, steps, panel_stride }.write(sums, ahead, self.isa);
     }
 
     /// Adds linear biases to the scores of a query and the keys from position `start` on.

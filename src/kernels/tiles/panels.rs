@@ -1,51 +1,40 @@
-use std::{ops::Range, slice};
-
-use crate::kernels::panels::{LANES, LINE_BYTES, Panelled, Product, prefetch_line};
+use crate::kernels::{
+    ahead::Ahead,
+    panels::{LANES, Panelled, Panels, Product, Sums},
+};
 
 /// Rows of factors that a tile holds the sums of.
 const TILE_ROWS: usize = 6;
 
 /// Every slice holds what its strides say.
-fn check<T: Panelled>(product: &Product<'_, T>, sums: &[T::Sum], sum_stride: usize) {
-    let Product { factors, factor_stride, rows, pieces, steps, panels, panel_stride, ahead: _ } = *product;
-    assert!(rows > 0 && pieces > 0 && steps > 0 && panels.len().is_multiple_of(pieces));
+fn check<T: Panelled>(product: &Product<'_, T>, sums: &Sums<'_, T::Sum>) {
+    let Product { factors, factor_stride, rows, ref panels, steps, panel_stride } = *product;
+    let (count, pieces) = (panels.count(), panels.pieces());
+    assert!(rows > 0 && steps > 0 && count > 0 && pieces > 0);
     assert!(factors.len() >= (rows - 1) * factor_stride + pieces * steps);
-    assert!(panels.iter().all(|panel| panel.len() >= (steps - 1) * panel_stride + T::STEP_LEN));
-    assert!(sums.len() >= (rows - 1) * sum_stride + panels.len() / pieces * LANES);
+    assert!(sums.sums.len() >= (rows - 1) * sums.stride + count * LANES);
+    let (slices, beside) = match panels {
+        Panels::Apart(panels) => (panels, 1),
+        Panels::Beside(count, pieces) => (pieces, *count),
+    };
+    let least = (steps - 1) * panel_stride + beside * T::STEP_LEN;
+    assert!(slices.iter().all(|slice| slice.len() >= least));
 }
 
-/// What is asked for while a product is computed, a few lines with each step: many at once would have to wait for each other.
-struct Ahead<'a, T> {
-    slices: slice::Iter<'a, &'a [T]>,
-    at: *const u8,
-    end: *const u8,
-    lines_a_step: usize,
+/// Where sums go, as [`Sums`].
+struct To<S> {
+    first: *mut S,
+    stride: usize,
+    add: bool,
 }
 
-impl<'a, T: Panelled> Ahead<'a, T> {
-    /// That of a product which takes `panels_at_once` through the first rows.
-    fn of(product: &Product<'a, T>, panels_at_once: usize) -> Self {
-        let lines = |slice: &&[T]| size_of_val::<[T]>(*slice).div_ceil(LINE_BYTES);
-        let lines: usize = product.ahead.iter().map(lines).sum();
-        let panels = product.panels.len() / product.pieces;
-        let steps = product.pieces * product.steps * panels.div_ceil(panels_at_once);
-        let nowhere = std::ptr::null();
-        Self { slices: product.ahead.iter(), at: nowhere, end: nowhere, lines_a_step: lines.div_ceil(steps) }
-    }
-
-    #[inline(always)]
-    fn step(&mut self) {
-        for _ in 0..self.lines_a_step {
-            if self.at >= self.end {
-                let Some(slice) = self.slices.next() else { return };
-                let Range { start, end } = slice.as_ptr_range();
-                (self.at, self.end) = (start.cast(), end.cast());
-            }
-            prefetch_line(self.at);
-            self.at = self.at.wrapping_add(LINE_BYTES);
-        }
+impl<S> Clone for To<S> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
+
+impl<S> Copy for To<S> {}
 
 /// Takes all rows through all panels, `P` at a time as long as there are so many.
 ///
@@ -54,19 +43,20 @@ impl<'a, T: Panelled> Ahead<'a, T> {
 #[inline(always)]
 pub unsafe fn add_all<T: Panelled, V: Vector<T>, const P: usize>(
     product: &Product<'_, T>,
-    sums: &mut [T::Sum],
-    sum_stride: usize,
+    sums: Sums<'_, T::Sum>,
+    ahead: &mut Ahead<'_>,
 ) {
-    check(product, sums, sum_stride);
-    let (mut ahead, panels) = (Ahead::of(product, P), product.panels.len() / product.pieces);
-    let (sums, whole) = (sums.as_mut_ptr(), panels / P * P);
+    check(product, &sums);
+    let (panels, to) =
+        (product.panels.count(), To { first: sums.sums.as_mut_ptr(), stride: sums.stride, add: sums.add });
+    let whole = panels / P * P;
     // SAFETY: passed on; `check` passed, and there are so many panels.
     unsafe {
         for panel in (0..whole).step_by(P) {
-            add_panels::<T, V, P>(product, panel, &mut ahead, sums, sum_stride);
+            add_panels::<T, V, P>(product, panel, ahead, to);
         }
         for panel in whole..panels {
-            add_panels::<T, V, 1>(product, panel, &mut ahead, sums, sum_stride);
+            add_panels::<T, V, 1>(product, panel, ahead, to);
         }
     }
 }
@@ -79,23 +69,22 @@ pub unsafe fn add_all<T: Panelled, V: Vector<T>, const P: usize>(
 unsafe fn add_panels<T: Panelled, V: Vector<T>, const P: usize>(
     product: &Product<'_, T>,
     panel: usize,
-    ahead: &mut Ahead<'_, T>,
-    sums: *mut T::Sum,
-    sum_stride: usize,
+    ahead: &mut Ahead<'_>,
+    to: To<T::Sum>,
 ) {
     let mut row = 0;
     while row < product.rows {
         let rows = (product.rows - row).min(TILE_ROWS);
         // SAFETY: the tile is inside the product, and so inside what `check` looked at.
         unsafe {
-            let sums = sums.add(row * sum_stride + panel * LANES);
+            let to = To { first: to.first.add(row * to.stride + panel * LANES), ..to };
             match rows {
-                1 => add_tile::<T, V, 1, P>(product, row, panel, ahead, sums, sum_stride),
-                2 => add_tile::<T, V, 2, P>(product, row, panel, ahead, sums, sum_stride),
-                3 => add_tile::<T, V, 3, P>(product, row, panel, ahead, sums, sum_stride),
-                4 => add_tile::<T, V, 4, P>(product, row, panel, ahead, sums, sum_stride),
-                5 => add_tile::<T, V, 5, P>(product, row, panel, ahead, sums, sum_stride),
-                _ => add_tile::<T, V, TILE_ROWS, P>(product, row, panel, ahead, sums, sum_stride),
+                1 => add_tile::<T, V, 1, P>(product, row, panel, ahead, to),
+                2 => add_tile::<T, V, 2, P>(product, row, panel, ahead, to),
+                3 => add_tile::<T, V, 3, P>(product, row, panel, ahead, to),
+                4 => add_tile::<T, V, 4, P>(product, row, panel, ahead, to),
+                5 => add_tile::<T, V, 5, P>(product, row, panel, ahead, to),
+                _ => add_tile::<T, V, TILE_ROWS, P>(product, row, panel, ahead, to),
             }
         }
         row += rows;
@@ -105,34 +94,32 @@ unsafe fn add_panels<T: Panelled, V: Vector<T>, const P: usize>(
 /// `R` rows with `P` panels, all sums in registers.
 ///
 /// # Safety
-/// As above, and there are `R` rows from `row` on; `sums` is where their sums begin.
+/// As above, and there are `R` rows from `row` on; `to` is where their sums go.
 #[inline(always)]
 unsafe fn add_tile<T: Panelled, V: Vector<T>, const R: usize, const P: usize>(
     product: &Product<'_, T>,
     row: usize,
     panel: usize,
-    ahead: &mut Ahead<'_, T>,
-    sums: *mut T::Sum,
-    sum_stride: usize,
+    ahead: &mut Ahead<'_>,
+    to: To<T::Sum>,
 ) {
     // SAFETY: `check` made sure of all reads and writes. Loads need no alignment.
     unsafe {
         let factors = product.factors.as_ptr().add(row * product.factor_stride);
         let mut held = [[V::zero(); P]; R];
-        for (r, held) in held.iter_mut().enumerate() {
+        for (r, held) in held.iter_mut().enumerate().filter(|_| to.add) {
             for (p, held) in held.iter_mut().enumerate() {
-                *held = V::load_sums(sums.add(r * sum_stride + p * LANES));
+                *held = V::load_sums(to.first.add(r * to.stride + p * LANES));
             }
         }
-        for piece in 0..product.pieces {
+        for piece in 0..product.panels.pieces() {
             let factors = factors.add(piece * product.steps);
-            let first = piece * (product.panels.len() / product.pieces) + panel;
-            let mut panels = [std::ptr::null(); P];
-            for (p, start) in panels.iter_mut().enumerate() {
-                *start = product.panels.get_unchecked(first + p).as_ptr();
-            }
+            let panels: [_; P] = std::array::from_fn(|p| match product.panels {
+                Panels::Apart(panels) => panels.get_unchecked(panel + p).as_ptr(),
+                Panels::Beside(_, pieces) => pieces.get_unchecked(piece).as_ptr().add((panel + p) * T::STEP_LEN),
+            });
             for step in 0..product.steps {
-                ahead.step();
+                ahead.step(R * P);
                 let mut values = [V::zero(); P];
                 for (values, panel) in values.iter_mut().zip(panels) {
                     *values = V::load(panel.add(step * product.panel_stride));
@@ -147,7 +134,7 @@ unsafe fn add_tile<T: Panelled, V: Vector<T>, const R: usize, const P: usize>(
         }
         for (r, held) in held.into_iter().enumerate() {
             for (p, held) in held.into_iter().enumerate() {
-                held.store(sums.add(r * sum_stride + p * LANES));
+                held.store(to.first.add(r * to.stride + p * LANES));
             }
         }
     }

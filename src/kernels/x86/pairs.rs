@@ -1,42 +1,43 @@
 use std::arch::x86_64::*;
 
 use crate::kernels::{
+    ahead::Ahead,
     pairs::bits,
-    panels::Product,
+    panels::{Product, Sums},
     tiles::panels::{Vector, add_all},
 };
 
 /// As the scalar path. The machine must have AVX2, which `Isa::available` made sure of.
-pub fn add_avx2(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) {
+pub fn add_avx2(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
     #[target_feature(enable = "avx2")]
-    unsafe fn add(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) {
+    unsafe fn add(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
         // SAFETY: passed on.
-        unsafe { add_all::<i8, [__m256i; 2], 1>(product, sums, sum_stride) };
+        unsafe { add_all::<i8, [__m256i; 2], 1>(product, sums, ahead) };
     }
     // SAFETY: `Isa::Avx2` exists only where it was detected.
-    unsafe { add(product, sums, sum_stride) };
+    unsafe { add(product, sums, ahead) };
 }
 
 /// As the scalar path. The machine must have AVX-512F and BW.
-pub fn add_avx512(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) {
+pub fn add_avx512(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn add(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) {
+    unsafe fn add(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
         // SAFETY: passed on.
-        unsafe { add_all::<i8, __m512i, 4>(product, sums, sum_stride) };
+        unsafe { add_all::<i8, __m512i, 4>(product, sums, ahead) };
     }
     // SAFETY: as above, with `Isa::Avx512`.
-    unsafe { add(product, sums, sum_stride) };
+    unsafe { add(product, sums, ahead) };
 }
 
 /// As the scalar path. The machine must have AVX-512F, BW and VNNI.
-pub fn add_vnni(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) {
+pub fn add_vnni(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn add(product: &Product<'_, i8>, sums: &mut [i32], sum_stride: usize) {
+    unsafe fn add(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
         // SAFETY: passed on.
-        unsafe { add_all::<i8, Vnni, 4>(product, sums, sum_stride) };
+        unsafe { add_all::<i8, Vnni, 4>(product, sums, ahead) };
     }
     // SAFETY: as above, with `Isa::Avx512Vnni` and the better one.
-    unsafe { add(product, sums, sum_stride) };
+    unsafe { add(product, sums, ahead) };
 }
 
 /// Codes are widened to 16 bits.

@@ -1,30 +1,31 @@
 use std::arch::x86_64::*;
 
 use crate::kernels::{
-    panels::{Element, ElementType, Product},
+    ahead::Ahead,
+    panels::{Element, ElementType, Product, Sums},
     tiles::panels::{Vector, add_all},
 };
 
 /// As the scalar path. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
-pub fn add_avx2<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+pub fn add_avx2<T: Element>(product: &Product<'_, T>, sums: Sums<'_, f32>, ahead: &mut Ahead<'_>) {
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: Sums<'_, f32>, ahead: &mut Ahead<'_>) {
         // SAFETY: passed on.
-        unsafe { add_all::<T, [__m256; 2], 1>(product, sums, sum_stride) };
+        unsafe { add_all::<T, [__m256; 2], 1>(product, sums, ahead) };
     }
     // SAFETY: `Isa::Avx2` exists only where these were detected.
-    unsafe { add(product, sums, sum_stride) };
+    unsafe { add(product, sums, ahead) };
 }
 
 /// As the scalar path. The machine must have AVX-512F.
-pub fn add_avx512<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+pub fn add_avx512<T: Element>(product: &Product<'_, T>, sums: Sums<'_, f32>, ahead: &mut Ahead<'_>) {
     #[target_feature(enable = "avx512f")]
-    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: &mut [f32], sum_stride: usize) {
+    unsafe fn add<T: Element>(product: &Product<'_, T>, sums: Sums<'_, f32>, ahead: &mut Ahead<'_>) {
         // SAFETY: passed on.
-        unsafe { add_all::<T, __m512, 4>(product, sums, sum_stride) };
+        unsafe { add_all::<T, __m512, 4>(product, sums, ahead) };
     }
     // SAFETY: as above, with `Isa::Avx512` and the better ones.
-    unsafe { add(product, sums, sum_stride) };
+    unsafe { add(product, sums, ahead) };
 }
 
 /// Brings a line of memory near, if there is one.

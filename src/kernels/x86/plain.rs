@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use crate::kernels::{
     activations::{BlockScale, GROUP},
+    ahead::Ahead,
     attention_gradient::Row,
     bytes::Scale,
     ggml::Format,
@@ -43,7 +44,8 @@ macro_rules! all {
             fn weigh_scales = crate::kernels::bytes::weigh_scales, (weights: &mut [f32], scales: &[Scale]);
             fn merge_values = crate::kernels::softmax::merge_values,
                 (values: &mut [f32], softmax: Softmax, next_values: &[f32], next: Softmax) -> Softmax;
-            fn softmax_lanes = crate::kernels::softmax::softmax_lanes, (scores: &mut [f32]) -> (f32, f32);
+            fn softmax_lanes = crate::kernels::softmax::softmax_lanes,
+                (scores: &mut [f32], ahead: &mut Ahead<'_>) -> (f32, f32);
             fn weigh_row = crate::kernels::attention_gradient::weigh_row,
                 (row: &Row<'_>, weights: &mut [f32], slopes: &mut [f32]);
             fn normalise_piece = crate::kernels::rows::normalise_piece, (x: &[f32], norm: Norm<'_>, out: &mut [f32]);
