@@ -1,65 +1,79 @@
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Instant,
-};
+use std::mem::take;
 
-use futures::executor::block_on;
-use tokio::sync::mpsc::{self, error::TrySendError};
+use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
+use serde_json::{Map, Value};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{Mode, Request};
-use crate::{Error, Result, text::TextProcessor};
+use super::{Mode, Request, encoder::Job, scheduler::SequenceId};
+use crate::{Error, Result, text::Prompt};
 
 /// A request whose prompt has become tokens.
 pub struct Prepared {
+    /// Greater than those of all that came before it.
+    pub id: SequenceId,
     pub request: Request,
     pub tokens: Vec<u32>,
 }
 
-/// What a prompt may be.
-pub struct PromptLimits {
-    /// Tokens a sequence may hold.
-    pub context_len: usize,
-    /// Tokens the model knows.
-    pub vocab_size: usize,
-}
-
-/// The thread that turns prompts into tokens, in order. Templates and long prompts take their time;
-/// here they hold up neither the caller nor the worker.
+/// Where requests wait until their prompts are tokens. One that is cancelled, or whose deadline comes, ends then,
+/// however long the prompts before it take.
 pub struct Front {
-    pub text: Arc<TextProcessor>,
-    pub limits: PromptLimits,
-    pub jobs: mpsc::Receiver<Request>,
+    /// Takes one prompt beside that which it encodes, so that all others wait here.
+    pub encoder: mpsc::Sender<Job>,
     pub ready: mpsc::Sender<Prepared>,
     pub closing: CancellationToken,
 }
 
 impl Front {
     /// Runs until the model closes.
-    pub fn run(mut self) {
-        while let Some(request) = block_on(self.next()) {
-            if let Some(error) = request.ticket.expired(Instant::now()) {
-                request.ticket.fail(error);
-                continue;
-            }
-            let encoded = catch_unwind(AssertUnwindSafe(|| self.encode(&request)));
-            match encoded.unwrap_or_else(|panic| Err(Error::panicked("the tokenizer", panic.as_ref()))) {
-                Ok(tokens) => self.pass_on(Prepared { request, tokens }),
-                Err(error) => request.ticket.fail(error),
+    pub fn run(self, jobs: mpsc::Receiver<(Prompt, Request)>) {
+        block_on(self.serve(jobs));
+    }
+
+    async fn serve(&self, mut jobs: mpsc::Receiver<(Prompt, Request)>) {
+        let (mut waiting, mut next_id) = (FuturesUnordered::new(), 0);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.closing.cancelled() => break,
+                Some(()) = waiting.next() => {}
+                Some((prompt, request)) = jobs.recv() => {
+                    waiting.push(self.prepare(next_id, prompt, request));
+                    next_id += 1;
+                }
             }
         }
-        self.jobs.close();
-        while let Ok(request) = self.jobs.try_recv() {
+        jobs.close();
+        while let Ok((_, request)) = jobs.try_recv() {
             request.ticket.fail(Error::Closed);
+        }
+        while waiting.next().await.is_some() {}
+    }
+
+    /// Sees to it that a request goes on or ends.
+    async fn prepare(&self, id: SequenceId, prompt: Prompt, mut request: Request) {
+        let vars = take(&mut request.config.template_vars);
+        let answered = matches!(request.mode, Mode::Generate);
+        match request.ticket.unless_expired(self.encode(prompt, vars, answered)).await {
+            Ok(tokens) => self.pass_on(Prepared { id, request, tokens }),
+            Err(error) => request.ticket.fail(error),
         }
     }
 
-    async fn next(&mut self) -> Option<Request> {
+    async fn encode(&self, prompt: Prompt, vars: Map<String, Value>, answered: bool) -> Result<Vec<u32>> {
+        let (reply, encoded) = oneshot::channel();
+        let encoded = async {
+            self.encoder.send(Job { prompt, vars, answered, reply }).await.map_err(|_| Error::Closed)?;
+            encoded.await.unwrap_or(Err(Error::Closed))
+        };
         tokio::select! {
             biased;
-            () = self.closing.cancelled() => None,
-            job = self.jobs.recv() => job,
+            () = self.closing.cancelled() => Err(Error::Closed),
+            encoded = encoded => encoded,
         }
     }
 
@@ -68,25 +82,5 @@ impl Front {
         if let Err(TrySendError::Full(prepared) | TrySendError::Closed(prepared)) = self.ready.try_send(prepared) {
             prepared.request.ticket.fail(Error::Closed);
         }
-    }
-
-    fn encode(&self, request: &Request) -> Result<Vec<u32>> {
-        let PromptLimits { context_len: limit, vocab_size } = self.limits;
-        let tokens = self.text.encode(&request.prompt, &request.config.template_vars)?;
-        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
-            return Err(Error::config(
-                "prompt",
-                format!("token {id} is not in the model's vocabulary of {vocab_size}"),
-            ));
-        }
-        // A prediction needs no room after the prompt, an answer needs room for one token.
-        let room = match request.mode {
-            Mode::Generate => limit - 1,
-            Mode::Classify(_) | Mode::Score => limit,
-        };
-        if tokens.len() > room {
-            return Err(Error::PromptTooLong { tokens: tokens.len(), limit });
-        }
-        Ok(tokens)
     }
 }

@@ -1,10 +1,11 @@
-//! What runs requests: a front thread that turns prompts into tokens, and a worker thread that packs
-//! all running sequences into shared forward passes. It knows no architecture.
+//! What runs requests: a front thread where they wait while another one turns their prompts into tokens, and a worker
+//! thread that packs all running sequences into shared forward passes. It knows no architecture.
 
 mod adapters;
 mod aside;
 mod blocks;
 mod draft;
+mod encoder;
 mod front;
 mod pace;
 mod sampler;
@@ -31,7 +32,8 @@ use crate::{
 pub use adapters::Adapters;
 use adapters::Loaded;
 pub use aside::{Access, Aside, Shift};
-use front::{Front, PromptLimits};
+use encoder::{Encoder, PromptLimits};
+use front::Front;
 pub use scheduler::Limits;
 use state::State;
 use ticket::Ticket;
@@ -68,7 +70,7 @@ pub struct Options {
 /// The handle to a model's threads. Dropping it stops them.
 pub struct Engine {
     name: String,
-    jobs: mpsc::Sender<Request>,
+    jobs: mpsc::Sender<(Prompt, Request)>,
     queue: Arc<Semaphore>,
     queue_limit: usize,
     batch_queue: Arc<Semaphore>,
@@ -84,7 +86,6 @@ pub struct Engine {
 
 /// A request on its way to the worker.
 struct Request {
-    prompt: Prompt,
     config: GenerateConfig,
     mode: Mode,
     adapter: Option<Loaded>,
@@ -122,9 +123,11 @@ impl Engine {
             .build()
             .map_err(not_started)?;
         let limits = PromptLimits { context_len: options.context_len, vocab_size: options.vocab_size };
-        let front = Front { text: text.clone(), limits, jobs: front_jobs, ready, closing: state.closing.clone() };
-        let name = format!("{} text", options.name);
-        thread::Builder::new().name(name).spawn(|| front.run()).map_err(not_started)?;
+        let (encoder, prompts) = mpsc::channel(1);
+        let prompts = Encoder { text: text.clone(), limits, jobs: prompts };
+        start(format!("{} text", options.name), || prompts.run())?;
+        let front = Front { encoder, ready, closing: state.closing.clone() };
+        start(format!("{} front", options.name), || front.run(front_jobs))?;
         let engine = Self {
             name: options.name.clone(),
             jobs,
@@ -207,7 +210,7 @@ impl Engine {
         let (state, in_flight) = (self.state.clone(), self.state.enter());
         let ticket = Ticket { sender, submitted, deadline, place, span, state, in_flight };
         // A place in the queue is a place in the channel; only a closed one refuses.
-        match self.jobs.try_send(Request { prompt, config, mode, adapter, ticket }) {
+        match self.jobs.try_send((prompt, Request { config, mode, adapter, ticket })) {
             Ok(()) => stream,
             Err(_) => self.refuse(Error::Closed),
         }
@@ -269,19 +272,12 @@ pub async fn unless_over<T>(
     submitted: Instant,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let cancelled = async {
-        match &config.cancellation {
-            Some(token) => token.cancelled().await,
-            None => std::future::pending().await,
-        }
-    };
     let deadline = config.deadline.and_then(|deadline| deadline.at(submitted));
-    tokio::select! {
-        biased;
-        () = cancelled => Err(Error::Cancelled),
-        done = work => done,
-        () = ticket::reached(deadline) => Err(Error::DeadlineExceeded),
-    }
+    ticket::unless_over(config.cancellation.as_ref(), deadline, work).await
+}
+
+fn start(thread: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    thread::Builder::new().name(thread).spawn(work).map(drop).map_err(not_started)
 }
 
 fn not_started(error: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -1,10 +1,14 @@
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_timer::Delay;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 use super::state::{InFlight, State};
-use crate::{Error, FinishReason, GenerateMetrics, TokenSender};
+use crate::{Error, FinishReason, GenerateMetrics, Result, TokenSender};
 
 /// What a request carries from its call to its end: who waits for it, until when, and the place in
 /// the queue that it takes.
@@ -21,9 +25,30 @@ pub struct Ticket {
 
 /// Waits for a time, or for ever if there is none.
 pub async fn reached(time: Option<Instant>) {
-    match time {
-        Some(time) => Delay::new(time.saturating_duration_since(Instant::now())).await,
+    match time.map(|time| time.saturating_duration_since(Instant::now())) {
+        Some(Duration::ZERO) => {}
+        Some(left) => Delay::new(left).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Does work unless a request is cancelled, or its deadline comes, before it is done.
+pub async fn unless_over<T>(
+    cancellation: Option<&CancellationToken>,
+    deadline: Option<Instant>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let cancelled = async {
+        match cancellation {
+            Some(token) => token.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = cancelled => Err(Error::Cancelled),
+        () = reached(deadline) => Err(Error::DeadlineExceeded),
+        done = work => done,
     }
 }
 
@@ -62,6 +87,11 @@ impl Ticket {
         } else {
             self.deadline.is_some_and(|deadline| deadline <= now).then_some(Error::DeadlineExceeded)
         }
+    }
+
+    /// Does work unless nobody waits for the answer any more before it is done.
+    pub async fn unless_expired<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        unless_over(Some(self.sender.cancellation()), self.deadline, work).await
     }
 
     /// Ends a request that never ran.

@@ -53,7 +53,6 @@ pub struct Worker {
     scheduler: Scheduler,
     pace: Pace,
     sequences: BTreeMap<SequenceId, Sequence>,
-    next_id: SequenceId,
     peak_memory: usize,
 }
 
@@ -67,9 +66,8 @@ impl Worker {
     ) -> Self {
         let scheduler = Scheduler::new(options.limits.clone());
         let peak_memory = options.weight_bytes;
-        let (pace, sequences, next_id) = Default::default();
-        let worker =
-            Self { decoder, team, text, options, inbox, state, scheduler, pace, sequences, next_id, peak_memory };
+        let (pace, sequences) = Default::default();
+        let worker = Self { decoder, team, text, options, inbox, state, scheduler, pace, sequences, peak_memory };
         worker.report();
         worker
     }
@@ -125,9 +123,7 @@ impl Worker {
     }
 
     fn add(&mut self, prepared: Prepared) {
-        let Prepared { mut request, tokens } = prepared;
-        let id = self.next_id;
-        self.next_id += 1;
+        let Prepared { id, mut request, tokens } = prepared;
         let salt = request.config.cache_salt.take().map(Arc::from);
         let adapter = request.adapter.as_ref().map(|loaded| loaded.id);
         let realm = Realm { salt, regime: self.decoder.regime(tokens.len(), tokens.len()), adapter };

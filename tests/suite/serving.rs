@@ -10,12 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, future::join_all};
+use futures::{FutureExt, StreamExt, future::join_all};
 use tokenflow::{
     Error, FinishReason, GenerateConfig, LoadConfig, Message, ModelStats, TextModel,
     testing::{Pass, ScriptedModel},
 };
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::scripted::until;
 
@@ -164,6 +165,35 @@ async fn deadlines_hold_wherever_a_request_is() {
         let config = GenerateConfig::new().max_tokens(3).deadline(far);
         assert_eq!(model.generate("prompt", config).text().await.unwrap(), "wor");
     }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_long_prompt_to_become_tokens_can_be_given_up() {
+    // Takes a second, and is short.
+    let slow = "{% for i in range(30000) %}{% set sorted = range(1000) | sort %}{% endfor %}a";
+    let model = model(LoadConfig::new().chat_template(slow).queue_limit(4));
+    let chat = |config| model.chat(&[Message::user("a")], config);
+    let mut slow = chat(GenerateConfig::new());
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let token = CancellationToken::new();
+    let late = model.generate("a", GenerateConfig::new().deadline(Duration::from_millis(20)));
+    let cancelled = model.generate("a", GenerateConfig::new().cancellation(token.clone()));
+    let dropped = model.generate("a", GenerateConfig::new());
+    assert!(matches!(model.generate("a", GenerateConfig::new()).err(), Some(Error::Overloaded { limit: 4 })));
+    token.cancel();
+    drop(dropped);
+    assert!(matches!(cancelled.text().await, Err(Error::Cancelled)));
+    assert!(matches!(late.text().await, Err(Error::DeadlineExceeded)));
+    until(&*model, |stats| (stats.waiting, stats.cancelled, stats.failed) == (1, 2, 2)).await;
+    // They have left their places to others, which the one before them may leave, too.
+    let others = [(); 3].map(|()| model.generate("a", GenerateConfig::new().max_tokens(1)));
+    assert!(slow.next().now_or_never().is_none(), "its prompt is no tokens yet");
+    slow.cancellation_token().cancel();
+    until(&*model, |stats| (stats.waiting, stats.passes) == (3, 0)).await;
+    for other in others {
+        assert_eq!(other.text().await.unwrap(), "w");
+    }
+    assert!(matches!(slow.text().await, Err(Error::Cancelled)));
 }
 
 #[tokio::test]
