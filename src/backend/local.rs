@@ -25,6 +25,14 @@ pub struct LocalModel {
     trainer: Option<Trainer>,
 }
 
+/// What a request is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    Generate,
+    Classify,
+    Score,
+}
+
 impl LocalModel {
     pub fn new(info: ModelInfo, engine: Engine, aside: Option<Aside>) -> Self {
         let trainer = aside.clone().map(Trainer::new);
@@ -32,21 +40,27 @@ impl LocalModel {
     }
 
     fn start(&self, prompt: Prompt, config: GenerateConfig) -> TokenStream {
-        match self.check(&config, false) {
+        match self.check(&config, Task::Generate) {
             Ok(()) => self.engine.generate(prompt, config),
             Err(error) => self.engine.refuse(error),
         }
     }
 
     /// Refuses what this model cannot honour.
-    fn check(&self, config: &GenerateConfig, classify: bool) -> Result<()> {
+    fn check(&self, config: &GenerateConfig, task: Task) -> Result<()> {
         config.validate()?;
         self.engine.adapter(config)?;
-        if config.return_logits && !classify {
-            return Err(Error::config("return_logits", "only classify returns logits"));
+        if config.return_logits && task != Task::Classify {
+            return Err(Error::config("return_logits", "true; only classify returns logits"));
         }
-        if classify && !(config.stop.is_empty() && config.stop_tokens.is_empty()) {
-            return Err(Error::config("stop", "nothing is generated that could be stopped"));
+        let stops = match task {
+            Task::Generate => None,
+            _ if !config.stop.is_empty() => Some(("stop", format!("{:?}", config.stop))),
+            _ if !config.stop_tokens.is_empty() => Some(("stop_tokens", format!("{:?}", config.stop_tokens))),
+            _ => None,
+        };
+        if let Some((field, value)) = stops {
+            return Err(Error::config(field, format!("{value}; nothing is generated that could be stopped")));
         }
         let unknown = |id: &&u32| **id as usize >= self.info.vocab_size;
         let stop_token = config.stop_tokens.iter().find(unknown).map(|id| ("stop_tokens", id));
@@ -93,10 +107,11 @@ impl LocalModel {
     async fn of_all<T>(
         &self,
         config: &GenerateConfig,
+        task: Task,
         parts: impl Iterator<Item = impl Future<Output = Result<(T, GenerateMetrics)>>>,
     ) -> Result<Vec<T>> {
         let started = Instant::now();
-        let outcome = match self.check(config, true) {
+        let outcome = match self.check(config, task) {
             Ok(()) => try_join_all(parts).await,
             Err(error) => Err(error),
         };
@@ -135,19 +150,16 @@ impl TextModel for LocalModel {
     }
 
     async fn classify(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<ClassifyResult>> {
-        self.of_all(&config, prompts.iter().map(|prompt| self.classify_one(prompt, &config))).await
+        self.of_all(&config, Task::Classify, prompts.iter().map(|prompt| self.classify_one(prompt, &config))).await
     }
 
     async fn score(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<Vec<Token>>> {
-        if config.return_logits {
-            return Err(Error::config("return_logits", "only classify returns logits"));
-        }
-        self.of_all(&config, prompts.iter().map(|prompt| self.score_one(prompt, &config))).await
+        self.of_all(&config, Task::Score, prompts.iter().map(|prompt| self.score_one(prompt, &config))).await
     }
 
     async fn batch_generate(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<BatchResult>> {
         let started = Instant::now();
-        let usable = self.check(&config, false).and_then(|()| self.engine.check_open());
+        let usable = self.check(&config, Task::Generate).and_then(|()| self.engine.check_open());
         if let Err(error) = usable {
             self.record(started, &[], Some(error.clone()));
             return Err(error);

@@ -306,8 +306,13 @@ async fn requests_that_cannot_be_served() {
     refused(GenerateConfig::new().stop_tokens(vec![u32::MAX]), "stop_tokens").await;
     let chat = model.chat(&[], GenerateConfig::new()).text().await;
     assert!(matches!(chat, Err(Error::NoChatTemplate | Error::InvalidConfig { .. })));
-    let stop = GenerateConfig::new().stop(vec!["x".into()]);
-    assert!(matches!(model.classify(&["a"], stop).await, Err(Error::InvalidConfig { field: "stop", .. })));
+    for (config, named) in [
+        (GenerateConfig::new().stop(vec!["x".into()]), r#"invalid stop: ["x"]"#),
+        (GenerateConfig::new().stop_tokens(vec![7]), "invalid stop_tokens: [7]"),
+    ] {
+        let error = model.classify(&["a"], config).await.unwrap_err().to_string();
+        assert!(error.starts_with(named), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -77,9 +77,14 @@ async fn what_cannot_be_scored_is_refused() {
     let error = model.score(&["a", TEXT], GenerateConfig::new()).await.unwrap_err();
     assert!(matches!(error, Error::PromptTooLong { limit: 8, .. }), "{error}");
     assert!(model.err().is_some());
-    for config in [GenerateConfig::new().return_logits(true), GenerateConfig::new().stop(vec!["x".into()])] {
-        let error = model.score(&["a"], config).await.unwrap_err();
-        assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    for (config, named) in [
+        (GenerateConfig::new().return_logits(true), "invalid return_logits: true"),
+        (GenerateConfig::new().stop(vec!["x".into()]), r#"invalid stop: ["x"]"#),
+        (GenerateConfig::new().stop_tokens(vec![7]), "invalid stop_tokens: [7]"),
+    ] {
+        let error = model.score(&["a"], config).await.unwrap_err().to_string();
+        assert!(error.starts_with(named), "{error}");
+        assert_eq!(model.err().unwrap().to_string(), error);
     }
     assert!(model.score(&[], GenerateConfig::new()).await.unwrap().is_empty());
     model.close().await.unwrap();
