@@ -192,12 +192,13 @@ impl TextModel for LocalModel {
 
     async fn load_adapter(&self, name: &str, path: &Path) -> Result<()> {
         self.engine.check_open()?;
-        let (sites, path) = (self.engine.adapters.sites()?, path.to_owned());
-        let adapter = blocking::run("load an adapter", move || sites.resolve(&AdapterFile::read(path)?)).await?;
-        // Closing may have come in between; what it forgets is not to come back.
-        self.engine.check_open()?;
-        self.engine.adapters.add(name, adapter);
-        Ok(())
+        let aside = self.aside.clone().ok_or_else(|| Error::config("adapter", "this model takes none"))?;
+        let path = path.to_owned();
+        let read = move || {
+            let file = AdapterFile::read(path)?;
+            aside.access()?.network.sites().resolve(&file)
+        };
+        self.engine.adapters.add(name, blocking::run("load an adapter", read).await?)
     }
 
     async fn unload_adapter(&self, name: &str) -> Result<()> {

@@ -144,6 +144,7 @@ impl Sites {
 }
 
 /// What an adapter makes of a model's linear maps.
+#[derive(Default)]
 pub struct Adapter {
     /// One for each of the model's sites.
     changes: Vec<Option<Change>>,

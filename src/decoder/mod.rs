@@ -66,11 +66,6 @@ pub trait Forward: Send {
         let _ = (prompt_len, len);
         0
     }
-
-    /// The linear maps that adapters may change, if that is possible.
-    fn sites(&self) -> Option<Arc<Sites>> {
-        None
-    }
 }
 
 /// A decoder-only transformer with its weights and its key/value cache.
@@ -96,7 +91,7 @@ pub struct Network {
     head: Linear,
     ropes: Vec<Rope>,
     isa: Isa,
-    sites: Arc<Sites>,
+    sites: Sites,
 }
 
 /// Where and how a decoder's weights are placed.
@@ -166,7 +161,7 @@ impl Decoder {
             device: device.clone(),
             dtype: *dtype,
             isa: *isa,
-            sites: Arc::new(surveyor.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout))),
+            sites: surveyor.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout)),
             spec: spec.clone(),
         };
         let cache = KvCache::new(&spec, *cache_blocks, *stored_type, device)?;
@@ -280,7 +275,7 @@ impl Network {
         self.spec.vocab_size
     }
 
-    pub fn sites(&self) -> &Arc<Sites> {
+    pub fn sites(&self) -> &Sites {
         &self.sites
     }
 
@@ -339,9 +334,5 @@ impl Forward for Decoder {
 
     fn regime(&self, prompt_len: usize, len: usize) -> usize {
         self.network.regime(prompt_len, len)
-    }
-
-    fn sites(&self) -> Option<Arc<Sites>> {
-        self.network.is_on_cpu().then(|| self.network.sites.clone())
     }
 }

@@ -1,20 +1,16 @@
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{
-    Error, Result,
-    decoder::{Adapter, Sites},
-};
+use crate::{Error, Result, decoder::Adapter};
 
 /// Names an adapter for as long as its model lives: no other one gets it.
 pub type AdapterId = u64;
 
 /// The adapters of a model, by name. A request holds the one it uses, so what changes here concerns later ones only.
+#[derive(Default)]
 pub struct Adapters {
-    /// The worker's, whose memory is to be free when it has ended.
-    sites: Option<Weak<Sites>>,
     known: Mutex<Known>,
 }
 
@@ -24,6 +20,7 @@ struct Known {
     /// For requests that name none.
     default: Option<Loaded>,
     next_id: AdapterId,
+    closed: bool,
 }
 
 /// An adapter that is there.
@@ -34,27 +31,25 @@ pub struct Loaded {
 }
 
 impl Adapters {
-    pub fn new(sites: Option<&Arc<Sites>>) -> Self {
-        Self { sites: sites.map(Arc::downgrade), known: Mutex::default() }
-    }
-
-    /// What an adapter can change.
-    pub fn sites(&self) -> Result<Arc<Sites>> {
-        let sites = self.sites.as_ref().ok_or_else(|| Error::config("adapter", "this model takes none"))?;
-        sites.upgrade().ok_or(Error::Closed)
-    }
-
     /// Adds an adapter, in the place of another one of this name.
-    pub fn add(&self, name: &str, adapter: Adapter) {
+    ///
+    /// # Errors
+    /// [`Error::Closed`]
+    pub fn add(&self, name: &str, adapter: Adapter) -> Result<()> {
         let mut known = self.known();
-        let loaded = known.loaded(adapter);
+        let loaded = known.loaded(adapter)?;
         known.by_name.insert(name.to_owned(), loaded);
+        Ok(())
     }
 
     /// Sets the adapter of requests that name none.
-    pub fn set_default(&self, adapter: Adapter) {
+    ///
+    /// # Errors
+    /// [`Error::Closed`]
+    pub fn set_default(&self, adapter: Adapter) -> Result<()> {
         let mut known = self.known();
-        known.default = Some(known.loaded(adapter));
+        known.default = Some(known.loaded(adapter)?);
+        Ok(())
     }
 
     pub fn remove(&self, name: &str) -> Result<()> {
@@ -81,9 +76,9 @@ impl Adapters {
         known.by_name.values().chain(&known.default).map(|loaded| loaded.adapter.bytes()).sum()
     }
 
-    /// Forgets all.
-    pub fn clear(&self) {
-        *self.known() = Known::default();
+    /// Forgets all, and takes no more.
+    pub fn close(&self) {
+        *self.known() = Known { closed: true, ..Known::default() };
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -92,13 +87,31 @@ impl Adapters {
 }
 
 impl Known {
-    fn loaded(&mut self, adapter: Adapter) -> Loaded {
+    fn loaded(&mut self, adapter: Adapter) -> Result<Loaded> {
+        if self.closed {
+            return Err(Error::Closed);
+        }
         self.next_id += 1;
-        Loaded { id: self.next_id, adapter: Arc::new(adapter) }
+        Ok(Loaded { id: self.next_id, adapter: Arc::new(adapter) })
     }
 
     fn unknown(&self, name: &str) -> Error {
         let names: Vec<&str> = self.by_name.keys().map(String::as_str).collect();
         Error::config("adapter", format!("{name:?} is not loaded; loaded are: {}", names.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_after_the_end_is_not_kept() {
+        let adapters = Adapters::default();
+        adapters.add("early", Adapter::default()).unwrap();
+        adapters.close();
+        assert!(matches!(adapters.add("late", Adapter::default()), Err(Error::Closed)));
+        assert!(matches!(adapters.set_default(Adapter::default()), Err(Error::Closed)));
+        assert!(adapters.names().is_empty() && adapters.get(None).unwrap().is_none());
     }
 }

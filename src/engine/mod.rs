@@ -137,7 +137,7 @@ impl Engine {
             stream_buffer: options.stream_buffer,
             wake: wake.clone(),
             state: state.clone(),
-            adapters: Arc::new(Adapters::new(decoder.sites().as_ref())),
+            adapters: Arc::default(),
             turns: turns.clone(),
             threads,
         };
@@ -255,7 +255,7 @@ impl Engine {
         self.state.closing.cancel();
         self.queue.close();
         self.batch_queue.close();
-        self.adapters.clear();
+        self.adapters.close();
         self.state.closed.cancelled().await;
     }
 }

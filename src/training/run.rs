@@ -175,8 +175,7 @@ impl Run {
 
     /// Lets requests use what has been learned.
     fn publish(&self, progress: &Progress) -> Result<()> {
-        self.adapters.set_default(self.access.network.sites().resolve(&progress.file)?);
-        Ok(())
+        self.adapters.set_default(self.access.network.sites().resolve(&progress.file)?)
     }
 
     fn keep(&self, progress: &mut Progress) -> Result<()> {

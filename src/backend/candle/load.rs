@@ -78,7 +78,10 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     let engine = Engine::start(Box::new(decoder), text.clone(), options)?;
     let aside = network.is_on_cpu().then(|| Aside::new(&network, text, &engine));
     if let Some(adapter) = adapter {
-        engine.adapters.set_default(engine.adapters.sites()?.resolve(&adapter)?);
+        if aside.is_none() {
+            return Err(Error::config("adapter_path", "only models on the CPU take adapters"));
+        }
+        engine.adapters.set_default(network.sites().resolve(&adapter)?)?;
     }
     tracing::info!(path = %path.display(), ?info, "loaded a model");
     drop(checkpoint);
