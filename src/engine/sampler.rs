@@ -251,13 +251,13 @@ impl Penalties {
             }
         };
         for id in &self.seen {
-            change(*id, &|logit| if logit > 0.0 { logit / self.repeat } else { logit * self.repeat });
+            change(*id, &|logit| finite(if logit > 0.0 { logit / self.repeat } else { logit * self.repeat }));
         }
         for (id, count) in &self.counts {
-            change(*id, &|logit| logit - self.frequency * *count as f32 - self.presence);
+            change(*id, &|logit| finite(logit - self.frequency * *count as f32 - self.presence));
         }
         for (id, bias) in &self.bias {
-            change(*id, &|logit| logit + bias);
+            change(*id, &|logit| if *bias == f32::NEG_INFINITY { *bias } else { finite(logit + bias) });
         }
         logits
     }
@@ -270,6 +270,11 @@ impl Penalties {
             *self.counts.entry(chosen).or_default() += 1;
         }
     }
+}
+
+/// Logits stay numbers however much they are changed; only a ban bans.
+fn finite(logit: f32) -> f32 {
+    logit.clamp(f32::MIN, f32::MAX)
 }
 
 /// 0 and 1 both mean that nothing is changed.
@@ -479,6 +484,37 @@ mod tests {
         let logprobs = sampler.sample(&logits()).unwrap().1.unwrap();
         assert!((logprobs.logprob - 0.5f32.ln()).abs() < 1e-6);
         assert_eq!(logprobs.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 0]);
+    }
+
+    #[test]
+    fn any_numbers_that_are_allowed_can_be_sampled_with() {
+        let extremes = [f32::MIN, -1e38, -1e-45, 0.0, 1e-45, 1e-39, 0.1, 1.0, 1e38, f32::MAX];
+        let positive = &extremes[3..];
+        let mut configs: Vec<GenerateConfig> = Vec::new();
+        for &a in &extremes {
+            for &b in &extremes {
+                let config = GenerateConfig::new().frequency_penalty(a).presence_penalty(b);
+                configs.push(config.clone().logit_bias([(0, a), (1, f32::NEG_INFINITY), (2, b)].into()));
+                configs.push(config);
+            }
+        }
+        for &a in positive {
+            configs.extend(configs.clone().into_iter().step_by(7).map(|config| config.repeat_penalty(a)));
+            configs.extend(positive.iter().map(|b| GenerateConfig::new().temperature(a).repeat_penalty(*b)));
+        }
+        for &a in &[0.0, 1e-45, 0.5, 1.0 - f32::EPSILON, 1.0] {
+            configs.extend(positive.iter().map(|b| GenerateConfig::new().temperature(*b).top_p(a).min_p(1.0 - a)));
+        }
+        for (index, config) in configs.into_iter().enumerate() {
+            let config = config.top_k(if index % 2 == 0 { usize::MAX } else { index % 5 });
+            config.validate().unwrap();
+            let mut sampler = sampler_of(&config, &[0, 2]);
+            for _ in 0..4 {
+                let sampled = sampler.sample(&[2.5, 10.0, -3.0, 1e-3]).map(|(id, _)| id);
+                let banned = config.logit_bias.contains_key(&1).then_some(1);
+                assert!(sampled.as_ref().is_ok_and(|id| Some(*id) != banned), "{sampled:?} of {config:?}");
+            }
+        }
     }
 
     #[test]
