@@ -2,6 +2,8 @@ use crate::{Error, LoadConfig, Result, decoder::BLOCK_TOKENS, engine::Limits};
 
 /// Memory for keys and values where nobody says how much.
 const DEFAULT_CACHE_BYTES: usize = 1 << 30;
+/// Blocks are numbered with 32 bits.
+const MAX_BLOCKS: usize = u32::MAX as usize;
 
 /// How much a key/value cache holds.
 pub struct CachePlan {
@@ -30,10 +32,18 @@ impl CachePlan {
                 "{} bytes hold {} tokens; {} tokens of {} bytes are needed",
                 config.kv_cache_bytes.unwrap_or_default(),
                 blocks * BLOCK_TOKENS,
-                wanted * BLOCK_TOKENS,
+                config.context_len.unwrap_or(BLOCK_TOKENS),
                 block_bytes / BLOCK_TOKENS,
             );
             return Err(Error::config("kv_cache_bytes", reason));
+        }
+        if blocks > MAX_BLOCKS {
+            let (field, value) = match config.kv_cache_bytes {
+                Some(bytes) => ("kv_cache_bytes", bytes),
+                None => ("context_len", config.context_len.unwrap_or_default()),
+            };
+            let reason = format!("{value} makes {blocks} blocks of {BLOCK_TOKENS} tokens; {MAX_BLOCKS} are the most");
+            return Err(Error::config(field, reason));
         }
         let context_len = config.context_len.unwrap_or(max_positions).min(blocks * BLOCK_TOKENS);
         let kept = match (config.prefix_cache_tokens, config.kv_cache_bytes) {

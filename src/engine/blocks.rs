@@ -18,8 +18,11 @@ use super::adapters::AdapterId;
 pub struct BlockPool {
     block_tokens: usize,
     max_idle: usize,
+    /// Blocks there may be.
+    capacity: usize,
+    /// Those that were ever taken.
     blocks: Vec<Block>,
-    /// Blocks that hold nothing of use; the last one is taken next.
+    /// Those of them that hold nothing of use; the last one is taken next.
     empty: Vec<u32>,
     /// Published blocks that nobody holds, by the time of their release.
     idle: BTreeMap<u64, u32>,
@@ -98,9 +101,9 @@ impl BlockPool {
         Self {
             block_tokens,
             max_idle,
-            blocks: (0..blocks).map(|_| Block::default()).collect(),
-            // The lowest block is taken first, so that memory is touched only as it is needed.
-            empty: (0..blocks as u32).rev().collect(),
+            capacity: blocks,
+            blocks: Vec::new(),
+            empty: Vec::new(),
             idle: BTreeMap::new(),
             published: HashMap::new(),
             clock: 0,
@@ -115,12 +118,12 @@ impl BlockPool {
 
     /// Blocks that can be handed out.
     pub fn available(&self) -> usize {
-        self.empty.len() + self.idle.len()
+        self.capacity - self.used()
     }
 
     /// Blocks that sequences hold.
     pub fn used(&self) -> usize {
-        self.blocks.len() - self.available()
+        self.blocks.len() - self.empty.len() - self.idle.len()
     }
 
     /// Published blocks that nobody holds.
@@ -171,7 +174,11 @@ impl BlockPool {
     }
 
     fn take(&mut self) -> Option<u32> {
-        if self.empty.is_empty() {
+        if self.empty.is_empty() && self.blocks.len() < self.capacity {
+            // One that was never taken comes after those that were, so that memory is touched only as it is needed.
+            self.empty.push(self.blocks.len() as u32);
+            self.blocks.push(Block::default());
+        } else if self.empty.is_empty() {
             self.evict();
         }
         self.empty.pop()

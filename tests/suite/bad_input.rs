@@ -4,9 +4,10 @@ use std::{fs, path::Path};
 
 use tokenflow::{
     Error, GenerateConfig, InstructionSet, LoadConfig, Message, TextModel, backend, load_model, load_trainable,
+    testing::ScriptedModel,
 };
 
-use crate::{TempDir, golden_model, golden_path};
+use crate::{TempDir, golden_model, golden_model_with, golden_path};
 
 async fn load_error(path: impl AsRef<Path>) -> Error {
     match load_model(&path, LoadConfig::new()).await {
@@ -236,6 +237,7 @@ async fn load_configs_that_cannot_be_honoured() {
         (LoadConfig::new().parallel_slots(0), "parallel_slots"),
         (LoadConfig::new().gpu_layers(1), "gpu_layers"),
         (LoadConfig::new().kv_cache_bytes(1), "kv_cache_bytes"),
+        (LoadConfig::new().kv_cache_bytes(usize::MAX), "kv_cache_bytes"),
         (LoadConfig::new().queue_limit(0), "queue_limit"),
         (LoadConfig::new().stream_buffer(usize::MAX), "stream_buffer"),
         (LoadConfig::new().threads(0), "threads"),
@@ -248,6 +250,24 @@ async fn load_configs_that_cannot_be_honoured() {
         }
     }
     load_model(golden_path("mha_tied"), LoadConfig::new().gpu_layers(0)).await.unwrap();
+    let endless = LoadConfig::new().kv_cache_bytes(usize::MAX);
+    let scripted = ScriptedModel::new(|_| "a".into()).load_config(endless).build().err();
+    assert!(scripted.unwrap().to_string().starts_with(&format!("invalid kv_cache_bytes: {}", usize::MAX)));
+}
+
+#[tokio::test]
+async fn the_greatest_numbers_that_are_allowed() {
+    let greatest = LoadConfig::new().parallel_slots(usize::MAX).max_batched_tokens(usize::MAX);
+    let greatest = greatest.prefix_cache_tokens(usize::MAX).queue_limit(1 << 20).stream_buffer(1 << 20);
+    let config = GenerateConfig::new().max_tokens(usize::MAX).top_k(usize::MAX).temperature(1.0).seed(7);
+    let config = config.logprobs(128).prompt_lookup(64).deadline(std::time::Duration::MAX);
+    let model = golden_model_with("mha_tied", greatest.clone()).await;
+    let all = model.batch_generate(&["Hello"; 3], config.clone()).await.unwrap();
+    assert!(all.iter().all(|one| one.err.is_none() && one.tokens == all[0].tokens));
+    // What keeps count of a cache is no greater than what is used of it.
+    let greatest = greatest.kv_cache_bytes(1 << 37);
+    let model = ScriptedModel::new(|_| "word ".repeat(9)).load_config(greatest).build().unwrap();
+    assert_eq!(model.generate("a", config.temperature(0.0)).text().await.unwrap().len(), 45);
 }
 
 #[tokio::test]
@@ -318,7 +338,7 @@ async fn requests_that_cannot_be_served() {
 #[tokio::test]
 async fn one_prompt_of_a_batch_fails_alone() {
     let config = LoadConfig::new().context_len(16);
-    let model = crate::golden_model_with("mha_tied", config).await;
+    let model = golden_model_with("mha_tied", config).await;
     let long = "much too long ".repeat(50);
     let results = model.batch_generate(&["a", &long, "b"], GenerateConfig::new().max_tokens(2)).await.unwrap();
     assert!(results[0].err.is_none() && results[2].err.is_none());
@@ -331,7 +351,7 @@ async fn one_prompt_of_a_batch_fails_alone() {
 async fn templates_that_fail_or_never_end() {
     let chat = async |template: &str| {
         let config = LoadConfig::new().chat_template(template);
-        let model = crate::golden_model_with("mha_tied", config).await;
+        let model = golden_model_with("mha_tied", config).await;
         model.chat(&[Message::user("a")], GenerateConfig::new().max_tokens(1)).text().await
     };
     let refused = chat("{{ raise_exception('only even turns') }}").await;
