@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt, stream};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Error, GenerateMetrics, Result};
@@ -141,7 +141,7 @@ impl TokenStream {
             Some(token) => token.child_token(),
             None => CancellationToken::new(),
         };
-        let (event_sender, events) = mpsc::channel(buffer.max(1));
+        let (event_sender, events) = mpsc::channel(buffer.clamp(1, Semaphore::MAX_PERMITS));
         let (end_sender, ended) = oneshot::channel();
         let room = Arc::new(Room { awaited: AtomicBool::new(false), made: wake });
         let sender = TokenSender {

@@ -3,8 +3,8 @@
 use std::{fs, path::Path};
 
 use tokenflow::{
-    Error, GenerateConfig, InstructionSet, LoadConfig, Message, TextModel, backend, load_model, load_trainable,
-    testing::ScriptedModel,
+    Error, GenerateConfig, InstructionSet, LoadConfig, Message, TextModel, TokenStream, backend, load_model,
+    load_trainable, testing::ScriptedModel,
 };
 
 use crate::{TempDir, golden_model, golden_model_with, golden_path};
@@ -264,6 +264,7 @@ async fn the_greatest_numbers_that_are_allowed() {
     let model = golden_model_with("mha_tied", greatest.clone()).await;
     let all = model.batch_generate(&["Hello"; 3], config.clone()).await.unwrap();
     assert!(all.iter().all(|one| one.err.is_none() && one.tokens == all[0].tokens));
+    let (_sender, _stream) = TokenStream::channel(usize::MAX, &config);
     // What keeps count of a cache is no greater than what is used of it.
     let greatest = greatest.kv_cache_bytes(1 << 37);
     let model = ScriptedModel::new(|_| "word ".repeat(9)).load_config(greatest).build().unwrap();
