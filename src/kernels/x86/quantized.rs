@@ -64,18 +64,7 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool
 ) {
     let table = panel.table.unwrap_or(&[0; 16]);
     // Each tile asks for its share of what comes next, so that memory is busy during all of them.
-    let lines = panel.codes.len();
-    let mut ahead = LINE * lines.max(AHEAD) + LINE * lines * x.index / x.count;
-    let step = LINE / x.count;
-    let ask = |line: *const Line| {
-        // SAFETY: every machine has it, and it reads nothing.
-        unsafe {
-            match waits_for_memory::<C>(T) && x.count == 1 {
-                true => _mm_prefetch::<_MM_HINT_T1>(line.cast()),
-                false => _mm_prefetch::<_MM_HINT_T0>(line.cast()),
-            }
-        }
-    };
+    let mut ahead = Ahead::of(panel, (x.index, x.count), 1, waits_for_memory::<C>(T) && x.count == 1);
     // SAFETY: block `b` of every slice is inside it, and so are its groups.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); T];
@@ -92,11 +81,10 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool
             for g in b * GROUPS..(b + 1) * GROUPS {
                 let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g });
                 if !C::NIBBLES || g % 2 == 0 {
-                    ask(panel.codes.as_ptr().wrapping_add(ahead / LINE));
-                    ahead += step;
+                    ahead.ask();
                 }
                 if C::HIGHER > 0 && x.index == 0 && (g * C::HIGHER).is_multiple_of(8) {
-                    ask(panel.higher.as_ptr().wrapping_add((g / 2 + AHEAD) * C::HIGHER / 4));
+                    ahead.ask_for(panel.higher.as_ptr().wrapping_add((g / 2 + AHEAD) * C::HIGHER / 4));
                 }
                 let line = _mm512_load_si512(line.cast());
                 let weights = match (C::NIBBLES, g % 2) {
@@ -132,6 +120,44 @@ unsafe fn avx512<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool
     }
 }
 
+/// The codes of panels that come after one, which are asked for while it is gone through several times.
+struct Ahead {
+    first: *const Line,
+    /// Where the next line is, and from one to the next, in parts of a [`LINE`]th.
+    at: usize,
+    step: usize,
+    /// Whether the farther cache is asked for them.
+    far: bool,
+}
+
+impl Ahead {
+    /// Those whose turn it is when the panel is gone through for the `index`th time of `count`, one for so many `lines` of it.
+    #[inline(always)]
+    fn of(panel: &Panel<'_>, (index, count): (usize, usize), lines: usize, far: bool) -> Self {
+        let all = panel.codes.len();
+        let at = LINE * all.max(AHEAD) + LINE * all * index / count;
+        Self { first: panel.codes.as_ptr(), at, step: LINE * lines / count, far }
+    }
+
+    /// Asks for the next line.
+    #[inline(always)]
+    fn ask(&mut self) {
+        self.ask_for(self.first.wrapping_add(self.at / LINE));
+        self.at += self.step;
+    }
+
+    #[inline(always)]
+    fn ask_for(&self, line: *const Line) {
+        // SAFETY: every machine has it, and it reads nothing.
+        unsafe {
+            match self.far {
+                true => _mm_prefetch::<_MM_HINT_T1>(line.cast()),
+                false => _mm_prefetch::<_MM_HINT_T0>(line.cast()),
+            }
+        }
+    }
+}
+
 /// Whether a tile of so many tokens takes less long than its weights come from memory: then the nearer cache, which has
 /// fewer requests on their way at once, is not to be asked for them.
 const fn waits_for_memory<C: Codes>(tokens: usize) -> bool {
@@ -142,6 +168,18 @@ const fn waits_for_memory<C: Codes>(tokens: usize) -> bool {
 /// hold those of magnitudes up to 128, and so codes of eight bits only as signed ones.
 const fn is_signed<C: Codes, const VNNI: bool>() -> bool {
     !VNNI && (C::TABLE || !C::NIBBLES)
+}
+
+/// Groups of a block whose sums of pairs 16 bits hold together: those of weights of four bits are `2 * 15 * 127` at most, of
+/// five `2 * 31 * 127`, and so on.
+const fn span<C: Codes>(groups: usize) -> usize {
+    let most = match C::HIGHER {
+        _ if is_signed::<C, false>() => 1,
+        0 => 8,
+        1 => 4,
+        _ => 2,
+    };
+    if groups < most { groups } else { most }
 }
 
 /// The sums of four products, as VNNI has them, of weights that are signed if [`is_signed`] says so.
@@ -242,6 +280,9 @@ unsafe fn avx2_half<const T: usize, C: Codes, const GROUPS: usize>(
     let ones = _mm256_set1_epi16(1);
     let bias = _mm256_set1_epi8(panel.bias as i8);
     let table = panel.table.unwrap_or(&[0; 16]);
+    // Both halves are read when the first one is; each asks for its share of what comes next.
+    let half = usize::from(first > 0);
+    let mut ahead = Ahead::of(panel, (2 * x.index + half, 2 * x.count), 2, waits_for_memory::<C>(T) && x.count == 1);
     let mut sums = [_mm256_setzero_ps(); T];
     // SAFETY: block `b` of every slice is inside it, and a half of a panel inside its lines and lanes.
     unsafe {
@@ -249,42 +290,49 @@ unsafe fn avx2_half<const T: usize, C: Codes, const GROUPS: usize>(
         for (b, x_scales) in x.scales.iter().enumerate() {
             let scales = lanes_avx2(&panel.scales, b, first);
             let offsets = panel.offsets.as_ref().map_or(_mm256_setzero_ps(), |offsets| lanes_avx2(offsets, b, first));
-            // Of nibbles the sums of pairs, over the whole block: 8 * 2 * 15 * 127 < 32768.
             let mut dots = [_mm256_setzero_si256(); T];
-            for g in b * GROUPS..(b + 1) * GROUPS {
-                let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g });
-                let line = _mm256_load_si256(line.cast::<u8>().add(first * GROUP).cast());
-                let weights = match (C::NIBBLES, g % 2) {
-                    (false, _) => _mm256_sub_epi8(line, bias),
-                    (true, 0) => _mm256_and_si256(line, _mm256_set1_epi8(15)),
-                    (true, _) => _mm256_and_si256(_mm256_srli_epi32(line, 4), _mm256_set1_epi8(15)),
-                };
-                let weights = if C::TABLE { _mm256_shuffle_epi8(table, weights) } else { weights };
-                let weights = match C::HIGHER {
-                    0 => weights,
-                    _ => _mm256_sub_epi8(with_higher_avx2::<C>(weights, panel.higher.as_ptr(), g, first * GROUP), bias),
-                };
-                let codes = x.codes.as_ptr().add(g).cast::<i32>();
-                for (t, dots) in dots.iter_mut().enumerate() {
-                    let codes = _mm256_set1_epi32(codes.add(t).read_unaligned());
-                    *dots = if C::NIBBLES && !C::TABLE && C::HIGHER == 0 {
-                        _mm256_add_epi16(*dots, _mm256_maddubs_epi16(weights, codes))
-                    } else {
-                        // Of signed weights the magnitudes: 2 * 128 * 127 < 32768.
-                        let signed = _mm256_sign_epi8(codes, weights);
-                        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
-                        _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, ones))
+            for t in 0..T {
+                dots[t] = _mm256_set1_epi32(if is_signed::<C, false>() { 0 } else { x_scales[t].start });
+            }
+            let span = const { span::<C>(GROUPS) };
+            for i in b * GROUPS / span..(b + 1) * GROUPS / span {
+                let mut pairs = [_mm256_setzero_si256(); T];
+                for g in i * span..(i + 1) * span {
+                    if g % if C::NIBBLES { 4 } else { 2 } == 0 {
+                        ahead.ask();
+                    }
+                    if C::HIGHER > 0 && x.index == 0 && half == 0 && (g * C::HIGHER).is_multiple_of(8) {
+                        ahead.ask_for(panel.higher.as_ptr().wrapping_add((g / 2 + AHEAD) * C::HIGHER / 4));
+                    }
+                    let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g });
+                    let line = _mm256_load_si256(line.cast::<u8>().add(first * GROUP).cast());
+                    let weights = match (C::NIBBLES, g % 2) {
+                        (false, _) => _mm256_sub_epi8(line, bias),
+                        (true, 0) => _mm256_and_si256(line, _mm256_set1_epi8(15)),
+                        (true, _) => _mm256_and_si256(_mm256_srli_epi32(line, 4), _mm256_set1_epi8(15)),
                     };
+                    let weights = if C::TABLE { _mm256_shuffle_epi8(table, weights) } else { weights };
+                    let weights = match C::HIGHER {
+                        0 => weights,
+                        _ => with_higher_avx2::<C>(weights, panel.higher.as_ptr(), g, first * GROUP),
+                    };
+                    let codes = x.codes.as_ptr().add(g).cast::<i32>();
+                    for (t, pairs) in pairs.iter_mut().enumerate() {
+                        let codes = _mm256_set1_epi32(codes.add(t).read_unaligned());
+                        *pairs = match is_signed::<C, false>() {
+                            // Of signed weights the magnitudes.
+                            true => _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(codes, weights)),
+                            false => _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(weights, codes)),
+                        };
+                    }
+                }
+                for t in 0..T {
+                    dots[t] = _mm256_add_epi32(dots[t], _mm256_madd_epi16(pairs[t], ones));
                 }
             }
             for t in 0..T {
-                let dots = if C::NIBBLES && !C::TABLE && C::HIGHER == 0 {
-                    _mm256_add_epi32(_mm256_madd_epi16(dots[t], ones), _mm256_set1_epi32(x_scales[t].start))
-                } else {
-                    dots[t]
-                };
                 let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x_scales[t].scale));
-                sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, sums[t]);
+                sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t]), scale, sums[t]);
             }
             if panel.offsets.is_some() {
                 for t in 0..T {
