@@ -145,21 +145,26 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
     let key = |name: &str| format!("{arch}.rope.{name}");
     let mut rope = Map::new();
     rope.insert("rope_theta".into(), json!(metadata.opt_f64(&key("freq_base"))?.unwrap_or(10_000.0)));
-    let kind = metadata.opt_str(&key("scaling.type"))?.unwrap_or("none");
-    if kind != "none" {
+    let kind = metadata.opt_str(&key("scaling.type"))?.unwrap_or("linear");
+    let factor = match metadata.opt_f64(&key("scaling.factor"))? {
+        Some(factor) => Some(factor),
+        // What it was called before there were types.
+        None => metadata.opt_f64(&key("scale_linear"))?,
+    };
+    if kind != "none" && (kind != "linear" || factor.is_some_and(|factor| factor != 0.0)) {
         rope.insert("rope_type".into(), json!(kind));
-    }
-    // Files from before `scaling.type` have a linear scale only.
-    if let Some(factor) = metadata.opt_f64(&key("scale_linear"))?.filter(|_| kind == "none") {
-        rope.insert("rope_type".into(), json!("linear"));
         rope.insert("factor".into(), json!(factor));
     }
-    for (hf_key, gguf_key) in
-        [("factor", "scaling.factor"), ("beta_fast", "scaling.yarn_beta_fast"), ("beta_slow", "scaling.yarn_beta_slow")]
-    {
+    for (hf_key, gguf_key) in [("beta_fast", "scaling.yarn_beta_fast"), ("beta_slow", "scaling.yarn_beta_slow")] {
         if let Some(number) = metadata.opt_f64(&key(gguf_key))? {
             rope.insert(hf_key.into(), json!(number));
         }
+    }
+    let ext_factor = key("scaling.yarn_ext_factor");
+    let default = if kind == "yarn" { 1.0 } else { 0.0 };
+    // Below zero is the default.
+    if let Some(factor) = metadata.opt_f64(&ext_factor)?.filter(|factor| *factor >= 0.0 && *factor != default) {
+        return Err(metadata.bad(&ext_factor, &format!("{factor} is not supported, only {default}")));
     }
     // Ministral's `mscale` is what it calls `mscale_all_dim`, too.
     if let Some(scale) = metadata.opt_f64(&key("scaling.yarn_log_multiplier"))?.filter(|_| arch == "mistral3") {
@@ -182,22 +187,29 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
             let factors = file.numbers(&format!("rope_factors_{length}.weight"))?;
             rope.insert(format!("{length}_factor"), json!(factors));
         }
-        if let Some(factor) = metadata.opt_f64(&key("scaling.attn_factor"))? {
-            rope.insert("attention_factor".into(), json!(factor));
-        }
     }
     if file.contains("rope_freqs.weight") {
         rope.insert("rope_type".into(), json!("factors"));
         rope.insert("factors".into(), json!(file.numbers("rope_freqs.weight")?));
+    }
+    // The model's own factor is under either name. llama.cpp multiplies what it computes itself by the first, and with YaRN
+    // forgets the second.
+    for name in ["scaling.attn_factor", "scaling.yarn_attn_factor"].map(key) {
+        let Some(factor) = metadata.opt_f64(&name)? else { continue };
+        if matches!(rope.get("rope_type").and_then(Value::as_str), Some("yarn" | "longrope")) {
+            rope.insert("attention_factor".into(), json!(factor));
+        } else if factor != 1.0 {
+            return Err(metadata.bad(&name, &format!("{factor} is supported with yarn and longrope only")));
+        }
     }
     Ok(Value::Object(rope))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::{collections::BTreeMap, fs, path::Path};
 
-    use super::*;
+    use super::{super::Metadata, *};
 
     /// The window of a golden model, whose file says that it has `window`, or nothing of windows.
     fn window(name: &str, window: Option<u32>) -> Option<Value> {
@@ -217,6 +229,36 @@ mod tests {
         fs::remove_file(path).unwrap();
         // As architectures have it, with a default of Hugging Face's.
         config.or(json!({"sliding_window": 4096})).get("sliding_window").cloned()
+    }
+
+    #[test]
+    fn scales_of_rope_are_those_of_the_model_or_refused() {
+        let read = |scaling: Value| {
+            let path = Path::new("model.gguf");
+            let keys = scaling.as_object().unwrap().iter();
+            let keys: Map<_, _> = keys.map(|(key, value)| (format!("llama.rope.{key}"), value.clone())).collect();
+            let metadata = Metadata::of_json(path, &keys.into());
+            let file = GgufFile { path: path.into(), metadata, parts: Vec::new(), tensors: BTreeMap::new() };
+            rope_parameters(&file, "llama").map_err(|error| error.to_string())
+        };
+        let yarn = |key: &str, number: f64| read(json!({"scaling.type": "yarn", "scaling.factor": 4.5, key: number}));
+        for key in ["scaling.attn_factor", "scaling.yarn_attn_factor"] {
+            assert_eq!(yarn(key, 1.25).unwrap()["attention_factor"], 1.25);
+            let error = read(json!({"scaling.factor": 4.5, key: 1.25})).unwrap_err();
+            assert!(error.contains(key) && error.contains("model.gguf"), "{error}");
+            assert!(read(json!({"scaling.factor": 4.5, key: 1.0})).is_ok());
+        }
+        for factor in [-1.0, 1.0] {
+            assert!(yarn("scaling.yarn_ext_factor", factor).is_ok());
+        }
+        let error = yarn("scaling.yarn_ext_factor", 0.5).unwrap_err();
+        assert!(error.contains("llama.rope.scaling.yarn_ext_factor: 0.5"), "{error}");
+        for key in ["scaling.factor", "scale_linear"] {
+            let rope = read(json!({key: 4.5})).unwrap();
+            assert_eq!((&rope["rope_type"], &rope["factor"]), (&json!("linear"), &json!(4.5)));
+            assert_eq!(read(json!({"scaling.type": "none", key: 4.5})).unwrap().get("rope_type"), None);
+        }
+        assert_eq!(read(json!({"scaling.type": "linear"})).unwrap().get("rope_type"), None);
     }
 
     #[test]
