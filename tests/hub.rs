@@ -127,9 +127,14 @@ fn respond(path: &str, files: &Files, start: usize, end: Option<usize>) -> (Stri
     };
     let end = end.unwrap_or(bytes.len()).min(bytes.len());
     let last = end.saturating_sub(1);
+    let (etag, commit) = match *name {
+        // A hostile server.
+        "etag.gguf" => ("../../../out".into(), COMMIT),
+        "commit.gguf" => ("etag".into(), "../../../out"),
+        name => (format!("etag-{}", name.replace('.', "-")), COMMIT),
+    };
     let head = format!(
-        "206 Partial Content\r\nETag: \"etag-{}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: bytes {start}-{last}/{}",
-        name.replace('.', "-"),
+        "206 Partial Content\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {commit}\r\nContent-Range: bytes {start}-{last}/{}",
         bytes.len()
     );
     (head, bytes[start..end].to_vec())
@@ -202,6 +207,37 @@ async fn an_interrupted_download_is_resumed() {
     fs::write(blobs.join("etag-model-gguf.part"), bytes(60_000)).unwrap();
     let path = server.hub(&cache).file(REPO, "model.gguf", |_| ()).await.unwrap();
     assert_eq!(fs::read(path).unwrap(), bytes(100_000));
+}
+
+#[tokio::test]
+async fn a_download_that_was_all_but_finished_is_finished() {
+    let cache = Folder::new();
+    let server = Server::new(Files::from([("model.gguf", bytes(100_000))]));
+    let blobs = cache.0.join("models--owner--tiny").join("blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join("etag-model-gguf.part"), bytes(100_000)).unwrap();
+    let path = server.hub(&cache).file(REPO, "model.gguf", |_| ()).await.unwrap();
+    assert_eq!(fs::read(&path).unwrap(), bytes(100_000));
+
+    // A new snapshot has what has not changed.
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    let before = server.requests().len();
+    let path = server.hub(&cache).file(REPO, "model.gguf", |_| ()).await.unwrap();
+    assert_eq!(fs::read(path).unwrap(), bytes(100_000));
+    assert_eq!(server.requests().len() - before, 2, "the probe and the file's version");
+}
+
+#[tokio::test]
+async fn a_hostile_server_writes_into_the_cache_only() {
+    let folder = Folder::new();
+    let cache = folder.0.join("cache");
+    let server = Server::new(Files::from([("etag.gguf", bytes(10)), ("commit.gguf", bytes(10))]));
+    let hub = server.hub(&folder).cache_dir(&cache);
+    for (file, header) in [("etag.gguf", "etag"), ("commit.gguf", "x-repo-commit")] {
+        let reason = reason(hub.file(REPO, file, |_| ()).await);
+        assert!(reason.contains(file) && reason.contains(header), "{reason}");
+    }
+    assert!(!folder.0.join("out").exists() && !cache.exists(), "{:?}", names_in(&folder.0));
 }
 
 #[tokio::test]

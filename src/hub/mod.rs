@@ -3,12 +3,13 @@
 //! Files land in the cache folder that the Hub's other tools use too, so that nothing is fetched
 //! twice. Proxies are taken from the usual `*_PROXY` variables by the HTTP client.
 
+mod download;
+
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
-    sync::mpsc as blocking,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use hf_hub::{
@@ -17,6 +18,7 @@ use hf_hub::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+use self::download::{Client, Download, Reporter};
 use crate::{Error, Result};
 
 const ENDPOINT: &str = "https://huggingface.co";
@@ -174,7 +176,7 @@ impl Hub {
 
     fn cache(&self) -> Result<Cache> {
         let folder = match &self.cache_dir {
-            // The links in the cache are made relative, for which both ends have to be absolute.
+            // What is returned stays where it is if the program changes its folder.
             Some(folder) => std::path::absolute(folder).ok(),
             None => std::env::home_dir().map(|home| home.join(".cache").join("huggingface").join("hub")),
         };
@@ -182,12 +184,10 @@ impl Hub {
     }
 
     fn job(&self, cache: Cache, repo: &str) -> Result<Job> {
-        let mut builder = ApiBuilder::from_cache(cache.clone()).with_endpoint(self.endpoint.clone());
-        if let Some(token) = &self.token {
-            builder = builder.with_token(Some(token.clone()));
-        }
-        let api = builder.build().map_err(|error| self.remote(error.to_string()))?;
-        Ok(Job { api, cache, endpoint: self.endpoint.clone(), repo: repo.into() })
+        let token = self.token.clone().or_else(|| cache.token());
+        let builder = ApiBuilder::from_cache(cache.clone()).with_endpoint(self.endpoint.clone());
+        let api = builder.with_token(token.clone()).build().map_err(|error| self.remote(error.to_string()))?;
+        Ok(Job { api, client: Client::new(token), cache, endpoint: self.endpoint.clone(), repo: repo.into() })
     }
 
     fn remote(&self, reason: impl Into<String>) -> Error {
@@ -269,6 +269,7 @@ type Events = mpsc::UnboundedSender<Event>;
 /// What a download thread works with.
 struct Job {
     api: Api,
+    client: Client,
     cache: Cache,
     endpoint: String,
     repo: String,
@@ -276,9 +277,7 @@ struct Job {
 
 impl Job {
     fn file(&self, file: &str, events: &Events) -> Result<PathBuf> {
-        let repo = Repo::model(self.repo.clone());
-        let cached = self.cache.repo(repo.clone());
-        self.fetch(&self.api.repo(repo), file, || cached.get(file), events)
+        self.fetch(&self.api.model(self.repo.clone()), file, None, events)
     }
 
     /// Fetches all files at one commit, and only then makes it the cache's newest: the snapshot
@@ -297,53 +296,31 @@ impl Job {
         let newest = self.cache.model(self.repo.clone());
         let folder = newest.pointer_path(&info.sha);
         let remote = self.api.repo(commit);
-        for file in files {
-            let path = folder.join(file);
-            self.fetch(&remote, file, || path.exists().then(|| path.clone()), events)?;
+        for file in files.into_iter().filter(|file| !folder.join(file).exists()) {
+            if events.is_closed() {
+                return Err(Error::Cancelled);
+            }
+            self.fetch(&remote, file, Some(&info.sha), events)?;
         }
         newest.create_ref(&info.sha).map_err(|error| self.error(None, error.into()))?;
         Ok(folder)
     }
 
-    /// Downloads a file unless `cached` finds it. Waits for others that download it already.
-    fn fetch(
-        &self,
-        repo: &ApiRepo,
-        file: &str,
-        cached: impl Fn() -> Option<PathBuf>,
-        events: &Events,
-    ) -> Result<PathBuf> {
+    /// Downloads a file into the snapshot of `commit`; the server says which one if that is open.
+    fn fetch(&self, remote: &ApiRepo, file: &str, commit: Option<&str>, events: &Events) -> Result<PathBuf> {
         check_file(file)?;
-        while !events.is_closed() {
-            if let Some(path) = cached() {
-                return Ok(path);
+        let cached = self.cache.model(self.repo.clone());
+        let fetched = || {
+            let url = remote.url(file);
+            let metadata = self.api.metadata(&url)?;
+            let download = Download::new(&cached, (url, file), commit, &metadata)?;
+            let path = download.run(&self.client, &mut Reporter::new(file, events))?;
+            if path.is_some() && commit.is_none() {
+                cached.create_ref(metadata.commit_hash())?;
             }
-            match self.download(repo, file, events) {
-                Err(ApiError::LockAcquisition(_)) => tracing::debug!(file, "somebody else is downloading"),
-                result => return result.map_err(|error| self.error(Some(file), error)),
-            }
-        }
-        Err(Error::Cancelled)
-    }
-
-    fn download(&self, repo: &ApiRepo, file: &str, events: &Events) -> Result<PathBuf, ApiError> {
-        let (size_sender, size) = blocking::channel();
-        let reporter = Reporter {
-            step: Progress { file: file.into(), downloaded_bytes: 0, total_bytes: 0 },
-            reported: Instant::now(),
-            events: events.clone(),
-            size: size_sender,
+            Ok(path)
         };
-        let path = repo.download_with_progress(file, reporter)?;
-        let blob = fs::canonicalize(&path)?;
-        let length = fs::metadata(&blob)?.len();
-        if size.try_iter().last().is_some_and(|size| size != length) {
-            // A damaged file must not be found in the cache the next time.
-            fs::remove_file(&path)?;
-            let _ = fs::remove_file(&blob);
-            return Err(ApiError::InvalidResume);
-        }
-        Ok(path)
+        fetched().map_err(|error| self.error(Some(file), error))?.ok_or(Error::Cancelled)
     }
 
     fn remote(&self, reason: String) -> Error {
@@ -394,40 +371,6 @@ fn is_network(error: &std::io::Error) -> bool {
             | WouldBlock
             | UnexpectedEof
     )
-}
-
-/// Passes progress on, some of it: a read brings no more than a few kilobytes.
-struct Reporter {
-    step: Progress,
-    reported: Instant,
-    events: Events,
-    size: blocking::Sender<u64>,
-}
-
-impl Reporter {
-    fn report(&mut self) {
-        self.reported = Instant::now();
-        // Nobody listens any more if the future was dropped.
-        let _ = self.events.send(Event::Progress(self.step.clone()));
-    }
-}
-
-impl hf_hub::api::Progress for Reporter {
-    fn init(&mut self, size: usize, _file: &str) {
-        self.step.total_bytes = size as u64;
-        let _ = self.size.send(size as u64);
-    }
-
-    fn update(&mut self, size: usize) {
-        self.step.downloaded_bytes += size as u64;
-        if self.reported.elapsed() >= REPORT {
-            self.report();
-        }
-    }
-
-    fn finish(&mut self) {
-        self.report();
-    }
 }
 
 fn spawn(work: impl FnOnce() + Send + 'static) -> Result<()> {

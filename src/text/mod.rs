@@ -5,6 +5,7 @@ mod bounds;
 mod chat_template;
 mod detokenizer;
 pub mod gguf;
+mod growth;
 mod json;
 mod marks;
 mod python;

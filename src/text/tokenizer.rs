@@ -1,5 +1,6 @@
 use std::{
     collections::{BTreeSet, HashSet},
+    fs,
     panic::catch_unwind,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -10,6 +11,7 @@ use tokenizers::{
     processors::{sequence::Sequence as Processors, template::TemplateProcessing},
 };
 
+use super::growth;
 use crate::{Error, Result};
 
 /// A tokenizer, and which of its tokens are control tokens.
@@ -28,8 +30,10 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn read(path: &Path) -> Result<Self> {
+        let json = fs::read(path).map_err(|error| Error::model_because(path, "cannot be read", error))?;
+        growth::check(path, &json)?;
         // For a merge of tokens into one longer than all others it panics.
-        let inner = catch_unwind(|| tokenizers::Tokenizer::from_file(path))
+        let inner = catch_unwind(|| tokenizers::Tokenizer::from_bytes(&json))
             .unwrap_or_else(|_| Err("building it ended in a panic".into()))
             .map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
         Ok(Self::new(path, inner))
