@@ -41,8 +41,8 @@ use crate::{Result, TextModel};
 /// # Ok(()) }
 /// ```
 pub trait TrainableModel: TextModel {
-    /// Begins a new adapter, which [`train`](Self::train) is to teach from now on. It changes nothing yet, unless
-    /// [`LoraConfig::initial`] names one to begin with.
+    /// Begins a new adapter, which [`train`](Self::train) is to teach from now on. It changes nothing yet; one that begins as
+    /// [`LoraConfig::initial`] is used by requests that name no adapter from now on.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) names the field at fault; an unknown target is answered with
@@ -78,7 +78,7 @@ pub trait TrainableModel: TextModel {
     ///
     /// # Cancel safety
     /// Dropping the stream ends training within one layer of the step under way, of which nothing is kept; the adapter is
-    /// that of the step before.
+    /// that of the step before, for requests as well. The same is left of a training that fails.
     fn train(&self, examples: Vec<TrainExample>, config: TrainConfig) -> TrainStream;
 }
 

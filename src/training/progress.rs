@@ -34,8 +34,8 @@ pub struct TrainProgress {
 
 /// The steps of a training as they are taken: a `Stream<Item = TrainProgress>`.
 ///
-/// The stream is `Send + 'static`. Dropping it ends the training at the next step, with a checkpoint if there is a
-/// place for them. A reader that stops reading pauses it.
+/// The stream is `Send + 'static`. Dropping it ends the training soon, with what the steps before have taught, and with a
+/// checkpoint if there is a place for them. A reader that stops reading pauses it.
 #[derive(Debug)]
 #[must_use = "a stream that is dropped ends its training"]
 pub struct TrainStream {

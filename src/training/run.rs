@@ -52,6 +52,10 @@ impl Run {
             return Err(Error::config(field, "no example is set aside to be asked for"));
         }
         let ended = self.steps(&learned, &evaluated, &mut progress);
+        // However it ended, requests use what `Adapter::save` writes; a model that closes has none.
+        if progress.state.step > 0 && !matches!(ended, Err(Error::Closed)) {
+            self.publish(&progress)?;
+        }
         if progress.state != progress.kept {
             self.keep(&mut progress)?;
         }
@@ -115,7 +119,7 @@ impl Run {
             }
             self.sender.step(report, self.access.closing())?;
         }
-        self.publish(progress)
+        Ok(())
     }
 
     /// Learns from some samples.

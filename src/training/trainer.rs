@@ -24,7 +24,12 @@ impl Trainer {
     }
 
     pub fn apply_lora(&self, config: &LoraConfig) -> Result<Box<dyn Adapter>> {
-        let learned = Arc::new(Learned::begin(self.aside.access()?.network.sites(), config)?);
+        let access = self.aside.access()?;
+        let sites = access.network.sites();
+        let learned = Arc::new(Learned::begin(sites, config)?);
+        if config.initial.is_some() {
+            self.aside.adapters.set_default(sites.resolve(&learned.get())?);
+        }
         *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(learned.clone());
         Ok(Box::new(learned))
     }

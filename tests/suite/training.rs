@@ -29,6 +29,15 @@ async fn all(mut stream: TrainStream) -> (Vec<TrainProgress>, Result<()>) {
     (steps, stream.result())
 }
 
+/// Those after some words.
+async fn logits(model: &dyn TextModel) -> Vec<f32> {
+    logits_with(model, GenerateConfig::new()).await
+}
+
+async fn logits_with(model: &dyn TextModel, config: GenerateConfig) -> Vec<f32> {
+    model.classify(&["The dog"], config.return_logits(true)).await.unwrap().remove(0).logits.unwrap()
+}
+
 async fn losses(stream: TrainStream) -> Vec<f32> {
     let (steps, ended) = all(stream).await;
     ended.unwrap();
@@ -132,10 +141,6 @@ async fn every_target_learns() {
 #[tokio::test]
 async fn what_was_learned_is_used_saved_and_read_again() {
     let model = trainable("gqa_llama3").await;
-    let logits = async |model: &dyn TextModel| {
-        let config = GenerateConfig::new().return_logits(true);
-        model.classify(&["The dog"], config).await.unwrap().remove(0).logits.unwrap()
-    };
     let before = logits(&*model).await;
     let adapter = model.apply_lora(LoraConfig::new().rank(4).rank_stabilised(true)).unwrap();
     assert_eq!(logits(&*model).await, before, "it changes nothing yet");
@@ -146,6 +151,34 @@ async fn what_was_learned_is_used_saved_and_read_again() {
     adapter.save(&dir.0).unwrap();
     let again = trainable_with("gqa_llama3", LoadConfig::new().adapter_path(&dir.0)).await;
     assert_eq!(logits(&*again).await, after);
+    let goes_on = trainable("gqa_llama3").await;
+    goes_on.apply_lora(LoraConfig::new().initial(&dir.0)).unwrap();
+    assert_eq!(logits(&*goes_on).await, after, "it is used from the beginning");
+}
+
+#[tokio::test]
+async fn what_a_dropped_training_has_learned_is_used() {
+    let model = trainable("gqa_llama3").await;
+    let before = logits(&*model).await;
+    let adapter = model.apply_lora(LoraConfig::new()).unwrap();
+    let mut stream = model.train(sequences(4), TrainConfig::new().learning_rate(1e-2).epochs(100_000));
+    for _ in 0..3 {
+        stream.next().await.unwrap();
+    }
+    drop(stream);
+    let ended = async {
+        loop {
+            match logits(&*model).await {
+                logits if logits == before => tokio::time::sleep(Duration::from_millis(5)).await,
+                logits => break logits,
+            }
+        }
+    };
+    let after = tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
+    let dir = TempDir::new("ended");
+    adapter.save(&dir.0).unwrap();
+    model.load_adapter("saved", &dir.0).await.unwrap();
+    assert_eq!(logits_with(&*model, GenerateConfig::new().adapter("saved")).await, after);
 }
 
 #[tokio::test]
