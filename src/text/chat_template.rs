@@ -38,6 +38,9 @@ const TOOL_USE: &str = "chat_template tool_use";
 const FUEL: u64 = 20_000_000;
 /// Bytes a template may be long. Those of models have less than half of it.
 const MAX_SOURCE_BYTES: usize = 128 << 10;
+/// Operators a template may have; those of models have less than a hundred. For each of a chain minijinja goes down the rest of
+/// the chain, to see whether it is constant.
+const MAX_OPERATORS: usize = 8192;
 /// Stack that a template may need to be compiled: what is nested is compiled recursively, and a sign is enough for a
 /// level. Minus signs need between 256 and 512 bytes each.
 const STACK_BYTES: usize = 1 << 20;
@@ -53,6 +56,11 @@ impl ChatTemplate {
             let Some(source) = source else { continue };
             if source.len() > MAX_SOURCE_BYTES {
                 let reason = format!("chat_template has {} bytes, more than {MAX_SOURCE_BYTES}", source.len());
+                return Err(Error::model(path, reason));
+            }
+            let operators = count_operators(&source);
+            if operators > MAX_OPERATORS {
+                let reason = format!("chat_template has {operators} operators, more than {MAX_OPERATORS}");
                 return Err(Error::model(path, reason));
             }
             let source = source.replace("\r\n", "\n").replace('\r', "\n");
@@ -255,6 +263,14 @@ fn literals_of(source: &str) -> Vec<String> {
     literals.sort();
     literals.dedup();
     literals
+}
+
+/// The operators that make chains, and what looks like them in its text, but for the signs of its tags.
+fn count_operators(source: &str) -> usize {
+    static OPERATOR: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new(r"\{[{%#][-+]?|[-+]?[}%#]\}|([-+*/%~]|\b(?:not|and|or)\b)").ok());
+    let operators = OPERATOR.iter().flat_map(|operator| operator.captures_iter(source));
+    operators.filter(|found| found.get(1).is_some()).count()
 }
 
 /// `{% generation %}` marks the model's own words for training. It writes nothing, but what is set in it

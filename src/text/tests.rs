@@ -359,8 +359,11 @@ fn templates_that_are_nested_deep_are_compiled_or_refused() {
         ("{{ ", "(", " }}"),
         ("", "{% if a %}", ""),
     ] {
-        let _ = new(format!("{before}{}{after}", nested.repeat((12 << 10) / nested.len())));
+        let _ = new(format!("{before}{}{after}", nested.repeat((128 << 10) / nested.len() - 8)));
     }
+    let error = new(format!("{{{{ {}a }}}}", "not ".repeat(10_000))).unwrap_err().to_string();
+    assert!(error.contains("chat_template has 10000 operators, more than 8192"), "{error}");
+    new("{%- if a -%} - {%- endif -%}".repeat(4000)).unwrap();
     let error = new("a".repeat((128 << 10) + 1)).unwrap_err().to_string();
     assert!(error.contains("chat_template has 131073 bytes, more than 131072"), "{error}");
 }
