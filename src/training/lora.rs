@@ -1,7 +1,7 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, atomic::AtomicBool},
 };
 
 use super::{Adapter, LoraConfig, checkpoint::Hash, random::Random};
@@ -15,12 +15,14 @@ pub struct Learned {
     file: Mutex<AdapterFile>,
     /// A hash of what it began with.
     pub origin: u64,
+    /// Whether requests are to use one that was applied later.
+    pub is_replaced: AtomicBool,
 }
 
 impl Learned {
     pub fn begin(sites: &Sites, config: &LoraConfig) -> Result<Self> {
         let file = begin(sites, config)?;
-        Ok(Self { origin: origin(sites, &file)?, file: Mutex::new(file) })
+        Ok(Self { origin: origin(sites, &file)?, file: Mutex::new(file), is_replaced: AtomicBool::new(false) })
     }
 
     pub fn get(&self) -> AdapterFile {

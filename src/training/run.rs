@@ -1,4 +1,7 @@
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use super::{
     TrainConfig, TrainExample, TrainProgress,
@@ -179,7 +182,11 @@ impl Run {
 
     /// Lets requests use what has been learned.
     fn publish(&self, progress: &Progress) -> Result<()> {
-        self.adapters.set_default(self.access.network.sites().resolve(&progress.file)?)
+        let adapter = self.access.network.sites().resolve(&progress.file)?;
+        match self.learned.is_replaced.load(Ordering::Acquire) {
+            true => Ok(()),
+            false => self.adapters.set_default(adapter),
+        }
     }
 
     fn keep(&self, progress: &mut Progress) -> Result<()> {

@@ -1,6 +1,6 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     thread,
 };
 
@@ -27,10 +27,13 @@ impl Trainer {
         let access = self.aside.access()?;
         let sites = access.network.sites();
         let learned = Arc::new(Learned::begin(sites, config)?);
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
         if config.initial.is_some() {
-            self.aside.adapters.set_default(sites.resolve(&learned.get())?);
+            // Its training may not have ended yet.
+            applied.iter().for_each(|before| before.is_replaced.store(true, Ordering::Release));
+            self.aside.adapters.set_default(sites.resolve(&learned.get())?)?;
         }
-        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(learned.clone());
+        *applied = Some(learned.clone());
         Ok(Box::new(learned))
     }
 

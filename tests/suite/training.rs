@@ -179,6 +179,15 @@ async fn what_a_dropped_training_has_learned_is_used() {
     adapter.save(&dir.0).unwrap();
     model.load_adapter("saved", &dir.0).await.unwrap();
     assert_eq!(logits_with(&*model, GenerateConfig::new().adapter("saved")).await, after);
+
+    // Another adapter is not replaced by one whose training ends later.
+    let config = TrainConfig::new().learning_rate(1e-2).epochs(100_000);
+    model.train(sequences(4), config).next().await.unwrap();
+    model.apply_lora(LoraConfig::new().initial(&dir.0)).unwrap();
+    while all(model.train(vec![], TrainConfig::new())).await.1.unwrap_err().to_string().contains("under way") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(logits(&*model).await, after);
 }
 
 #[tokio::test]
