@@ -211,6 +211,21 @@ async fn damaged_gguf_files() {
 }
 
 #[tokio::test]
+async fn gguf_arrays_that_would_take_all_memory() {
+    let dir = TempDir::new("gguf");
+    let path = dir.0.join("model.gguf");
+    // A key "a" with an array of bytes, as long as a file that takes no room.
+    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+    let len = 1u64 << 36;
+    [0, 1, 1].iter().for_each(|count: &u64| bytes.extend(count.to_le_bytes()));
+    bytes.extend(*b"a\x09\0\0\0\0\0\0\0");
+    bytes.extend(len.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(len + 100).unwrap();
+    invalid(&path, &["model.gguf", "a: claims 68719476736 array elements"]).await;
+}
+
+#[tokio::test]
 async fn gguf_blocks_along_another_dimension() {
     let mut bytes = fs::read(golden_path("gguf/tiny-q8_0.gguf")).unwrap();
     let mut set = |name: &str, skip: usize, value: &[u8]| {

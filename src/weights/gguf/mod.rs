@@ -24,6 +24,10 @@ use super::{
 };
 use crate::{Error, Result, kernels::ggml::GgmlType};
 
+/// The most bytes that metadata and the places of tensors may take, as in safetensors. Those of models take a few dozen
+/// megabytes; in memory it may be several times as much.
+const MAX_HEADER: usize = 100 << 20;
+
 /// A memory-mapped GGUF file, or the several that a model was split into.
 pub struct GgufFile {
     pub path: PathBuf,
@@ -154,7 +158,7 @@ fn type_of_file(file_type: u32) -> Option<u32> {
 fn read_part(path: &Path, part: usize) -> Result<(Part, Metadata, BTreeMap<String, Entry>)> {
     let map = mmap::map(path)?;
     let bad = |reason: String| Error::model(path, reason);
-    let mut reader = Reader::new(&map);
+    let mut reader = Reader::new(&map[..map.len().min(MAX_HEADER)]);
     let (tensor_count, metadata_count) = reader.header().map_err(bad)?;
     let metadata = Metadata::read(path, &mut reader, metadata_count).map_err(bad)?;
     let number = metadata.opt_usize("split.no")?.unwrap_or(0);
