@@ -131,7 +131,7 @@ fn respond(path: &str, files: &Files, start: usize, end: Option<usize>) -> (Stri
         // A hostile server.
         "etag.gguf" => ("../../../out".into(), COMMIT),
         "commit.gguf" => ("etag".into(), "../../../out"),
-        name => (format!("etag-{}", name.replace('.', "-")), COMMIT),
+        name => (format!("etag-{}", name.replace(['.', '/'], "-")), COMMIT),
     };
     let head = format!(
         "206 Partial Content\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {commit}\r\nContent-Range: bytes {start}-{last}/{}",
@@ -152,6 +152,7 @@ fn model_files() -> Files {
         ("config.json", b"{}".to_vec()),
         ("tokenizer.json", b"{ }".to_vec()),
         ("chat_template.jinja", b"{{ messages }}".to_vec()),
+        ("additional_chat_templates/tool_use.jinja", b"{{ tools }}".to_vec()),
         ("model.safetensors.index.json", index.to_vec()),
         ("model-00001-of-00002.safetensors", bytes(50_000)),
         ("model-00002-of-00002.safetensors", bytes(70_000)),
@@ -309,6 +310,7 @@ async fn a_model_comes_whole_and_stays() {
     let (steps, progress) = recorder();
     let folder = hub.model(REPO, progress).await.unwrap();
     let names = [
+        "additional_chat_templates",
         "chat_template.jinja",
         "config.json",
         "model-00001-of-00002.safetensors",
@@ -317,10 +319,11 @@ async fn a_model_comes_whole_and_stays() {
         "tokenizer.json",
     ];
     assert_eq!(names_in(&folder), names);
-    assert_eq!(fs::read(folder.join(names[3])).unwrap(), bytes(70_000));
+    assert_eq!(fs::read(folder.join(names[4])).unwrap(), bytes(70_000));
+    assert_eq!(fs::read(folder.join("additional_chat_templates/tool_use.jinja")).unwrap(), b"{{ tools }}");
     let finished: Vec<_> =
         steps.lock().unwrap().iter().filter(|step| step.downloaded_bytes == step.total_bytes).cloned().collect();
-    assert!(names.iter().all(|name| finished.iter().any(|step| step.file == *name)), "{finished:?}");
+    assert!(names[1..].iter().all(|name| finished.iter().any(|step| step.file == *name)), "{finished:?}");
 
     let before = server.requests().len();
     assert_eq!(hub.model(REPO, |_| panic!("nothing to download")).await.unwrap(), folder);
@@ -329,7 +332,7 @@ async fn a_model_comes_whole_and_stays() {
     drop(server);
     assert_eq!(hub.model(REPO, |_| ()).await.unwrap(), folder);
     assert_eq!(hub.file(REPO, "config.json", |_| ()).await.unwrap(), folder.join("config.json"));
-    fs::remove_file(folder.join(names[3])).unwrap();
+    fs::remove_file(folder.join(names[4])).unwrap();
     reason(hub.model(REPO, |_| ()).await);
 }
 

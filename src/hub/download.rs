@@ -162,6 +162,8 @@ impl Client {
             .timeout_resolve(Some(CONNECT))
             .timeout_connect(Some(CONNECT))
             .timeout_per_read(Some(STALL))
+            // Parts of what is compressed are of no use.
+            .accept_encoding("identity")
             .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost);
         Self { agent: config.build().into(), token }
     }

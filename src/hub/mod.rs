@@ -31,7 +31,7 @@ const STALL: Duration = Duration::from_secs(30);
 /// Progress is reported no more often than this.
 const REPORT: Duration = Duration::from_millis(50);
 /// What a model needs besides its weights, as far as the repository has it.
-const SIDE_FILES: [&str; 11] = [
+const SIDE_FILES: [&str; 12] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,6 +42,7 @@ const SIDE_FILES: [&str; 11] = [
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
     INDEX,
 ];
 const INDEX: &str = "model.safetensors.index.json";
