@@ -304,6 +304,21 @@ fn contents_never_become_control_tokens() {
     assert!(matches!(refused, Err(Error::InvalidConfig { .. })), "{refused:?}");
 }
 
+#[test]
+fn post_processors_that_make_no_sense_end_no_thread() {
+    let mut tokenizer = json("mha_tied/tokenizer.json");
+    let sequence = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let unknown = json!([{"SpecialToken": {"id": "<|nobody|>", "type_id": 0}}, sequence]);
+    tokenizer["post_processor"] =
+        json!({"type": "TemplateProcessing", "single": unknown, "pair": unknown, "special_tokens": {}});
+    let path = std::env::temp_dir().join(format!("tokenflow-nobody-{}.json", std::process::id()));
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let tokenizer = Tokenizer::read(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    assert!(matches!(tokenizer.encode("a", true), Err(Error::Internal { .. })));
+    assert!(tokenizer.encode("a", false).is_ok());
+}
+
 /// Writes all that a caller gives: contents, fields, variables and the names in them.
 const EVERYTHING: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{{ m.tool_calls | tojson }}\
                           <|im_end|>\n{% endfor %}{{ tools | tojson(ensure_ascii=true) }}{{ tools }}{{ note }}\
