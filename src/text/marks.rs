@@ -25,12 +25,12 @@ impl Marks {
         // Characters that Unicode reserves for a program's own use and that no text may contain.
         let unused = |mark: &char| !context.values().any(|value| contains(value, *mark));
         let mark = ('\u{FDD0}'..='\u{FDEF}').find(unused);
-        let special = &tokenizer.special_texts;
-        let first_chars: HashSet<char> = special.iter().filter_map(|text| text.chars().next()).collect();
+        let special = || tokenizer.special.keys();
+        let first_chars: HashSet<char> = special().filter_map(|text| text.chars().next()).collect();
         let mut plain = tokenizer.plain_added_texts.clone();
         for literal in literals {
             let ends = literal.match_indices(|c| first_chars.contains(&c)).map(|(at, _)| &literal[at..]);
-            let harmless = |end: &&str| !special.iter().any(|token| token.starts_with(end) || end.starts_with(token));
+            let harmless = |end: &&str| !special().any(|token| token.starts_with(end) || end.starts_with(token));
             plain.extend(ends.filter(harmless).map(str::to_owned));
         }
         Ok(Self {
@@ -76,8 +76,8 @@ impl Marks {
         let (text, marked) = self.unmark(rendered);
         let special_at = |at: usize| {
             text[at..].chars().next().filter(|c| self.first_chars.contains(c))?;
-            let candidates = tokenizer.special_texts.iter().filter(|token| text[at..].starts_with(token.as_str()));
-            candidates.max_by_key(|token| token.len())
+            let candidates = tokenizer.special.values().filter(|token| text[at..].starts_with(&token.content));
+            candidates.max_by_key(|token| token.content.len())
         };
         if !marked.iter().any(|at| special_at(*at).is_some()) {
             return tokenizer.encode(&text, false);
@@ -86,9 +86,12 @@ impl Marks {
         while at < text.len() {
             match special_at(at).filter(|_| !marked.contains(&at)) {
                 Some(token) => {
-                    ids.extend(tokenizer.encode_plain(&text[plain_from..at])?);
-                    ids.extend(tokenizer.id_of(token));
-                    at += token.len();
+                    let before = &text[plain_from..at];
+                    ids.extend(tokenizer.encode_plain(if token.lstrip { before.trim_end() } else { before })?);
+                    ids.extend(tokenizer.id_of(&token.content));
+                    at += token.content.len();
+                    let after = &text[at..];
+                    at += if token.rstrip { after.len() - after.trim_start().len() } else { 0 };
                     plain_from = at;
                 }
                 None => at += text[at..].chars().next().map_or(1, char::len_utf8),

@@ -319,6 +319,22 @@ fn post_processors_that_make_no_sense_end_no_thread() {
     assert!(tokenizer.encode("a", false).is_ok());
 }
 
+#[test]
+fn control_tokens_take_the_space_around_them_whatever_a_user_writes() {
+    let mut inner = tokenizers::Tokenizer::from_file(golden("mha_tied/tokenizer.json")).unwrap();
+    let token = |text: &str| tokenizers::AddedToken::from(text, true);
+    inner.add_special_tokens([token("<|left|>").lstrip(true), token("<|right|>").rstrip(true)]).unwrap();
+    let tokenizer = Tokenizer::new(Path::new("tokenizer.json"), inner);
+    let source = "a <|left|> b <|right|> \n{{ messages[0].content }}";
+    let text = TextProcessor { tokenizer, template: chatml_with(source), ..chatml() };
+    for content in ["", "  c", "<|left|>", " <|right|> d"] {
+        let ids = text.encode_chat(&[Message::user(content)], &Map::new()).unwrap();
+        let template = text.tokenizer.encode("a <|left|> b <|right|> ", false).unwrap();
+        let expected = [template, text.tokenizer.encode_plain(content.trim_start()).unwrap()].concat();
+        assert_eq!(ids, expected, "{content:?}");
+    }
+}
+
 /// Writes all that a caller gives: contents, fields, variables and the names in them.
 const EVERYTHING: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{{ m.tool_calls | tojson }}\
                           <|im_end|>\n{% endfor %}{{ tools | tojson(ensure_ascii=true) }}{{ tools }}{{ note }}\

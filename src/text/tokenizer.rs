@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokenizers::{
-    PostProcessorWrapper,
+    AddedToken, PostProcessorWrapper,
     processors::{sequence::Sequence as Processors, template::TemplateProcessing},
 };
 
@@ -21,8 +21,8 @@ pub struct Tokenizer {
     plain: OnceLock<tokenizers::Tokenizer>,
     path: PathBuf,
     special_ids: HashSet<u32>,
-    /// The texts of control tokens, which text of users must never become.
-    pub special_texts: BTreeSet<String>,
+    /// Control tokens by their texts, which text of users must never become.
+    pub special: BTreeMap<String, AddedToken>,
     /// The texts of added tokens that are no control tokens, such as `<think>`.
     pub plain_added_texts: BTreeSet<String>,
 }
@@ -43,15 +43,16 @@ impl Tokenizer {
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
-        let (special, plain): (Vec<_>, Vec<_>) = added.iter().partition(|(_, token)| token.special);
-        let texts = |tokens: &[(&u32, &tokenizers::AddedToken)]| {
-            tokens.iter().map(|(_, token)| token.content.clone()).filter(|text| !text.is_empty()).collect()
+        let (special, plain): (Vec<_>, Vec<_>) = added.into_iter().partition(|(_, token)| token.special);
+        let by_text = |tokens: Vec<(u32, AddedToken)>| {
+            let tokens = tokens.into_iter().map(|(_, token)| (token.content.clone(), token));
+            tokens.filter(|(text, _)| !text.is_empty())
         };
         Self {
             path: path.to_owned(),
-            special_ids: special.iter().map(|(id, _)| **id).collect(),
-            special_texts: texts(&special),
-            plain_added_texts: texts(&plain),
+            special_ids: special.iter().map(|(id, _)| *id).collect(),
+            special: by_text(special).collect(),
+            plain_added_texts: by_text(plain).map(|(text, _)| text).collect(),
             inner,
             plain: OnceLock::new(),
         }
