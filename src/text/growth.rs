@@ -3,6 +3,10 @@
 
 use std::path::Path;
 
+use base64::{
+    Engine, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -11,6 +15,14 @@ use crate::{Error, Result};
 /// The most bytes that a byte may become. What models name comes to a few hundred at most, where they have SentencePiece's
 /// charsmap.
 const MAX_GROWTH: f64 = 4096.0;
+
+/// As lenient as the tokenizers crate is.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 
 /// The steps of a `tokenizer.json`.
 #[derive(Default, Deserialize)]
@@ -68,24 +80,10 @@ fn growth(step: &Value) -> f64 {
 /// The longest text, each ends with a zero, in a charsmap of SentencePiece: base64 of the size of a trie, the trie, and what
 /// characters become.
 fn longest_text(charsmap: &str) -> usize {
-    let bytes = from_base64(charsmap);
+    let bytes = BASE64.decode(charsmap).unwrap_or_default();
     let Some((size, rest)) = bytes.split_first_chunk() else { return 1 };
     let texts = rest.get(u32::from_le_bytes(*size) as usize..).unwrap_or_default();
     texts.split(|byte| *byte == 0).map(<[u8]>::len).max().unwrap_or(1)
-}
-
-fn from_base64(text: &str) -> Vec<u8> {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digits: Vec<u32> = text
-        .bytes()
-        .map_while(|byte| DIGITS.iter().position(|digit| *digit == byte))
-        .map(|digit| digit as u32)
-        .collect();
-    let bytes = digits.chunks(4).flat_map(|four| {
-        let bits = four.iter().enumerate().fold(0, |bits, (i, digit)| bits | digit << (18 - 6 * i));
-        bits.to_be_bytes().into_iter().skip(1).take(four.len() * 6 / 8)
-    });
-    bytes.collect()
 }
 
 #[cfg(test)]
@@ -139,10 +137,9 @@ mod tests {
 
     #[test]
     fn what_characters_become_may_not_be_long() {
-        assert_eq!(from_base64("Zm9vYmE="), b"fooba");
-        assert_eq!(from_base64("Zm9vYmFy"), b"foobar");
         // A trie of four bytes, and the texts "a" and "b" * 5.
         assert_eq!(longest_text("BAAAAAAAAABhAGJiYmJiAA=="), 5);
+        assert_eq!(longest_text("BAAAAAAAAABhAGJiYmJiAA"), 5);
         assert_eq!(longest_text(""), 1);
     }
 }
