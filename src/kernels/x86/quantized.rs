@@ -170,11 +170,10 @@ const fn is_signed<C: Codes, const VNNI: bool>() -> bool {
     !VNNI && (C::TABLE || !C::NIBBLES)
 }
 
-/// Groups of a block whose sums of pairs 16 bits hold together: those of weights of four bits are `2 * 15 * 127` at most, of
+/// Groups of a block whose sums of pairs 16 bits hold together, unless weights are signed: those of weights of four bits are `2 * 15 * 127` at most, of
 /// five `2 * 31 * 127`, and so on.
 const fn span<C: Codes>(groups: usize) -> usize {
     let most = match C::HIGHER {
-        _ if is_signed::<C, false>() => 1,
         0 => 8,
         1 => 4,
         _ => 2,
@@ -317,17 +316,22 @@ unsafe fn avx2_half<const T: usize, C: Codes, const GROUPS: usize>(
                         _ => with_higher_avx2::<C>(weights, panel.higher.as_ptr(), g, first * GROUP),
                     };
                     let codes = x.codes.as_ptr().add(g).cast::<i32>();
-                    for (t, pairs) in pairs.iter_mut().enumerate() {
+                    for t in 0..T {
                         let codes = _mm256_set1_epi32(codes.add(t).read_unaligned());
-                        *pairs = match is_signed::<C, false>() {
-                            // Of signed weights the magnitudes.
-                            true => _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(codes, weights)),
-                            false => _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(weights, codes)),
-                        };
+                        if is_signed::<C, false>() {
+                            // The magnitudes of weights with the codes that have their signs.
+                            let signed = _mm256_sign_epi8(codes, weights);
+                            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
+                            dots[t] = _mm256_add_epi32(dots[t], _mm256_madd_epi16(pairs, ones));
+                        } else {
+                            pairs[t] = _mm256_add_epi16(pairs[t], _mm256_maddubs_epi16(weights, codes));
+                        }
                     }
                 }
-                for t in 0..T {
-                    dots[t] = _mm256_add_epi32(dots[t], _mm256_madd_epi16(pairs[t], ones));
+                if !is_signed::<C, false>() {
+                    for t in 0..T {
+                        dots[t] = _mm256_add_epi32(dots[t], _mm256_madd_epi16(pairs[t], ones));
+                    }
                 }
             }
             for t in 0..T {
