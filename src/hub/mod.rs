@@ -195,8 +195,8 @@ impl Hub {
         Error::Remote { endpoint: self.endpoint.clone(), reason: reason.into() }
     }
 
-    /// Finds out whether the Hub answers at all: the downloads themselves have no time limits, and
-    /// would hang for minutes where packets are swallowed.
+    /// Finds out whether the Hub answers at all: what is asked of it before a download has no time limits, and would
+    /// hang for minutes where packets are swallowed.
     async fn probe(&self) -> Result<()> {
         let (sender, answer) = oneshot::channel();
         let endpoint = self.endpoint.clone();

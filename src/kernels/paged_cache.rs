@@ -175,11 +175,9 @@ impl<'a, T: Stored> Blocks<'a, T> {
         let both = unsafe { std::slice::from_raw_parts(self.first.add(at), values + keys) };
         (&both[values..], &both[..values + (self.heads.padded_dim() - head_dim) * T::STEP_LEN / LANES])
     }
-}
 
-impl<T: Stored> Blocks<'_, T> {
     /// What a head has in these blocks, to be asked for while so much `work` is done.
-    pub fn ahead<'a>(&self, blocks: &'a [u32], kv_head: usize, work: usize) -> Ahead<'a> {
+    pub fn ahead<'b>(&self, blocks: &'b [u32], kv_head: usize, work: usize) -> Ahead<'b> {
         let Heads { num_kv_heads, head_dim, .. } = self.heads;
         let len = T::values_len(head_dim) + T::keys_len(head_dim);
         let first = self.first.wrapping_add(kv_head * len);

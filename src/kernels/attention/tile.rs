@@ -98,12 +98,6 @@ pub struct Weights<'a, T: Panelled> {
     pub steps: usize,
 }
 
-/// Makes it as long, of zeros.
-pub fn zero<T: Copy + Default>(numbers: &mut Vec<T>, len: usize) {
-    numbers.resize(len, T::default());
-    numbers.fill(T::default());
-}
-
 impl<T: Attended> Tile<'_, T> {
     /// The parts that any row attends to.
     pub fn parts(&self) -> Range<usize> {
@@ -175,7 +169,8 @@ impl<T: Attended> Tile<'_, T> {
             }
             softmax(scores, seen, self.scoring.softcap, &mut ahead, self.isa)
         }));
-        zero(values, softmaxes.len() * self.heads.padded_dim());
+        values.clear();
+        values.resize(softmaxes.len() * self.heads.padded_dim(), 0.0);
         T::add_values(self, &cached, &mut ahead, work);
     }
 

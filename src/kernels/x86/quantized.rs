@@ -170,8 +170,8 @@ const fn is_signed<C: Codes, const VNNI: bool>() -> bool {
     !VNNI && (C::TABLE || !C::NIBBLES)
 }
 
-/// Groups of a block whose sums of pairs 16 bits hold together, unless weights are signed: those of weights of four bits are `2 * 15 * 127` at most, of
-/// five `2 * 31 * 127`, and so on.
+/// Groups of a block whose sums of pairs 16 bits hold together, unless weights are signed: those of weights of four bits
+/// are `2 * 15 * 127` at most, of five `2 * 31 * 127`, and so on.
 const fn span<C: Codes>(groups: usize) -> usize {
     let most = match C::HIGHER {
         0 => 8,
