@@ -1,0 +1,137 @@
+use std::arch::x86_64::*;
+
+use super::{
+    super::{AHEAD, Ahead, is_signed},
+    Rows,
+};
+use crate::kernels::{
+    activations::GROUP,
+    codes::{Codes, Line, Panel, PanelFactors, ROWS},
+};
+
+/// The weights of a block.
+pub struct Block<const GROUPS: usize> {
+    /// Of all weights, or what they are if they have no signs.
+    pub magnitudes: [Rows<__m256i>; GROUPS],
+    /// All bits of those weights that are negative, if they have signs.
+    pub negative: [Rows<__m256i>; GROUPS],
+    /// What the products of the negative ones lack: a magnitude is multiplied by `!x`, which is one less than `-x`.
+    pub lacking: Rows<__m256i>,
+    pub scales: Rows<__m256>,
+    pub offsets: Option<Rows<__m256>>,
+}
+
+impl<const GROUPS: usize> Block<GROUPS> {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn zero() -> Self {
+        let (zero, scales) = ([_mm256_setzero_si256(); 2], [_mm256_setzero_ps(); 2]);
+        Self { magnitudes: [zero; GROUPS], negative: [zero; GROUPS], lacking: zero, scales, offsets: None }
+    }
+
+    /// Unpacks the weights of a block, and asks for others on the way; for higher bits if it is the first time.
+    ///
+    /// # Safety
+    /// AVX2 and F16C are there, `check` passed, and the panel has the block.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    pub unsafe fn unpack<C: Codes>(&mut self, panel: &Panel<'_>, block: usize, is_first: bool, ahead: &mut Ahead) {
+        let bias = _mm256_set1_epi8(panel.bias as i8);
+        let table = panel.table.unwrap_or(&[0; 16]);
+        let zero = _mm256_setzero_si256();
+        let mut lacking = [zero; 2];
+        // SAFETY: a group is inside the panel's lines, and a half inside a line.
+        unsafe {
+            let table = _mm256_sub_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), bias);
+            for i in 0..GROUPS {
+                let g = block * GROUPS + i;
+                if !C::NIBBLES || i % 2 == 0 {
+                    ahead.ask();
+                }
+                if C::HIGHER > 0 && is_first && (g * C::HIGHER).is_multiple_of(8) {
+                    ahead.ask_for(panel.higher.as_ptr().wrapping_add((g / 2 + AHEAD) * C::HIGHER / 4));
+                }
+                let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g }).cast::<u8>();
+                for half in 0..2 {
+                    let first = half * ROWS / 2 * GROUP;
+                    let codes = _mm256_load_si256(line.add(first).cast());
+                    let weights = match (C::NIBBLES, i % 2) {
+                        (false, _) => _mm256_sub_epi8(codes, bias),
+                        (true, 0) => _mm256_and_si256(codes, _mm256_set1_epi8(15)),
+                        (true, _) => _mm256_and_si256(_mm256_srli_epi32(codes, 4), _mm256_set1_epi8(15)),
+                    };
+                    let weights = if C::TABLE { _mm256_shuffle_epi8(table, weights) } else { weights };
+                    let weights = match C::HIGHER {
+                        0 => weights,
+                        _ => with_higher::<C>(weights, panel.higher.as_ptr(), g, first),
+                    };
+                    self.magnitudes[i][half] = weights;
+                    if is_signed::<C, false>() {
+                        let (magnitudes, negative) = (_mm256_abs_epi8(weights), _mm256_cmpgt_epi8(zero, weights));
+                        self.magnitudes[i][half] = magnitudes;
+                        self.negative[i][half] = negative;
+                        lacking[half] = _mm256_add_epi16(lacking[half], _mm256_maddubs_epi16(magnitudes, negative));
+                    }
+                }
+            }
+        }
+        if is_signed::<C, false>() {
+            self.lacking = lacking.map(|pairs| _mm256_madd_epi16(pairs, _mm256_set1_epi16(-1)));
+        }
+        // SAFETY: passed on.
+        unsafe {
+            self.scales = lanes(&panel.scales, block);
+            self.offsets = panel.offsets.as_ref().map(|offsets| lanes(offsets, block));
+        }
+    }
+}
+
+/// With the higher bits of the codes of a group from `first` on.
+///
+/// # Safety
+/// AVX2 is there, and those of the group are at `higher`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn with_higher<C: Codes>(weights: __m256i, higher: *const Line, group: usize, first: usize) -> __m256i {
+    // SAFETY: passed on; of a line 32 bytes are read from 0 or 32 on.
+    unsafe {
+        if C::HIGHER == 1 {
+            // Each byte of the bits eight times, and in each of the eight another bit.
+            let spread = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            let bits = higher.cast::<u64>().add(group).read() >> first;
+            let bits = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), spread), bit);
+            let set = _mm256_cmpeq_epi8(bits, bit);
+            return _mm256_or_si256(weights, _mm256_and_si256(set, _mm256_set1_epi8(16)));
+        }
+        let pairs = _mm256_load_si256(higher.add(group / 4).cast::<u8>().add(first).cast());
+        let pairs = match group % 4 {
+            0 => _mm256_slli_epi32(pairs, 4),
+            1 => _mm256_slli_epi32(pairs, 2),
+            2 => pairs,
+            _ => _mm256_srli_epi32(pairs, 2),
+        };
+        _mm256_or_si256(weights, _mm256_and_si256(pairs, _mm256_set1_epi8(48)))
+    }
+}
+
+/// As `PanelFactors::lanes`.
+///
+/// # Safety
+/// AVX2 and F16C are there, and the block.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn lanes(factors: &PanelFactors<'_>, block: usize) -> Rows<__m256> {
+    // SAFETY: what is read of a block is inside the slices.
+    [0, ROWS / 2].map(|first| unsafe {
+        let halves = factors.halves.as_ptr().add(block >> factors.shared).cast::<u16>().add(first);
+        let halves = _mm256_cvtph_ps(_mm_loadu_si128(halves.cast()));
+        match factors.multiples {
+            None => halves,
+            Some(multiples) => {
+                let multiples = _mm_loadl_epi64(multiples.as_ptr().add(block).cast::<i8>().add(first).cast());
+                _mm256_mul_ps(halves, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(multiples)))
+            }
+        }
+    })
+}

@@ -1,0 +1,197 @@
+use std::arch::{asm, x86_64::*};
+
+use super::{super::is_signed, FEW, Rows, block::Block};
+use crate::kernels::codes::Codes;
+
+/// Groups of a block whose sums of pairs 16 bits hold together: those of weights of four bits are `2 * 15 * 127` at most, of
+/// five `2 * 31 * 127`, and so on. Of eight bits they are `2 * -128 * 128`, and if not, `2 * 128 * 126` at most.
+const fn span<C: Codes>(groups: usize) -> usize {
+    let most = match C::HIGHER {
+        _ if is_signed::<C, false>() => 1,
+        0 => 8,
+        1 => 4,
+        _ => 2,
+    };
+    if groups < most { groups } else { most }
+}
+
+/// Adds to `dots` the integer products of a block with the codes of `N` tokens out of a tile of `T`.
+///
+/// # Safety
+/// AVX2 is there, and the codes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub unsafe fn dots<const N: usize, const T: usize, C: Codes, const GROUPS: usize>(
+    block: &Block<GROUPS>,
+    codes: *const i32,
+    mut dots: [Rows<__m256i>; N],
+) -> [Rows<__m256i>; N] {
+    let ones = _mm256_set1_epi16(1);
+    // SAFETY: there are codes of so many groups and tokens.
+    let code = |g: usize, t: usize| _mm256_set1_epi32(unsafe { codes.add(g * T + t).read_unaligned() });
+    if is_signed::<C, false>() {
+        if let Some(four) = dots.first_chunk_mut() {
+            // SAFETY: passed on.
+            unsafe { add_signed::<T>(four, &block.magnitudes, &block.negative, codes) };
+            return dots;
+        }
+        for g in 0..GROUPS {
+            for (t, dots) in dots.iter_mut().enumerate() {
+                let codes = code(g, t);
+                for (half, dots) in dots.iter_mut().enumerate() {
+                    let signed = _mm256_xor_si256(codes, block.negative[g][half]);
+                    let pairs = _mm256_maddubs_epi16(block.magnitudes[g][half], signed);
+                    *dots = _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, ones));
+                }
+            }
+        }
+        return dots;
+    }
+    let span = const { span::<C>(GROUPS) };
+    for (i, weights) in block.magnitudes.chunks_exact(span).enumerate() {
+        let mut pairs = [[_mm256_setzero_si256(); 2]; N];
+        match pairs.first_chunk_mut() {
+            // SAFETY: passed on.
+            Some(pairs) => unsafe { add_pairs::<T>(pairs, weights, codes.add(i * span * T)) },
+            None => {
+                for (g, weights) in weights.iter().enumerate() {
+                    for (t, pairs) in pairs.iter_mut().enumerate() {
+                        let codes = code(i * span + g, t);
+                        for (pairs, weights) in pairs.iter_mut().zip(weights) {
+                            *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(*weights, codes));
+                        }
+                    }
+                }
+            }
+        }
+        for (dots, pairs) in dots.iter_mut().zip(pairs) {
+            for (dots, pairs) in dots.iter_mut().zip(pairs) {
+                *dots = _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+    }
+    dots
+}
+
+/// Adds to sums of pairs what weights without signs and the codes of four tokens, out of a tile of `T`, are.
+///
+/// Compilers broadcast all tokens' codes first, and have no registers left for sums.
+///
+/// # Safety
+/// AVX2 is there, and the codes.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_pairs<const T: usize>(pairs: &mut [Rows<__m256i>; FEW], weights: &[Rows<__m256i>], codes: *const i32) {
+    let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = pairs;
+    // SAFETY: it reads four codes of each token and group.
+    unsafe {
+        asm!(
+            "2:",
+            "vmovdqa {w0}, ymmword ptr [{weights}]",
+            "vmovdqa {w1}, ymmword ptr [{weights} + 32]",
+            "vpbroadcastd {x}, dword ptr [{codes}]",
+            "vpmaddubsw {y}, {w0}, {x}",
+            "vpmaddubsw {x}, {w1}, {x}",
+            "vpaddw {a0}, {a0}, {y}",
+            "vpaddw {a1}, {a1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{codes} + 4]",
+            "vpmaddubsw {y}, {w0}, {x}",
+            "vpmaddubsw {x}, {w1}, {x}",
+            "vpaddw {b0}, {b0}, {y}",
+            "vpaddw {b1}, {b1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{codes} + 8]",
+            "vpmaddubsw {y}, {w0}, {x}",
+            "vpmaddubsw {x}, {w1}, {x}",
+            "vpaddw {c0}, {c0}, {y}",
+            "vpaddw {c1}, {c1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{codes} + 12]",
+            "vpmaddubsw {y}, {w0}, {x}",
+            "vpmaddubsw {x}, {w1}, {x}",
+            "vpaddw {d0}, {d0}, {y}",
+            "vpaddw {d1}, {d1}, {x}",
+            "add {codes}, {stride}",
+            "add {weights}, 64",
+            "cmp {weights}, {end}",
+            "jne 2b",
+            weights = inout(reg) weights.as_ptr() => _,
+            end = in(reg) weights.as_ptr_range().end,
+            codes = inout(reg) codes => _,
+            stride = const 4 * T,
+            x = out(ymm_reg) _, y = out(ymm_reg) _, w0 = out(ymm_reg) _, w1 = out(ymm_reg) _,
+            a0 = inout(ymm_reg) *a0, a1 = inout(ymm_reg) *a1, b0 = inout(ymm_reg) *b0, b1 = inout(ymm_reg) *b1,
+            c0 = inout(ymm_reg) *c0, c1 = inout(ymm_reg) *c1, d0 = inout(ymm_reg) *d0, d1 = inout(ymm_reg) *d1,
+            options(pure, readonly, nostack),
+        );
+    }
+}
+
+/// Adds to sums what weights with signs and the codes of four tokens, out of a tile of `T`, are, but for what
+/// [`Block::lacking`] has. It is in assembler for the reason that `add_pairs` is.
+///
+/// # Safety
+/// AVX2 is there, and the codes.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_signed<const T: usize>(
+    dots: &mut [Rows<__m256i>; FEW],
+    magnitudes: &[Rows<__m256i>],
+    negative: &[Rows<__m256i>],
+    codes: *const i32,
+) {
+    let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = dots;
+    macro_rules! token {
+        ($codes:literal, $dots0:literal, $dots1:literal) => {
+            concat!(
+                "vpbroadcastd {x}, dword ptr [{codes} + ",
+                $codes,
+                "]\n",
+                "vpxor {y}, {x}, {n0}\n",
+                "vpxor {x}, {x}, {n1}\n",
+                "vpmaddubsw {y}, {w0}, {y}\n",
+                "vpmaddubsw {x}, {w1}, {x}\n",
+                "vpmaddwd {y}, {y}, {ones}\n",
+                "vpmaddwd {x}, {x}, {ones}\n",
+                "vpaddd ",
+                $dots0,
+                ", ",
+                $dots0,
+                ", {y}\n",
+                "vpaddd ",
+                $dots1,
+                ", ",
+                $dots1,
+                ", {x}\n",
+            )
+        };
+    }
+    // SAFETY: it reads four codes of each token and group.
+    unsafe {
+        asm!(
+            "2:",
+            "vmovdqa {w0}, ymmword ptr [{weights}]",
+            "vmovdqa {w1}, ymmword ptr [{weights} + 32]",
+            "vmovdqa {n0}, ymmword ptr [{negative}]",
+            "vmovdqa {n1}, ymmword ptr [{negative} + 32]",
+            token!(0, "{a0}", "{a1}"),
+            token!(4, "{b0}", "{b1}"),
+            token!(8, "{c0}", "{c1}"),
+            token!(12, "{d0}", "{d1}"),
+            "add {codes}, {stride}",
+            "add {negative}, 64",
+            "add {weights}, 64",
+            "cmp {weights}, {end}",
+            "jne 2b",
+            weights = inout(reg) magnitudes.as_ptr() => _,
+            end = in(reg) magnitudes.as_ptr_range().end,
+            negative = inout(reg) negative.as_ptr() => _,
+            codes = inout(reg) codes => _,
+            stride = const 4 * T,
+            ones = in(ymm_reg) _mm256_set1_epi16(1),
+            x = out(ymm_reg) _, y = out(ymm_reg) _, w0 = out(ymm_reg) _, w1 = out(ymm_reg) _,
+            n0 = out(ymm_reg) _, n1 = out(ymm_reg) _,
+            a0 = inout(ymm_reg) *a0, a1 = inout(ymm_reg) *a1, b0 = inout(ymm_reg) *b0, b1 = inout(ymm_reg) *b1,
+            c0 = inout(ymm_reg) *c0, c1 = inout(ymm_reg) *c1, d0 = inout(ymm_reg) *d0, d1 = inout(ymm_reg) *d1,
+            options(pure, readonly, nostack),
+        );
+    }
+}

@@ -1,0 +1,113 @@
+//! Products with panels of quantised weights.
+
+mod avx2;
+mod avx512;
+
+use std::{
+    arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch},
+    ops::Range,
+};
+
+use crate::kernels::{
+    activations::{QuantRows, Tile},
+    codes::{Codes, Line, Panel, ROWS},
+    dots::for_tiles,
+    tiles::quantized::check,
+};
+
+/// How far ahead of a panel's codes those of others are asked for, at least: hardware does not look beyond a page.
+const AHEAD: usize = 160;
+/// A line in a fixed-point number of lines.
+const LINE: usize = 1 << 16;
+
+/// Defines a function as `dots::multiply_panels`, for machines of some features, out of one for a tile.
+macro_rules! panels {
+    ($name:ident, $features:literal, $isa:ident::multiply::<T, C, GROUPS $(, $vnni:literal)?>) => {
+        pub fn $name<'a, C: Codes, const GROUPS: usize>(
+            panels: Range<usize>,
+            panel: impl Fn(usize) -> Panel<'a>,
+            x: &QuantRows,
+            write: impl FnMut(&[[f32; ROWS]]),
+        ) {
+            #[target_feature(enable = $features)]
+            unsafe fn tile<const T: usize, C: Codes, const GROUPS: usize>(
+                panel: &Panel<'_>,
+                x: &Tile<'_, T>,
+                products: &mut [[f32; ROWS]; T],
+            ) {
+                // SAFETY: passed on.
+                unsafe { $isa::multiply::<T, C, GROUPS $(, $vnni)?>(panel, x, products) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn all<'a, C: Codes, const GROUPS: usize>(
+                panels: Range<usize>,
+                panel: impl Fn(usize) -> Panel<'a>,
+                x: &QuantRows,
+                mut write: impl FnMut(&[[f32; ROWS]]),
+            ) {
+                for i in panels {
+                    let panel = panel(i);
+                    check::<C, GROUPS>(&panel, x.blocks());
+                    // SAFETY: the features are passed on, and `check` made sure that every slice holds all blocks.
+                    unsafe { for_tiles!(&panel, x, write, tile::<C, GROUPS>) }
+                }
+            }
+            // SAFETY: `Isa` names an instruction set only where its features were detected.
+            unsafe { all::<C, GROUPS>(panels, panel, x, write) }
+        }
+    };
+}
+
+panels!(panels_avx2, "avx2,fma,f16c", avx2::multiply::<T, C, GROUPS>);
+panels!(panels_avx512, "avx512f,avx512bw", avx512::multiply::<T, C, GROUPS, false>);
+panels!(panels_vnni, "avx512f,avx512bw,avx512vnni", avx512::multiply::<T, C, GROUPS, true>);
+
+/// The codes of panels that come after one, which are asked for while it is gone through several times.
+struct Ahead {
+    first: *const Line,
+    /// Where the next line is, and from one to the next, in parts of a [`LINE`]th.
+    at: usize,
+    step: usize,
+    /// Whether the farther cache is asked for them.
+    far: bool,
+}
+
+impl Ahead {
+    /// Those whose turn it is when the panel is gone through for the `index`th time of `count`, one for so many `lines` of it.
+    #[inline(always)]
+    fn of(panel: &Panel<'_>, (index, count): (usize, usize), lines: usize, far: bool) -> Self {
+        let all = panel.codes.len();
+        let at = LINE * all.max(AHEAD) + LINE * all * index / count;
+        Self { first: panel.codes.as_ptr(), at, step: LINE * lines / count, far }
+    }
+
+    /// Asks for the next line.
+    #[inline(always)]
+    fn ask(&mut self) {
+        self.ask_for(self.first.wrapping_add(self.at / LINE));
+        self.at += self.step;
+    }
+
+    #[inline(always)]
+    fn ask_for(&self, line: *const Line) {
+        // SAFETY: every machine has it, and it reads nothing.
+        unsafe {
+            match self.far {
+                true => _mm_prefetch::<_MM_HINT_T1>(line.cast()),
+                false => _mm_prefetch::<_MM_HINT_T0>(line.cast()),
+            }
+        }
+    }
+}
+
+/// Whether a tile of so many tokens takes less long than its weights come from memory: then the nearer cache, which has
+/// fewer requests on their way at once, is not to be asked for them.
+const fn waits_for_memory<C: Codes>(tokens: usize) -> bool {
+    !C::NIBBLES || tokens <= 4
+}
+
+/// Whether the bias is taken from weights before they are multiplied: without VNNI pairs of products have 16 bits, which
+/// hold those of magnitudes up to 128, and so codes of eight bits only as signed ones.
+const fn is_signed<C: Codes, const VNNI: bool>() -> bool {
+    !VNNI && (C::TABLE || !C::NIBBLES)
+}
