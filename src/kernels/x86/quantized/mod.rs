@@ -3,6 +3,8 @@
 mod avx2;
 mod avx512;
 
+pub use avx2::panels as panels_avx2;
+
 use std::{
     arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch},
     ops::Range,
@@ -58,7 +60,6 @@ macro_rules! panels {
     };
 }
 
-panels!(panels_avx2, "avx2,fma,f16c", avx2::multiply::<T, C, GROUPS>);
 panels!(panels_avx512, "avx512f,avx512bw", avx512::multiply::<T, C, GROUPS, false>);
 panels!(panels_vnni, "avx512f,avx512bw,avx512vnni", avx512::multiply::<T, C, GROUPS, true>);
 
@@ -86,6 +87,24 @@ impl Ahead {
     fn ask(&mut self) {
         self.ask_for(self.first.wrapping_add(self.at / LINE));
         self.at += self.step;
+    }
+
+    /// Asks for all lines whose turn it is.
+    #[inline(always)]
+    fn ask_all(&mut self) {
+        let end = self.at + self.step;
+        for line in self.at / LINE..end / LINE {
+            self.ask_for(self.first.wrapping_add(line));
+        }
+        self.at = end;
+    }
+
+    /// Asks for the higher bits of groups as far from these.
+    #[inline(always)]
+    fn ask_for_higher<C: Codes>(&self, panel: &Panel<'_>, groups: Range<usize>) {
+        for g in groups.filter(|g| C::HIGHER > 0 && (g * C::HIGHER).is_multiple_of(8)) {
+            self.ask_for(panel.higher.as_ptr().wrapping_add((g / 2 + AHEAD) * C::HIGHER / 4));
+        }
     }
 
     #[inline(always)]

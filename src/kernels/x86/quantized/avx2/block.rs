@@ -1,15 +1,13 @@
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, cell::Cell};
 
-use super::{
-    super::{AHEAD, Ahead, is_signed},
-    Rows,
-};
+use super::{super::is_signed, Rows};
 use crate::kernels::{
     activations::GROUP,
     codes::{Codes, Line, Panel, PanelFactors, ROWS},
 };
 
-/// The weights of a block.
+/// The weights of a block. All bits are values of it.
+#[repr(C, align(64))]
 pub struct Block<const GROUPS: usize> {
     /// Of all weights, or what they are if they have no signs.
     pub magnitudes: [Rows<__m256i>; GROUPS],
@@ -18,60 +16,59 @@ pub struct Block<const GROUPS: usize> {
     /// What the products of the negative ones lack: a magnitude is multiplied by `!x`, which is one less than `-x`.
     pub lacking: Rows<__m256i>,
     pub scales: Rows<__m256>,
-    pub offsets: Option<Rows<__m256>>,
+    /// If there are any.
+    pub offsets: Rows<__m256>,
+}
+
+/// Memory for blocks of any length.
+#[derive(Default)]
+pub struct Room(Vec<Line>);
+
+impl Room {
+    /// A thread's own, until it is given back with `keep`.
+    pub fn take() -> Self {
+        ROOM.take()
+    }
+
+    pub fn keep(self) {
+        ROOM.set(self);
+    }
+
+    /// So many blocks, of whatever was there.
+    pub fn blocks<const GROUPS: usize>(&mut self, count: usize) -> &mut [Block<GROUPS>] {
+        let lines = count * size_of::<Block<GROUPS>>() / size_of::<Line>();
+        if self.0.len() < lines {
+            self.0.resize(lines, Line([0; ROWS * GROUP]));
+        }
+        // SAFETY: so many blocks are there, aligned as lines are, and all bits are values of them.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), count) }
+    }
+}
+
+thread_local! {
+    static ROOM: Cell<Room> = Cell::default();
 }
 
 impl<const GROUPS: usize> Block<GROUPS> {
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub fn zero() -> Self {
-        let (zero, scales) = ([_mm256_setzero_si256(); 2], [_mm256_setzero_ps(); 2]);
-        Self { magnitudes: [zero; GROUPS], negative: [zero; GROUPS], lacking: zero, scales, offsets: None }
-    }
-
-    /// Unpacks the weights of a block, and asks for others on the way; for higher bits if it is the first time.
+    /// Unpacks the weights of a block.
     ///
     /// # Safety
     /// AVX2 and F16C are there, `check` passed, and the panel has the block.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    pub unsafe fn unpack<C: Codes>(&mut self, panel: &Panel<'_>, block: usize, is_first: bool, ahead: &mut Ahead) {
-        let bias = _mm256_set1_epi8(panel.bias as i8);
-        let table = panel.table.unwrap_or(&[0; 16]);
+    pub unsafe fn unpack<C: Codes>(&mut self, panel: &Panel<'_>, block: usize) {
         let zero = _mm256_setzero_si256();
         let mut lacking = [zero; 2];
-        // SAFETY: a group is inside the panel's lines, and a half inside a line.
-        unsafe {
-            let table = _mm256_sub_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), bias);
-            for i in 0..GROUPS {
-                let g = block * GROUPS + i;
-                if !C::NIBBLES || i % 2 == 0 {
-                    ahead.ask();
-                }
-                if C::HIGHER > 0 && is_first && (g * C::HIGHER).is_multiple_of(8) {
-                    ahead.ask_for(panel.higher.as_ptr().wrapping_add((g / 2 + AHEAD) * C::HIGHER / 4));
-                }
-                let line = panel.codes.as_ptr().add(if C::NIBBLES { g / 2 } else { g }).cast::<u8>();
-                for half in 0..2 {
-                    let first = half * ROWS / 2 * GROUP;
-                    let codes = _mm256_load_si256(line.add(first).cast());
-                    let weights = match (C::NIBBLES, i % 2) {
-                        (false, _) => _mm256_sub_epi8(codes, bias),
-                        (true, 0) => _mm256_and_si256(codes, _mm256_set1_epi8(15)),
-                        (true, _) => _mm256_and_si256(_mm256_srli_epi32(codes, 4), _mm256_set1_epi8(15)),
-                    };
-                    let weights = if C::TABLE { _mm256_shuffle_epi8(table, weights) } else { weights };
-                    let weights = match C::HIGHER {
-                        0 => weights,
-                        _ => with_higher::<C>(weights, panel.higher.as_ptr(), g, first),
-                    };
+        for i in 0..GROUPS {
+            for (half, lacking) in lacking.iter_mut().enumerate() {
+                // SAFETY: passed on.
+                let weights = unsafe { weights::<C>(panel, block * GROUPS + i, half) };
+                if is_signed::<C, false>() {
+                    let (magnitudes, negative) = (_mm256_abs_epi8(weights), _mm256_cmpgt_epi8(zero, weights));
+                    (self.magnitudes[i][half], self.negative[i][half]) = (magnitudes, negative);
+                    *lacking = _mm256_add_epi16(*lacking, _mm256_maddubs_epi16(magnitudes, negative));
+                } else {
                     self.magnitudes[i][half] = weights;
-                    if is_signed::<C, false>() {
-                        let (magnitudes, negative) = (_mm256_abs_epi8(weights), _mm256_cmpgt_epi8(zero, weights));
-                        self.magnitudes[i][half] = magnitudes;
-                        self.negative[i][half] = negative;
-                        lacking[half] = _mm256_add_epi16(lacking[half], _mm256_maddubs_epi16(magnitudes, negative));
-                    }
                 }
             }
         }
@@ -81,7 +78,38 @@ impl<const GROUPS: usize> Block<GROUPS> {
         // SAFETY: passed on.
         unsafe {
             self.scales = lanes(&panel.scales, block);
-            self.offsets = panel.offsets.as_ref().map(|offsets| lanes(offsets, block));
+            if let Some(offsets) = &panel.offsets {
+                self.offsets = lanes(offsets, block);
+            }
+        }
+    }
+}
+
+/// The weights of half the rows in a group of columns: without their bias if they are signed.
+///
+/// # Safety
+/// AVX2 is there, `check` passed, and the panel has the group.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub unsafe fn weights<C: Codes>(panel: &Panel<'_>, group: usize, half: usize) -> __m256i {
+    let (bias, first) = (_mm256_set1_epi8(panel.bias as i8), half * ROWS / 2 * GROUP);
+    let line = if C::NIBBLES { group / 2 } else { group };
+    // SAFETY: the line is one of the panel's, and half of it is read.
+    unsafe {
+        let codes = _mm256_load_si256(panel.codes.as_ptr().add(line).cast::<u8>().add(first).cast());
+        let weights = match (C::NIBBLES, group % 2) {
+            (false, _) => _mm256_sub_epi8(codes, bias),
+            (true, 0) => _mm256_and_si256(codes, _mm256_set1_epi8(15)),
+            (true, _) => _mm256_and_si256(_mm256_srli_epi32(codes, 4), _mm256_set1_epi8(15)),
+        };
+        if C::TABLE {
+            let table = panel.table.unwrap_or(&[0; 16]);
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            return _mm256_shuffle_epi8(_mm256_sub_epi8(table, bias), weights);
+        }
+        match C::HIGHER {
+            0 => weights,
+            _ => with_higher::<C>(weights, panel.higher.as_ptr(), group, first),
         }
     }
 }
@@ -121,7 +149,7 @@ unsafe fn with_higher<C: Codes>(weights: __m256i, higher: *const Line, group: us
 /// AVX2 and F16C are there, and the block.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn lanes(factors: &PanelFactors<'_>, block: usize) -> Rows<__m256> {
+pub unsafe fn lanes(factors: &PanelFactors<'_>, block: usize) -> Rows<__m256> {
     // SAFETY: what is read of a block is inside the slices.
     [0, ROWS / 2].map(|first| unsafe {
         let halves = factors.halves.as_ptr().add(block >> factors.shared).cast::<u16>().add(first);

@@ -1,7 +1,11 @@
 use std::arch::{asm, x86_64::*};
 
-use super::{super::is_signed, FEW, Rows, block::Block};
-use crate::kernels::codes::Codes;
+use super::{
+    super::is_signed,
+    FEW, Rows,
+    block::{Block, weights},
+};
+use crate::kernels::codes::{Codes, Panel};
 
 /// Groups of a block whose sums of pairs 16 bits hold together: those of weights of four bits are `2 * 15 * 127` at most, of
 /// five `2 * 31 * 127`, and so on. Of eight bits they are `2 * -128 * 128`, and if not, `2 * 128 * 126` at most.
@@ -15,7 +19,7 @@ const fn span<C: Codes>(groups: usize) -> usize {
     if groups < most { groups } else { most }
 }
 
-/// Adds to `dots` the integer products of a block with the codes of `N` tokens out of a tile of `T`.
+/// The integer products of a block with the codes of `N` tokens out of a tile of `T`.
 ///
 /// # Safety
 /// AVX2 is there, and the codes.
@@ -24,9 +28,9 @@ const fn span<C: Codes>(groups: usize) -> usize {
 pub unsafe fn dots<const N: usize, const T: usize, C: Codes, const GROUPS: usize>(
     block: &Block<GROUPS>,
     codes: *const i32,
-    mut dots: [Rows<__m256i>; N],
 ) -> [Rows<__m256i>; N] {
     let ones = _mm256_set1_epi16(1);
+    let mut dots = [if is_signed::<C, false>() { block.lacking } else { [_mm256_setzero_si256(); 2] }; N];
     // SAFETY: there are codes of so many groups and tokens.
     let code = |g: usize, t: usize| _mm256_set1_epi32(unsafe { codes.add(g * T + t).read_unaligned() });
     if is_signed::<C, false>() {
@@ -61,6 +65,46 @@ pub unsafe fn dots<const N: usize, const T: usize, C: Codes, const GROUPS: usize
                             *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(*weights, codes));
                         }
                     }
+                }
+            }
+        }
+        for (dots, pairs) in dots.iter_mut().zip(pairs) {
+            for (dots, pairs) in dots.iter_mut().zip(pairs) {
+                *dots = _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+    }
+    dots
+}
+
+/// As `dots`, of block `b` of a panel with all tokens of a tile, each weight where it is unpacked.
+///
+/// # Safety
+/// AVX2 is there, `check` passed, the panel has the block, and there are codes for it.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub unsafe fn direct<const T: usize, C: Codes, const GROUPS: usize>(
+    panel: &Panel<'_>,
+    b: usize,
+    codes: *const i32,
+) -> [Rows<__m256i>; T] {
+    let ones = _mm256_set1_epi16(1);
+    let mut dots = [[_mm256_setzero_si256(); 2]; T];
+    let span = const { span::<C>(GROUPS) };
+    for first in (0..GROUPS).step_by(span) {
+        let mut pairs = [[_mm256_setzero_si256(); 2]; T];
+        for g in first..first + span {
+            for half in 0..2 {
+                // SAFETY: passed on.
+                let weights = unsafe { weights::<C>(panel, b * GROUPS + g, half) };
+                for (t, pairs) in pairs.iter_mut().enumerate() {
+                    // SAFETY: passed on.
+                    let codes = _mm256_set1_epi32(unsafe { codes.add(g * T + t).read_unaligned() });
+                    let products = match is_signed::<C, false>() {
+                        true => _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(codes, weights)),
+                        false => _mm256_maddubs_epi16(weights, codes),
+                    };
+                    pairs[half] = _mm256_add_epi16(pairs[half], products);
                 }
             }
         }

@@ -1,49 +1,99 @@
-//! Weights of a block are unpacked once for all tokens of a tile, as magnitudes and signs, since what is multiplied first has
-//! none. Registers hold the sums of their 16 rows and of four tokens.
+//! Weights are unpacked once for all tokens, as magnitudes and signs, since what is multiplied first has none. Registers
+//! hold the sums of their 16 rows and of four tokens.
 
 mod block;
 mod dots;
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, ops::Range};
 
 use super::{Ahead, is_signed, waits_for_memory};
 use crate::kernels::{
-    activations::{BlockScale, Tile},
+    activations::{BlockScale, QuantRows, TILE, Tile},
     codes::{Codes, Panel, ROWS},
+    dots::for_tiles,
+    tiles::quantized::check,
 };
-use block::Block;
-use dots::dots;
+use block::{Block, Room, lanes};
+use dots::{direct, dots};
 
+/// Tokens that are fewer than what unpacked weights would save.
+const DIRECT: usize = 2;
 /// Tokens whose sums are in registers together.
 const FEW: usize = 4;
 
 /// A number of each row, or four codes.
 type Rows<T> = [T; 2];
 
+/// As `dots::multiply_panels`. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
+pub fn panels<'a, C: Codes, const GROUPS: usize>(
+    panels: Range<usize>,
+    panel: impl Fn(usize) -> Panel<'a>,
+    x: &QuantRows,
+    write: impl FnMut(&[[f32; ROWS]]),
+) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn all<'a, C: Codes, const GROUPS: usize>(
+        panels: Range<usize>,
+        panel: impl Fn(usize) -> Panel<'a>,
+        x: &QuantRows,
+        mut write: impl FnMut(&[[f32; ROWS]]),
+    ) {
+        let mut room = Room::take();
+        // Few tokens need no block twice.
+        let blocks = room.blocks::<GROUPS>(if x.tokens() <= TILE { 1 } else { x.blocks() });
+        for i in panels {
+            let panel = panel(i);
+            check::<C, GROUPS>(&panel, x.blocks());
+            let mut unpacked = (&panel, &mut *blocks);
+            // SAFETY: the features are passed on, and `check` made sure that every slice holds all blocks.
+            unsafe { for_tiles!(&mut unpacked, x, write, multiply::<C, GROUPS>) }
+        }
+        room.keep();
+    }
+    // SAFETY: `Isa::Avx2` exists only where these were detected.
+    unsafe { all::<C, GROUPS>(panels, panel, x, write) }
+}
+
+/// The products of a panel with a tile. If there are several, the first one unpacks the blocks for all.
+///
 /// # Safety
-/// AVX2, FMA and F16C are there, and `check` passed.
+/// AVX2, FMA and F16C are there, `check` passed, and there is room for all blocks, or for one if the tile is the only one.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize>(
-    panel: &Panel<'_>,
+unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize>(
+    (panel, blocks): &mut (&Panel<'_>, &mut [Block<GROUPS>]),
     x: &Tile<'_, T>,
     products: &mut [[f32; ROWS]; T],
 ) {
-    let mut ahead = Ahead::of(panel, (x.index, x.count), 1, waits_for_memory::<C>(T) && x.count == 1);
-    let mut block = Block::<GROUPS>::zero();
+    let lines = if C::NIBBLES { GROUPS / 2 } else { GROUPS };
+    let mut ahead = Ahead::of(panel, (x.index, x.count), lines, waits_for_memory::<C>(T) && x.count == 1);
     let mut sums = [[_mm256_setzero_ps(); 2]; T];
     // SAFETY: the panel and the tile have all blocks.
     unsafe {
-        for (b, scales) in x.scales.iter().enumerate() {
-            block.unpack::<C>(panel, b, x.index == 0, &mut ahead);
-            let codes = x.codes.as_ptr().add(b * GROUPS).cast::<i32>();
+        for (b, x_scales) in x.scales.iter().enumerate() {
+            ahead.ask_all();
+            if x.index == 0 {
+                ahead.ask_for_higher::<C>(panel, b * GROUPS..(b + 1) * GROUPS);
+            }
+            let codes = x.codes.as_ptr().add(b * GROUPS).cast();
+            if T <= DIRECT && x.count == 1 {
+                let offsets = panel.offsets.as_ref().map(|offsets| lanes(offsets, b));
+                let dots = direct::<T, C, GROUPS>(panel, b, codes);
+                add::<T, C>(dots, lanes(&panel.scales, b), offsets, x_scales, &mut sums);
+                continue;
+            }
+            let block = blocks.get_unchecked_mut(if x.count == 1 { 0 } else { b });
+            if x.index == 0 {
+                block.unpack::<C>(panel, b);
+            }
+            let offsets = panel.offsets.is_some().then_some(block.offsets);
             for first in (0..T).step_by(FEW) {
-                let (codes, scales, sums) = (codes.add(first), &scales[first..], &mut sums[first..]);
+                let (codes, x_scales, sums) = (codes.add(first), &x_scales[first..], &mut sums[first..]);
                 match T - first {
-                    1 => add::<1, T, C, GROUPS>(&block, codes, scales, sums),
-                    2 => add::<2, T, C, GROUPS>(&block, codes, scales, sums),
-                    3 => add::<3, T, C, GROUPS>(&block, codes, scales, sums),
-                    _ => add::<4, T, C, GROUPS>(&block, codes, scales, sums),
+                    1 => add::<1, C>(dots::<1, T, C, GROUPS>(block, codes), block.scales, offsets, x_scales, sums),
+                    2 => add::<2, C>(dots::<2, T, C, GROUPS>(block, codes), block.scales, offsets, x_scales, sums),
+                    3 => add::<3, C>(dots::<3, T, C, GROUPS>(block, codes), block.scales, offsets, x_scales, sums),
+                    _ => add::<4, C>(dots::<4, T, C, GROUPS>(block, codes), block.scales, offsets, x_scales, sums),
                 }
             }
         }
@@ -54,33 +104,27 @@ pub unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize>(
     }
 }
 
-/// Adds the products of a block with the first `N` of some tokens out of a tile of `T`.
-///
-/// # Safety
-/// AVX2, FMA and F16C are there, and the codes.
+/// Adds integer products of a block with the first `N` of some tokens, scaled.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add<const N: usize, const T: usize, C: Codes, const GROUPS: usize>(
-    block: &Block<GROUPS>,
-    codes: *const i32,
+#[target_feature(enable = "avx2,fma")]
+fn add<const N: usize, C: Codes>(
+    dots: [Rows<__m256i>; N],
+    scales: Rows<__m256>,
+    offsets: Option<Rows<__m256>>,
     x: &[BlockScale],
     sums: &mut [Rows<__m256>],
 ) {
-    let mut dots_of = [block.lacking; N];
-    for t in 0..N {
-        if !is_signed::<C, false>() {
-            dots_of[t] = [_mm256_set1_epi32(x[t].start); 2];
-        }
-    }
-    // SAFETY: passed on.
-    let dots = unsafe { dots::<N, T, C, GROUPS>(block, codes, dots_of) };
     for t in 0..N {
         for half in 0..2 {
-            let scale = _mm256_mul_ps(block.scales[half], _mm256_set1_ps(x[t].scale));
-            sums[t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][half]), scale, sums[t][half]);
+            let dots = match is_signed::<C, false>() {
+                true => dots[t][half],
+                false => _mm256_add_epi32(dots[t][half], _mm256_set1_epi32(x[t].start)),
+            };
+            let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(x[t].scale));
+            sums[t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, sums[t][half]);
         }
     }
-    if let Some(offsets) = block.offsets {
+    if let Some(offsets) = offsets {
         for t in 0..N {
             for half in 0..2 {
                 sums[t][half] = _mm256_fmadd_ps(offsets[half], _mm256_set1_ps(x[t].sum), sums[t][half]);
