@@ -25,6 +25,8 @@ pub trait Factor: sealed::Sealed + Copy + Send + Sync + 'static {
     const ORDER: [usize; 2];
     /// What a half of a pair is multiplied with, of the pair's factors.
     fn half(factors: &[Self], half: usize) -> f32;
+    /// The factors, if they are one pair.
+    fn pair(factors: &[Self]) -> Option<&u32>;
 }
 
 /// As they are: sums in the order of the columns.
@@ -36,6 +38,11 @@ impl Factor for f32 {
     fn half(factors: &[Self], half: usize) -> f32 {
         factors[half]
     }
+
+    #[inline(always)]
+    fn pair(_: &[Self]) -> Option<&u32> {
+        None
+    }
 }
 
 /// Pairs, rounded to bfloat16: of each pair the second column first, as the instruction has it.
@@ -46,6 +53,11 @@ impl Factor for u32 {
     #[inline(always)]
     fn half(factors: &[Self], half: usize) -> f32 {
         numbers(factors[0])[half]
+    }
+
+    #[inline(always)]
+    fn pair(factors: &[Self]) -> Option<&u32> {
+        factors.first()
     }
 }
 

@@ -2,7 +2,7 @@ use std::marker::PhantomData;
 
 use super::panels::Vector;
 use crate::kernels::{
-    brain::{Factor, Line, Product},
+    brain::{Factor, Line, Product, numbers},
     panels::LANES,
 };
 
@@ -120,6 +120,16 @@ pub trait Widen: Vector<f32> {
     /// # Safety
     /// The machine has the instructions; `line` may be read.
     unsafe fn halves(line: *const Line, half: usize) -> Self;
+
+    /// A half of one pair as a factor of all lanes.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    #[inline(always)]
+    unsafe fn splat_half(pair: &u32, half: usize) -> Self {
+        // SAFETY: passed on.
+        unsafe { Self::splat(numbers(*pair)[half]) }
+    }
 }
 
 impl<F: Factor, V: Widen> Path<F> for Widened<V> {
@@ -141,7 +151,13 @@ impl<F: Factor, V: Widen> Path<F> for Widened<V> {
     #[inline(always)]
     unsafe fn factor(factors: *const F, part: usize) -> V {
         // SAFETY: passed on; a pair has so many factors.
-        unsafe { V::splat(F::half(std::slice::from_raw_parts(factors, F::PER_PAIR), part)) }
+        unsafe {
+            let factors = std::slice::from_raw_parts(factors, F::PER_PAIR);
+            match F::pair(factors) {
+                Some(pair) => V::splat_half(pair, part),
+                None => V::splat(F::half(factors, part)),
+            }
+        }
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use crate::kernels::{
     brain::{Factor, Line, Product},
@@ -206,6 +206,44 @@ impl Widen for [__m256; 2] {
             [widened_256(_mm256_load_si256(line), half), widened_256(_mm256_load_si256(line.add(1)), half)]
         }
     }
+
+    #[inline(always)]
+    unsafe fn splat_half(pair: &u32, half: usize) -> Self {
+        // SAFETY: passed on.
+        unsafe { [splat_half_256(pair, half); 2] }
+    }
+}
+
+/// A half of one pair. In assembly, since compilers would keep all of the pair until its other half is multiplied, and sums
+/// in memory meanwhile.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn splat_half_256(pair: &u32, half: usize) -> __m256 {
+    let factor: __m256;
+    // SAFETY: a pair is read.
+    unsafe {
+        match half {
+            0 => asm!(
+                "vpbroadcastd {factor}, dword ptr [{pair}]",
+                "vpslld {factor}, {factor}, 16",
+                pair = in(reg) pair,
+                factor = out(ymm_reg) factor,
+                options(pure, readonly, nostack, preserves_flags),
+            ),
+            _ => asm!(
+                "vpbroadcastd {factor}, dword ptr [{pair}]",
+                "vpand {factor}, {factor}, {high}",
+                pair = in(reg) pair,
+                high = in(ymm_reg) _mm256_set1_epi32(HIGH),
+                factor = out(ymm_reg) factor,
+                options(pure, readonly, nostack, preserves_flags),
+            ),
+        }
+    }
+    factor
 }
 
 /// A half of pairs as numbers.

@@ -1,15 +1,58 @@
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, ops::Range};
 
 use super::{AHEAD, Ahead, is_signed, waits_for_memory};
 use crate::kernels::{
-    activations::Tile,
+    activations::{QuantRows, Tile},
     codes::{Codes, Line, Panel, PanelFactors, ROWS},
+    dots::for_tiles,
+    tiles::quantized::check,
 };
+
+/// Defines a function as `dots::multiply_panels`, for machines of some features, with or without VNNI.
+macro_rules! panels {
+    ($name:ident, $features:literal, $vnni:literal) => {
+        pub fn $name<'a, C: Codes, const GROUPS: usize>(
+            panels: Range<usize>,
+            panel: impl Fn(usize) -> Panel<'a>,
+            x: &QuantRows,
+            write: impl FnMut(&[[f32; ROWS]]),
+        ) {
+            #[target_feature(enable = $features)]
+            unsafe fn tile<const T: usize, C: Codes, const GROUPS: usize>(
+                panel: &Panel<'_>,
+                x: &Tile<'_, T>,
+                products: &mut [[f32; ROWS]; T],
+            ) {
+                // SAFETY: passed on.
+                unsafe { multiply::<T, C, GROUPS, $vnni>(panel, x, products) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn all<'a, C: Codes, const GROUPS: usize>(
+                panels: Range<usize>,
+                panel: impl Fn(usize) -> Panel<'a>,
+                x: &QuantRows,
+                mut write: impl FnMut(&[[f32; ROWS]]),
+            ) {
+                for i in panels {
+                    let panel = panel(i);
+                    check::<C, GROUPS>(&panel, x.blocks());
+                    // SAFETY: the features are passed on, and `check` made sure that every slice holds all blocks.
+                    unsafe { for_tiles!(&panel, x, write, tile::<C, GROUPS>) }
+                }
+            }
+            // SAFETY: `Isa` names an instruction set only where its features were detected.
+            unsafe { all::<C, GROUPS>(panels, panel, x, write) }
+        }
+    };
+}
+
+panels!(panels_avx512, "avx512f,avx512bw", false);
+panels!(panels_vnni, "avx512f,avx512bw,avx512vnni", true);
 
 /// # Safety
 /// AVX-512 is there, with VNNI if it is to be used, and `check` passed.
 #[inline(always)]
-pub unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool>(
+unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool>(
     panel: &Panel<'_>,
     x: &Tile<'_, T>,
     products: &mut [[f32; ROWS]; T],

@@ -3,65 +3,20 @@
 mod avx2;
 mod avx512;
 
-pub use avx2::panels as panels_avx2;
+pub use avx2::panels_avx2;
+pub use avx512::{panels_avx512, panels_vnni};
 
 use std::{
     arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch},
     ops::Range,
 };
 
-use crate::kernels::{
-    activations::{QuantRows, Tile},
-    codes::{Codes, Line, Panel, ROWS},
-    dots::for_tiles,
-    tiles::quantized::check,
-};
+use crate::kernels::codes::{Codes, Line, Panel};
 
 /// How far ahead of a panel's codes those of others are asked for, at least: hardware does not look beyond a page.
 const AHEAD: usize = 160;
 /// A line in a fixed-point number of lines.
 const LINE: usize = 1 << 16;
-
-/// Defines a function as `dots::multiply_panels`, for machines of some features, out of one for a tile.
-macro_rules! panels {
-    ($name:ident, $features:literal, $isa:ident::multiply::<T, C, GROUPS $(, $vnni:literal)?>) => {
-        pub fn $name<'a, C: Codes, const GROUPS: usize>(
-            panels: Range<usize>,
-            panel: impl Fn(usize) -> Panel<'a>,
-            x: &QuantRows,
-            write: impl FnMut(&[[f32; ROWS]]),
-        ) {
-            #[target_feature(enable = $features)]
-            unsafe fn tile<const T: usize, C: Codes, const GROUPS: usize>(
-                panel: &Panel<'_>,
-                x: &Tile<'_, T>,
-                products: &mut [[f32; ROWS]; T],
-            ) {
-                // SAFETY: passed on.
-                unsafe { $isa::multiply::<T, C, GROUPS $(, $vnni)?>(panel, x, products) }
-            }
-            #[target_feature(enable = $features)]
-            unsafe fn all<'a, C: Codes, const GROUPS: usize>(
-                panels: Range<usize>,
-                panel: impl Fn(usize) -> Panel<'a>,
-                x: &QuantRows,
-                mut write: impl FnMut(&[[f32; ROWS]]),
-            ) {
-                for i in panels {
-                    let panel = panel(i);
-                    check::<C, GROUPS>(&panel, x.blocks());
-                    // SAFETY: the features are passed on, and `check` made sure that every slice holds all blocks.
-                    unsafe { for_tiles!(&panel, x, write, tile::<C, GROUPS>) }
-                }
-            }
-            // SAFETY: `Isa` names an instruction set only where its features were detected.
-            unsafe { all::<C, GROUPS>(panels, panel, x, write) }
-        }
-    };
-}
-
-panels!(panels_avx512, "avx512f,avx512bw", avx512::multiply::<T, C, GROUPS, false>);
-panels!(panels_vnni, "avx512f,avx512bw,avx512vnni", avx512::multiply::<T, C, GROUPS, true>);
 
 /// The codes of panels that come after one, which are asked for while it is gone through several times.
 struct Ahead {

@@ -8,7 +8,7 @@ use super::{
 use crate::kernels::codes::{Codes, Panel};
 
 /// Groups of a block whose sums of pairs 16 bits hold together: those of weights of four bits are `2 * 15 * 127` at most, of
-/// five `2 * 31 * 127`, and so on. Of eight bits they are `2 * -128 * 128`, and if not, `2 * 128 * 126` at most.
+/// five `2 * 31 * 127`, and so on. With signs one is between `-2 * 128 * 128`, which just fits, and `2 * 127 * 127`.
 const fn span<C: Codes>(groups: usize) -> usize {
     let most = match C::HIGHER {
         _ if is_signed::<C, false>() => 1,
@@ -170,7 +170,7 @@ unsafe fn add_pairs<const T: usize>(pairs: &mut [Rows<__m256i>; FEW], weights: &
 }
 
 /// Adds to sums what weights with signs and the codes of four tokens, out of a tile of `T`, are, but for what
-/// [`Block::lacking`] has. It is in assembler for the reason that `add_pairs` is.
+/// [`Block::lacking`] has. It is in assembly for the reason that `add_pairs` is.
 ///
 /// # Safety
 /// AVX2 is there, and the codes.
@@ -183,31 +183,6 @@ unsafe fn add_signed<const T: usize>(
     codes: *const i32,
 ) {
     let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = dots;
-    macro_rules! token {
-        ($codes:literal, $dots0:literal, $dots1:literal) => {
-            concat!(
-                "vpbroadcastd {x}, dword ptr [{codes} + ",
-                $codes,
-                "]\n",
-                "vpxor {y}, {x}, {n0}\n",
-                "vpxor {x}, {x}, {n1}\n",
-                "vpmaddubsw {y}, {w0}, {y}\n",
-                "vpmaddubsw {x}, {w1}, {x}\n",
-                "vpmaddwd {y}, {y}, {ones}\n",
-                "vpmaddwd {x}, {x}, {ones}\n",
-                "vpaddd ",
-                $dots0,
-                ", ",
-                $dots0,
-                ", {y}\n",
-                "vpaddd ",
-                $dots1,
-                ", ",
-                $dots1,
-                ", {x}\n",
-            )
-        };
-    }
     // SAFETY: it reads four codes of each token and group.
     unsafe {
         asm!(
@@ -216,10 +191,42 @@ unsafe fn add_signed<const T: usize>(
             "vmovdqa {w1}, ymmword ptr [{weights} + 32]",
             "vmovdqa {n0}, ymmword ptr [{negative}]",
             "vmovdqa {n1}, ymmword ptr [{negative} + 32]",
-            token!(0, "{a0}", "{a1}"),
-            token!(4, "{b0}", "{b1}"),
-            token!(8, "{c0}", "{c1}"),
-            token!(12, "{d0}", "{d1}"),
+            "vpbroadcastd {x}, dword ptr [{codes}]",
+            "vpxor {y}, {x}, {n0}",
+            "vpxor {x}, {x}, {n1}",
+            "vpmaddubsw {y}, {w0}, {y}",
+            "vpmaddubsw {x}, {w1}, {x}",
+            "vpmaddwd {y}, {y}, {ones}",
+            "vpmaddwd {x}, {x}, {ones}",
+            "vpaddd {a0}, {a0}, {y}",
+            "vpaddd {a1}, {a1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{codes} + 4]",
+            "vpxor {y}, {x}, {n0}",
+            "vpxor {x}, {x}, {n1}",
+            "vpmaddubsw {y}, {w0}, {y}",
+            "vpmaddubsw {x}, {w1}, {x}",
+            "vpmaddwd {y}, {y}, {ones}",
+            "vpmaddwd {x}, {x}, {ones}",
+            "vpaddd {b0}, {b0}, {y}",
+            "vpaddd {b1}, {b1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{codes} + 8]",
+            "vpxor {y}, {x}, {n0}",
+            "vpxor {x}, {x}, {n1}",
+            "vpmaddubsw {y}, {w0}, {y}",
+            "vpmaddubsw {x}, {w1}, {x}",
+            "vpmaddwd {y}, {y}, {ones}",
+            "vpmaddwd {x}, {x}, {ones}",
+            "vpaddd {c0}, {c0}, {y}",
+            "vpaddd {c1}, {c1}, {x}",
+            "vpbroadcastd {x}, dword ptr [{codes} + 12]",
+            "vpxor {y}, {x}, {n0}",
+            "vpxor {x}, {x}, {n1}",
+            "vpmaddubsw {y}, {w0}, {y}",
+            "vpmaddubsw {x}, {w1}, {x}",
+            "vpmaddwd {y}, {y}, {ones}",
+            "vpmaddwd {x}, {x}, {ones}",
+            "vpaddd {d0}, {d0}, {y}",
+            "vpaddd {d1}, {d1}, {x}",
             "add {codes}, {stride}",
             "add {negative}, 64",
             "add {weights}, 64",

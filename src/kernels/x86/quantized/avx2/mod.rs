@@ -25,7 +25,7 @@ const FEW: usize = 4;
 type Rows<T> = [T; 2];
 
 /// As `dots::multiply_panels`. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
-pub fn panels<'a, C: Codes, const GROUPS: usize>(
+pub fn panels_avx2<'a, C: Codes, const GROUPS: usize>(
     panels: Range<usize>,
     panel: impl Fn(usize) -> Panel<'a>,
     x: &QuantRows,
