@@ -29,7 +29,7 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// Those whose turn it is when the panel is gone through for the `index`th time of `count`, one for so many `lines` of it.
+    /// Those whose turn it is when the panel is gone through for the `index`th time of `count`, asked for every so many `lines`.
     #[inline(always)]
     fn of(panel: &Panel<'_>, (index, count): (usize, usize), lines: usize, far: bool) -> Self {
         let all = panel.codes.len();

@@ -29,7 +29,6 @@ pub unsafe fn dots<const N: usize, const T: usize, C: Codes, const GROUPS: usize
     block: &Block<GROUPS>,
     codes: *const i32,
 ) -> [Rows<__m256i>; N] {
-    let ones = _mm256_set1_epi16(1);
     let mut dots = [if is_signed::<C, false>() { block.lacking } else { [_mm256_setzero_si256(); 2] }; N];
     // SAFETY: there are codes of so many groups and tokens.
     let code = |g: usize, t: usize| _mm256_set1_epi32(unsafe { codes.add(g * T + t).read_unaligned() });
@@ -45,7 +44,7 @@ pub unsafe fn dots<const N: usize, const T: usize, C: Codes, const GROUPS: usize
                 for (half, dots) in dots.iter_mut().enumerate() {
                     let signed = _mm256_xor_si256(codes, block.negative[g][half]);
                     let pairs = _mm256_maddubs_epi16(block.magnitudes[g][half], signed);
-                    *dots = _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, ones));
+                    *dots = _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
                 }
             }
         }
@@ -68,11 +67,7 @@ pub unsafe fn dots<const N: usize, const T: usize, C: Codes, const GROUPS: usize
                 }
             }
         }
-        for (dots, pairs) in dots.iter_mut().zip(pairs) {
-            for (dots, pairs) in dots.iter_mut().zip(pairs) {
-                *dots = _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, ones));
-            }
-        }
+        add_sums(&mut dots, pairs);
     }
     dots
 }
@@ -88,7 +83,6 @@ pub unsafe fn direct<const T: usize, C: Codes, const GROUPS: usize>(
     b: usize,
     codes: *const i32,
 ) -> [Rows<__m256i>; T] {
-    let ones = _mm256_set1_epi16(1);
     let mut dots = [[_mm256_setzero_si256(); 2]; T];
     let span = const { span::<C>(GROUPS) };
     for first in (0..GROUPS).step_by(span) {
@@ -108,13 +102,20 @@ pub unsafe fn direct<const T: usize, C: Codes, const GROUPS: usize>(
                 }
             }
         }
-        for (dots, pairs) in dots.iter_mut().zip(pairs) {
-            for (dots, pairs) in dots.iter_mut().zip(pairs) {
-                *dots = _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, ones));
-            }
-        }
+        add_sums(&mut dots, pairs);
     }
     dots
+}
+
+/// Adds both of each pair.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_sums<const N: usize>(dots: &mut [Rows<__m256i>; N], pairs: [Rows<__m256i>; N]) {
+    for (dots, pairs) in dots.iter_mut().zip(pairs) {
+        for (dots, pairs) in dots.iter_mut().zip(pairs) {
+            *dots = _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+    }
 }
 
 /// Adds to sums of pairs what weights without signs and the codes of four tokens, out of a tile of `T`, are.
