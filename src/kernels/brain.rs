@@ -1,5 +1,7 @@
 //! Products with matrices of bfloat16, two columns at a time: the pairs that instructions for bfloat16 multiply and add.
 
+use bytemuck::Zeroable;
+
 use super::{Isa, panels::LANES, pieces::filled};
 
 /// Two columns of a panel: for each row its pair, the first column in the low half.
@@ -21,49 +23,69 @@ pub fn numbers(pair: u32) -> [f32; 2] {
 pub trait Factor: sealed::Sealed + Copy + Send + Sync + 'static {
     /// Factors for a pair.
     const PER_PAIR: usize;
+    /// As [`Product::add_to`].
+    fn add_product(product: &Product<'_, Self>, sums: &mut [f32], sum_stride: usize, isa: Isa);
+}
+
+/// Factors that are numbers of 32 bits.
+pub trait Number: Factor {
     /// The halves of pairs in the order in which their products are added.
     const ORDER: [usize; 2];
     /// What a half of a pair is multiplied with, of the pair's factors.
     fn half(factors: &[Self], half: usize) -> f32;
-    /// The factors, if they are one pair.
-    fn pair(factors: &[Self]) -> Option<&u32>;
 }
 
 /// As they are: sums in the order of the columns.
 impl Factor for f32 {
     const PER_PAIR: usize = 2;
+
+    fn add_product(product: &Product<'_, f32>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+        product.add_widened(sums, sum_stride, isa);
+    }
+}
+
+impl Number for f32 {
     const ORDER: [usize; 2] = [0, 1];
 
     #[inline(always)]
     fn half(factors: &[Self], half: usize) -> f32 {
         factors[half]
     }
+}
 
-    #[inline(always)]
-    fn pair(_: &[Self]) -> Option<&u32> {
-        None
+/// The numbers of pairs that were rounded to bfloat16: of each the second column first, as the instruction has it.
+impl Factor for [f32; 2] {
+    const PER_PAIR: usize = 1;
+
+    fn add_product(product: &Product<'_, [f32; 2]>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+        product.add_widened(sums, sum_stride, isa);
     }
 }
 
-/// Pairs, rounded to bfloat16: of each pair the second column first, as the instruction has it.
-impl Factor for u32 {
-    const PER_PAIR: usize = 1;
+impl Number for [f32; 2] {
     const ORDER: [usize; 2] = [1, 0];
 
     #[inline(always)]
     fn half(factors: &[Self], half: usize) -> f32 {
-        numbers(factors[0])[half]
+        factors[0][half]
     }
+}
 
-    #[inline(always)]
-    fn pair(factors: &[Self]) -> Option<&u32> {
-        factors.first()
+/// Such pairs themselves, for the instruction.
+#[cfg(target_arch = "x86_64")]
+impl Factor for u32 {
+    const PER_PAIR: usize = 1;
+
+    fn add_product(product: &Product<'_, u32>, sums: &mut [f32], sum_stride: usize, isa: Isa) {
+        assert_eq!(isa, Isa::Avx512Bf16);
+        super::x86::brain::add_bf16(product, sums, sum_stride);
     }
 }
 
 mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}
+    impl Sealed for [f32; 2] {}
     impl Sealed for u32 {}
 }
 
@@ -78,25 +100,14 @@ pub struct Product<'a, F> {
     pub panels: &'a [&'a [Line]],
 }
 
-impl Product<'_, f32> {
+impl<F: Factor> Product<'_, F> {
     /// Adds to `sums`, where those of row `r` and panel `p` are at `r * sum_stride + p * LANES`.
     pub fn add_to(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
-        self.add_widened(sums, sum_stride, isa);
+        F::add_product(self, sums, sum_stride, isa);
     }
 }
 
-impl Product<'_, u32> {
-    /// As with factors that are not rounded.
-    pub fn add_to(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
-        #[cfg(target_arch = "x86_64")]
-        if isa == Isa::Avx512Bf16 {
-            return super::x86::brain::add_bf16(self, sums, sum_stride);
-        }
-        self.add_widened(sums, sum_stride, isa);
-    }
-}
-
-impl<F: Factor> Product<'_, F> {
+impl<F: Number> Product<'_, F> {
     /// By instructions for numbers of 32 bits.
     fn add_widened(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
         match isa {
@@ -160,8 +171,9 @@ pub fn multiply_tall<const T: usize>(panel: &[Line], x: &[[u32; T]], isa: Isa) -
             for (line, factors) in panel.iter().zip(x) {
                 for (sums, factor) in sums.iter_mut().zip(factors) {
                     for (sum, pair) in sums.iter_mut().zip(line.0) {
-                        for half in u32::ORDER {
-                            *sum = u32::half(&[*factor], half).mul_add(numbers(pair)[half], *sum);
+                        let (factors, weights) = (numbers(*factor), numbers(pair));
+                        for half in <[f32; 2]>::ORDER {
+                            *sum = factors[half].mul_add(weights[half], *sum);
                         }
                     }
                 }
@@ -204,15 +216,37 @@ pub fn pair_rows(lines: &[Line], out: &mut [Line], isa: Isa) {
     }
 }
 
-/// Rounds rows of `columns` numbers to pairs; an odd last one gets a zero beside it.
-pub fn rounded(x: &[f32], columns: usize, isa: Isa) -> Vec<u32> {
+/// Rows rounded to bfloat16, in pairs, as the machine's instructions take them.
+pub enum Rounded {
+    #[cfg(target_arch = "x86_64")]
+    Pairs(Vec<u32>),
+    Numbers(Vec<[f32; 2]>),
+}
+
+/// Rounds rows of `columns` numbers; an odd last one gets a zero beside it.
+pub fn rounded(x: &[f32], columns: usize, isa: Isa) -> Rounded {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => Rounded::Pairs(by_rows(x, columns, |x, pairs| compiled_for!(isa, round_row(x, pairs)))),
+        _ => Rounded::Numbers(by_rows(x, columns, |x, pairs| compiled_for!(isa, round_numbers(x, pairs)))),
+    }
+}
+
+/// What `round` makes of each row of `columns` numbers.
+fn by_rows<T: Zeroable + Send>(x: &[f32], columns: usize, round: impl Fn(&[f32], &mut [T]) + Sync) -> Vec<T> {
     const ROWS: usize = 16;
     let width = columns.div_ceil(2);
     filled(x.len() / columns * width, ROWS * width, |part, pairs| {
-        for (pairs, x) in pairs.chunks_mut(width).zip(x[part * ROWS * columns..].chunks(columns)) {
-            compiled_for!(isa, round_row(x, pairs));
-        }
+        let rows = x[part * ROWS * columns..].chunks(columns);
+        pairs.chunks_mut(width).zip(rows).for_each(|(pairs, x)| round(x, pairs));
     })
+}
+
+#[inline(always)]
+pub fn round_numbers(x: &[f32], pairs: &mut [[f32; 2]]) {
+    for (number, x) in pairs.as_flattened_mut().iter_mut().zip(x) {
+        *number = f32::from_bits(u32::from(round(*x)) << 16);
+    }
 }
 
 #[inline(always)]
@@ -257,15 +291,20 @@ mod tests {
                 .collect();
             let panels: Vec<&[Line]> = lines.chunks(pairs).collect();
             let x = noise(rows * pairs * 2, 2, 1.0);
-            let pairs_of_x = rounded(&x, pairs * 2, Isa::Scalar);
-            let stride = panels.len() * LANES;
-            let exact = Product { factors: &x, factor_stride: pairs * 2, rows, pairs, panels: &panels };
-            let near = Product { factors: &pairs_of_x, factor_stride: pairs, rows, pairs, panels: &panels };
+            fn add<F: Factor>(x: &[F], pairs: usize, panels: &[&[Line]], sums: &mut [f32], isa: Isa) {
+                let factor_stride = pairs * F::PER_PAIR;
+                let product = Product { factors: x, factor_stride, rows: x.len() / factor_stride, pairs, panels };
+                product.add_to(sums, panels.len() * LANES, isa);
+            }
             let run = |isa| {
-                assert_eq!(rounded(&x, pairs * 2, isa), pairs_of_x);
-                let mut sums = [noise(rows * stride, 3, 1.0), noise(rows * stride, 3, 1.0)];
-                exact.add_to(&mut sums[0], stride, isa);
-                near.add_to(&mut sums[1], stride, isa);
+                let before = noise(rows * panels.len() * LANES, 3, 1.0);
+                let mut sums = [before.clone(), before];
+                add(&x, pairs, &panels, &mut sums[0], isa);
+                match rounded(&x, pairs * 2, isa) {
+                    #[cfg(target_arch = "x86_64")]
+                    Rounded::Pairs(x) => add(&x, pairs, &panels, &mut sums[1], isa),
+                    Rounded::Numbers(x) => add(&x, pairs, &panels, &mut sums[1], isa),
+                }
                 let tall = rounded_tall::<3>(&x, pairs * 2, isa);
                 let tall = tall.chunks(pairs).map(|x| multiply_tall(panels[0], x, isa)).collect::<Vec<_>>();
                 (sums, tall)
@@ -302,6 +341,8 @@ mod tests {
             assert_eq!(round(x), bf16::from_f32(x).to_bits(), "{x}");
         }
         assert!(bf16::from_bits(round(f32::NAN)).is_nan());
-        assert_eq!(rounded(&[1.0, -2.0, 3.0], 3, Isa::detect()), [0xc000_3f80, 0x0000_4040]);
+        let x = [1.0, -2.0, 3.0000001];
+        assert_eq!(by_rows(&x, 3, round_row), [0xc000_3f80, 0x0000_4040]);
+        assert_eq!(by_rows(&x, 3, round_numbers), [[1.0, -2.0], [3.0, 0.0]]);
     }
 }

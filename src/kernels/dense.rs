@@ -6,7 +6,7 @@ use half::f16;
 
 use super::{
     Isa,
-    brain::{self, Line, is_tall, multiply_tall, numbers, rounded, rounded_tall},
+    brain::{self, Factor, Line, Rounded, is_tall, multiply_tall, numbers, rounded, rounded_tall},
     panels::{self, Element, ElementType, LANES},
     pieces::{Piece, Strips, summed, written},
     resident::Resident,
@@ -114,11 +114,7 @@ impl DenseMatrix {
             Weights::Bf16(lines) => {
                 let width = self.columns.next_multiple_of(2);
                 let x = if width == self.columns { Cow::Borrowed(x) } else { Cow::Owned(widened(x, self.columns)) };
-                self.by_strips((lines, width / 2), (&*x, width), |panels, factors, sums| {
-                    let rows = factors.len() / width;
-                    let product = brain::Product { factors, factor_stride: width, rows, pairs: width / 2, panels };
-                    product.add_to(sums, STRIP_ROWS, isa);
-                })
+                self.multiply_lines(lines, &x, isa)
             }
         }
     }
@@ -127,15 +123,25 @@ impl DenseMatrix {
     /// instructions for it.
     pub fn multiply_rounded(&self, x: &[f32], isa: Isa) -> Vec<f32> {
         let Weights::Bf16(lines) = &self.weights else { return self.multiply(x, isa) };
-        let (pairs, tokens) = (self.columns.div_ceil(2), x.len() / self.columns);
+        let tokens = x.len() / self.columns;
         match tokens {
             ..=8 if is_tall(tokens, isa) => return self.multiply_tall::<8>(lines, x, isa),
             _ if is_tall(tokens, isa) => return self.multiply_tall::<16>(lines, x, isa),
             _ => {}
         }
-        self.by_strips((lines, pairs), (&rounded(x, self.columns, isa), pairs), |panels, factors, sums| {
-            let rows = factors.len() / pairs;
-            let product = brain::Product { factors, factor_stride: pairs, rows, pairs, panels };
+        match rounded(x, self.columns, isa) {
+            #[cfg(target_arch = "x86_64")]
+            Rounded::Pairs(x) => self.multiply_lines(lines, &x, isa),
+            Rounded::Numbers(x) => self.multiply_lines(lines, &x, isa),
+        }
+    }
+
+    fn multiply_lines<F: Factor>(&self, lines: &[Line], x: &[F], isa: Isa) -> Vec<f32> {
+        let pairs = self.columns.div_ceil(2);
+        let width = pairs * F::PER_PAIR;
+        self.by_strips((lines, pairs), (x, width), |panels, factors, sums| {
+            let rows = factors.len() / width;
+            let product = brain::Product { factors, factor_stride: width, rows, pairs, panels };
             product.add_to(sums, STRIP_ROWS, isa);
         })
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Isa,
-    brain::{self, Line, round_row, rounded},
+    brain::{self, Factor, Line, Rounded, round_row, rounded},
     panels::{LANES, Panels, Product},
     pieces::{Strips, summed},
     team,
@@ -61,11 +61,17 @@ pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32
 
 /// As `multiply`, with `x` and the weights rounded to bfloat16: twice as fast where there are instructions for it.
 pub fn multiply_rounded<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32> {
-    let rows = weights.rows();
-    let width = rows.div_ceil(2);
+    match rounded(x, weights.rows(), isa) {
+        #[cfg(target_arch = "x86_64")]
+        Rounded::Pairs(x) => multiply_pairs(&x, weights, isa),
+        Rounded::Numbers(x) => multiply_pairs(&x, weights, isa),
+    }
+}
+
+fn multiply_pairs<F: Factor>(x: &[F], weights: &(impl Unpack + ?Sized), isa: Isa) -> Vec<f32> {
+    let width = weights.rows().div_ceil(2) * F::PER_PAIR;
     let unpack = |first, panel, out: &mut [_]| weights.unpack_pairs(2 * first, panel, out, isa);
-    let (x, zero) = (rounded(x, rows, isa), (BLOCK_ROWS / 2, Line::ZERO));
-    by_blocks((&x, width), weights, zero, unpack, |panels, factors, sums| {
+    by_blocks((x, width), weights, (BLOCK_ROWS / 2, Line::ZERO), unpack, |panels, factors, sums| {
         let (pairs, rows) = (panels[0].len(), sums.len() / STRIP_WIDTH);
         brain::Product { factors, factor_stride: width, rows, pairs, panels }.add_to(sums, STRIP_WIDTH, isa);
     })

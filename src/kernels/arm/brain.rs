@@ -2,14 +2,14 @@ use std::arch::aarch64::*;
 
 use super::panels::Lanes;
 use crate::kernels::{
-    brain::{Factor, Line, Product},
+    brain::{Line, Number, Product},
     tiles::brain::{Widen, Widened, add_panels, check},
 };
 
 /// As `Product::add_to` of a scalar machine. The machine must have NEON, which `Isa::available` made sure of.
-pub fn add_neon<F: Factor>(product: &Product<'_, F>, sums: &mut [f32], sum_stride: usize) {
+pub fn add_neon<F: Number>(product: &Product<'_, F>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "neon")]
-    unsafe fn add<F: Factor>(product: &Product<'_, F>, sums: *mut f32, sum_stride: usize) {
+    unsafe fn add<F: Number>(product: &Product<'_, F>, sums: *mut f32, sum_stride: usize) {
         // SAFETY: passed on.
         unsafe { add_panels::<F, Widened<Lanes>, 1>(product, 0..product.panels.len(), sums, sum_stride) };
     }

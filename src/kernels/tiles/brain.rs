@@ -1,8 +1,8 @@
 use std::marker::PhantomData;
 
-use super::panels::Vector;
+use super::{factors::Factors, panels::Vector};
 use crate::kernels::{
-    brain::{Factor, Line, Product, numbers},
+    brain::{Factor, Line, Number, Product},
     panels::LANES,
 };
 
@@ -60,6 +60,7 @@ unsafe fn add_tile<F: Factor, P: Path<F>, const R: usize, const N: usize>(
     // SAFETY: `check` made sure of all reads and writes.
     unsafe {
         let factors = product.factors.as_ptr().add(row * product.factor_stride);
+        let mut factors = Factors::<_, R>::new(factors, product.factor_stride);
         let mut held = [[P::Sums::zero(); N]; R];
         for (r, held) in held.iter_mut().enumerate() {
             for (n, held) in held.iter_mut().enumerate() {
@@ -70,20 +71,21 @@ unsafe fn add_tile<F: Factor, P: Path<F>, const R: usize, const N: usize>(
         for (n, start) in panels.iter_mut().enumerate() {
             *start = product.panels.get_unchecked(panel + n).as_ptr();
         }
-        for pair in 0..product.pairs {
+        for _ in 0..product.pairs {
             for part in P::PARTS {
                 let mut values = [P::zero_values(); N];
                 for (values, panel) in values.iter_mut().zip(panels) {
-                    *values = P::values(panel.add(pair), *part);
+                    *values = P::values(panel, *part);
                 }
                 for (r, held) in held.iter_mut().enumerate() {
-                    let factors = factors.add(r * product.factor_stride + pair * F::PER_PAIR);
-                    let factor = P::factor(factors, *part);
+                    let factor = P::factor(factors.row(r), *part);
                     for (held, values) in held.iter_mut().zip(values) {
                         *held = P::multiply_add(factor, values, *held);
                     }
                 }
             }
+            panels = panels.map(|panel| panel.add(1));
+            factors.advance(F::PER_PAIR);
         }
         for (r, held) in held.into_iter().enumerate() {
             for (n, held) in held.into_iter().enumerate() {
@@ -120,19 +122,9 @@ pub trait Widen: Vector<f32> {
     /// # Safety
     /// The machine has the instructions; `line` may be read.
     unsafe fn halves(line: *const Line, half: usize) -> Self;
-
-    /// A half of one pair as a factor of all lanes.
-    ///
-    /// # Safety
-    /// The machine has the instructions.
-    #[inline(always)]
-    unsafe fn splat_half(pair: &u32, half: usize) -> Self {
-        // SAFETY: passed on.
-        unsafe { Self::splat(numbers(*pair)[half]) }
-    }
 }
 
-impl<F: Factor, V: Widen> Path<F> for Widened<V> {
+impl<F: Number, V: Widen> Path<F> for Widened<V> {
     const PARTS: &'static [usize] = &F::ORDER;
     type Sums = V;
     type Values = V;
@@ -151,13 +143,7 @@ impl<F: Factor, V: Widen> Path<F> for Widened<V> {
     #[inline(always)]
     unsafe fn factor(factors: *const F, part: usize) -> V {
         // SAFETY: passed on; a pair has so many factors.
-        unsafe {
-            let factors = std::slice::from_raw_parts(factors, F::PER_PAIR);
-            match F::pair(factors) {
-                Some(pair) => V::splat_half(pair, part),
-                None => V::splat(F::half(factors, part)),
-            }
-        }
+        unsafe { V::splat(F::half(std::slice::from_raw_parts(factors, F::PER_PAIR), part)) }
     }
 
     #[inline(always)]

@@ -2,5 +2,6 @@
 #![allow(unsafe_code)]
 
 pub mod brain;
+mod factors;
 pub mod panels;
 pub mod quantized;

@@ -1,3 +1,4 @@
+use super::factors::Factors;
 use crate::kernels::{
     ahead::Ahead,
     panels::{LANES, Panelled, Panels, Product, Sums},
@@ -113,23 +114,25 @@ unsafe fn add_tile<T: Panelled, V: Vector<T>, const R: usize, const P: usize>(
             }
         }
         for piece in 0..product.panels.pieces() {
-            let factors = factors.add(piece * product.steps);
-            let panels: [_; P] = std::array::from_fn(|p| match product.panels {
+            let mut factors = Factors::<_, R>::new(factors.add(piece * product.steps), product.factor_stride);
+            let mut panels: [_; P] = std::array::from_fn(|p| match product.panels {
                 Panels::Apart(panels) => panels.get_unchecked(panel + p).as_ptr(),
                 Panels::Beside(_, pieces) => pieces.get_unchecked(piece).as_ptr().add((panel + p) * T::STEP_LEN),
             });
-            for step in 0..product.steps {
+            for _ in 0..product.steps {
                 ahead.step(R * P);
                 let mut values = [V::zero(); P];
-                for (values, panel) in values.iter_mut().zip(panels) {
-                    *values = V::load(panel.add(step * product.panel_stride));
+                for (values, panel) in values.iter_mut().zip(&mut panels) {
+                    *values = V::load(*panel);
+                    *panel = panel.wrapping_add(product.panel_stride);
                 }
                 for (r, held) in held.iter_mut().enumerate() {
-                    let factor = V::splat(*factors.add(r * product.factor_stride + step));
+                    let factor = V::splat(*factors.row(r));
                     for (held, values) in held.iter_mut().zip(values) {
                         *held = factor.multiply_add(values, *held);
                     }
                 }
+                factors.advance(1);
             }
         }
         for (r, held) in held.into_iter().enumerate() {

@@ -1,7 +1,7 @@
 use std::arch::{asm, x86_64::*};
 
 use crate::kernels::{
-    brain::{Factor, Line, Product},
+    brain::{Factor, Line, Number, Product},
     panels::LANES,
     tiles::brain::{Path, Widen, Widened, add_panels, check},
 };
@@ -10,9 +10,9 @@ use crate::kernels::{
 const TILE_PANELS: usize = 4;
 
 /// As `Product::add_to` of a scalar machine. The machine must have AVX2 and FMA, which `Isa::available` made sure of.
-pub fn add_avx2<F: Factor>(product: &Product<'_, F>, sums: &mut [f32], sum_stride: usize) {
+pub fn add_avx2<F: Number>(product: &Product<'_, F>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn add<F: Factor>(product: &Product<'_, F>, sums: *mut f32, sum_stride: usize) {
+    unsafe fn add<F: Number>(product: &Product<'_, F>, sums: *mut f32, sum_stride: usize) {
         // SAFETY: passed on.
         unsafe { add_panels::<F, Widened<[__m256; 2]>, 1>(product, 0..product.panels.len(), sums, sum_stride) };
     }
@@ -22,9 +22,9 @@ pub fn add_avx2<F: Factor>(product: &Product<'_, F>, sums: &mut [f32], sum_strid
 }
 
 /// As above. The machine must have AVX-512F.
-pub fn add_avx512<F: Factor>(product: &Product<'_, F>, sums: &mut [f32], sum_stride: usize) {
+pub fn add_avx512<F: Number>(product: &Product<'_, F>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx512f")]
-    unsafe fn add<F: Factor>(product: &Product<'_, F>, sums: *mut f32, sum_stride: usize) {
+    unsafe fn add<F: Number>(product: &Product<'_, F>, sums: *mut f32, sum_stride: usize) {
         // SAFETY: passed on.
         unsafe { add_all::<F, Widened<__m512>>(product, sums, sum_stride) };
     }
@@ -203,60 +203,38 @@ impl Widen for [__m256; 2] {
         // SAFETY: passed on; lines are aligned.
         unsafe {
             let line = line.cast::<__m256i>();
-            [widened_256(_mm256_load_si256(line), half), widened_256(_mm256_load_si256(line.add(1)), half)]
+            [widened_256(line, half), widened_256(line.add(1), half)]
         }
-    }
-
-    #[inline(always)]
-    unsafe fn splat_half(pair: &u32, half: usize) -> Self {
-        // SAFETY: passed on.
-        unsafe { [splat_half_256(pair, half); 2] }
     }
 }
 
-/// A half of one pair. In assembly, since compilers would keep all of the pair until its other half is multiplied, and sums
-/// in memory meanwhile.
+/// A half of pairs as numbers. In assembly, since compilers would keep the pairs until their other half is multiplied, and
+/// sums in memory meanwhile.
 ///
 /// # Safety
-/// The machine has AVX2.
+/// The machine has AVX2, and half a line is at `pairs`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn splat_half_256(pair: &u32, half: usize) -> __m256 {
-    let factor: __m256;
-    // SAFETY: a pair is read.
+unsafe fn widened_256(pairs: *const __m256i, half: usize) -> __m256 {
+    let numbers: __m256;
+    // SAFETY: it reads pairs, which are aligned.
     unsafe {
         match half {
             0 => asm!(
-                "vpbroadcastd {factor}, dword ptr [{pair}]",
-                "vpslld {factor}, {factor}, 16",
-                pair = in(reg) pair,
-                factor = out(ymm_reg) factor,
+                "vmovdqa {numbers}, ymmword ptr [{pairs}]",
+                "vpslld {numbers}, {numbers}, 16",
+                pairs = in(reg) pairs,
+                numbers = out(ymm_reg) numbers,
                 options(pure, readonly, nostack, preserves_flags),
             ),
             _ => asm!(
-                "vpbroadcastd {factor}, dword ptr [{pair}]",
-                "vpand {factor}, {factor}, {high}",
-                pair = in(reg) pair,
+                "vpand {numbers}, {high}, ymmword ptr [{pairs}]",
+                pairs = in(reg) pairs,
                 high = in(ymm_reg) _mm256_set1_epi32(HIGH),
-                factor = out(ymm_reg) factor,
+                numbers = out(ymm_reg) numbers,
                 options(pure, readonly, nostack, preserves_flags),
             ),
         }
     }
-    factor
-}
-
-/// A half of pairs as numbers.
-///
-/// # Safety
-/// The machine has AVX2.
-#[inline(always)]
-unsafe fn widened_256(pairs: __m256i, half: usize) -> __m256 {
-    // SAFETY: passed on.
-    unsafe {
-        _mm256_castsi256_ps(match half {
-            0 => _mm256_slli_epi32(pairs, 16),
-            _ => _mm256_and_si256(pairs, _mm256_set1_epi32(HIGH)),
-        })
-    }
+    numbers
 }

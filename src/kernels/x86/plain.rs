@@ -63,6 +63,7 @@ macro_rules! all {
                 (x: &[f32], columns: usize, format: Format, codes: &mut [[i8; GROUP]], scales: &mut [BlockScale]);
             fn keep_what_rounding_loses = crate::kernels::activations::keep_what_rounding_loses, (x: &mut [f32]);
             fn round_row = crate::kernels::brain::round_row, (x: &[f32], pairs: &mut [u32]);
+            fn round_numbers = crate::kernels::brain::round_numbers, (x: &[f32], pairs: &mut [[f32; 2]]);
             fn greatest_of = crate::kernels::logits::greatest_of, (logits: &[f32]) -> Option<f32>;
             fn weigh_chunk = crate::kernels::logits::weigh_chunk,
                 (logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32]) -> f32;
