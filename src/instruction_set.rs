@@ -16,7 +16,9 @@ pub enum InstructionSet {
     Scalar,
     /// AVX2, FMA and F16C, of x86-64.
     Avx2,
-    /// With that, AVX-512 F, BW and VL.
+    /// With that, AVX-VNNI: sums of products of 8-bit integers.
+    AvxVnni,
+    /// With AVX2, AVX-512 F, BW and VL.
     Avx512,
     /// With that, AVX-512 VNNI: sums of products of 8-bit integers.
     Avx512Vnni,
@@ -47,6 +49,8 @@ impl InstructionSet {
             Isa::Scalar => Self::Scalar,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Self::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Self::AvxVnni,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Self::Avx512,
             #[cfg(target_arch = "x86_64")]

@@ -113,7 +113,7 @@ impl<F: Number> Product<'_, F> {
         match isa {
             Isa::Scalar => self.add_scalar(sums, sum_stride),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::x86::brain::add_avx2(self, sums, sum_stride),
+            Isa::Avx2 | Isa::AvxVnni => super::x86::brain::add_avx2(self, sums, sum_stride),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::brain::add_avx512(self, sums, sum_stride),
             #[cfg(target_arch = "aarch64")]

@@ -10,13 +10,13 @@ use super::{
 
 /// Calls with the products of a panel, which `$multiply` writes for a tile of tokens.
 macro_rules! for_tiles {
-    ($panel:expr, $x:expr, $write:expr, $multiply:ident::<$codes:ident, $groups:ident>) => {
+    ($panel:expr, $x:expr, $write:expr, $multiply:ident::<$($generic:ident),*>) => {
         for tile in 0..$x.tokens().div_ceil($crate::kernels::activations::TILE) {
             let first = tile * $crate::kernels::activations::TILE;
             macro_rules! tile_of {
                 ($tokens:expr) => {{
                     let mut products = [[0f32; ROWS]; $tokens];
-                    $multiply::<{ $tokens }, $codes, $groups>($panel, &$x.tile::<{ $tokens }>(tile), &mut products);
+                    $multiply::<{ $tokens }, $($generic),*>($panel, &$x.tile::<{ $tokens }>(tile), &mut products);
                     $write(&products);
                 }};
             }
@@ -46,7 +46,9 @@ pub fn multiply_panels<'a, C: Codes, const GROUPS: usize>(
     match isa {
         Isa::Scalar => panels.for_each(|i| for_tiles!(&panel(i), x, write, scalar::<C, GROUPS>)),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => super::x86::quantized::panels_avx2::<C, GROUPS>(panels, panel, x, write),
+        Isa::Avx2 => super::x86::quantized::panels_avx2::<C, GROUPS, false>(panels, panel, x, write),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => super::x86::quantized::panels_avx2::<C, GROUPS, true>(panels, panel, x, write),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => super::x86::quantized::panels_avx512::<C, GROUPS>(panels, panel, x, write),
         #[cfg(target_arch = "x86_64")]

@@ -8,7 +8,9 @@ macro_rules! compiled_for {
         match $isa {
             $crate::kernels::Isa::Scalar => $name($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            $crate::kernels::Isa::Avx2 => $crate::kernels::x86::plain::avx2::$name($($arg),*),
+            $crate::kernels::Isa::Avx2 | $crate::kernels::Isa::AvxVnni => {
+                $crate::kernels::x86::plain::avx2::$name($($arg),*)
+            }
             #[cfg(target_arch = "x86_64")]
             $crate::kernels::Isa::Avx512 | $crate::kernels::Isa::Avx512Vnni | $crate::kernels::Isa::Avx512Bf16 => {
                 $crate::kernels::x86::plain::avx512::$name($($arg),*)
@@ -64,6 +66,9 @@ pub enum Isa {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX2 with sums of products of 8-bit integers.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
     /// AVX-512 F, BW and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -100,6 +105,9 @@ impl Isa {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             if avx2 {
                 available.push(Self::Avx2);
+                if is_x86_feature_detected!("avxvnni") {
+                    available.push(Self::AvxVnni);
+                }
             }
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")

@@ -20,6 +20,8 @@ impl Panelled for i8 {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::x86::pairs::add_avx2(product, sums, ahead),
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => super::x86::pairs::add_avx_vnni(product, sums, ahead),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => super::x86::pairs::add_avx512(product, sums, ahead),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::pairs::add_vnni(product, sums, ahead),

@@ -78,7 +78,7 @@ impl<T: Element> Panelled for T {
         match isa {
             Isa::Scalar => add_scalar(product, sums),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::x86::panels::add_avx2(product, sums, ahead),
+            Isa::Avx2 | Isa::AvxVnni => super::x86::panels::add_avx2(product, sums, ahead),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => super::x86::panels::add_avx512(product, sums, ahead),
             #[cfg(target_arch = "aarch64")]

@@ -18,6 +18,17 @@ pub fn add_avx2(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahea
     unsafe { add(product, sums, ahead) };
 }
 
+/// As the scalar path. The machine must have AVX2 and AVX-VNNI.
+pub fn add_avx_vnni(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
+    #[target_feature(enable = "avx2,avxvnni")]
+    unsafe fn add(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
+        // SAFETY: passed on.
+        unsafe { add_all::<i8, Vnni<[__m256i; 2]>, 1>(product, sums, ahead) };
+    }
+    // SAFETY: as above, with `Isa::AvxVnni`.
+    unsafe { add(product, sums, ahead) };
+}
+
 /// As the scalar path. The machine must have AVX-512F and BW.
 pub fn add_avx512(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
     #[target_feature(enable = "avx512f,avx512bw")]
@@ -34,7 +45,7 @@ pub fn add_vnni(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahea
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn add(product: &Product<'_, i8>, sums: Sums<'_, i32>, ahead: &mut Ahead<'_>) {
         // SAFETY: passed on.
-        unsafe { add_all::<i8, Vnni, 4>(product, sums, ahead) };
+        unsafe { add_all::<i8, Vnni<__m512i>, 4>(product, sums, ahead) };
     }
     // SAFETY: as above, with `Isa::Avx512Vnni` and the better one.
     unsafe { add(product, sums, ahead) };
@@ -127,41 +138,66 @@ impl Vector<i8> for __m512i {
 
 /// With the instruction that multiplies and adds.
 #[derive(Clone, Copy)]
-struct Vnni(__m512i);
+struct Vnni<V>(V);
 
-impl Vector<i8> for Vnni {
+impl<V: MultiplyAdd> Vector<i8> for Vnni<V> {
     #[inline(always)]
     fn zero() -> Self {
-        Self(__m512i::zero())
+        Self(V::zero())
     }
 
     #[inline(always)]
     unsafe fn load(from: *const i8) -> Self {
         // SAFETY: passed on.
-        Self(unsafe { __m512i::load(from) })
+        Self(unsafe { V::load(from) })
     }
 
     #[inline(always)]
     unsafe fn load_sums(from: *const i32) -> Self {
         // SAFETY: passed on.
-        Self(unsafe { __m512i::load_sums(from) })
+        Self(unsafe { V::load_sums(from) })
     }
 
     #[inline(always)]
     unsafe fn splat(factor: [i16; 2]) -> Self {
         // SAFETY: passed on.
-        Self(unsafe { __m512i::splat(factor) })
+        Self(unsafe { V::splat(factor) })
     }
 
     #[inline(always)]
     unsafe fn multiply_add(self, values: Self, sums: Self) -> Self {
         // SAFETY: passed on.
-        Self(unsafe { _mm512_dpwssd_epi32(sums.0, self.0, values.0) })
+        Self(unsafe { V::multiply_add_at_once(self.0, values.0, sums.0) })
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut i32) {
         // SAFETY: passed on.
         unsafe { self.0.store(to) };
+    }
+}
+
+/// Codes of which that instruction takes 16 bits each.
+trait MultiplyAdd: Vector<i8> {
+    /// # Safety
+    /// The machine has VNNI for this length.
+    unsafe fn multiply_add_at_once(self, values: Self, sums: Self) -> Self;
+}
+
+impl MultiplyAdd for [__m256i; 2] {
+    #[inline(always)]
+    unsafe fn multiply_add_at_once(self, values: Self, sums: Self) -> Self {
+        // SAFETY: passed on.
+        unsafe {
+            [_mm256_dpwssd_avx_epi32(sums[0], self[0], values[0]), _mm256_dpwssd_avx_epi32(sums[1], self[1], values[1])]
+        }
+    }
+}
+
+impl MultiplyAdd for __m512i {
+    #[inline(always)]
+    unsafe fn multiply_add_at_once(self, values: Self, sums: Self) -> Self {
+        // SAFETY: passed on.
+        unsafe { _mm512_dpwssd_epi32(sums, self, values) }
     }
 }

@@ -56,14 +56,14 @@ impl<const GROUPS: usize> Block<GROUPS> {
     /// AVX2 and F16C are there, `check` passed, and the panel has the block.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    pub unsafe fn unpack<C: Codes>(&mut self, panel: &Panel<'_>, block: usize) {
+    pub unsafe fn unpack<C: Codes, const VNNI: bool>(&mut self, panel: &Panel<'_>, block: usize) {
         let zero = _mm256_setzero_si256();
         let mut lacking = [zero; 2];
         for i in 0..GROUPS {
             for (half, lacking) in lacking.iter_mut().enumerate() {
                 // SAFETY: passed on.
-                let weights = unsafe { weights::<C>(panel, block * GROUPS + i, half) };
-                if is_signed::<C, false>() {
+                let weights = unsafe { weights::<C, VNNI>(panel, block * GROUPS + i, half) };
+                if is_signed::<C, VNNI>() {
                     let (magnitudes, negative) = (_mm256_abs_epi8(weights), _mm256_cmpgt_epi8(zero, weights));
                     (self.magnitudes[i][half], self.negative[i][half]) = (magnitudes, negative);
                     *lacking = _mm256_add_epi16(*lacking, _mm256_maddubs_epi16(magnitudes, negative));
@@ -72,7 +72,7 @@ impl<const GROUPS: usize> Block<GROUPS> {
                 }
             }
         }
-        if is_signed::<C, false>() {
+        if is_signed::<C, VNNI>() {
             self.lacking = lacking.map(|pairs| _mm256_madd_epi16(pairs, _mm256_set1_epi16(-1)));
         }
         // SAFETY: passed on.
@@ -91,8 +91,9 @@ impl<const GROUPS: usize> Block<GROUPS> {
 /// AVX2 is there, `check` passed, and the panel has the group.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub unsafe fn weights<C: Codes>(panel: &Panel<'_>, group: usize, half: usize) -> __m256i {
-    let (bias, first) = (_mm256_set1_epi8(panel.bias as i8), half * ROWS / 2 * GROUP);
+pub unsafe fn weights<C: Codes, const VNNI: bool>(panel: &Panel<'_>, group: usize, half: usize) -> __m256i {
+    let bias = if is_signed::<C, VNNI>() { panel.bias } else { 0 };
+    let (bias, first) = (_mm256_set1_epi8(bias as i8), half * ROWS / 2 * GROUP);
     let line = if C::NIBBLES { group / 2 } else { group };
     // SAFETY: the line is one of the panel's, and half of it is read.
     unsafe {

@@ -1,12 +1,12 @@
-//! Weights are unpacked once for all tokens, as magnitudes and signs, since what is multiplied first has none. Registers
-//! hold the sums of their 16 rows and of four tokens.
+//! Weights are unpacked once for all tokens. Registers hold the sums of their 16 rows and of four tokens.
 
 mod block;
 mod dots;
+mod vnni;
 
 use std::{arch::x86_64::*, ops::Range};
 
-use super::{Ahead, is_signed, waits_for_memory};
+use super::{Ahead, waits_for_memory};
 use crate::kernels::{
     activations::{BlockScale, QuantRows, TILE, Tile},
     codes::{Codes, Panel, ROWS},
@@ -14,7 +14,6 @@ use crate::kernels::{
     tiles::quantized::check,
 };
 use block::{Block, Room, lanes};
-use dots::{direct, dots};
 
 /// Tokens that are fewer than what unpacked weights would save.
 const DIRECT: usize = 2;
@@ -24,15 +23,16 @@ const FEW: usize = 4;
 /// A number of each row, or four codes.
 type Rows<T> = [T; 2];
 
-/// As `dots::multiply_panels`. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
-pub fn panels_avx2<'a, C: Codes, const GROUPS: usize>(
+/// As `dots::multiply_panels`. The machine must have AVX2, FMA and F16C, and AVX-VNNI if it is to be used, which
+/// `Isa::available` made sure of.
+pub fn panels_avx2<'a, C: Codes, const GROUPS: usize, const VNNI: bool>(
     panels: Range<usize>,
     panel: impl Fn(usize) -> Panel<'a>,
     x: &QuantRows,
     write: impl FnMut(&[[f32; ROWS]]),
 ) {
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn all<'a, C: Codes, const GROUPS: usize>(
+    unsafe fn all<'a, C: Codes, const GROUPS: usize, const VNNI: bool>(
         panels: Range<usize>,
         panel: impl Fn(usize) -> Panel<'a>,
         x: &QuantRows,
@@ -46,21 +46,21 @@ pub fn panels_avx2<'a, C: Codes, const GROUPS: usize>(
             check::<C, GROUPS>(&panel, x.blocks());
             let mut unpacked = (&panel, &mut *blocks);
             // SAFETY: the features are passed on, and `check` made sure that every slice holds all blocks.
-            unsafe { for_tiles!(&mut unpacked, x, write, multiply::<C, GROUPS>) }
+            unsafe { for_tiles!(&mut unpacked, x, write, multiply::<C, GROUPS, VNNI>) }
         }
         room.keep();
     }
-    // SAFETY: `Isa::Avx2` exists only where these were detected.
-    unsafe { all::<C, GROUPS>(panels, panel, x, write) }
+    // SAFETY: `Isa::Avx2` and `Isa::AvxVnni` exist only where these were detected.
+    unsafe { all::<C, GROUPS, VNNI>(panels, panel, x, write) }
 }
 
 /// The products of a panel with a tile. If there are several, the first one unpacks the blocks for all.
 ///
 /// # Safety
-/// AVX2, FMA and F16C are there, `check` passed, and there is room for all blocks, or for one if the tile is the only one.
+/// AVX2, FMA and F16C are there, with AVX-VNNI if it is to be used, `check` passed, and there is room for all blocks, or for one if the tile is the only one.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize>(
+unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool>(
     (panel, blocks): &mut (&Panel<'_>, &mut [Block<GROUPS>]),
     x: &Tile<'_, T>,
     products: &mut [[f32; ROWS]; T],
@@ -78,22 +78,25 @@ unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize>(
             let codes = x.codes.as_ptr().add(b * GROUPS).cast();
             if T <= DIRECT && x.count == 1 {
                 let offsets = panel.offsets.as_ref().map(|offsets| lanes(offsets, b));
-                let dots = direct::<T, C, GROUPS>(panel, b, codes);
-                add::<T, C>(dots, lanes(&panel.scales, b), offsets, x_scales, &mut sums);
+                let dots = match VNNI {
+                    true => vnni::direct::<T, C, GROUPS>(panel, b, codes, x_scales),
+                    false => dots::direct::<T, C, GROUPS>(panel, b, codes, x_scales),
+                };
+                add(dots, lanes(&panel.scales, b), offsets, x_scales, &mut sums);
                 continue;
             }
             let block = blocks.get_unchecked_mut(if x.count == 1 { 0 } else { b });
             if x.index == 0 {
-                block.unpack::<C>(panel, b);
+                block.unpack::<C, VNNI>(panel, b);
             }
             let offsets = panel.offsets.is_some().then_some(block.offsets);
             for first in (0..T).step_by(FEW) {
                 let (codes, x_scales, sums) = (codes.add(first), &x_scales[first..], &mut sums[first..]);
                 match T - first {
-                    1 => add::<1, C>(dots::<1, T, C, GROUPS>(block, codes), block.scales, offsets, x_scales, sums),
-                    2 => add::<2, C>(dots::<2, T, C, GROUPS>(block, codes), block.scales, offsets, x_scales, sums),
-                    3 => add::<3, C>(dots::<3, T, C, GROUPS>(block, codes), block.scales, offsets, x_scales, sums),
-                    _ => add::<4, C>(dots::<4, T, C, GROUPS>(block, codes), block.scales, offsets, x_scales, sums),
+                    1 => add_block::<1, T, C, GROUPS, VNNI>(block, offsets, codes, x_scales, sums),
+                    2 => add_block::<2, T, C, GROUPS, VNNI>(block, offsets, codes, x_scales, sums),
+                    3 => add_block::<3, T, C, GROUPS, VNNI>(block, offsets, codes, x_scales, sums),
+                    _ => add_block::<4, T, C, GROUPS, VNNI>(block, offsets, codes, x_scales, sums),
                 }
             }
         }
@@ -104,10 +107,33 @@ unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize>(
     }
 }
 
+/// Adds the products of a block with the first `N` of some tokens, out of a tile of `T`.
+///
+/// # Safety
+/// AVX2 and FMA are there, with AVX-VNNI if it is to be used, and the codes.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn add_block<const N: usize, const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool>(
+    block: &Block<GROUPS>,
+    offsets: Option<Rows<__m256>>,
+    codes: *const i32,
+    x: &[BlockScale],
+    sums: &mut [Rows<__m256>],
+) {
+    // SAFETY: passed on.
+    let dots = unsafe {
+        match VNNI {
+            true => vnni::dots::<N, T, GROUPS>(block, codes, x),
+            false => dots::dots::<N, T, C, GROUPS>(block, codes, x),
+        }
+    };
+    add(dots, block.scales, offsets, x, sums);
+}
+
 /// Adds integer products of a block with the first `N` of some tokens, scaled.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn add<const N: usize, C: Codes>(
+fn add<const N: usize>(
     dots: [Rows<__m256i>; N],
     scales: Rows<__m256>,
     offsets: Option<Rows<__m256>>,
@@ -116,12 +142,8 @@ fn add<const N: usize, C: Codes>(
 ) {
     for t in 0..N {
         for half in 0..2 {
-            let dots = match is_signed::<C, false>() {
-                true => dots[t][half],
-                false => _mm256_add_epi32(dots[t][half], _mm256_set1_epi32(x[t].start)),
-            };
             let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(x[t].scale));
-            sums[t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, sums[t][half]);
+            sums[t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][half]), scale, sums[t][half]);
         }
     }
     if let Some(offsets) = offsets {
