@@ -71,6 +71,7 @@ mod stream;
 pub mod testing;
 mod text;
 mod training;
+mod unfinished;
 mod weights;
 
 pub use config::{

@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use half::{bf16, f16};
@@ -14,6 +14,7 @@ use safetensors::{Dtype, View};
 use crate::{
     AdapterFile, Error, LoraTensors, Result, blocking,
     decoder::{self, Spec},
+    unfinished::unfinished,
     weights::{Checkpoint, RawTensor, SafetensorsDir, Store},
 };
 
@@ -79,20 +80,13 @@ fn merge(model: &Path, adapter: &Path, out: &Path) -> Result<()> {
     }
     let adapter = AdapterFile::read(adapter)?;
     let changes = changes(dir, &spec, &adapter)?;
-    let begun = begun(out);
+    let begun = unfinished(out);
     let written = write(dir, &changes, model, &begun).and_then(|()| fs::rename(&begun, out).map_err(cannot(out)));
     if written.is_err() {
         // What went wrong first is what matters.
         let _ = fs::remove_dir_all(&begun);
     }
     written
-}
-
-/// The directory's name until it is complete.
-fn begun(out: &Path) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    out.with_file_name(name)
 }
 
 fn cannot(path: &Path) -> impl Fn(std::io::Error) -> Error {

@@ -184,6 +184,28 @@ async fn what_is_written_is_what_was_read() {
     }
 }
 
+#[test]
+fn writers_of_one_directory_do_not_meet() {
+    let adapter = AdapterFile::read(golden_path("adapters/q_v")).unwrap();
+    let dir = TempDir::new("written-together");
+    std::thread::scope(|scope| {
+        let write = || (0..20).try_for_each(|_| adapter.write(&dir.0));
+        let writers: Vec<_> = (0..4).map(|_| scope.spawn(write)).collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap().unwrap());
+    });
+    assert_eq!(AdapterFile::read(&dir.0).unwrap().modules, adapter.modules);
+    assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 2);
+}
+
+#[test]
+fn what_could_not_be_written_leaves_nothing() {
+    let adapter = AdapterFile::read(golden_path("adapters/q_v")).unwrap();
+    let dir = TempDir::new("not-written");
+    fs::create_dir(dir.0.join("adapter_model.safetensors")).unwrap();
+    assert!(matches!(adapter.write(&dir.0), Err(Error::InvalidModel { .. })));
+    assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 1);
+}
+
 #[tokio::test]
 async fn merged_models_answer_as_adapted_ones() {
     for name in adapters().iter().filter(|name| *name != "tied_head") {

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use half::bf16;
@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::{AdapterFile, CONFIG_FILE, LoraTensors, Part, Storage};
 use crate::{
     Error, Result,
+    unfinished::unfinished,
     weights::{Config, safetensors::SafetensorsDir},
 };
 
@@ -169,17 +170,22 @@ pub fn write(adapter: &AdapterFile, dir: &Path) -> Result<()> {
     let config = serde_json::to_vec_pretty(&config(adapter))
         .map_err(|error| Error::model_because(dir, "has no configuration", error))?;
     fs::create_dir_all(dir).map_err(failed)?;
-    let files = [(TENSOR_FILE, tensors), (CONFIG_FILE, config)];
-    let written = |name: &str| dir.join(format!(".{name}.{}", std::process::id()));
-    for (name, bytes) in &files {
-        let write = || {
-            let mut file = File::create(written(name))?;
-            file.write_all(bytes)?;
-            file.sync_all()
-        };
-        write().map_err(failed)?;
+    let files = [(TENSOR_FILE, tensors), (CONFIG_FILE, config)].map(|(name, bytes)| {
+        let path = dir.join(name);
+        (unfinished(&path), path, bytes)
+    });
+    let write = |(begun, _, bytes): &(PathBuf, PathBuf, Vec<u8>)| {
+        let mut file = File::create(begun)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    let finish = |(begun, path, _): &(PathBuf, PathBuf, Vec<u8>)| fs::rename(begun, path);
+    let written = files.iter().try_for_each(write).and_then(|()| files.iter().try_for_each(finish));
+    if written.is_err() {
+        // What went wrong first is what matters.
+        files.iter().for_each(|(begun, ..)| drop(fs::remove_file(begun)));
     }
-    files.iter().try_for_each(|(name, _)| fs::rename(written(name), dir.join(name))).map_err(failed)
+    written.map_err(failed)
 }
 
 fn tensors(adapter: &AdapterFile) -> std::result::Result<Vec<u8>, safetensors::SafeTensorError> {
