@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use crate::weights::{Config, gguf::GgufFile};
+use crate::weights::{Config, INDEX_FILE, gguf::GgufFile, weight_files};
 
 /// A model that [`discover`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct DiscoveredModel {
     pub quant_bits: u32,
     /// Weights that share a scale; 0 if they are not quantised.
     pub quant_group: u32,
-    /// Files that hold weights.
+    /// Files that hold weights, as loading reads them.
     pub num_files: usize,
     /// "safetensors" or "gguf".
     pub format: String,
@@ -78,8 +78,12 @@ fn directory_model(dir: &Path, entries: &[PathBuf]) -> Option<DiscoveredModel> {
         return None;
     }
     let config = Config::read(&config).ok()?;
-    let num_files = entries.iter().filter(|path| has_extension(path, "safetensors")).count();
-    if num_files == 0 {
+    let index = dir.join(INDEX_FILE);
+    if index.exists() && !entries.contains(&index) {
+        return None;
+    }
+    let files = weight_files(dir).ok()?;
+    if !files.iter().all(|file| file.is_file() && entries.contains(file)) {
         return None;
     }
     let (quant_bits, quant_group) = config.quantization();
@@ -88,7 +92,7 @@ fn directory_model(dir: &Path, entries: &[PathBuf]) -> Option<DiscoveredModel> {
         model_type: config.opt_str("model_type").ok().flatten()?.to_owned(),
         quant_bits,
         quant_group,
-        num_files,
+        num_files: files.len(),
         format: "safetensors".into(),
     })
 }

@@ -20,7 +20,7 @@ use gguf::GgufFile;
 pub use matrix::Matrix;
 use mmap::Mapped;
 use packed::Module;
-pub use safetensors::{RawTensor, SafetensorsDir};
+pub use safetensors::{INDEX_FILE, RawTensor, SafetensorsDir, weight_files};
 pub use stored::StoredMatrix;
 use stored::{Bytes, Rows, to_f32};
 

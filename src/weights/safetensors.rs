@@ -14,6 +14,9 @@ use super::{
 };
 use crate::{Error, Result};
 
+/// Where a directory tells which file holds which tensor.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
 /// The memory-mapped `*.safetensors` files of a directory.
 pub struct SafetensorsDir {
     files: Vec<(PathBuf, Mmap)>,
@@ -127,8 +130,8 @@ impl SafetensorsDir {
 
 /// The files that hold a directory's weights: those of the index, else `model.safetensors`, else
 /// all that there are.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    if let Some(index) = Config::read_if_there(&dir.join("model.safetensors.index.json"))? {
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    if let Some(index) = Config::read_if_there(&dir.join(INDEX_FILE))? {
         return indexed_files(dir, &index);
     }
     let single = dir.join("model.safetensors");

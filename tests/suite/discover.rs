@@ -35,6 +35,37 @@ fn it_finds_directories_and_gguf_files_one_level_deep_in_order() {
 }
 
 #[test]
+fn files_that_loading_would_not_read_do_not_count() {
+    let base = TempDir::new("discover-files");
+    let put = |place: &str| {
+        let to = base.0.join(place);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        let weights = place.ends_with("safetensors");
+        fs::copy(golden_path(if weights { "mha_tied/model.safetensors" } else { "mha_tied/config.json" }), to).unwrap();
+    };
+    for model in ["indexed", "parts", "single", "without-a-part"] {
+        put(&format!("{model}/config.json"));
+        put(&format!("{model}/adapter_model.safetensors"));
+        put(&format!("{model}/consolidated.safetensors"));
+    }
+    for part in 1..=2 {
+        put(&format!("indexed/model-{part}.safetensors"));
+        put(&format!("parts/model-{part}.safetensors"));
+    }
+    put("indexed/other.safetensors");
+    put("single/model.safetensors");
+    put("single/other.safetensors");
+    put("without-a-part/model-1.safetensors");
+    let index =
+        r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
+    for model in ["indexed", "without-a-part"] {
+        fs::write(base.0.join(model).join("model.safetensors.index.json"), index).unwrap();
+    }
+    let found = discover(&base.0).map(|model| (model.path.file_name().unwrap().to_owned(), model.num_files));
+    assert_eq!(found.collect::<Vec<_>>(), [("indexed".into(), 2), ("parts".into(), 2), ("single".into(), 1)]);
+}
+
+#[test]
 fn a_place_that_is_not_there_has_no_models() {
     assert_eq!(discover("/nowhere/at/all").count(), 0);
 }
