@@ -54,10 +54,11 @@ pub fn panels_avx2<'a, C: Codes, const GROUPS: usize, const VNNI: bool>(
     unsafe { all::<C, GROUPS, VNNI>(panels, panel, x, write) }
 }
 
-/// The products of a panel with a tile. If there are several, the first one unpacks the blocks for all.
+/// The products of a panel with a tile.
 ///
 /// # Safety
-/// AVX2, FMA and F16C are there, with AVX-VNNI if it is to be used, `check` passed, and there is room for all blocks, or for one if the tile is the only one.
+/// AVX2, FMA and F16C are there, with AVX-VNNI if it is to be used, `check` passed, and there is room for all blocks, or for
+/// one if the tile is the only one.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool>(
@@ -65,46 +66,92 @@ unsafe fn multiply<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bo
     x: &Tile<'_, T>,
     products: &mut [[f32; ROWS]; T],
 ) {
-    let lines = if C::NIBBLES { GROUPS / 2 } else { GROUPS };
-    let mut ahead = Ahead::of(panel, (x.index, x.count), lines, waits_for_memory::<C>(T) && x.count == 1);
     let mut sums = [[_mm256_setzero_ps(); 2]; T];
-    // SAFETY: the panel and the tile have all blocks.
+    // SAFETY: passed on; a register holds half the rows.
     unsafe {
-        for (b, x_scales) in x.scales.iter().enumerate() {
-            ahead.ask_all();
-            if x.index == 0 {
-                ahead.ask_for_higher::<C>(panel, b * GROUPS..(b + 1) * GROUPS);
-            }
-            let codes = x.codes.as_ptr().add(b * GROUPS).cast();
-            if T <= DIRECT && x.count == 1 {
-                let offsets = panel.offsets.as_ref().map(|offsets| lanes(offsets, b));
-                let dots = match VNNI {
-                    true => vnni::direct::<T, C, GROUPS>(panel, b, codes, x_scales),
-                    false => dots::direct::<T, C, GROUPS>(panel, b, codes, x_scales),
-                };
-                add(dots, lanes(&panel.scales, b), offsets, x_scales, &mut sums);
-                continue;
-            }
-            let block = blocks.get_unchecked_mut(if x.count == 1 { 0 } else { b });
-            if x.index == 0 {
-                block.unpack::<C, VNNI>(panel, b);
-            }
-            let offsets = panel.offsets.is_some().then_some(block.offsets);
-            for first in (0..T).step_by(FEW) {
-                let (codes, x_scales, sums) = (codes.add(first), &x_scales[first..], &mut sums[first..]);
-                match T - first {
-                    1 => add_block::<1, T, C, GROUPS, VNNI>(block, offsets, codes, x_scales, sums),
-                    2 => add_block::<2, T, C, GROUPS, VNNI>(block, offsets, codes, x_scales, sums),
-                    3 => add_block::<3, T, C, GROUPS, VNNI>(block, offsets, codes, x_scales, sums),
-                    _ => add_block::<4, T, C, GROUPS, VNNI>(block, offsets, codes, x_scales, sums),
-                }
-            }
+        if T <= DIRECT && x.count == 1 {
+            add_direct::<T, C, GROUPS, VNNI>(panel, x, &mut sums);
+        } else {
+            add_unpacked::<T, C, GROUPS, VNNI>(panel, blocks, x, &mut sums);
         }
         for (products, sums) in products.iter_mut().zip(sums) {
             _mm256_storeu_ps(products.as_mut_ptr(), sums[0]);
             _mm256_storeu_ps(products.as_mut_ptr().add(ROWS / 2), sums[1]);
         }
     }
+}
+
+/// Adds the products with a tile that is the only one, and of few tokens.
+///
+/// # Safety
+/// As for `multiply`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_direct<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool>(
+    panel: &Panel<'_>,
+    x: &Tile<'_, T>,
+    sums: &mut [Rows<__m256>; T],
+) {
+    let mut ahead = Ahead::of(panel, (0, 1), lines::<C, GROUPS>(), waits_for_memory::<C>(T));
+    for (b, x_scales) in x.scales.iter().enumerate() {
+        ahead.ask_all();
+        ahead.ask_for_higher::<C>(panel, b * GROUPS..(b + 1) * GROUPS);
+        // SAFETY: the panel and the tile have all blocks.
+        unsafe {
+            let codes = x.codes.as_ptr().add(b * GROUPS).cast();
+            let offsets = panel.offsets.as_ref().map(|offsets| lanes(offsets, b));
+            let dots = match VNNI {
+                true => vnni::direct::<T, C, GROUPS>(panel, b, codes, x_scales),
+                false => dots::direct::<T, C, GROUPS>(panel, b, codes, x_scales),
+            };
+            add(dots, lanes(&panel.scales, b), offsets, x_scales, sums);
+        }
+    }
+}
+
+/// Adds the products with a tile. If there are several, the first one unpacks the blocks for all.
+///
+/// # Safety
+/// As for `multiply`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_unpacked<const T: usize, C: Codes, const GROUPS: usize, const VNNI: bool>(
+    panel: &Panel<'_>,
+    blocks: &mut [Block<GROUPS>],
+    x: &Tile<'_, T>,
+    sums: &mut [Rows<__m256>; T],
+) {
+    let (alone, unpacks) = (x.count == 1, x.index == 0);
+    let far = waits_for_memory::<C>(T) && alone;
+    let mut ahead = Ahead::of(panel, (x.index, x.count), lines::<C, GROUPS>(), far);
+    let mut block = blocks.as_mut_ptr();
+    for (b, x_scales) in x.scales.iter().enumerate() {
+        ahead.ask_all();
+        // SAFETY: the panel and the tile have all blocks, and there is room.
+        unsafe {
+            if unpacks {
+                ahead.ask_for_higher::<C>(panel, b * GROUPS..(b + 1) * GROUPS);
+                (*block).unpack::<C, VNNI>(panel, b);
+            }
+            let codes = x.codes.as_ptr().add(b * GROUPS).cast::<i32>();
+            let offsets = panel.offsets.is_some().then_some((*block).offsets);
+            for first in (0..T).step_by(FEW) {
+                let (codes, x_scales, sums) = (codes.add(first), &x_scales[first..], &mut sums[first..]);
+                match T - first {
+                    1 => add_block::<1, T, C, GROUPS, VNNI>(&*block, offsets, codes, x_scales, sums),
+                    2 => add_block::<2, T, C, GROUPS, VNNI>(&*block, offsets, codes, x_scales, sums),
+                    3 => add_block::<3, T, C, GROUPS, VNNI>(&*block, offsets, codes, x_scales, sums),
+                    _ => add_block::<4, T, C, GROUPS, VNNI>(&*block, offsets, codes, x_scales, sums),
+                }
+            }
+        }
+        block = block.wrapping_add(usize::from(!alone));
+    }
+}
+
+/// Lines of codes in a block.
+const fn lines<C: Codes, const GROUPS: usize>() -> usize {
+    if C::NIBBLES { GROUPS / 2 } else { GROUPS }
 }
 
 /// Adds the products of a block with the first `N` of some tokens, out of a tile of `T`.
@@ -143,14 +190,11 @@ fn add<const N: usize>(
     for t in 0..N {
         for half in 0..2 {
             let scale = _mm256_mul_ps(scales[half], _mm256_set1_ps(x[t].scale));
-            sums[t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][half]), scale, sums[t][half]);
-        }
-    }
-    if let Some(offsets) = offsets {
-        for t in 0..N {
-            for half in 0..2 {
-                sums[t][half] = _mm256_fmadd_ps(offsets[half], _mm256_set1_ps(x[t].sum), sums[t][half]);
-            }
+            let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][half]), scale, sums[t][half]);
+            sums[t][half] = match offsets {
+                Some(offsets) => _mm256_fmadd_ps(offsets[half], _mm256_set1_ps(x[t].sum), sum),
+                None => sum,
+            };
         }
     }
 }
