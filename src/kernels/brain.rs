@@ -216,10 +216,11 @@ pub fn pair_rows(lines: &[Line], out: &mut [Line], isa: Isa) {
     }
 }
 
-/// Rows rounded to bfloat16, in pairs, as the machine's instructions take them.
+/// Rows rounded to bfloat16, two columns at a time, as the machine's instructions take them.
 pub enum Rounded {
     #[cfg(target_arch = "x86_64")]
     Pairs(Vec<u32>),
+    /// Widened once, not for each panel.
     Numbers(Vec<[f32; 2]>),
 }
 

@@ -1,3 +1,6 @@
+//! Integer products with AVX2 alone: magnitudes of weights times codes that take their signs, since what is multiplied first has
+//! none. Sums of pairs have 16 bits.
+
 use std::arch::{asm, x86_64::*};
 
 use super::{
