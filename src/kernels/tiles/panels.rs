@@ -6,6 +6,8 @@ use crate::kernels::{
 
 /// Rows of factors that a tile holds the sums of.
 const TILE_ROWS: usize = 6;
+/// Steps between two looks at what is to be asked for ahead: a look takes as long as a step of few rows.
+const STEPS_AT_ONCE: usize = 4;
 
 /// Every slice holds what its strides say.
 fn check<T: Panelled>(product: &Product<'_, T>, sums: &Sums<'_, T::Sum>) {
@@ -37,6 +39,17 @@ impl<S> Clone for To<S> {
 
 impl<S> Copy for To<S> {}
 
+impl<S> To<S> {
+    /// From a row and a panel on.
+    ///
+    /// # Safety
+    /// There are sums of them.
+    unsafe fn from(self, row: usize, panel: usize) -> Self {
+        // SAFETY: passed on.
+        Self { first: unsafe { self.first.add(row * self.stride + panel * LANES) }, ..self }
+    }
+}
+
 /// Takes all rows through all panels, `P` at a time as long as there are so many.
 ///
 /// # Safety
@@ -48,21 +61,32 @@ pub unsafe fn add_all<T: Panelled, V: Vector<T>, const P: usize>(
     ahead: &mut Ahead<'_>,
 ) {
     check(product, &sums);
-    let (panels, to) =
-        (product.panels.count(), To { first: sums.sums.as_mut_ptr(), stride: sums.stride, add: sums.add });
-    let whole = panels / P * P;
+    let (rows, panels) = (product.rows, product.panels.count());
+    let to = To { first: sums.sums.as_mut_ptr(), stride: sums.stride, add: sums.add };
+    let mut panel = 0;
     // SAFETY: passed on; `check` passed, and there are so many panels.
     unsafe {
-        for panel in (0..whole).step_by(P) {
-            add_panels::<T, V, P>(product, panel, ahead, to);
+        // A product waits for the one before it in its sum: where rows are few, other panels have others meanwhile.
+        while P == 1 && rows == 1 && panel + 4 <= panels {
+            add_tile::<T, V, 1, 4>(product, 0, panel, ahead, to.from(0, panel));
+            panel += 4;
         }
-        for panel in whole..panels {
+        while P == 1 && rows == 2 && panel + 2 <= panels {
+            add_tile::<T, V, 2, 2>(product, 0, panel, ahead, to.from(0, panel));
+            panel += 2;
+        }
+        while panel + P <= panels {
+            add_panels::<T, V, P>(product, panel, ahead, to);
+            panel += P;
+        }
+        while panel < panels {
             add_panels::<T, V, 1>(product, panel, ahead, to);
+            panel += 1;
         }
     }
 }
 
-/// Takes all rows through `P` panels.
+/// Takes all rows through `P` panels, in tiles of about as many rows each.
 ///
 /// # Safety
 /// The machine has what `V` needs, `check` passed and there are `P` panels from `panel` on.
@@ -75,10 +99,11 @@ unsafe fn add_panels<T: Panelled, V: Vector<T>, const P: usize>(
 ) {
     let mut row = 0;
     while row < product.rows {
-        let rows = (product.rows - row).min(TILE_ROWS);
+        let left = product.rows - row;
+        let rows = left.div_ceil(left.div_ceil(TILE_ROWS));
         // SAFETY: the tile is inside the product, and so inside what `check` looked at.
         unsafe {
-            let to = To { first: to.first.add(row * to.stride + panel * LANES), ..to };
+            let to = to.from(row, panel);
             match rows {
                 1 => add_tile::<T, V, 1, P>(product, row, panel, ahead, to),
                 2 => add_tile::<T, V, 2, P>(product, row, panel, ahead, to),
@@ -119,20 +144,16 @@ unsafe fn add_tile<T: Panelled, V: Vector<T>, const R: usize, const P: usize>(
                 Panels::Apart(panels) => panels.get_unchecked(panel + p).as_ptr(),
                 Panels::Beside(_, pieces) => pieces.get_unchecked(piece).as_ptr().add((panel + p) * T::STEP_LEN),
             });
-            for _ in 0..product.steps {
-                ahead.step(R * P);
-                let mut values = [V::zero(); P];
-                for (values, panel) in values.iter_mut().zip(&mut panels) {
-                    *values = V::load(*panel);
-                    *panel = panel.wrapping_add(product.panel_stride);
+            for _ in 0..product.steps / STEPS_AT_ONCE {
+                ahead.step(STEPS_AT_ONCE * R * P);
+                for _ in 0..STEPS_AT_ONCE {
+                    add_step(&mut factors, &mut panels, product.panel_stride, &mut held);
                 }
-                for (r, held) in held.iter_mut().enumerate() {
-                    let factor = V::splat(*factors.row(r));
-                    for (held, values) in held.iter_mut().zip(values) {
-                        *held = factor.multiply_add(values, *held);
-                    }
-                }
-                factors.advance(1);
+            }
+            let rest = product.steps % STEPS_AT_ONCE;
+            ahead.step(rest * R * P);
+            for _ in 0..rest {
+                add_step(&mut factors, &mut panels, product.panel_stride, &mut held);
             }
         }
         for (r, held) in held.into_iter().enumerate() {
@@ -140,6 +161,34 @@ unsafe fn add_tile<T: Panelled, V: Vector<T>, const R: usize, const P: usize>(
                 held.store(to.first.add(r * to.stride + p * LANES));
             }
         }
+    }
+}
+
+/// Adds the products of the step that factors and panels are at, and goes on to the next one.
+///
+/// # Safety
+/// The machine has what `V` needs, and there is the step.
+#[inline(always)]
+unsafe fn add_step<T: Panelled, V: Vector<T>, const R: usize, const P: usize>(
+    factors: &mut Factors<T::Factor, R>,
+    panels: &mut [*const T; P],
+    panel_stride: usize,
+    held: &mut [[V; P]; R],
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let mut values = [V::zero(); P];
+        for (values, panel) in values.iter_mut().zip(panels) {
+            *values = V::load(*panel);
+            *panel = panel.wrapping_add(panel_stride);
+        }
+        for (r, held) in held.iter_mut().enumerate() {
+            let factor = V::splat(*factors.row(r));
+            for (held, values) in held.iter_mut().zip(values) {
+                *held = factor.multiply_add(values, *held);
+            }
+        }
+        factors.advance(1);
     }
 }
 
