@@ -78,7 +78,9 @@ mod tests {
     #[test]
     fn every_path_gives_the_sums_of_products() {
         let integer = |i: usize, greatest: i64| ((i * 7919 % 10_007) as i64 % (2 * greatest + 1) - greatest) as i32;
-        for (rows, panels, pieces, steps) in [(1, 1, 1, 3), (3, 4, 4, 8), (7, 5, 2, 8), (2, 9, 1, 32), (6, 3, 3, 1)] {
+        for (rows, panels, pieces, steps) in
+            [(1, 1, 1, 3), (3, 4, 4, 8), (7, 5, 2, 8), (2, 9, 1, 32), (6, 3, 3, 1), (1, 6, 2, 7)]
+        {
             let (width, panel_stride) = (pieces * steps, panels * 32 + 2);
             let factors: Vec<[i16; 2]> =
                 (0..rows * width).map(|i| [2 * i, 2 * i + 1].map(|i| integer(i, 32_767) as i16)).collect();
