@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use arbitrary::Arbitrary;
 use serde_json::Value;
 
-use crate::{copy_of, golden, gguf, json::JsonEdit, load_and_run, scratch};
+use crate::{copy_of, gguf, golden, json::JsonEdit, load_and_run, scratch};
 
 /// A golden model and what is changed in it.
 #[derive(Debug, Arbitrary)]

@@ -7,6 +7,7 @@ mod bad_input;
 mod discover;
 mod engine;
 mod golden;
+mod hostile;
 mod inspect;
 mod instruction_sets;
 mod invariance;
