@@ -57,6 +57,8 @@ mod decoder;
 mod discover;
 mod engine;
 mod error;
+#[cfg(doc)]
+pub mod guide;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod inspect;
