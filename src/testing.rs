@@ -127,7 +127,8 @@ impl ScriptedModel {
             weight_bytes: 0,
             block_bytes: BLOCK_TOKENS * SLOT_BYTES,
         };
-        Ok(Box::new(LocalModel::new(info, Engine::start(Box::new(decoder), text, options)?, None)))
+        let engine = Engine::start(Box::new(decoder), text.clone(), options)?;
+        Ok(Box::new(LocalModel::new(info, text, engine, None)))
     }
 }
 
