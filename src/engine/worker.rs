@@ -274,6 +274,7 @@ impl Worker {
     fn end(&mut self, id: SequenceId, end: End) {
         let memory = self.memory();
         self.scheduler.remove(id);
+        self.decoder.forget(id);
         if let Some(sequence) = self.sequences.remove(&id) {
             // Whoever learns of the end finds its memory free.
             self.report();

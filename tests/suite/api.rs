@@ -1,9 +1,18 @@
 //! What a request may ask for, and what its answer and its errors say.
 
-use futures::StreamExt;
-use tokenflow::{
-    Error, FinishReason, GenerateConfig, LoadConfig, TextModel, Token, TokenStream, testing::ScriptedModel,
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
+
+use futures::{StreamExt, future::join_all};
+use tokenflow::{
+    Error, FinishReason, GenerateConfig, LoadConfig, Message, TextModel, Token, TokenStream, testing::ScriptedModel,
+};
+use tokio::time::timeout;
 
 use crate::{golden_model, golden_model_with};
 
@@ -209,4 +218,93 @@ async fn ids_go_in_and_come_out() {
         assert!(matches!(model.encode("a"), Err(Error::Closed)));
         assert!(matches!(model.generate_ids(&[1], config()).err(), Some(Error::Closed)));
     }
+}
+
+#[tokio::test]
+async fn a_script_is_asked_once_for_each_request() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let answer = move |prompt: &str| format!("{} to {prompt}", count.fetch_add(1, Ordering::SeqCst));
+    let model = ScriptedModel::new(answer).build().unwrap();
+    let chat = || model.chat(&[Message::user("Hi")], GenerateConfig::new()).text();
+    assert_eq!(chat().await.unwrap(), "0 to user: Hi\n");
+    assert_eq!(chat().await.unwrap(), "1 to user: Hi\n");
+    let mut together: Vec<_> = join_all((0..20).map(|_| chat())).await.into_iter().map(Result::unwrap).collect();
+    together.sort_by_key(|text| text.split(' ').next().and_then(|number| number.parse::<usize>().ok()));
+    assert_eq!(together, (2..22).map(|i| format!("{i} to user: Hi\n")).collect::<Vec<_>>());
+    let batch = model.batch_generate(&["Hi"; 20], GenerateConfig::new().prompt_lookup(4)).await.unwrap();
+    assert!(batch.iter().all(|result| result.err.is_none() && result.text().ends_with(" to Hi")));
+    assert_eq!(asked.load(Ordering::SeqCst), 42);
+    model.classify(&["Hi"; 5], GenerateConfig::new()).await.unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 47);
+    model
+        .score(&["Hi, whoever reads this long text of more than sixty-four letters.", "Hi"], GenerateConfig::new())
+        .await
+        .unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 49);
+}
+
+/// In little memory, so that requests are preempted and find what others have left in the cache.
+#[tokio::test]
+async fn answers_to_equal_requests_are_not_mixed_up() {
+    let mut asked = 0;
+    let answer = move |_: &str| {
+        asked += 1;
+        format!("{} is the number of this answer, {asked} it is, {asked}.", "the same at first".repeat(3))
+    };
+    let block_bytes = 64;
+    let config = LoadConfig::new().kv_cache_bytes(24 * block_bytes).context_len(192);
+    let model = ScriptedModel::new(answer).load_config(config).build().unwrap();
+    for lookup in [0, 8] {
+        let before = model.stats().preemptions;
+        let config = GenerateConfig::new().prompt_lookup(lookup);
+        let results = model.batch_generate(&["Which one are you?"; 30], config).await.unwrap();
+        let mut numbers: Vec<usize> = results
+            .iter()
+            .map(|result| {
+                let text = result.text();
+                let number = text.rsplit(' ').next().unwrap().trim_end_matches('.').to_owned();
+                assert!(text.ends_with(&format!("answer, {number} it is, {number}.")), "{text}");
+                number.parse().unwrap()
+            })
+            .collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), 30);
+        assert!(model.stats().preemptions > before);
+    }
+}
+
+#[tokio::test]
+async fn a_script_can_be_long() {
+    let model = ScriptedModel::new(|prompt| prompt.repeat(2)).build().unwrap();
+    let prompt = "All work and no play. ".repeat(900);
+    let config = GenerateConfig::new().max_tokens(usize::MAX);
+    let answer = timeout(Duration::from_secs(60), model.generate(&prompt, config).text()).await;
+    assert_eq!(answer.expect("tokens take the same time each").unwrap(), prompt.repeat(2));
+}
+
+#[tokio::test]
+async fn a_scripts_own_template_and_ids_are_answered() {
+    let config = LoadConfig::new().chat_template("{{ messages[0].content }}!");
+    let model = ScriptedModel::new(|prompt| format!("<{prompt}>")).load_config(config).build().unwrap();
+    let chat = model.chat(&[Message::user("Hi")], GenerateConfig::new()).text();
+    assert_eq!(chat.await.unwrap(), "<Hi!>");
+    let letters = [model.token_id("H").unwrap(), model.token_id("i").unwrap()];
+    assert_eq!(model.generate_ids(&letters, GenerateConfig::new()).text().await.unwrap(), "<Hi>");
+}
+
+#[tokio::test]
+async fn a_script_says_how_likely_its_answers_are() {
+    let model = ScriptedModel::new(|prompt| format!("{prompt} it is")).build().unwrap();
+    let logprobs = async |text: &str| -> Vec<f32> {
+        let tokens = model.score(&[text], GenerateConfig::new()).await.unwrap().remove(0);
+        tokens.iter().filter_map(|token| Some(token.logprobs.as_ref()?.logprob)).collect()
+    };
+    let said = logprobs("Late<|reply|>Late it is<|end|>").await;
+    let (prompt, answer) = (&said[..4], &said[4..]);
+    assert!(prompt.iter().all(|logprob| (logprob + 258f32.ln()).abs() < 1e-3), "{prompt:?}");
+    assert!(answer[..11].iter().all(|logprob| *logprob > -1e-3), "{answer:?}");
+    let unsaid = logprobs("Late<|reply|>No").await;
+    assert!(unsaid[4..6].iter().all(|logprob| *logprob < -50.0), "{unsaid:?}");
 }
