@@ -80,7 +80,7 @@ pub use config::{
     ActivationType, Deadline, GenerateConfig, KvCacheType, LoadConfig, LoadProgress, ProgressFn, Quantize,
 };
 pub use discover::{DiscoveredModel, discover};
-pub use error::{Cause, Error, Result};
+pub use error::{Capability, Cause, Error, Result};
 pub use inspect::{AttentionInspector, AttentionSnapshot, InspectConfig, Inspection};
 pub use instruction_set::InstructionSet;
 pub use merge::merge_adapter;

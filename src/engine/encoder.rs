@@ -60,7 +60,7 @@ impl Encoder {
             ));
         }
         if tokens.len() > limit - usize::from(job.answered) {
-            return Err(Error::PromptTooLong { tokens: tokens.len(), limit });
+            return Err(Error::PromptTooLong { tokens: tokens.len(), limit, prompt: None });
         }
         Ok(tokens)
     }

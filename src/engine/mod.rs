@@ -8,6 +8,7 @@ mod draft;
 mod encoder;
 mod front;
 mod pace;
+mod penalties;
 mod sampler;
 mod scheduler;
 mod sequence;

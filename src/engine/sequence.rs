@@ -30,7 +30,7 @@ pub struct Sequence {
     scored: usize,
     /// Tokens of the prompt that the cache had.
     cached_len: usize,
-    /// Tokens sampled, an end-of-text token not among them.
+    /// Tokens sampled, the one that ends the answer not among them.
     sampled: usize,
     max_tokens: usize,
     end_ids: Vec<u32>,
@@ -66,7 +66,8 @@ impl Sequence {
     ) -> Self {
         let Request { config, mode, adapter, ticket, .. } = request;
         ticket.span.in_scope(|| tracing::debug!(prompt_tokens = prompt.len(), "prompt encoded"));
-        let GenerateConfig { max_tokens, stop, stop_tokens, prompt_lookup, .. } = config;
+        let GenerateConfig { max_tokens, min_tokens, ignore_eos, stop, stop_tokens, prompt_lookup, .. } = config;
+        let model_ends = if ignore_eos { &[] } else { text.end_ids.as_slice() };
         let drafts = prompt_lookup > 0 && matches!(mode, Mode::Generate);
         Self {
             prompt_len: prompt.len(),
@@ -75,9 +76,9 @@ impl Sequence {
             cached_len: 0,
             sampled: 0,
             max_tokens: max_tokens.min(context_len.saturating_sub(prompt.len())),
-            end_ids: [text.end_ids.as_slice(), &stop_tokens].concat(),
+            end_ids: [model_ends, &stop_tokens].concat(),
             sampler,
-            answer: Answer::new(text.clone(), stop),
+            answer: Answer::new(text.clone(), stop).going_on_for(min_tokens),
             lookup: drafts.then(|| Lookup::new(prompt_lookup, prompt)),
             drafted: 0,
             accepted: 0,

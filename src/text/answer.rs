@@ -10,6 +10,10 @@ pub struct Answer {
     stops: Vec<String>,
     held: VecDeque<Token>,
     held_text: String,
+    /// Tokens that are still to come before a stop string counts.
+    unstoppable: usize,
+    /// Bytes of the held text that are theirs: no stop string that ends there counts.
+    unstoppable_len: usize,
 }
 
 /// What became of a token.
@@ -23,7 +27,13 @@ pub struct Step {
 
 impl Answer {
     pub fn new(text: Arc<TextProcessor>, stops: Vec<String>) -> Self {
-        Self { detokenizer: Detokenizer::new(text), stops, held: VecDeque::new(), held_text: String::new() }
+        let (held, held_text) = Default::default();
+        Self { detokenizer: Detokenizer::new(text), stops, held, held_text, unstoppable: 0, unstoppable_len: 0 }
+    }
+
+    /// Lets stop strings count only if they end after that many tokens.
+    pub fn going_on_for(self, min_tokens: usize) -> Self {
+        Self { unstoppable: min_tokens, ..self }
     }
 
     /// Adds a generated token.
@@ -32,11 +42,15 @@ impl Answer {
         let decided = text.is_some();
         let text = text.unwrap_or_default();
         self.held_text += &text;
+        if self.unstoppable > 0 {
+            self.unstoppable -= 1;
+            self.unstoppable_len = self.held_text.len();
+        }
         self.held.push_back(Token { id, text, logprobs });
         if !decided {
             return Ok(Step { ready: Vec::new(), stopped: false });
         }
-        match self.stops.iter().filter_map(|stop| self.held_text.find(stop)).min() {
+        match self.stops.iter().filter_map(|stop| self.find(stop)).min() {
             Some(end) => Ok(Step { ready: self.cut(end), stopped: true }),
             None => Ok(Step { ready: self.release(self.held_text.len() - self.undecided_len()), stopped: false }),
         }
@@ -50,6 +64,12 @@ impl Answer {
         }
         self.held_text.clear();
         Ok(self.held.drain(..).collect())
+    }
+
+    /// Where a stop string begins that counts.
+    fn find(&self, stop: &str) -> Option<usize> {
+        let from = self.held_text.ceil_char_boundary((self.unstoppable_len + 1).saturating_sub(stop.len()));
+        self.held_text[from..].find(stop).map(|at| from + at)
     }
 
     /// Bytes at the end that may be the beginning of a stop string.
@@ -73,6 +93,7 @@ impl Answer {
             ready.extend(self.held.pop_front());
         }
         self.held_text.drain(..end);
+        self.unstoppable_len = self.unstoppable_len.saturating_sub(end);
         ready
     }
 

@@ -33,6 +33,8 @@ pub enum Prompt {
     Text(String),
     /// A conversation, for the chat template.
     Chat(Vec<Message>),
+    /// Tokens, to which nothing is added.
+    Ids(Vec<u32>),
 }
 
 /// A model's tokenizer and chat template.
@@ -51,6 +53,7 @@ impl TextProcessor {
         let ids = match prompt {
             Prompt::Text(text) => self.tokenizer.encode(text, true)?,
             Prompt::Chat(messages) => self.encode_chat(messages, vars)?,
+            Prompt::Ids(ids) => ids.clone(),
         };
         if ids.is_empty() {
             return Err(Error::config("prompt", "it has no tokens"));

@@ -2,6 +2,7 @@
 #![allow(clippy::duplicate_mod, reason = "an example that is tested brings its own support")]
 
 mod adapters;
+mod api;
 mod axum_sse;
 mod bad_input;
 mod discover;

@@ -315,7 +315,7 @@ async fn every_end_is_counted_and_the_last_one_told() {
     assert!(model.err().is_none());
     model.generate("a", GenerateConfig::new().stop(vec!["rd".into()])).text().await.unwrap();
     assert!(model.generate(&"a".repeat(100), GenerateConfig::new()).text().await.is_err());
-    assert!(matches!(model.err(), Some(Error::PromptTooLong { tokens: 101, limit: 64 })), "{:?}", model.err());
+    assert!(matches!(model.err(), Some(Error::PromptTooLong { tokens: 101, limit: 64, .. })), "{:?}", model.err());
     assert!(model.chat(&[], GenerateConfig::new()).text().await.is_err());
     assert!(matches!(model.err(), Some(Error::InvalidConfig { field: "messages", .. })));
     assert!(model.generate("a", GenerateConfig::new().top_p(2.0)).text().await.is_err());

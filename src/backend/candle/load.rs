@@ -76,7 +76,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     };
     let network = decoder.network().clone();
     let engine = Engine::start(Box::new(decoder), text.clone(), options)?;
-    let aside = network.is_on_cpu().then(|| Aside::new(&network, text, &engine));
+    let aside = network.is_on_cpu().then(|| Aside::new(&network, text.clone(), &engine));
     if let Some(adapter) = adapter {
         if aside.is_none() {
             return Err(Error::config("adapter_path", "only models on the CPU take adapters"));
@@ -86,7 +86,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     tracing::info!(path = %path.display(), ?info, "loaded a model");
     drop(checkpoint);
     memory::trim();
-    Ok(LocalModel::new(info, engine, aside))
+    Ok(LocalModel::new(info, text, engine, aside))
 }
 
 /// The device all layers run on: splitting them is not possible, leaving it aside is.
