@@ -76,7 +76,12 @@ impl ControlTokens {
 
     /// Whether a text could be made part of one, or has one in it: templates may write down parts of them.
     pub fn resembles(&self, text: &str) -> bool {
-        self.is_in(text) || self.words.contains(text) || self.by_text.keys().any(|whole| has_as_word(whole, text))
+        self.is_in(text) || self.is_part(text)
+    }
+
+    /// Whether a text could be made part of one.
+    pub fn is_part(&self, text: &str) -> bool {
+        self.words.contains(text) || self.by_text.keys().any(|whole| has_as_word(whole, text))
     }
 
     /// Whether a word could be made part of one, or has one in it.

@@ -153,8 +153,8 @@ impl Marks<'_> {
         let is_part = match self.marking {
             Marking::All => true,
             Marking::Unknown => false,
-            Marking::Parts => control.resembles(text),
-            Marking::Beginnings => !self.template.literals.iter().any(|known| known == text) && control.resembles(text),
+            Marking::Parts => control.is_part(text),
+            Marking::Beginnings => !self.template.literals.iter().any(|known| known == text) && control.is_part(text),
         };
         let known = if is_part {
             vec![false; text.len()]
