@@ -326,7 +326,7 @@ pub struct GenerateConfig {
     pub logit_bias: HashMap<u32, f32>,
     /// Ids that end the answer, besides the model's own end-of-text tokens. They are not returned.
     pub stop_tokens: Vec<u32>,
-    /// Strings that end the answer. They are never part of the text that is returned.
+    /// Strings that end the answer, of 4 MiB in all at most. They are never part of the text that is returned.
     pub stop: Vec<String>,
     /// Whether the answer goes on past the model's own end-of-text tokens (`false`). They are tokens of the answer then, as
     /// any other; special ones have no text. [`stop_tokens`](Self::stop_tokens) and [`stop`](Self::stop) still end it.
@@ -596,6 +596,10 @@ impl GenerateConfig {
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::config("stop", "an empty string would stop everything"));
         }
+        let stop_bytes = self.stop.iter().map(String::len).fold(0, usize::saturating_add);
+        if stop_bytes > MAX_STOP_BYTES {
+            return Err(Error::config("stop", format!("{stop_bytes} bytes in all are more than {MAX_STOP_BYTES}")));
+        }
         if let Some(n) = self.logprobs.filter(|&n| n > MAX_LOGPROBS) {
             return Err(Error::config("logprobs", format!("{n} is more than {MAX_LOGPROBS}")));
         }
@@ -612,6 +616,9 @@ impl GenerateConfig {
         Ok(())
     }
 }
+
+/// The most bytes that the strings of [`GenerateConfig::stop`] may have in all.
+const MAX_STOP_BYTES: usize = 4 << 20;
 
 /// The most alternatives [`GenerateConfig::logprobs`] may ask for.
 const MAX_LOGPROBS: usize = 128;
@@ -666,6 +673,7 @@ mod tests {
             (config().max_tokens(0), "max_tokens"),
             (config().max_tokens(3).min_tokens(4), "min_tokens"),
             (config().stop(vec![String::new()]), "stop"),
+            (config().stop(vec!["a".repeat(3 << 20), "b".repeat(2 << 20)]), "stop"),
             (config().logprobs(100_000), "logprobs"),
             (config().prompt_lookup(65), "prompt_lookup"),
             (config().template_var("messages", Value::Null), "template_vars"),

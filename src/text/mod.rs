@@ -1,14 +1,20 @@
 //! Between text and token ids: tokenizer, chat template, and text as it is generated.
 
+pub mod added_tokens;
 mod answer;
 mod bounds;
 mod chat_template;
+mod control;
+mod control_names;
+mod decoding;
 mod detokenizer;
 pub mod gguf;
 mod growth;
 mod json;
+pub mod lenient;
 mod marks;
 mod python;
+mod stop_strings;
 #[cfg(test)]
 pub mod tests;
 mod tokenizer;
@@ -17,6 +23,7 @@ mod words;
 
 pub use answer::Answer;
 pub use chat_template::{ChatTemplate, TemplateSource};
+pub use stop_strings::StopStrings;
 pub use tokenizer::Tokenizer;
 
 use serde_json::{Map, Value};
@@ -63,11 +70,8 @@ impl TextProcessor {
 
     fn encode_chat(&self, messages: &[Message], vars: &Map<String, Value>) -> Result<Vec<u32>> {
         let template = self.template.as_ref().ok_or(Error::NoChatTemplate)?;
-        let mut context = chat_context(messages, vars)?;
-        let marks = marks::Marks::new(&self.tokenizer, &template.literals, &context)?;
-        context.values_mut().for_each(|value| marks.mark(value));
-        let rendered = template.render(context)?;
-        marks.encode(&self.tokenizer, &rendered)
+        let rendered = marks::Rendered::new(&self.tokenizer, template, chat_context(messages, vars)?)?;
+        rendered.encode(&self.tokenizer)
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
 };
 
 use candle_core::{DType, Device};
+use serde_json::{Map, Value};
 
 use crate::{
     ActivationType, AdapterFile, Error, KvCacheType, LoadConfig, ModelInfo, Quantize, Result,
@@ -12,7 +13,13 @@ use crate::{
     engine::{Aside, Engine, Options},
     kernels::stored::StoredType,
     memory,
-    text::{ChatTemplate, TemplateSource, TextProcessor, Tokenizer, gguf, vocabulary},
+    text::{
+        ChatTemplate, TemplateSource, TextProcessor, Tokenizer,
+        added_tokens::{self, AddedTokens},
+        gguf,
+        lenient::heeded,
+        vocabulary,
+    },
     weights::{Checkpoint, Config, Store, gguf::Metadata},
 };
 
@@ -26,7 +33,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     let checkpoint = Checkpoint::open(path)?;
     let spec = decoder::spec(&checkpoint)?;
     let device = on_device(config, &spec, device)?;
-    let text = Arc::new(text(&checkpoint, config)?);
+    let text = Arc::new(text(&checkpoint, config, spec.vocab_size)?);
     // A vocabulary is read by way of more than is kept of it.
     memory::trim();
     if text.tokenizer.vocab_size() > spec.vocab_size {
@@ -134,28 +141,33 @@ fn stored_type(config: &LoadConfig, checkpoint: &Checkpoint, device: &Device) ->
     }
 }
 
-fn text(checkpoint: &Checkpoint, config: &LoadConfig) -> Result<TextProcessor> {
+/// `vocab_size`: ids that the model has room for.
+fn text(checkpoint: &Checkpoint, config: &LoadConfig, vocab_size: usize) -> Result<TextProcessor> {
     let mut found = match &checkpoint.store {
         Store::Gguf(file) => {
             let tokenizer = gguf::tokenizer(&file.path, &file.metadata)?;
-            let token = |key| -> Result<String> {
-                let id = file.metadata.opt_u32(key)?;
-                Ok(id.and_then(|id| tokenizer.token_of(id)).unwrap_or_default())
+            let token = |key| {
+                let id = heeded(file.metadata.opt_u32(key));
+                id.and_then(|id| tokenizer.token_of(id)).unwrap_or_default()
             };
             TextParts {
-                bos_token: token("tokenizer.ggml.bos_token_id")?,
-                eos_token: token("tokenizer.ggml.eos_token_id")?,
-                end_ids: gguf::end_ids(&file.metadata, &tokenizer)?,
-                template: gguf_template(&file.metadata)?,
+                bos_token: token("tokenizer.ggml.bos_token_id"),
+                eos_token: token("tokenizer.ggml.eos_token_id"),
+                end_ids: gguf::end_ids(&file.metadata, &tokenizer),
+                template: gguf_template(&file.metadata),
                 tokenizer,
             }
         }
-        Store::Safetensors(_) => directory_text(checkpoint)?,
+        Store::Safetensors(_) => directory_text(checkpoint, vocab_size)?,
     };
     if let Some(source) = &config.chat_template {
         found.template = Some(source.clone().into());
     }
     let end_of_text = found.tokenizer.id_of(&found.eos_token);
+    let named = [end_of_text, found.tokenizer.id_of(&found.bos_token)];
+    let ids: Vec<u32> = found.end_ids.iter().copied().chain(named.into_iter().flatten()).collect();
+    let templates = found.template.iter().flat_map(|source| [Some(&source.default), source.tool_use.as_ref()]);
+    found.tokenizer.control_also(&ids, templates.flatten().map(String::as_str));
     let template = match found.template {
         Some(source) => Some(ChatTemplate::new(&checkpoint.path, source, found.bos_token, found.eos_token)?),
         None => None,
@@ -172,51 +184,65 @@ struct TextParts {
     end_ids: Vec<u32>,
 }
 
-fn directory_text(checkpoint: &Checkpoint) -> Result<TextParts> {
+fn directory_text(checkpoint: &Checkpoint, vocab_size: usize) -> Result<TextParts> {
     let dir = &checkpoint.path;
-    let mut config = Config::read_if_there(&dir.join("tokenizer_config.json"))?;
+    let mut config = added_tokens::config(dir)?;
     let path = dir.join("tokenizer.json");
     let tokenizer = if !path.exists() && vocabulary::is_there(dir) {
-        let known = vocabulary::config(dir, config)?;
+        let known = vocabulary::config(dir, config);
         let tokenizer = vocabulary::tokenizer(dir, &known)?;
         config = Some(known);
         tokenizer
     } else {
-        Tokenizer::read(&path)?
+        let known = config.clone().unwrap_or_else(|| Config::new(dir.join("tokenizer_config.json"), Map::new()));
+        Tokenizer::read(&path, AddedTokens::read(dir, &known)?.below(vocab_size))?
     };
-    let eos_token = special_token(config.as_ref(), "eos_token")?;
-    let mut end_ids = checkpoint.config.ids("eos_token_id")?;
-    if let Some(generation) = Config::read_if_there(&dir.join("generation_config.json"))? {
-        end_ids.extend(generation.ids("eos_token_id")?);
-    }
-    end_ids.extend(tokenizer.id_of(&eos_token));
+    let eos_token = special_token(config.as_ref(), "eos_token");
+    let generation = Config::read_if_there(&dir.join("generation_config.json"))?;
+    let mut end_ids: Vec<u32> = [Some(&checkpoint.config), generation.as_ref()]
+        .into_iter()
+        .flatten()
+        .flat_map(|config| known_ids(config, "eos_token_id", vocab_size))
+        .collect();
+    let ends = ["eot_token", "eom_token"].map(|key| special_token(config.as_ref(), key));
+    end_ids.extend(ends.iter().chain([&eos_token]).filter_map(|token| tokenizer.id_of(token)));
     end_ids.sort_unstable();
     end_ids.dedup();
     Ok(TextParts {
         template: directory_template(dir, config.as_ref())?,
-        bos_token: special_token(config.as_ref(), "bos_token")?,
+        bos_token: special_token(config.as_ref(), "bos_token"),
         eos_token,
         end_ids,
         tokenizer,
     })
 }
 
-/// The text of a special token, which `tokenizer_config.json` gives as text or as an object.
-fn special_token(config: Option<&Config>, key: &str) -> Result<String> {
-    let Some(config) = config else { return Ok(String::new()) };
-    match config.get(key) {
-        None => Ok(String::new()),
-        Some(value) => {
-            let text = value.as_str().or_else(|| value.get("content")?.as_str());
-            text.map(str::to_owned).ok_or_else(|| config.bad(key, "neither a text nor an object with a content"))
-        }
+/// An id or a list of ids, without those that the model has not.
+fn known_ids(config: &Config, key: &str, vocab_size: usize) -> Vec<u32> {
+    let values = match config.get(key) {
+        None => &[][..],
+        Some(Value::Array(values)) => values,
+        Some(value) => std::slice::from_ref(value),
+    };
+    let id = |value: &Value| value.as_u64().filter(|id| *id < vocab_size as u64).map(|id| id as u32);
+    let ids: Vec<u32> = values.iter().filter_map(id).collect();
+    if ids.len() < values.len() {
+        let why = format!("not ids below {vocab_size}, all of them: what is none is ignored");
+        tracing::warn!("{}", config.bad(key, &why));
     }
+    ids
 }
 
-fn gguf_template(metadata: &Metadata) -> Result<Option<TemplateSource>> {
-    let Some(default) = metadata.opt_str("tokenizer.chat_template")? else { return Ok(None) };
-    let tool_use = metadata.opt_str("tokenizer.chat_template.tool_use")?.map(str::to_owned);
-    Ok(Some(TemplateSource { default: default.to_owned(), tool_use }))
+/// The text of a special token, which `tokenizer_config.json` gives as text or as an object.
+fn special_token(config: Option<&Config>, key: &str) -> String {
+    let token = config.and_then(|config| heeded(added_tokens::special_token(config, key)));
+    token.map(|token| token.content).unwrap_or_default()
+}
+
+fn gguf_template(metadata: &Metadata) -> Option<TemplateSource> {
+    let default = heeded(metadata.opt_str("tokenizer.chat_template"))?.to_owned();
+    let tool_use = heeded(metadata.opt_str("tokenizer.chat_template.tool_use")).map(str::to_owned);
+    Some(TemplateSource { default, tool_use })
 }
 
 /// The chat template: a file of its own, or in the tokenizer's configuration.

@@ -1,0 +1,135 @@
+//! Which tokens no text of a message may become.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::OnceLock,
+};
+
+use tokenizers::AddedToken;
+
+use super::stop_strings::Automaton;
+
+/// Turn markers that look like the tags that are text, such as `<think>`.
+const TURN_TAGS: [&str; 12] = [
+    "start_of_turn",
+    "end_of_turn",
+    "turn",
+    "system",
+    "user",
+    "human",
+    "assistant",
+    "bot",
+    "s",
+    "bos",
+    "eos",
+    "end_of_utterance",
+];
+/// What people and models write of their own accord: parts of names of tokens that are no turn markers.
+const OWN_WORDS: [&str; 3] = ["think", "reason", "tool_call"];
+
+/// Control tokens: those that are flagged as special, those that end an answer, and turn markers that are not flagged.
+#[derive(Default)]
+pub struct ControlTokens {
+    ids: HashSet<u32>,
+    by_text: HashMap<String, ControlToken>,
+    /// Words in their texts.
+    words: HashSet<String>,
+    first_chars: HashSet<char>,
+    texts: OnceLock<Automaton>,
+}
+
+/// What the tokenizer does where it finds one.
+#[derive(Clone)]
+pub struct ControlToken {
+    pub id: u32,
+    pub token: AddedToken,
+}
+
+impl ControlTokens {
+    pub fn add(&mut self, id: u32, token: AddedToken) {
+        self.ids.insert(id);
+        self.words.extend(token.content.split(|c| !is_word(c)).map(str::to_owned));
+        self.first_chars.extend(token.content.chars().next());
+        if !token.content.is_empty() {
+            self.by_text.insert(token.content.clone(), ControlToken { id, token });
+        }
+        self.texts = OnceLock::new();
+    }
+
+    pub fn contains(&self, id: u32) -> bool {
+        self.ids.contains(&id)
+    }
+
+    pub fn tokens(&self) -> impl Iterator<Item = &ControlToken> {
+        self.by_text.values()
+    }
+
+    pub fn may_begin_with(&self, c: char) -> bool {
+        self.first_chars.contains(&c)
+    }
+
+    /// The longest one that a text begins with.
+    pub fn at_start_of(&self, text: &str) -> Option<&ControlToken> {
+        let len = self.texts().longest_at_start(text.as_bytes())?;
+        self.by_text.get(&text[..len])
+    }
+
+    /// Whether a text could be made part of one, or has one in it: templates may write down parts of them.
+    pub fn resembles(&self, text: &str) -> bool {
+        self.is_in(text) || self.is_part(text)
+    }
+
+    /// Whether a text could be made part of one.
+    pub fn is_part(&self, text: &str) -> bool {
+        self.words.contains(text) || self.by_text.keys().any(|whole| has_as_word(whole, text))
+    }
+
+    /// Whether a word could be made part of one, or has one in it.
+    pub fn resembles_word(&self, word: &str) -> bool {
+        self.words.contains(word) || self.is_in(word)
+    }
+
+    fn is_in(&self, text: &str) -> bool {
+        let mut prefix = 0;
+        text.bytes().any(|byte| {
+            prefix = self.texts().step(prefix, byte);
+            self.texts().found(prefix).is_some()
+        })
+    }
+
+    fn texts(&self) -> &Automaton {
+        self.texts.get_or_init(|| Automaton::new(self.by_text.keys().map(String::as_bytes)))
+    }
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// Whether a text is a part of another that does not begin or end within one of its words.
+fn has_as_word(whole: &str, part: &str) -> bool {
+    let cuts_word =
+        |before: Option<char>, after: Option<char>| before.is_some_and(is_word) && after.is_some_and(is_word);
+    whole.match_indices(part).any(|(at, _)| {
+        let end = at + part.len();
+        !cuts_word(whole[..at].chars().next_back(), part.chars().next())
+            && !cuts_word(part.chars().next_back(), whole[end..].chars().next())
+    })
+}
+
+/// Whether an added token that is not flagged as special is a turn marker if a template writes it: a tag such as
+/// `<tool_response>` is text.
+pub fn is_turn_marker(text: &str) -> bool {
+    if OWN_WORDS.iter().any(|word| text.to_lowercase().contains(word)) {
+        return false;
+    }
+    let tag = text.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
+    let name =
+        tag.map(|tag| tag.trim_matches('/')).filter(|name| name.chars().all(|c| is_word(c) || "-.:".contains(c)));
+    name.map_or_else(|| looks_like_control(text), |name| TURN_TAGS.contains(&name))
+}
+
+/// Whether a token that a file calls an end, say, is no ordinary text.
+pub fn looks_like_control(text: &str) -> bool {
+    text.chars().count() > 2 && text.contains(['<', '>', '[', ']', '|', '｜'])
+}
