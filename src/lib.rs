@@ -68,6 +68,7 @@ mod memory;
 mod merge;
 mod message;
 mod model;
+mod seconds;
 mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;

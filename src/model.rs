@@ -1,6 +1,7 @@
 use std::{path::Path, time::Duration};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
     AttentionInspector, Capability, Error, GenerateConfig, LoadConfig, Message, Result, Token, TokenStream,
@@ -229,7 +230,8 @@ pub trait TextModel: Send + Sync {
 }
 
 /// What a model is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct ModelInfo {
     /// The architecture's name: "llama", "qwen3", …
@@ -248,8 +250,10 @@ pub struct ModelInfo {
     pub context_len: usize,
 }
 
-/// What a model does and has done: gauges of this moment, and counters since it was loaded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What a model does and has done: gauges of this moment, and counters since it was loaded. For serde durations are
+/// seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct ModelStats {
     /// Requests that share forward passes now, those that pause for their reader among them.
@@ -269,6 +273,7 @@ pub struct ModelStats {
     /// Forward passes.
     pub passes: u64,
     /// Time spent in forward passes.
+    #[serde(with = "crate::seconds")]
     pub pass_duration: Duration,
     /// Tokens computed in them: of prompts, of answers, of drafts, and again after a preemption.
     pub batched_tokens: u64,
@@ -302,8 +307,16 @@ impl ModelStats {
     }
 }
 
-/// Figures of one operation: a stream, or a whole `classify` or `batch_generate` call.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+/// Figures of one operation: a stream, or a whole `classify` or `batch_generate` call. For serde durations are seconds.
+///
+/// ```
+/// use tokenflow::GenerateMetrics;
+/// let mut metrics = GenerateMetrics::default();
+/// metrics.time_to_first_token = std::time::Duration::from_millis(12);
+/// assert_eq!(serde_json::to_value(metrics).unwrap()["time_to_first_token"], 0.012);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct GenerateMetrics {
     /// Tokens of the prompt.
@@ -317,14 +330,19 @@ pub struct GenerateMetrics {
     /// Those of them that were right, each of which saved a forward pass.
     pub accepted_tokens: usize,
     /// From the call until the first forward pass, tokenizing included.
+    #[serde(with = "crate::seconds")]
     pub queue_duration: Duration,
     /// From the first forward pass until the first token was sampled.
+    #[serde(with = "crate::seconds")]
     pub prefill_duration: Duration,
     /// From the first token until the last.
+    #[serde(with = "crate::seconds")]
     pub decode_duration: Duration,
     /// From the call until the end.
+    #[serde(with = "crate::seconds")]
     pub total_duration: Duration,
     /// From the call until the first token was sampled.
+    #[serde(with = "crate::seconds")]
     pub time_to_first_token: Duration,
     /// Computed prompt tokens per second of `prefill_duration`.
     pub prefill_tokens_per_sec: f64,
@@ -370,8 +388,8 @@ pub(crate) fn rate(tokens: usize, duration: Duration) -> f64 {
     if duration.is_zero() { 0.0 } else { tokens as f64 / duration.as_secs_f64() }
 }
 
-/// The answer to one prompt of [`TextModel::classify`].
-#[derive(Debug, Clone)]
+/// The answer to one prompt of [`TextModel::classify`]. In JSON a logit of negative infinity is `null`.
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct ClassifyResult {
     /// The token predicted after the prompt. Unlike in a stream it may be an end-of-text token.
@@ -387,14 +405,19 @@ impl ClassifyResult {
     }
 }
 
-/// The answer to one prompt of [`TextModel::batch_generate`].
-#[derive(Debug, Clone, Default)]
+/// The answer to one prompt of [`TextModel::batch_generate`]. For serde the error is its message.
+#[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct BatchResult {
     /// The tokens generated.
     pub tokens: Vec<Token>,
     /// Why the answer is cut short, if it is.
+    #[serde(serialize_with = "message")]
     pub err: Option<Error>,
+}
+
+fn message<S: Serializer>(error: &Option<Error>, serializer: S) -> Result<S::Ok, S::Error> {
+    error.as_ref().map(ToString::to_string).serialize(serializer)
 }
 
 impl BatchResult {

@@ -9,13 +9,20 @@ use std::{
 };
 
 use futures::{Stream, StreamExt, stream};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Error, GenerateMetrics, Result};
 
-/// One generated token.
-#[derive(Debug, Clone, PartialEq)]
+/// One generated token. For serde it has `logprobs` only if they are there.
+///
+/// ```
+/// use tokenflow::Token;
+/// let json = serde_json::to_string(&Token::new(7, "sea")).unwrap();
+/// assert_eq!(json, r#"{"id":7,"text":"sea"}"#);
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Token {
     /// The id in the model's vocabulary.
@@ -27,6 +34,7 @@ pub struct Token {
     /// has given by then and keeps.
     pub text: String,
     /// Log-probabilities, if [`GenerateConfig::logprobs`](crate::GenerateConfig::logprobs) asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<TokenLogprobs>,
 }
 
@@ -39,7 +47,7 @@ impl Token {
 
 /// How likely a token was: natural logarithms under the model's own distribution, before
 /// temperature, penalties and truncation.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TokenLogprobs {
     /// The log-probability of the token itself.
@@ -55,8 +63,9 @@ impl TokenLogprobs {
     }
 }
 
-/// Why a stream ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Why a stream ended: for serde `"stop"`, `"length"`, `"cancelled"` or `"error"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
     /// The model ended its answer, or a stop token or stop string came.
