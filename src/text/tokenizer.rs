@@ -1,6 +1,5 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -12,7 +11,7 @@ use tokenizers::{
 };
 
 use super::growth;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// A tokenizer, and which of its tokens are control tokens.
 pub struct Tokenizer {
@@ -30,7 +29,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn read(path: &Path) -> Result<Self> {
-        let json = fs::read(path).map_err(|error| Error::model_because(path, "cannot be read", error))?;
+        let json = files::read_limited(path, files::MAX_VOCABULARY)?;
         growth::check(path, &json)?;
         let inner = guarded(|| tokenizers::Tokenizer::from_bytes(&json));
         let inner = inner.map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
