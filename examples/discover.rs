@@ -1,8 +1,12 @@
 //! Lists the models in a folder: `cargo run --release --example discover -- [FOLDER]`
 
-fn main() {
+fn main() -> tokenflow::Result<()> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| ".".into());
-    for model in tokenflow::discover(&folder) {
+    let models: Vec<_> = tokenflow::try_discover(&folder)?.collect();
+    if models.is_empty() {
+        println!("There are no models in {folder} or in the folders right below it.");
+    }
+    for model in models {
         let bits = match model.quant_bits {
             0 => "not quantised".to_owned(),
             bits => format!("{bits} bits in groups of {}", model.quant_group),
@@ -15,4 +19,5 @@ fn main() {
             model.num_files
         );
     }
+    Ok(())
 }

@@ -2,7 +2,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{Config, INDEX_FILE, gguf::GgufFile, weight_files};
+use crate::{
+    Error, Result, decoder,
+    weights::{Config, INDEX_FILE, SafetensorsDir, WeightFiles, gguf::GgufFile},
+};
 
 /// A model that [`discover`] found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +30,8 @@ pub struct DiscoveredModel {
 /// A GGUF model in several files is one, at the first of them.
 ///
 /// Skips what it cannot read or parse, and follows no link out of `base_dir`. The files are opened
-/// as the iterator gets to them; weights are not read.
+/// as the iterator gets to them; weights are not read. If `base_dir` cannot be listed, there are no models, and a warning in
+/// the log ([`tracing`]) says why; [`try_discover`] gives that as an error.
 ///
 /// ```
 /// for model in tokenflow::discover("models") {
@@ -35,21 +39,39 @@ pub struct DiscoveredModel {
 /// }
 /// ```
 pub fn discover(base_dir: impl AsRef<Path>) -> impl Iterator<Item = DiscoveredModel> {
-    let base = base_dir.as_ref().canonicalize().ok();
-    let inside = |base: &Path| {
-        let below = entries(base, base).into_iter().filter(|path| path.is_dir());
-        let mut places = vec![base.to_owned()];
-        for dir in below {
-            let cached = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"));
-            let snapshots = if cached { entries(base, &dir.join("snapshots")) } else { Vec::new() };
-            places.push(dir);
-            places.extend(snapshots.into_iter().filter(|path| path.is_dir()));
-        }
-        places
-    };
-    let places = base.iter().flat_map(|base| inside(base).into_iter().map(|dir| (base.clone(), dir)));
-    let places: Vec<_> = places.collect();
-    places.into_iter().flat_map(|(base, dir)| models_in(&base, &dir))
+    let found = try_discover(base_dir).inspect_err(|error| {
+        let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        tracing::warn!(%error, source, "no models can be found");
+    });
+    found.into_iter().flatten()
+}
+
+/// As [`discover`], where `base_dir` has to be a directory that can be listed.
+///
+/// # Errors
+/// [`Error::InvalidModel`] with `base_dir` if it is not there, is no directory or may not be read.
+///
+/// ```
+/// assert!(tokenflow::try_discover("no/such/folder").is_err());
+/// ```
+pub fn try_discover(base_dir: impl AsRef<Path>) -> Result<impl Iterator<Item = DiscoveredModel>> {
+    let base = base_dir.as_ref();
+    let failed = |error| Error::model_because(base, "cannot be listed", error);
+    base.read_dir().map_err(failed)?;
+    let base = base.canonicalize().map_err(failed)?;
+    Ok(places(&base).into_iter().flat_map(move |dir| models_in(&base, &dir)))
+}
+
+/// The directories that may be or hold models.
+fn places(base: &Path) -> Vec<PathBuf> {
+    let mut places = vec![base.to_owned()];
+    for dir in entries(base, base).into_iter().filter(|path| path.is_dir()) {
+        let cached = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"));
+        let snapshots = if cached { entries(base, &dir.join("snapshots")) } else { Vec::new() };
+        places.push(dir);
+        places.extend(snapshots.into_iter().filter(|path| path.is_dir()));
+    }
+    places
 }
 
 /// The entries of a directory that lead nowhere outside `base`, sorted.
@@ -84,17 +106,20 @@ fn directory_model(dir: &Path, entries: &[PathBuf]) -> Option<DiscoveredModel> {
     if index.exists() && !entries.contains(&index) {
         return None;
     }
-    let files = weight_files(dir).ok()?;
-    if !files.iter().all(|file| file.is_file() && entries.contains(file)) {
+    let files = WeightFiles::find(dir).ok()?;
+    if !files.paths.iter().all(|file| file.is_file() && entries.contains(file)) {
+        return None;
+    }
+    if !files.absent.is_empty() && SafetensorsDir::open(dir).ok()?.first_absent().is_some() {
         return None;
     }
     let (quant_bits, quant_group) = config.quantization();
     Some(DiscoveredModel {
         path: dir.to_owned(),
-        model_type: config.opt_str("model_type").ok().flatten()?.to_owned(),
+        model_type: decoder::model_type(&config).ok().flatten()?,
         quant_bits,
         quant_group,
-        num_files: files.len(),
+        num_files: files.paths.len(),
         format: "safetensors".into(),
     })
 }

@@ -45,8 +45,13 @@
 //! Dropping the model ends all its streams with [`Error::Closed`].
 //!
 //! # Model files
-//! They are untrusted input: everything in them is checked before it is used. They are memory-mapped
-//! while they load, so no other process may change them then.
+//! They are untrusted input: everything in them is checked before it is used. Only regular files are read, so a named pipe or
+//! a device in place of one is an error at once, and side files (configurations, tokenizers, templates, indices) up to
+//! limits.
+//!
+//! No file is mapped into memory. Weights are read piece by piece while a model loads: a file that is cut short
+//! meanwhile is an [`Error::InvalidModel`], and one whose bytes are changed gives weights of which some are the old ones. Once
+//! [`load_model`] or [`TextModel::load_adapter`] has returned, their files may be changed and removed.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -57,6 +62,7 @@ mod decoder;
 mod discover;
 mod engine;
 mod error;
+mod files;
 #[cfg(doc)]
 pub mod guide;
 #[cfg(feature = "hub")]
@@ -80,7 +86,7 @@ mod weights;
 pub use config::{
     ActivationType, Deadline, GenerateConfig, KvCacheType, LoadConfig, LoadProgress, ProgressFn, Quantize,
 };
-pub use discover::{DiscoveredModel, discover};
+pub use discover::{DiscoveredModel, discover, try_discover};
 pub use error::{Capability, Cause, Error, Result};
 pub use inspect::{AttentionInspector, AttentionSnapshot, InspectConfig, Inspection};
 pub use instruction_set::InstructionSet;

@@ -3,8 +3,10 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs,
+    fs::{self, File},
+    io,
     path::Path,
+    sync::OnceLock,
 };
 
 use half::{bf16, f16};
@@ -14,6 +16,7 @@ use safetensors::{Dtype, View};
 use crate::{
     AdapterFile, Error, LoraTensors, Result, blocking,
     decoder::{self, Spec},
+    files,
     unfinished::unfinished,
     weights::{Checkpoint, RawTensor, SafetensorsDir, Store},
 };
@@ -133,33 +136,36 @@ fn changes<'a>(dir: &SafetensorsDir, spec: &Spec, adapter: &'a AdapterFile) -> R
 
 /// The tensor of a module's weight, whichever of the model's names it has here and in the adapter.
 fn tensor_name(dir: &SafetensorsDir, spec: &Spec, module: &str) -> Option<String> {
-    let modules = spec.layout.usual_names(module).into_iter().flat_map(|module| spec.layout.stored_names(&module));
-    let mut names = modules.map(|module| format!("{module}.weight"));
+    let modules = spec.layout.usual_names(module);
+    let mut names = modules.iter().map(|module| format!("{}.weight", spec.layout.stored_name(module)));
     names.find(|name| dir.contains(name))
 }
 
 /// Writes all files of the new directory.
 fn write(dir: &SafetensorsDir, changes: &BTreeMap<String, Change<'_>>, model: &Path, out: &Path) -> Result<()> {
     fs::create_dir_all(out).map_err(cannot(out))?;
-    for name in COMPANIONS.into_iter().filter(|name| model.join(name).is_file()) {
+    for name in COMPANIONS.into_iter().filter(|name| files::exists(&model.join(name))) {
         let to = out.join(name);
         to.parent().map_or(Ok(()), fs::create_dir_all).map_err(cannot(&to))?;
-        fs::copy(model.join(name), &to).map_err(cannot(&to))?;
+        let (mut from, _) = files::open(&model.join(name))?;
+        File::create(&to).and_then(|mut to| io::copy(&mut from, &mut to)).map_err(cannot(&to))?;
     }
     let mut files: BTreeMap<&Path, BTreeSet<&str>> = BTreeMap::new();
     for name in dir.names() {
         files.entry(dir.raw(name)?.path).or_default().insert(name);
     }
     for (path, names) in files {
+        let failed = OnceLock::new();
         let mut tensors = Vec::new();
         for name in &names {
-            tensors.push((*name, Merged { tensor: dir.raw(name)?, change: changes.get(*name).copied() }));
+            let (tensor, change) = (dir.raw(name)?, changes.get(*name).copied());
+            tensors.push((*name, Merged { tensor, change, failed: &failed }));
         }
         let to = out.join(path.file_name().unwrap_or_default());
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         safetensors::serialize_to_file(tensors, Some(metadata), &to)
             .map_err(|error| Error::model_because(&to, "cannot be written", error))?;
-        names.iter().for_each(|name| dir.release(name));
+        failed.into_inner().map_or(Ok(()), Err)?;
     }
     Ok(())
 }
@@ -168,6 +174,8 @@ fn write(dir: &SafetensorsDir, changes: &BTreeMap<String, Change<'_>>, model: &P
 struct Merged<'a> {
     tensor: RawTensor<'a>,
     change: Option<Change<'a>>,
+    /// Why a tensor could not be read: the writer takes no errors.
+    failed: &'a OnceLock<Error>,
 }
 
 impl View for Merged<'_> {
@@ -180,22 +188,21 @@ impl View for Merged<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match self.change {
-            None => Cow::Borrowed(&self.tensor.bytes),
-            Some(change) => Cow::Owned(match self.dtype() {
-                Dtype::F16 => change.merge(
-                    &self.tensor.bytes,
-                    |b| f16::from_le_bytes(b).to_f32(),
-                    |x| f16::from_f32(x).to_le_bytes(),
-                ),
-                Dtype::BF16 => change.merge(
-                    &self.tensor.bytes,
-                    |b| bf16::from_le_bytes(b).to_f32(),
-                    |x| bf16::from_f32(x).to_le_bytes(),
-                ),
-                _ => change.merge(&self.tensor.bytes, f32::from_le_bytes, f32::to_le_bytes),
-            }),
-        }
+        let stored = match self.tensor.bytes.read() {
+            Ok(stored) => stored,
+            Err(error) => {
+                let _ = self.failed.set(error);
+                return Cow::Owned(vec![0; self.data_len()]);
+            }
+        };
+        let Some(change) = self.change else { return Cow::Owned(stored) };
+        Cow::Owned(match self.dtype() {
+            Dtype::F16 => change.merge(&stored, |b| f16::from_le_bytes(b).to_f32(), |x| f16::from_f32(x).to_le_bytes()),
+            Dtype::BF16 => {
+                change.merge(&stored, |b| bf16::from_le_bytes(b).to_f32(), |x| bf16::from_f32(x).to_le_bytes())
+            }
+            _ => change.merge(&stored, f32::from_le_bytes, f32::to_le_bytes),
+        })
     }
 
     fn data_len(&self) -> usize {

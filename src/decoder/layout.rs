@@ -9,6 +9,8 @@ pub struct Layout {
     pub names: Names,
     /// What names begin with, and what in some files they begin with instead.
     pub prefixes: &'static [(&'static str, &'static str)],
+    /// What they begin with in this checkpoint, if not as usual.
+    pub stored: Option<StoredPrefix>,
     /// What the modules' names begin with, and what instead where the model is a part of another.
     pub inside: Option<(&'static str, &'static str)>,
     /// The rows of the matrix of positions that are before the first one's.
@@ -33,7 +35,8 @@ impl Layout {
     /// That of Llama's Hugging Face directories.
     pub const LLAMA: Self = Self {
         names: Names::LLAMA,
-        prefixes: &[],
+        prefixes: &[("model.", ""), ("model.", "model.language_model."), ("", "language_model.")],
+        stored: None,
         inside: None,
         first_position: 0,
         norm_less_one: false,
@@ -58,9 +61,16 @@ impl Layout {
         }
     }
 
-    /// A module's name, and what it may be in some files.
-    pub fn stored_names(&self, module: &str) -> Vec<String> {
-        renamed(module, self.prefixes.iter().copied())
+    /// What a module is called in this checkpoint.
+    pub fn stored_name(&self, module: &str) -> String {
+        match &self.stored {
+            Some(stored) if module == self.names.head => stored.head.clone(),
+            Some(stored) => match module.strip_prefix(self.names.base()) {
+                Some(rest) => format!("{}{rest}", stored.base),
+                None => module.to_owned(),
+            },
+            None => module.to_owned(),
+        }
     }
 
     /// That of an architecture's GGUF files: llama.cpp's converter gives them names of its own and undoes what the
@@ -79,6 +89,15 @@ impl Layout {
         }
         Self { names, pairs, ..Self::LLAMA }
     }
+}
+
+/// What names begin with in a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredPrefix {
+    /// In place of [`Names::base`].
+    pub base: String,
+    /// The whole name of the head.
+    pub head: String,
 }
 
 /// A name, and what it is with other beginnings.
@@ -137,6 +156,11 @@ pub struct MlpNames<'a> {
 }
 
 impl Names {
+    /// What the names of all modules but the head begin with, if it is the same.
+    pub fn base(&self) -> &'static str {
+        self.embedding.find('.').map_or("", |end| &self.embedding[..=end])
+    }
+
     /// What another layout calls the module of linear maps that this one calls `module`: of several, or of one.
     pub fn translate(&self, module: &str, several: bool, other: &Self) -> Option<&'static str> {
         let at = self.linears(several).iter().position(|name| *name == module)?;

@@ -28,8 +28,6 @@ pub struct Loader<'a> {
     hub_layout: &'a Layout,
     /// Where linear maps are noted that adapters may change.
     surveyor: Option<&'a Surveyor>,
-    /// What names begin with, and what they begin with in this checkpoint.
-    prefix: (&'a str, &'a str),
     /// The layer that modules are in, if any.
     layer: Option<usize>,
     pub device: &'a Device,
@@ -49,14 +47,8 @@ impl<'a> Loader<'a> {
         let (dtype, quantize, rounded, isa) = (*dtype, *quantize, *rounded, *isa);
         let layout = &spec.layout;
         let hub_layout = spec.hub_layout.as_ref().unwrap_or(layout);
-        let (prefix, surveyor, layer) = (("", ""), Some(surveyor), None);
-        let mut this =
-            Self { checkpoint, layout, hub_layout, surveyor, prefix, layer, device, dtype, quantize, rounded, isa };
-        let there = |prefix: &(&'a str, &'a str)| Self { prefix: *prefix, ..this }.contains(layout.names.embedding);
-        if let Some(prefix) = layout.prefixes.iter().find(|prefix| there(prefix)) {
-            this.prefix = *prefix;
-        }
-        this
+        let (surveyor, layer) = (Some(surveyor), None);
+        Self { checkpoint, layout, hub_layout, surveyor, layer, device, dtype, quantize, rounded, isa }
     }
 
     /// Keeps what it loads and what meets it as they are, adapters or not.
@@ -79,10 +71,7 @@ impl<'a> Loader<'a> {
             Some(layer) => format!("{}.{layer}.{module}", self.layout.names.layers),
             None => module.to_owned(),
         };
-        let path = match path.strip_prefix(self.prefix.0) {
-            Some(rest) => format!("{}{rest}", self.prefix.1),
-            None => path,
-        };
+        let path = self.layout.stored_name(&path);
         let name = format!("{path}.{parameter}");
         if self.checkpoint.contains(&name) {
             return name;
@@ -98,9 +87,7 @@ impl<'a> Loader<'a> {
 
     /// A matrix that is stored as one of `shape`.
     pub fn matrix(&self, module: &str, shape: [usize; 2]) -> Result<Matrix> {
-        let matrix = self.place(self.checkpoint.matrix(&self.name(module, "weight"), &shape)?);
-        self.release(module);
-        matrix
+        self.place(self.checkpoint.matrix(&self.name(module, "weight"), &shape)?)
     }
 
     fn place(&self, matrix: StoredMatrix<'_>) -> Result<Matrix> {
@@ -110,11 +97,6 @@ impl<'a> Loader<'a> {
             Some(_) => Matrix::quantized(matrix, 8, self.dtype, self.device),
             None => Matrix::new(matrix, self.dtype, self.device),
         }
-    }
-
-    /// What was read is not needed any more.
-    fn release(&self, module: &str) {
-        self.checkpoint.release(&self.name(module, "weight"));
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
@@ -131,7 +113,7 @@ impl<'a> Loader<'a> {
     }
 
     fn transposed<'b>(&self, name: &str, stored: StoredMatrix<'b>) -> Result<StoredMatrix<'b>> {
-        stored.transposed().ok_or_else(|| Error::model(&self.checkpoint.path, format!("tensor {name} is quantised")))
+        stored.transposed()?.ok_or_else(|| Error::model(&self.checkpoint.path, format!("tensor {name} is quantised")))
     }
 
     /// A module's numbers that are no matrix.
@@ -150,7 +132,6 @@ impl<'a> Loader<'a> {
 
     pub fn linear(&self, module: &str, shape: [usize; 2], bias: bool) -> Result<Linear> {
         let weight = self.place(self.weight(module, shape)?)?;
-        self.release(module);
         self.survey(self.hub_name(module, false), weight, self.bias(module, shape[0], bias)?, None)
     }
 
@@ -218,13 +199,11 @@ impl<'a> Loader<'a> {
         let (stored, in_hub) = (parts(self.layout), parts(self.hub_layout));
         let hub_name = self.hub_name(module, stored.len() > 1);
         let part = |(rows, in_hub): (&Vec<usize>, Vec<usize>)| {
-            let weight = self.place(weight.take(rows.iter().copied()))?;
+            let weight = self.place(weight.take(rows.iter().copied())?)?;
             let bias = biases.as_ref().map(|biases| self.vector(rows.iter().map(|row| biases[*row]).collect()));
             self.survey(hub_name.clone(), weight, bias.transpose()?, Some((in_hub, shape[0])))
         };
-        let linears = stored.iter().zip(in_hub).map(part).collect();
-        self.release(module);
-        linears
+        stored.iter().zip(in_hub).map(part).collect()
     }
 
     /// The projections to queries, keys and values.
@@ -310,14 +289,12 @@ impl<'a> Loader<'a> {
             let rows_of_all = rows.clone().map(move |row| expert * height + row);
             let bias = biases.as_ref().map(|all| self.vector(rows_of_all.clone().map(|row| all[row]).collect()));
             let weight = match transposed {
-                true => self.transposed(&name, all.take(expert * width..(expert + 1) * width))?.take(rows.clone()),
-                false => all.take(rows_of_all),
+                true => self.transposed(&name, all.take(expert * width..(expert + 1) * width)?)?.take(rows.clone())?,
+                false => all.take(rows_of_all)?,
             };
             Ok(Linear::new(self.place(weight)?, bias.transpose()?, self.rounded, self.isa)?)
         };
-        let linears = (0..experts).into_par_iter().map(linear).collect();
-        self.release(module);
-        linears
+        (0..experts).into_par_iter().map(linear).collect()
     }
 
     /// What is added to a router's scores for the choice of experts.

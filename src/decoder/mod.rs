@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-pub use arch::spec;
+pub use arch::{model_type, spec};
 pub use batch::{Batch, Span};
 pub use kv_cache::BLOCK_TOKENS;
 use kv_cache::KvCache;

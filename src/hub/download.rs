@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Read, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::Instant,
 };
@@ -85,6 +85,7 @@ impl Download {
 
     /// A lock that goes with the file, so with the process as well.
     fn lock(&self, reporter: &mut Reporter) -> io::Result<Option<File>> {
+        only_file(&self.lock)?;
         let lock = File::create(&self.lock)?;
         loop {
             match lock.try_lock() {
@@ -101,6 +102,7 @@ impl Download {
 
     /// Fetches what is missing of `part`.
     fn fetch(&self, client: &Client, reporter: &mut Reporter) -> Result<(), ApiError> {
+        only_file(&self.part)?;
         let mut part = File::options().append(true).create(true).open(&self.part)?;
         let mut len = part.metadata()?.len();
         if len > self.size {
@@ -147,6 +149,16 @@ impl Download {
         // Not everybody may make links there.
         let link = self.link.replace('/', "\\");
         std::os::windows::fs::symlink_file(link, &self.pointer).or_else(|_| fs::rename(&self.blob, &self.pointer))
+    }
+}
+
+/// Refuses to write into what is no file: a pipe for instance waits for who reads it.
+fn only_file(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            Err(io::Error::other(format!("{} is in the cache and is no regular file", path.display())))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@
 mod download;
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -19,7 +19,7 @@ use hf_hub::{
 use tokio::sync::{mpsc, oneshot};
 
 use self::download::{Client, Download, Reporter};
-use crate::{Error, Result};
+use crate::{Error, Result, weights::WeightFiles};
 
 const ENDPOINT: &str = "https://huggingface.co";
 /// How long the Hub may take to show that it is there at all.
@@ -418,12 +418,7 @@ fn cached_model(cache: &Cache, repo: &str) -> Option<PathBuf> {
 }
 
 fn has_weights(folder: &Path) -> bool {
-    let Ok(index) = fs::read(folder.join(INDEX)) else {
-        return folder.join("model.safetensors").exists();
-    };
-    let index: serde_json::Value = serde_json::from_slice(&index).unwrap_or_default();
-    let shard_exists = |shard: &serde_json::Value| shard.as_str().is_some_and(|shard| folder.join(shard).exists());
-    index["weight_map"].as_object().is_some_and(|map| map.values().all(shard_exists))
+    WeightFiles::find(folder).is_ok_and(|files| files.absent.is_empty())
 }
 
 fn check_repo(repo: &str) -> Result<()> {

@@ -1,7 +1,6 @@
 use std::{
     borrow::Cow,
     collections::{BTreeSet, HashSet},
-    fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -20,7 +19,7 @@ use super::{
     growth,
     stop_strings::Automaton,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// A tokenizer, and which of its tokens are control tokens.
 pub struct Tokenizer {
@@ -60,7 +59,7 @@ impl std::error::Error for Unwritable {}
 impl Tokenizer {
     /// Reads a `tokenizer.json`, to which these tokens are added.
     pub fn read(path: &Path, added: AddedTokens) -> Result<Self> {
-        let json = fs::read(path).map_err(|error| Error::model_because(path, "cannot be read", error))?;
+        let json = files::read_limited(path, files::MAX_VOCABULARY)?;
         growth::check(path, &json)?;
         let inner = guarded(|| {
             let mut inner = tokenizers::Tokenizer::from_bytes(&json)?;

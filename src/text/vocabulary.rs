@@ -1,7 +1,7 @@
 //! The tokenizer of directories that have a `vocab.json` and a `merges.txt` in place of a `tokenizer.json`: GPT-2's, as
 //! transformers makes it of them.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use serde_json::{Map, json};
 use tokenizers::{
@@ -15,13 +15,13 @@ use super::{
     lenient::heeded,
     tokenizer::surrounded,
 };
-use crate::{Error, Result, weights::Config};
+use crate::{Error, Result, files, weights::Config};
 
 const MERGES: &str = "merges.txt";
 
 /// Whether a directory has these files.
 pub fn is_there(dir: &Path) -> bool {
-    dir.join("vocab.json").exists() && dir.join(MERGES).exists()
+    files::exists(&dir.join("vocab.json")) && files::exists(&dir.join(MERGES))
 }
 
 /// The configuration, with GPT-2's own tokens in place of those that it leaves out.
@@ -40,7 +40,7 @@ pub fn tokenizer(dir: &Path, config: &Config) -> Result<Tokenizer> {
         );
     }
     let path = dir.join("vocab.json");
-    let bytes = read(&path)?;
+    let bytes = files::read_limited(&path, files::MAX_VOCABULARY)?;
     let vocab: HashMap<String, u32> = serde_json::from_slice(&bytes)
         .map_err(|error| Error::model_because(&path, "is not an object of tokens and their ids", error))?;
     let merges = merges(&dir.join(MERGES), vocab.keys().map(String::len).max().unwrap_or(0))?;
@@ -60,13 +60,9 @@ pub fn tokenizer(dir: &Path, config: &Config) -> Result<Tokenizer> {
     Ok(Tokenizer::new(&path, inner))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|error| Error::model_because(path, "cannot be read", error))
-}
-
 /// Pairs of tokens, the first to be merged first. The longest token has `longest` bytes.
 fn merges(path: &Path, longest: usize) -> Result<Merges> {
-    let text = String::from_utf8(read(path)?).map_err(|error| Error::model_because(path, "is not UTF-8", error))?;
+    let text = files::read_text(path, files::MAX_VOCABULARY)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
     let merge = |(number, line): (usize, &str)| match line.split_once(' ') {
         // The builder checks all but this, for which it panics.

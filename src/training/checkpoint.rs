@@ -14,7 +14,7 @@ use super::{
     data::Sample,
     lora::parameters,
 };
-use crate::{AdapterFile, Error, Result};
+use crate::{AdapterFile, Error, Result, files};
 
 const STATE: &str = "training.json";
 const NUMBERS: &str = "training.safetensors";
@@ -142,7 +142,7 @@ fn found(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|error| Error::model(path, error.to_string()))
+    files::read_limited(path, u64::MAX)
 }
 
 /// Writes a file and waits until it is on the disk.

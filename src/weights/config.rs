@@ -1,52 +1,79 @@
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use super::json;
+use crate::{Error, Result, files};
 
 /// A model's configuration under the keys of Hugging Face's `config.json`, whatever file it comes
 /// from. Getters name file, key and value in their errors.
+///
+/// Copies share what the file says.
 #[derive(Debug, Clone)]
 pub struct Config {
     path: PathBuf,
     prefix: String,
-    values: Map<String, Value>,
+    file: Arc<Map<String, Value>>,
+    /// The keys of the objects in the file that this one is in, outermost first.
+    inside: Vec<String>,
+    /// What is looked at first; `None` for what is taken away.
+    changes: BTreeMap<String, Option<Arc<Value>>>,
 }
 
 impl Config {
     pub fn new(path: impl Into<PathBuf>, values: Map<String, Value>) -> Self {
-        Self { path: path.into(), prefix: String::new(), values }
+        let (prefix, inside, changes) = (String::new(), Vec::new(), BTreeMap::new());
+        Self { path: path.into(), prefix, file: Arc::new(values), inside, changes }
     }
 
     /// Reads a JSON object from a file.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|error| Error::model_because(path, "cannot be read", error))?;
-        let values = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::model_because(path, "is not a JSON object", error))?;
-        Ok(Self::new(path, values))
+        Ok(Self::new(path, json::read(path)?))
     }
 
     /// Reads a JSON object from a file if the file is there.
     pub fn read_if_there(path: &Path) -> Result<Option<Self>> {
-        if path.exists() { Self::read(path).map(Some) } else { Ok(None) }
+        if files::exists(path) { Self::read(path).map(Some) } else { Ok(None) }
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// What the file says.
+    fn stored(&self) -> Option<&Map<String, Value>> {
+        self.inside.iter().try_fold(&*self.file, |object, key| object.get(key)?.as_object())
+    }
+
+    /// The value of a key, or null if it says so.
+    fn any(&self, key: &str) -> Option<&Value> {
+        match self.changes.get(key) {
+            Some(change) => change.as_deref(),
+            None => self.stored()?.get(key),
+        }
     }
 
     /// With these values for keys that are not mentioned.
     #[must_use]
     pub fn or(&self, defaults: Value) -> Self {
         let mut this = self.clone();
-        let Value::Object(defaults) = defaults else { return this };
-        this.fill(defaults);
+        if let Value::Object(defaults) = defaults {
+            defaults.into_iter().for_each(|(key, value)| this.fill(key, value));
+        }
         this
     }
 
-    fn fill(&mut self, defaults: Map<String, Value>) {
-        for (key, value) in defaults {
-            self.values.entry(key).or_insert(value);
+    /// With the values of another one for keys that are not mentioned.
+    #[must_use]
+    pub fn or_of(&self, other: &Self) -> Self {
+        let mut this = self.clone();
+        other.entries().for_each(|(key, value)| this.fill(key.clone(), value.clone()));
+        this
+    }
+
+    fn fill(&mut self, key: String, value: Value) {
+        if self.any(&key).is_none() {
+            self.changes.insert(key, Some(Arc::new(value)));
         }
     }
 
@@ -55,8 +82,16 @@ impl Config {
     pub fn with(&self, values: Value) -> Self {
         let mut this = self.clone();
         if let Value::Object(values) = values {
-            this.values.extend(values);
+            this.changes.extend(values.into_iter().map(|(key, value)| (key, Some(Arc::new(value)))));
         }
+        this
+    }
+
+    /// As if these keys were not mentioned.
+    #[must_use]
+    pub fn without(&self, keys: &[&str]) -> Self {
+        let mut this = self.clone();
+        this.changes.extend(keys.iter().map(|key| ((*key).to_owned(), None)));
         this
     }
 
@@ -66,7 +101,7 @@ impl Config {
         let mut this = self.clone();
         for (key, usual) in pairs {
             if let Some(value) = self.get(key) {
-                this.values.insert((*usual).to_owned(), value.clone());
+                this.changes.insert((*usual).to_owned(), Some(Arc::new(value.clone())));
             }
         }
         this
@@ -89,21 +124,23 @@ impl Config {
 
     /// The value of a key; null counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.values.get(key).filter(|value| !value.is_null())
+        self.any(key).filter(|value| !value.is_null())
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.values.keys().map(String::as_str)
+        self.entries().map(|(key, _)| key.as_str())
     }
 
     /// All keys and their values.
     pub fn entries(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.values.iter()
+        let stored = self.stored().into_iter().flatten().filter(|(key, _)| !self.changes.contains_key(*key));
+        stored.chain(self.changes.iter().filter_map(|(key, value)| Some((key, value.as_deref()?))))
     }
 
     /// An error about the value of `key`.
     pub fn bad(&self, key: &str, why: &str) -> Error {
-        let value = self.values.get(key).unwrap_or(&Value::Null).to_string();
+        let value = self.any(key).unwrap_or(&Value::Null);
+        let value = json::special_float(value).map_or_else(|| value.to_string(), |number| number.to_string());
         let shown: String = value.chars().take(80).collect();
         Error::model(&self.path, format!("{}{key} = {shown}: {why}", self.prefix))
     }
@@ -128,7 +165,7 @@ impl Config {
 
     pub fn opt_f64(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let number = value.as_f64().filter(|n| n.is_finite());
+        let number = value.as_f64().or_else(|| json::special_float(value)).filter(|n| n.is_finite());
         number.map(Some).ok_or_else(|| self.bad(key, "not a finite number"))
     }
 
@@ -174,7 +211,40 @@ impl Config {
     /// The object under `key`, with its own errors named by both keys.
     pub fn opt_object(&self, key: &str) -> Result<Option<Config>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let values = value.as_object().ok_or_else(|| self.bad(key, "not an object"))?.clone();
-        Ok(Some(Config { path: self.path.clone(), prefix: format!("{}{key}.", self.prefix), values }))
+        let values = value.as_object().ok_or_else(|| self.bad(key, "not an object"))?;
+        let prefix = format!("{}{key}.", self.prefix);
+        if self.changes.contains_key(key) {
+            return Ok(Some(Config { prefix, ..Self::new(&self.path, values.clone()) }));
+        }
+        let inside = self.inside.iter().map(String::as_str).chain([key]).map(str::to_owned).collect();
+        let (path, file, changes) = (self.path.clone(), self.file.clone(), BTreeMap::new());
+        Ok(Some(Config { path, prefix, file, inside, changes }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn changes_do_not_copy_what_the_file_says() {
+        let Value::Object(values) = json!({"a": 1, "none": null, "inner": {"b": 2, "deep": {"c": 3}}}) else {
+            unreachable!()
+        };
+        let file = Config::new("config.json", values);
+        let changed = file.or(json!({"a": 7, "none": 7, "new": {"d": 4}})).renamed(&[("a", "e")]).without(&["inner"]);
+        assert!(Arc::ptr_eq(&file.file, &changed.file));
+        assert_eq!(changed.get("a"), Some(&json!(1)), "defaults are for what is not mentioned");
+        assert_eq!((changed.get("none"), changed.get("inner")), (None, None));
+        assert_eq!(changed.or(json!({"inner": 5})).size("inner").unwrap(), 5);
+        assert_eq!(changed.size("e").unwrap(), 1);
+        assert_eq!(changed.opt_object("new").unwrap().unwrap().size("d").unwrap(), 4);
+        let deep = file.opt_object("inner").unwrap().unwrap().opt_object("deep").unwrap().unwrap();
+        assert!(Arc::ptr_eq(&file.file, &deep.file));
+        assert_eq!(deep.size("c").unwrap(), 3);
+        assert_eq!(deep.bad("c", "odd").to_string(), "config.json: inner.deep.c = 3: odd");
+        assert_eq!(changed.keys().collect::<Vec<_>>(), ["a", "none", "e", "new"]);
     }
 }

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use candle_core::{
     DType, Device, Tensor,
@@ -7,7 +7,7 @@ use candle_core::{
 
 use super::{
     Encoding, StoredMatrix,
-    stored::{Bytes, Rows, bands, to_tensor},
+    stored::{Bytes, Rows, bands, to_tensor, unless_failed},
 };
 use crate::{
     Error, Result,
@@ -33,12 +33,11 @@ impl Matrix {
         match stored {
             StoredMatrix::Rows(rows) => Self::of_rows(&rows, dtype, device),
             StoredMatrix::Mlx(matrix) => {
-                let band = |rows| matrix.take(rows);
-                let parts = bands(matrix.rows, matrix.row_len(), band, |rows| matrix.release(rows));
+                let parts = bands(matrix.rows, matrix.row_len(), |rows, _| matrix.take(rows));
                 Self::of_affine([matrix.rows, matrix.columns], parts, true, dtype, device)
             }
             StoredMatrix::Affine(affine) => {
-                Self::of_affine([affine.rows, affine.columns], [affine].into_iter(), true, dtype, device)
+                Self::of_affine([affine.rows, affine.columns], [Ok(affine)].into_iter(), true, dtype, device)
             }
         }
     }
@@ -49,24 +48,26 @@ impl Matrix {
             Encoding::Dense(kind) => {
                 if let (true, Some(kind)) = (device.is_cpu(), ElementType::of(kind)) {
                     let bands = stored.bands(|bytes, rows| DenseMatrix::new(kind, bytes, rows, columns));
-                    let panels = DenseMatrix::of_bands(rows, bands).ok_or_else(no_rows)?;
-                    return Ok(Self::Panels(Arc::new(panels)));
+                    let panels = unless_failed(bands, |bands| DenseMatrix::of_bands(rows, bands))?;
+                    return Ok(Self::Panels(Arc::new(panels.ok_or_else(no_rows)?)));
                 }
-                Ok(Self::Dense(to_tensor(&stored.bytes, kind, &[rows, columns])?.to_dtype(dtype)?.to_device(device)?))
+                Ok(Self::Dense(
+                    to_tensor(&stored.bytes.read()?, kind, &[rows, columns])?.to_dtype(dtype)?.to_device(device)?,
+                ))
             }
             Encoding::Ggml(kind) => {
                 let pack = |bytes: &[u8], rows| QuantMatrix::from_ggml(kind, bytes, rows, columns, precise);
                 if device.is_cpu() {
-                    let packed = QuantMatrix::of_bands(rows, stored.bands(pack)).ok_or_else(no_rows)?;
-                    return Ok(Self::Packed(Arc::new(packed)));
+                    let packed = unless_failed(stored.bands(pack), |bands| QuantMatrix::of_bands(rows, bands))?;
+                    return Ok(Self::Packed(Arc::new(packed.ok_or_else(no_rows)?)));
                 }
                 match kind.candle() {
                     Some(kind) => {
-                        let storage = QStorage::from_data(Cow::Borrowed(&stored.bytes), device, kind)?;
+                        let storage = QStorage::from_data(stored.bytes.read()?, device, kind)?;
                         Ok(Self::Quantized(Arc::new(QTensor::new(storage, (rows, columns))?)))
                     }
                     None => {
-                        let matrix = pack(&stored.bytes, rows);
+                        let matrix = pack(&stored.bytes.read()?, rows);
                         let weights: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
                         dense(weights, [rows, columns], dtype, device)
                     }
@@ -78,17 +79,19 @@ impl Matrix {
     /// Takes over bands of a matrix of this shape. If `precise`, products keep 16 bits of the activations.
     fn of_affine(
         shape: [usize; 2],
-        bands: impl Iterator<Item = Affine>,
+        bands: impl Iterator<Item = Result<Affine>>,
         precise: bool,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let mut bands = bands.peekable();
-        if device.is_cpu() && bands.peek().is_some_and(QuantMatrix::takes) {
-            let packed = bands.map(|band| QuantMatrix::from_affine(&band, precise));
-            return Ok(Self::Packed(Arc::new(QuantMatrix::of_bands(shape[0], packed).ok_or_else(no_rows)?)));
-        }
-        dense(bands.flat_map(|band| band.to_f32()).collect(), shape, dtype, device)
+        unless_failed(bands, |bands| {
+            let mut bands = bands.peekable();
+            if device.is_cpu() && bands.peek().is_some_and(QuantMatrix::takes) {
+                let packed = bands.map(|band| QuantMatrix::from_affine(&band, precise));
+                return Ok(Self::Packed(Arc::new(QuantMatrix::of_bands(shape[0], packed).ok_or_else(no_rows)?)));
+            }
+            dense(bands.flat_map(|band| band.to_f32()).collect(), shape, dtype, device)
+        })?
     }
 
     /// Quantises to `bits` on the way, 4 or 8, if the matrix is not quantised yet and can be cut into blocks.

@@ -1,9 +1,13 @@
-use std::ops::Range;
-
 use candle_core::DType;
 
-use super::{Encoding, StoredTensor};
-use crate::kernels::{affine::Affine, panels::ElementType};
+use super::{
+    Encoding, StoredTensor,
+    stored::{Bytes, gather},
+};
+use crate::{
+    Result,
+    kernels::{affine::Affine, panels::ElementType},
+};
 
 /// A matrix as MLX quantises it: codes of a row in a stream of bits, the lowest first, with a scale and a bias for each
 /// group.
@@ -49,34 +53,25 @@ impl<'a> MlxMatrix<'a> {
     }
 
     /// These rows, in this order.
-    pub fn take(&self, rows: impl ExactSizeIterator<Item = usize> + Clone) -> Affine {
-        let codes = |row: usize| {
-            let bytes = &self.words.bytes[row * self.row_len()..][..self.row_len()];
+    pub fn take(&self, rows: impl ExactSizeIterator<Item = usize> + Clone) -> Result<Affine> {
+        let codes = |bytes: &[u8]| {
             let words: Vec<u32> = bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
             unpacked(&words, self.bits)
         };
-        let factors = |of: &Factors<'_>| {
-            let row_len = of.tensor.bytes.len() / self.rows;
-            rows.clone().flat_map(|row| of.kind.read(&of.tensor.bytes[row * row_len..][..row_len])).collect()
+        let read = |tensor: &StoredTensor<'_>| {
+            gather(&Bytes::File(tensor.bytes), tensor.bytes.len() / self.rows, rows.clone())
         };
-        Affine {
+        let factors = |of: &Factors<'_>| Ok::<_, crate::Error>(of.kind.read(&read(&of.tensor)?));
+        Ok(Affine {
             rows: rows.len(),
             columns: self.columns,
             bits: self.bits as u32,
             group: self.group,
-            codes: rows.clone().flat_map(codes).collect(),
-            scales: factors(&self.scales),
-            offsets: factors(&self.biases),
+            codes: read(&self.words)?.chunks_exact(self.row_len()).flat_map(codes).collect(),
+            scales: factors(&self.scales)?,
+            offsets: factors(&self.biases)?,
             order: None,
-        }
-    }
-
-    /// Gives back what memory of these rows the system holds.
-    pub fn release(&self, rows: Range<usize>) {
-        for tensor in [&self.words, &self.scales.tensor, &self.biases.tensor] {
-            let row_len = tensor.bytes.len() / self.rows;
-            tensor.bytes.release(rows.start * row_len..rows.end * row_len);
-        }
+        })
     }
 }
 

@@ -1,13 +1,15 @@
-//! Where tensors come from: files, mapped and checked.
+//! Where tensors come from: files, checked and read piece by piece.
 
 mod adapter;
 mod config;
+mod formats;
 pub mod gguf;
+mod json;
 mod matrix;
 mod mlx;
-mod mmap;
 mod packed;
 mod safetensors;
+mod source;
 mod stored;
 
 use std::path::{Path, PathBuf};
@@ -18,13 +20,15 @@ pub use adapter::{AdapterFile, LoraTensors};
 pub use config::Config;
 use gguf::GgufFile;
 pub use matrix::Matrix;
-use mmap::Mapped;
 use packed::Module;
-pub use safetensors::{INDEX_FILE, RawTensor, SafetensorsDir, weight_files};
+pub use safetensors::{INDEX_FILE, RawTensor, SafetensorsDir, WeightFiles};
+use source::FileBytes;
 pub use stored::StoredMatrix;
 use stored::{Bytes, Rows, to_f32};
 
-use crate::{Error, Result, kernels::ggml::GgmlType};
+pub use formats::no_tokenizer;
+
+use crate::{Error, Result, files, kernels::ggml::GgmlType};
 
 /// A model's files: its configuration under Hugging Face's names, and its tensors.
 pub struct Checkpoint {
@@ -40,13 +44,13 @@ pub enum Store {
     Gguf(GgufFile),
 }
 
-/// A tensor inside a mapped file.
+/// A tensor in a file.
 pub struct StoredTensor<'a> {
     pub path: &'a Path,
     pub encoding: Encoding,
     /// Outermost dimension first.
     pub shape: &'a [usize],
-    pub bytes: Mapped<'a>,
+    pub bytes: FileBytes<'a>,
 }
 
 /// How the numbers of a tensor are stored.
@@ -61,9 +65,15 @@ impl Checkpoint {
     /// Opens a Hugging Face directory or a GGUF file.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
-            let config = Config::read(&path.join("config.json"))?;
-            let store = Store::Safetensors(SafetensorsDir::open(path)?);
-            Ok(Self { path: path.to_owned(), config, store })
+            let config = path.join("config.json");
+            if !files::exists(&config)
+                && let Some(error) = formats::no_config(path)
+            {
+                return Err(error);
+            }
+            let (config, dir) = (Config::read(&config)?, SafetensorsDir::open(path)?);
+            formats::check(&config, &dir)?;
+            Ok(Self { path: path.to_owned(), config, store: Store::Safetensors(dir) })
         } else {
             let file = GgufFile::open(path)?;
             let config = gguf::config(&file)?;
@@ -91,15 +101,33 @@ impl Checkpoint {
         }
     }
 
-    /// Gives back what memory of a weight the system holds, once all of it has been read.
-    pub fn release(&self, name: &str) {
-        match &self.store {
-            Store::Safetensors(dir) => {
-                dir.release(name);
-                packed_names(name).for_each(|name| dir.release(&name));
-            }
-            Store::Gguf(file) => file.release(name),
+    /// The names of all tensors of a directory.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let dir = match &self.store {
+            Store::Safetensors(dir) => Some(dir),
+            Store::Gguf(_) => None,
+        };
+        dir.into_iter().flat_map(SafetensorsDir::names)
+    }
+
+    /// Whether two tensors hold the same in the same form.
+    pub fn is_same(&self, one: &str, other: &str) -> Result<bool> {
+        const PART: usize = 1 << 20;
+        let (one, other) = (self.tensor(one)?, self.tensor(other)?);
+        if one.shape != other.shape || one.encoding != other.encoding {
+            return Ok(false);
         }
+        let len = one.bytes.len();
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for start in (0..len).step_by(PART) {
+            let part = start..len.min(start + PART);
+            one.bytes.read_part(part.clone(), &mut ours)?;
+            other.bytes.read_part(part, &mut theirs)?;
+            if ours != theirs {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// A tensor, whatever its shape.
@@ -134,7 +162,7 @@ impl Checkpoint {
             // The tensor has whole blocks along another dimension.
             return Err(shape_error(name, &tensor, shape));
         }
-        let (encoding, bytes) = (tensor.encoding, Bytes::Mapped(tensor.bytes));
+        let (encoding, bytes) = (tensor.encoding, Bytes::File(tensor.bytes));
         Ok(StoredMatrix::Rows(Rows { rows, columns, encoding, bytes, precise: false }))
     }
 
@@ -153,7 +181,7 @@ impl StoredTensor<'_> {
     fn numbers(&self, name: &str) -> Result<Vec<f32>> {
         self.check_numbers(name)?;
         match self.encoding {
-            Encoding::Dense(dtype) => to_f32(&self.bytes, dtype),
+            Encoding::Dense(dtype) => to_f32(&self.bytes.read()?, dtype),
             Encoding::Ggml(kind) => {
                 Err(Error::model(self.path, format!("tensor {name} has type {kind:?}; a vector must not")))
             }

@@ -86,7 +86,7 @@ impl<'a> Module<'a> {
         if !whole || !fits {
             return Err(self.bad_shape(parameter, &tensor));
         }
-        Ok(tensor.bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
+        Ok(tensor.bytes.read()?.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
     }
 
     /// Numbers, as many as these, in whichever shape.
@@ -135,7 +135,7 @@ impl<'a> Module<'a> {
         let mut bytes = vec![0; codes.len() + scales.len()];
         let blocks = bytes.as_chunks_mut::<17>().0.iter_mut().zip(codes.as_chunks::<16>().0);
         for (([to, pairs @ ..], from), scale) in blocks.zip(scales) {
-            *to = *scale;
+            *to = scale;
             let (first, last) = from.split_at(8);
             for (pair, (first, last)) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(first.iter().zip(last)) {
                 *pair = [first & 15 | last << 4, first >> 4 | last & 0xf0];
@@ -145,11 +145,11 @@ impl<'a> Module<'a> {
     }
 
     /// The bytes of a tensor of whole numbers, as many for each row.
-    fn bytes(&self, name: &str, per_row: usize) -> Result<&'a [u8]> {
+    fn bytes(&self, name: &str, per_row: usize) -> Result<Vec<u8>> {
         let tensor = self.checkpoint.tensor(name)?;
         let whole = matches!(tensor.encoding, Encoding::Dense(DType::U8 | DType::U32));
         match whole && self.rows.checked_mul(per_row) == Some(tensor.bytes.len()) {
-            true => Ok(tensor.bytes.bytes()),
+            true => tensor.bytes.read(),
             false => Err(self.bad_tensor(name, &tensor)),
         }
     }
@@ -287,7 +287,7 @@ impl<'a> Module<'a> {
         let across = columns.div_ceil(wide);
         let scales = self.numbers(key, rows.div_ceil(high) * across)?;
         let mut bytes = Vec::with_capacity(2 * weight.bytes.len());
-        for (at, byte) in weight.bytes.iter().enumerate() {
+        for (at, byte) in weight.bytes.read()?.iter().enumerate() {
             let (row, column) = (at / columns, at % columns);
             let scaled = e4m3(*byte) * scales[row / high * across + column / wide];
             bytes.extend(f16::from_f32(scaled).to_le_bytes());

@@ -1,26 +1,34 @@
+//! The `*.safetensors` files of a directory.
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
 use candle_core::DType;
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, tensor::Metadata};
 
 use super::{
     Encoding, StoredTensor,
     config::Config,
-    mmap::{self, Mapped},
+    formats,
+    source::{FileBytes, WeightFile},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Where a directory tells which file holds which tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
+/// The file of a model that is in one.
+const SINGLE_FILE: &str = "model.safetensors";
+/// The most bytes of a header, as everywhere.
+const MAX_HEADER: u64 = 100_000_000;
 
-/// The memory-mapped `*.safetensors` files of a directory.
+/// The open `*.safetensors` files of a directory.
 pub struct SafetensorsDir {
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<WeightFile>,
     tensors: BTreeMap<String, Entry>,
+    /// Tensors that an index puts into files that are not there, and those files.
+    absent: BTreeMap<String, String>,
 }
 
 /// A tensor as the file has it.
@@ -28,7 +36,7 @@ pub struct RawTensor<'a> {
     pub path: &'a Path,
     pub dtype: Dtype,
     pub shape: &'a [usize],
-    pub bytes: Mapped<'a>,
+    pub bytes: FileBytes<'a>,
 }
 
 struct Entry {
@@ -41,25 +49,26 @@ struct Entry {
 
 impl SafetensorsDir {
     pub fn open(dir: &Path) -> Result<Self> {
-        Self::of(weight_files(dir)?)
+        let WeightFiles { paths, absent } = WeightFiles::find(dir)?;
+        Self::of(paths, absent)
     }
 
     /// That of one file only.
     pub fn of_file(path: PathBuf) -> Result<Self> {
-        Self::of(vec![path])
+        Self::of(vec![path], BTreeMap::new())
     }
 
-    fn of(paths: Vec<PathBuf>) -> Result<Self> {
-        let mut this = Self { files: Vec::new(), tensors: BTreeMap::new() };
+    fn of(paths: Vec<PathBuf>, absent: BTreeMap<String, String>) -> Result<Self> {
+        let mut this = Self { files: Vec::new(), tensors: BTreeMap::new(), absent };
         for path in paths {
-            this.add(path)?;
+            this.add(&path)?;
         }
         Ok(this)
     }
 
     /// The first file.
     pub fn path(&self) -> &Path {
-        &self.files[0].0
+        self.files[0].path()
     }
 
     /// The names of all tensors, in order.
@@ -67,24 +76,21 @@ impl SafetensorsDir {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Reads a file's header, which the `safetensors` crate checks against the file's length.
-    fn add(&mut self, path: PathBuf) -> Result<()> {
-        let map = mmap::map(&path)?;
-        let (header_len, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|error| Error::model_because(&path, "is not a safetensors file", error))?;
-        let data = header_len + size_of::<u64>();
+    /// The names of all tensors with their types and shapes.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, Dtype, &[usize])> {
+        self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.dtype, &*entry.shape))
+    }
+
+    /// Reads a file's header. Of a tensor that is in several files the last one counts, as in transformers.
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let file = WeightFile::open(path)?;
+        let (data, metadata) = read_header(&file)?;
         for (name, info) in metadata.tensors() {
             let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
-            if end > map.len() {
-                let reason = format!("tensor {name} ends at byte {end}, the file at {}", map.len());
-                return Err(Error::model(path, reason));
-            }
             let entry = Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), start, end };
-            if self.tensors.insert(name.clone(), entry).is_some() {
-                return Err(Error::model(path, format!("tensor {name} is in another file, too")));
-            }
+            self.tensors.insert(name.clone(), entry);
         }
-        self.files.push((path, map));
+        self.files.push(file);
         Ok(())
     }
 
@@ -92,20 +98,23 @@ impl SafetensorsDir {
         self.tensors.contains_key(name)
     }
 
-    /// Gives the memory of a tensor back.
-    pub fn release(&self, name: &str) {
-        if let Some(entry) = self.tensors.get(name) {
-            Mapped::new(&self.files[entry.file].1, entry.start..entry.end).release(0..entry.end - entry.start);
-        }
+    /// A tensor that an index names and no file holds, and the file that it should be in.
+    pub fn first_absent(&self) -> Option<(&str, &str)> {
+        let mut absent = self.absent.iter().filter(|(name, _)| !self.contains(name));
+        absent.next().map(|(name, file)| (name.as_str(), file.as_str()))
     }
 
     /// The tensor of this name in whichever type, or an error naming the file it is not in.
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
         let Some(entry) = self.tensors.get(name) else {
-            return Err(Error::model(self.path(), format!("tensor {name} is missing")));
+            return Err(match self.absent.get(name) {
+                Some(file) => absent_file(&self.path().with_file_name(file), name),
+                None => Error::model(self.path(), format!("tensor {name} is missing")),
+            });
         };
-        let (path, map) = &self.files[entry.file];
-        Ok(RawTensor { path, dtype: entry.dtype, shape: &entry.shape, bytes: Mapped::new(map, entry.start..entry.end) })
+        let file = &self.files[entry.file];
+        let bytes = file.bytes(entry.start..entry.end);
+        Ok(RawTensor { path: file.path(), dtype: entry.dtype, shape: &entry.shape, bytes })
     }
 
     /// The tensor of this name.
@@ -128,40 +137,114 @@ impl SafetensorsDir {
     }
 }
 
-/// The files that hold a directory's weights: those of the index, else `model.safetensors`, else
-/// all that there are.
-pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    if let Some(index) = Config::read_if_there(&dir.join(INDEX_FILE))? {
-        return indexed_files(dir, &index);
+/// Where the first tensor begins, and all of them, checked against each other and the file's length.
+fn read_header(file: &WeightFile) -> Result<(usize, Metadata)> {
+    const LEN: usize = size_of::<u64>();
+    let bad = |why: &str| Error::model(file.path(), format!("is not a safetensors file: {why}"));
+    if file.len() < LEN {
+        return Err(bad(&format!("it has {} bytes", file.len())));
     }
-    let single = dir.join("model.safetensors");
-    if single.exists() {
-        return Ok(vec![single]);
+    let len = u64::from_le_bytes(file.bytes(0..LEN).read()?.try_into().unwrap_or_default());
+    if len > MAX_HEADER || len > (file.len() - LEN) as u64 {
+        return Err(bad(&format!("its header has {len} bytes, and the file {}", file.len())));
     }
+    let data = LEN + len as usize;
+    let header: Metadata = serde_json::from_slice(&file.bytes(LEN..data).read()?)
+        .map_err(|error| Error::model_because(file.path(), "is not a safetensors file", error))?;
+    match header.data_len().checked_add(data) {
+        Some(end) if end == file.len() => Ok((data, header)),
+        _ => {
+            Err(bad(&format!("it has {} bytes, and {} of tensors from byte {data} on", file.len(), header.data_len())))
+        }
+    }
+}
+
+/// The files that hold a directory's weights.
+pub struct WeightFiles {
+    pub paths: Vec<PathBuf>,
+    /// Tensors that an index puts into files that are not there, and those files.
+    pub absent: BTreeMap<String, String>,
+}
+
+impl WeightFiles {
+    /// `model.safetensors`, unless an index names it with others; else those of the index that are there; else all that
+    /// there are. Where an index is incomplete, what else there is comes first: of two tensors the last one counts.
+    pub fn find(dir: &Path) -> Result<Self> {
+        let index = dir.join(INDEX_FILE);
+        let indexed = read_index(&index)?;
+        let single = dir.join(SINGLE_FILE);
+        // transformers does not look at an index beside it either.
+        if files::exists(&single) && !matches!(&indexed, Some(Ok(map)) if map.values().any(|file| file == SINGLE_FILE))
+        {
+            if indexed.is_some() {
+                tracing::warn!(path = %index.display(), "an index beside {SINGLE_FILE} is not heeded");
+            }
+            return Ok(Self { paths: vec![single], absent: BTreeMap::new() });
+        }
+        let indexed = indexed.transpose()?.unwrap_or_default();
+        let is_there: BTreeMap<&str, bool> =
+            indexed.values().map(|file| (file.as_str(), files::exists(&dir.join(file)))).collect();
+        let complete = !indexed.is_empty() && is_there.values().all(|there| *there);
+        let others = if complete { Vec::new() } else { all_weights(dir)? };
+        let others = others.into_iter().filter(|name| !is_there.contains_key(name.as_str()));
+        let named = is_there.iter().filter(|(_, there)| **there).map(|(name, _)| (*name).to_owned());
+        let paths: Vec<_> = others.chain(named).map(|name| dir.join(name)).collect();
+        let absent: BTreeMap<_, _> = indexed.iter().filter(|(_, file)| !is_there[file.as_str()]).collect();
+        match (paths.is_empty(), absent.first_key_value()) {
+            (true, Some((name, file))) => Err(absent_file(&dir.join(file), name)),
+            (true, None) => Err(formats::no_weights(dir)),
+            _ => Ok(Self {
+                paths,
+                absent: absent.into_iter().map(|(name, file)| (name.clone(), file.clone())).collect(),
+            }),
+        }
+    }
+}
+
+fn absent_file(path: &Path, tensor: &str) -> Error {
+    Error::model(path, format!("there is no such file; {INDEX_FILE} says that it holds tensor {tensor}"))
+}
+
+/// The names of all files of weights in a directory, in order.
+fn all_weights(dir: &Path) -> Result<Vec<String>> {
     let entries = dir.read_dir().map_err(|error| Error::model_because(dir, "cannot be listed", error))?;
-    let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| is_weights(p)).collect();
-    files.sort();
-    if files.is_empty() { Err(Error::model(dir, "holds no *.safetensors file")) } else { Ok(files) }
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter(|name| is_weights(name)).collect();
+    names.sort();
+    Ok(names)
 }
 
 /// Whether a file holds weights of its own: not an adapter, not a second copy in Mistral's layout.
-fn is_weights(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.starts_with("adapter") && !name.starts_with("consolidated")
 }
 
-fn indexed_files(dir: &Path, index: &Config) -> Result<Vec<PathBuf>> {
-    let names = index.get("weight_map").and_then(|map| map.as_object());
-    let names = names.ok_or_else(|| index.bad("weight_map", "not an object"))?;
-    let names: Option<BTreeSet<&str>> = names.values().map(|name| name.as_str()).collect();
-    let names = names.ok_or_else(|| index.bad("weight_map", "not an object of strings"))?;
-    if names.is_empty() {
+/// The file that an index names for each tensor, if there is an index.
+///
+/// # Errors
+/// If it is no regular file or names others than those of its directory. What else is wrong with it matters only if it is
+/// needed.
+fn read_index(path: &Path) -> Result<Option<Result<BTreeMap<String, String>>>> {
+    if !files::exists(path) {
+        return Ok(None);
+    }
+    files::open(path)?;
+    let map = weight_map(path);
+    let mut names = map.iter().flatten().map(|(_, file)| file);
+    match names.find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
+        Some(name) => Err(Error::model(path, format!("weight_map: {name:?} is not a file of this directory"))),
+        None => Ok(Some(map)),
+    }
+}
+
+fn weight_map(path: &Path) -> Result<BTreeMap<String, String>> {
+    let index = Config::read(path)?;
+    let map = index.get("weight_map").and_then(|map| map.as_object());
+    let map = map.ok_or_else(|| index.bad("weight_map", "not an object"))?;
+    if map.is_empty() {
         return Err(index.bad("weight_map", "names no file"));
     }
-    for name in &names {
-        if Path::new(name).file_name() != Some(name.as_ref()) {
-            return Err(Error::model(index.path(), format!("weight_map: {name:?} is not a file of this directory")));
-        }
-    }
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+    let entry = |(tensor, file): (&String, &serde_json::Value)| Some((tensor.clone(), file.as_str()?.to_owned()));
+    let entries: Option<_> = map.iter().map(entry).collect();
+    entries.ok_or_else(|| index.bad("weight_map", "not an object of strings"))
 }

@@ -23,6 +23,7 @@ mod serving;
 mod smollm2;
 mod templates;
 mod training;
+mod trust;
 
 use std::{
     path::PathBuf,

@@ -11,6 +11,7 @@ use crate::{
     backend::{cache_plan::CachePlan, local::LocalModel},
     decoder::{self, Decoder, Placement, Spec},
     engine::{Aside, Engine, Options},
+    files,
     kernels::stored::StoredType,
     memory,
     text::{
@@ -20,12 +21,12 @@ use crate::{
         lenient::heeded,
         vocabulary,
     },
-    weights::{Checkpoint, Config, Store, gguf::Metadata},
+    weights::{Checkpoint, Config, Store, gguf::Metadata, no_tokenizer},
 };
 
 /// Loads the model at `path` and starts its engine.
 pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalModel> {
-    if !path.exists() {
+    if !files::exists(path) {
         return Err(Error::model(path, "there is no such file or directory"));
     }
     let isa = config.isa()?;
@@ -188,14 +189,16 @@ fn directory_text(checkpoint: &Checkpoint, vocab_size: usize) -> Result<TextPart
     let dir = &checkpoint.path;
     let mut config = added_tokens::config(dir)?;
     let path = dir.join("tokenizer.json");
-    let tokenizer = if !path.exists() && vocabulary::is_there(dir) {
+    let tokenizer = if files::exists(&path) {
+        let known = config.clone().unwrap_or_else(|| Config::new(dir.join("tokenizer_config.json"), Map::new()));
+        Tokenizer::read(&path, AddedTokens::read(dir, &known)?.below(vocab_size))?
+    } else if vocabulary::is_there(dir) {
         let known = vocabulary::config(dir, config);
         let tokenizer = vocabulary::tokenizer(dir, &known)?;
         config = Some(known);
         tokenizer
     } else {
-        let known = config.clone().unwrap_or_else(|| Config::new(dir.join("tokenizer_config.json"), Map::new()));
-        Tokenizer::read(&path, AddedTokens::read(dir, &known)?.below(vocab_size))?
+        return Err(no_tokenizer(dir));
     };
     let eos_token = special_token(config.as_ref(), "eos_token");
     let generation = Config::read_if_there(&dir.join("generation_config.json"))?;
@@ -258,11 +261,10 @@ fn directory_template(dir: &Path, config: Option<&Config>) -> Result<Option<Temp
 }
 
 fn template_file(path: PathBuf) -> Result<Option<String>> {
-    if !path.exists() {
+    if !files::exists(&path) {
         return Ok(None);
     }
-    let source = std::fs::read_to_string(&path);
-    source.map(Some).map_err(|error| Error::model_because(path, "cannot be read", error))
+    files::read_text(&path, files::MAX_TEMPLATE).map(Some)
 }
 
 /// A template, or of several by name the ones called "default" and "tool_use".

@@ -6,9 +6,7 @@ use crate::{
     decoder::{
         Spec,
         layout::Layout,
-        spec::{
-            AttentionSpec, DenseSpec, ExpertsSpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, Order, RopeScaling, RopeSpec,
-        },
+        spec::{AttentionSpec, DenseSpec, ExpertsSpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, Order, RopeSpec},
     },
     kernels::rows::{Activation, Pairs},
     weights::Config,
@@ -21,10 +19,8 @@ const MAX_LAYERS: usize = 4096;
 /// Llama's has. Where it names no `head_dim`, heads share the hidden size.
 pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
     let mut spec = without_rope(config, architecture)?;
-    let rope = rope::spec(config, "full_attention", spec.max_positions, spec.attention.head_dim)?;
-    if let RopeScaling::Dynamic { factor, original_positions } = rope.scaling {
-        spec.max_positions = (original_positions as f64 * factor.max(1.0)) as usize;
-    }
+    let rope = rope::spec(config, rope::FULL, spec.max_positions, spec.attention.head_dim)?;
+    spec.max_positions = rope::context(config, &rope, spec.max_positions)?;
     spec.ropes.push(rope);
     spec.layers.iter_mut().for_each(|layer| layer.rope = Some(0));
     Ok(spec)

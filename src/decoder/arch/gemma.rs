@@ -49,8 +49,10 @@ pub fn gemma3(config: &Config) -> Result<Spec> {
     }));
     let mut spec = sandwich(config)?;
     spec.architecture = "gemma3";
+    // The factor of its scaling is in it already.
+    spec.max_positions = config.size("max_position_embeddings")?;
     spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
-    spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model.")];
+    spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model."), ("model.", "")];
     spec.layout.inside = text.as_ref().map(|_| spec.layout.prefixes[0]);
     let period = config.opt_usize("sliding_window_pattern")?.unwrap_or(6).max(1);
     let local = rope::local(config, spec.max_positions, spec.attention.head_dim)?;

@@ -1,6 +1,6 @@
 //! Hunyuan's dense models.
 
-use super::base;
+use super::{base, rope};
 use crate::{
     Result,
     decoder::{
@@ -14,8 +14,7 @@ use crate::{
 /// Queries and keys are normalised after their positions have turned them.
 pub fn hunyuan_v1_dense(config: &Config) -> Result<Spec> {
     let mut spec = base::spec(config, "hunyuan_v1_dense")?;
-    let key = if config.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
-    if let Some(scaling) = config.opt_object(key)?
+    if let Some(scaling) = rope::parameters(config, rope::FULL)?
         && let RopeScaling::Dynamic { .. } = spec.ropes[0].scaling
         && scaling.get("alpha").is_some()
     {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{base, experts};
+use super::{base, experts, rope};
 use crate::{
     Result,
     decoder::{
@@ -22,8 +22,7 @@ pub fn mistral(config: &Config) -> Result<Spec> {
 pub fn ministral3(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"head_dim": 128}));
     let mut spec = base::spec(config, "ministral3")?.slide(config, |_| true)?;
-    let key = if config.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
-    if let Some(rope) = config.opt_object(key)?
+    if let Some(rope) = rope::parameters(config, rope::FULL)?
         && let Some(beta) = rope.opt_f64("llama_4_scaling_beta")?
     {
         let place = if rope.get(ORIGINAL).is_some() { &rope } else { config };
@@ -42,7 +41,7 @@ pub fn mistral3(config: &Config) -> Result<Spec> {
         Some("ministral3") => ministral3(config)?,
         _ => mistral(&config.or(json!({"sliding_window": null, "head_dim": 128, "rope_theta": 1e9})))?,
     };
-    spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model.")];
+    spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model."), ("model.", "")];
     spec.layout.inside = text.as_ref().map(|_| spec.layout.prefixes[0]);
     Ok(spec)
 }

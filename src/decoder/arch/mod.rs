@@ -5,6 +5,7 @@ mod bloom;
 mod cohere;
 mod experts;
 mod falcon;
+mod fit;
 mod gemma;
 mod glm;
 mod gpt2;
@@ -23,8 +24,9 @@ mod rope;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod unread;
 
-use super::{Spec, layout::Layout};
+use super::Spec;
 use crate::{
     Error, Result,
     weights::{Checkpoint, Config, Store},
@@ -89,19 +91,31 @@ fn supported() -> Vec<String> {
 /// What a checkpoint's model is.
 pub fn spec(checkpoint: &Checkpoint) -> Result<Spec> {
     let config = &checkpoint.config;
-    let architecture = config.opt_str("model_type")?.ok_or_else(|| config.bad("model_type", "is missing"))?;
+    let architecture = model_type(config)?.ok_or_else(|| config.bad("model_type", "is missing"))?;
     let Some((_, read)) = ARCHITECTURES.iter().find(|(name, _)| *name == architecture) else {
-        return Err(Error::UnsupportedArchitecture { architecture: architecture.into(), supported: supported() });
+        return Err(Error::UnsupportedArchitecture { architecture, supported: supported() });
     };
-    let mut spec = read(config)?;
-    let is_there = |layout: &Layout| checkpoint.contains(&format!("{}.weight", layout.names.embedding));
-    let stored = match (&checkpoint.store, spec.layout.mlx) {
-        (Store::Gguf(_), _) => Some(Layout::gguf(&spec)),
-        (Store::Safetensors(_), Some(mlx)) if is_there(mlx) => Some(mlx.clone()),
-        (Store::Safetensors(_), _) => None,
+    let spec = match checkpoint.store {
+        Store::Safetensors(_) => read(&unread::without(config, &architecture))?,
+        Store::Gguf(_) => read(config)?,
     };
-    if let Some(layout) = stored {
-        spec.hub_layout = Some(std::mem::replace(&mut spec.layout, layout));
+    fit::to_checkpoint(spec, checkpoint)
+}
+
+/// The `model_type` of a configuration. Where it is left out, it is that of the class that `architectures` names first.
+pub fn model_type(config: &Config) -> Result<Option<String>> {
+    if let Some(name) = config.opt_str("model_type")? {
+        return Ok(Some(name.to_owned()));
     }
-    Ok(spec)
+    let Some(classes) = config.opt_strs("architectures")? else { return Ok(None) };
+    let Some(class) = classes.first() else { return Ok(None) };
+    let ends = ["For", "LMHead", "Model"].iter().filter_map(|end| class.rfind(end)).filter(|at| *at > 0);
+    let class = class[..ends.min().unwrap_or(class.len())].to_lowercase();
+    let plain = |name: &str| name.replace('_', "");
+    let known = ARCHITECTURES.iter().find(|(name, _)| plain(name) == plain(&class));
+    Ok(Some(match (known, class.as_str()) {
+        (Some((name, _)), _) => (*name).to_owned(),
+        (None, "hunyuandensev1") => "hunyuan_v1_dense".into(),
+        (None, _) => class,
+    }))
 }

@@ -8,25 +8,14 @@ use crate::{
 /// Reads `rope_parameters` as transformers 5 writes it, or `rope_theta` and `rope_scaling` as
 /// earlier versions did. `kind` is that of the layers it is for, where kinds differ.
 pub fn spec(config: &Config, kind: &str, max_positions: usize, head_dim: usize) -> Result<RopeSpec> {
-    let parameters = match config.opt_object("rope_parameters")? {
-        Some(parameters) => match parameters.opt_object(kind)? {
-            Some(parameters) => Some(parameters),
-            None => Some(parameters),
-        },
-        None => config.opt_object("rope_scaling")?,
+    let parameters = parameters(config, kind)?;
+    let first = |key: &str| {
+        let place = parameters.iter().chain([config]).find(|place| place.get(key).is_some());
+        place.map(|place| place.positive(key)).transpose()
     };
-    let first = |keys: &[&str]| {
-        let places = parameters.iter().chain([config]);
-        let found = places.flat_map(|place| keys.iter().map(move |key| (place, *key)));
-        found
-            .into_iter()
-            .find(|(place, key)| place.get(key).is_some())
-            .map(|(place, key)| place.positive(key))
-            .transpose()
-    };
-    let theta = first(&["rope_theta", "rotary_emb_base"])?.unwrap_or(10_000.0);
-    let factor = first(&["partial_rotary_factor", "rotary_pct"])?.unwrap_or(1.0);
-    let named = first(&["rotary_dim"])?.unwrap_or(head_dim as f64 * factor) as usize;
+    let theta = first("rope_theta")?.unwrap_or(10_000.0);
+    let factor = first("partial_rotary_factor")?.unwrap_or(1.0);
+    let named = first("rotary_dim")?.unwrap_or(head_dim as f64 * factor) as usize;
     // Of an odd number one more is turned, by the frequencies of the odd number.
     let dims = named.checked_next_multiple_of(2).unwrap_or(usize::MAX);
     if dims == 0 || dims > head_dim {
@@ -38,12 +27,44 @@ pub fn spec(config: &Config, kind: &str, max_positions: usize, head_dim: usize) 
     Ok(RopeSpec { theta, dims, pairs: Pairs::Halves, scaling })
 }
 
+/// What a configuration says about the layers of a kind. Where it has both keys, the older one is in place of the other, but
+/// for the kinds of layers, to whose parameters it is added: as transformers resolves it.
+pub fn parameters(config: &Config, kind: &str) -> Result<Option<Config>> {
+    let older = config.opt_object("rope_scaling")?.filter(|older| older.entries().next().is_some());
+    let newer = config.opt_object("rope_parameters")?;
+    let of_kind = newer.as_ref().map_or(Ok(None), |newer| newer.opt_object(kind))?;
+    Ok(match (of_kind, older) {
+        (Some(of_kind), Some(older)) if kind == FULL => Some(older.or_of(&of_kind)),
+        (Some(of_kind), _) => Some(of_kind),
+        (None, older) => older.or(newer),
+    })
+}
+
+/// The layers that attend to everything.
+pub const FULL: &str = "full_attention";
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// The tokens that a sequence may have: as many as the scaling is for, where it goes beyond those of the configuration. The
+/// factors of Llama 3 and LongRoPE are in those already.
+pub fn context(config: &Config, rope: &RopeSpec, max_positions: usize) -> Result<usize> {
+    let stretched = match rope.scaling {
+        RopeScaling::Linear { factor } => {
+            let parameters = parameters(config, FULL)?;
+            let original = parameters.map_or(Ok(None), |parameters| parameters.opt_usize(ORIGINAL))?;
+            original.unwrap_or(max_positions) as f64 * factor
+        }
+        RopeScaling::Dynamic { factor, original_positions } => original_positions as f64 * factor,
+        RopeScaling::Yarn { factor, original_positions, .. } => original_positions * factor,
+        _ => 0.0,
+    };
+    Ok(max_positions.max(stretched as usize))
+}
+
 fn read_scaling(config: &Config, rope: &Config, max_positions: usize, pairs: usize) -> Result<RopeScaling> {
     let key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
     let original = || {
-        let key = "original_max_position_embeddings";
-        let place = if config.get(key).is_some() { config } else { rope };
-        if place.get(key).is_some() { place.size(key) } else { Ok(max_positions) }
+        let place = [rope, config].into_iter().find(|place| place.get(ORIGINAL).is_some());
+        place.map_or(Ok(max_positions), |place| place.size(ORIGINAL))
     };
     let factors = |key| match rope.opt_f32s(key)? {
         Some(factors) if factors.len() == pairs => Ok(factors),

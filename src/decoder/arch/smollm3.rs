@@ -1,9 +1,12 @@
 //! SmolLM3: a llama of which some layers know no positions.
 
+use serde_json::json;
+
 use super::base;
 use crate::{Result, decoder::Spec, weights::Config};
 
 pub fn smollm3(config: &Config) -> Result<Spec> {
+    let config = &config.or(json!({"rope_theta": 2e6}));
     let mut spec = base::spec(config, "smollm3")?;
     if config.bool_or("use_sliding_window", false)? {
         spec = spec.slide(config, |_| true)?;

@@ -154,6 +154,11 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
     if kind != "none" && (kind != "linear" || factor.is_some_and(|factor| factor != 0.0)) {
         rope.insert("rope_type".into(), json!(kind));
         rope.insert("factor".into(), json!(factor));
+        // Here the context has the factor in it.
+        let context = metadata.opt_usize(&format!("{arch}.context_length"))?;
+        if let (Some(context), Some(factor), "linear") = (context, factor, kind) {
+            rope.insert("original_max_position_embeddings".into(), json!((context as f64 / factor) as u32));
+        }
     }
     for (hf_key, gguf_key) in [("beta_fast", "scaling.yarn_beta_fast"), ("beta_slow", "scaling.yarn_beta_slow")] {
         if let Some(number) = metadata.opt_f64(&key(gguf_key))? {

@@ -12,33 +12,24 @@ use std::{
 };
 
 use candle_core::DType;
-use memmap2::Mmap;
 
 pub use config::config;
 pub use metadata::{Array, Metadata};
 use reader::Reader;
 
-use super::{
-    Encoding, StoredTensor,
-    mmap::{self, Mapped},
-};
+use super::{Encoding, StoredTensor, source::WeightFile};
 use crate::{Error, Result, kernels::ggml::GgmlType};
 
 /// The most bytes that metadata and the places of tensors may take, as in safetensors. Those of models take a few dozen
 /// megabytes; in memory it may be several times as much.
 const MAX_HEADER: usize = 100 << 20;
 
-/// A memory-mapped GGUF file, or the several that a model was split into.
+/// An open GGUF file, or the several that a model was split into.
 pub struct GgufFile {
     pub path: PathBuf,
     pub metadata: Metadata,
-    parts: Vec<Part>,
+    parts: Vec<WeightFile>,
     tensors: BTreeMap<String, Entry>,
-}
-
-struct Part {
-    path: PathBuf,
-    map: Mmap,
 }
 
 struct Entry {
@@ -77,7 +68,7 @@ impl GgufFile {
 
     /// Where they are.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.parts.iter().map(|part| part.path.as_path())
+        self.parts.iter().map(WeightFile::path)
     }
 
     pub fn contains(&self, name: &str) -> bool {
@@ -87,7 +78,8 @@ impl GgufFile {
     pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
         let entry = self.tensors.get(name);
         let entry = entry.ok_or_else(|| Error::model(&self.path, format!("tensor {name} is missing")))?;
-        let Part { path, map } = &self.parts[entry.part];
+        let file = &self.parts[entry.part];
+        let path = file.path();
         let bad = |reason: String| Error::model(path, reason);
         let encoding = encoding(entry.ggml_type)
             .ok_or_else(|| bad(format!("tensor {name} has type {}, which is not supported", entry.ggml_type)))?;
@@ -100,16 +92,9 @@ impl GgufFile {
             return Err(bad(format!("tensor {name}: rows of {row} do not divide into blocks of {block}")));
         }
         let len = elements(&entry.shape).map(|n| n / block).and_then(|blocks| blocks.checked_mul(block_bytes));
-        let end = len.and_then(|len| entry.start.checked_add(len)).filter(|end| *end <= map.len());
+        let end = len.and_then(|len| entry.start.checked_add(len)).filter(|end| *end <= file.len());
         let end = end.ok_or_else(|| bad(format!("tensor {name} {:?} ends beyond the file", entry.shape)))?;
-        Ok(StoredTensor { path, encoding, shape: &entry.shape, bytes: Mapped::new(map, entry.start..end) })
-    }
-
-    /// Gives the memory of a tensor back.
-    pub fn release(&self, name: &str) {
-        if let Ok(tensor) = self.get(name) {
-            tensor.bytes.release(0..tensor.bytes.len());
-        }
+        Ok(StoredTensor { path, encoding, shape: &entry.shape, bytes: file.bytes(entry.start..end) })
     }
 
     /// The numbers of a tensor that is not quantised.
@@ -155,10 +140,10 @@ fn type_of_file(file_type: u32) -> Option<u32> {
     })
 }
 
-fn read_part(path: &Path, part: usize) -> Result<(Part, Metadata, BTreeMap<String, Entry>)> {
-    let map = mmap::map(path)?;
+fn read_part(path: &Path, part: usize) -> Result<(WeightFile, Metadata, BTreeMap<String, Entry>)> {
+    let file = WeightFile::open(path)?;
     let bad = |reason: String| Error::model(path, reason);
-    let mut reader = Reader::new(&map[..map.len().min(MAX_HEADER)]);
+    let mut reader = Reader::new(file.file(), file.len().min(MAX_HEADER));
     let (tensor_count, metadata_count) = reader.header().map_err(bad)?;
     let metadata = Metadata::read(path, &mut reader, metadata_count).map_err(bad)?;
     let number = metadata.opt_usize("split.no")?.unwrap_or(0);
@@ -178,10 +163,10 @@ fn read_part(path: &Path, part: usize) -> Result<(Part, Metadata, BTreeMap<Strin
     }
     let data = reader.position().next_multiple_of(alignment);
     for (name, entry) in &mut tensors {
-        let start = entry.start.checked_add(data).filter(|start| *start <= map.len());
+        let start = entry.start.checked_add(data).filter(|start| *start <= file.len());
         entry.start = start.ok_or_else(|| bad(format!("tensor {name} starts beyond the file")))?;
     }
-    Ok((Part { path: path.to_owned(), map }, metadata, tensors))
+    Ok((file, metadata, tensors))
 }
 
 /// The path of another part, counted from 0, of the model that begins with `first`.

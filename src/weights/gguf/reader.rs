@@ -1,13 +1,21 @@
+use std::{
+    fs::File,
+    io::{BufReader, Read},
+};
+
 /// Reads GGUF's little-endian primitives and never past the end. Errors say what is wrong; the
 /// caller adds the file.
 pub struct Reader<'a> {
-    bytes: &'a [u8],
+    source: BufReader<&'a File>,
     position: usize,
+    /// Bytes that may be read.
+    len: usize,
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, position: 0 }
+    /// The first `len` bytes of a file, which must be at its start.
+    pub fn new(file: &'a File, len: usize) -> Self {
+        Self { source: BufReader::with_capacity(1 << 16, file), position: 0, len }
     }
 
     pub fn position(&self) -> usize {
@@ -16,10 +24,9 @@ impl<'a> Reader<'a> {
 
     /// Magic and version; returns the numbers of tensors and of metadata entries.
     pub fn header(&mut self) -> Result<(usize, usize), String> {
-        if self.bytes.get(..4) != Some(b"GGUF") {
+        if self.array().ok() != Some(*b"GGUF") {
             return Err("is not a GGUF file: it does not start with \"GGUF\"".into());
         }
-        self.position = 4;
         match self.u32()? {
             2 | 3 => {}
             version => return Err(format!("has GGUF version {version}; 2 and 3 are supported")),
@@ -33,7 +40,7 @@ impl<'a> Reader<'a> {
 
     /// Refuses counts that the rest of the file cannot hold, before anything is allocated.
     pub fn check_count(&self, what: &str, count: usize, min_bytes_each: usize) -> Result<(), String> {
-        let left = self.bytes.len() - self.position;
+        let left = self.len - self.position;
         if count.checked_mul(min_bytes_each).is_some_and(|needed| needed <= left) {
             Ok(())
         } else {
@@ -42,10 +49,12 @@ impl<'a> Reader<'a> {
     }
 
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        let left = &self.bytes[self.position..];
-        let array = left.first_chunk::<N>().ok_or_else(|| format!("ends at byte {}, too early", self.bytes.len()))?;
-        self.position += N;
-        Ok(*array)
+        if self.len - self.position < N {
+            return Err(format!("ends at byte {}, too early", self.len));
+        }
+        let mut array = [0; N];
+        self.fill(&mut array)?;
+        Ok(array)
     }
 
     pub fn u32(&mut self) -> Result<u32, String> {
@@ -60,8 +69,15 @@ impl<'a> Reader<'a> {
     pub fn string(&mut self) -> Result<String, String> {
         let len = self.usize()?;
         self.check_count("bytes of text", len, 1)?;
-        let bytes = &self.bytes[self.position..self.position + len];
-        self.position += len;
-        Ok(String::from_utf8_lossy(bytes).into_owned())
+        let mut bytes = vec![0; len];
+        self.fill(&mut bytes)?;
+        Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), String> {
+        let read = self.source.read_exact(bytes);
+        read.map_err(|error| format!("cannot be read at byte {}: {error}", self.position))?;
+        self.position += bytes.len();
+        Ok(())
     }
 }
