@@ -88,7 +88,10 @@ impl SafetensorsDir {
         for (name, info) in metadata.tensors() {
             let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
             let entry = Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), start, end };
-            self.tensors.insert(name.clone(), entry);
+            if let Some(before) = self.tensors.insert(name.clone(), entry) {
+                let before = self.files[before.file].path().display();
+                tracing::warn!(name, %before, counts = %path.display(), "a tensor is in two files");
+            }
         }
         self.files.push(file);
         Ok(())

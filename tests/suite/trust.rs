@@ -459,7 +459,7 @@ async fn side_files_have_limits() {
     {
         let dir = TempDir::copy_of("mha_tied", "large");
         // Holes take no place on the disk.
-        fs::File::options().write(true).create(true).open(dir.0.join(file)).unwrap().set_len(mib << 20).unwrap();
+        fs::File::options().append(true).create(true).open(dir.0.join(file)).unwrap().set_len(mib << 20).unwrap();
         refused(&dir.0, &[file, "the most of such a file"]).await;
     }
     let dir = TempDir::copy_of("mha_tied", "many-values");
@@ -502,8 +502,10 @@ mod no_regular_files {
 
     use super::*;
 
-    /// What may be in place of a file, and what errors say of it.
-    fn others() -> [(fn(&Path), &'static str); 5] {
+    /// What makes something in place of a file, and what errors say of it.
+    type Other = (fn(&Path), &'static str);
+
+    fn others() -> [Other; 5] {
         [
             (|path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success()), "a named pipe"),
             (|path| symlink("/dev/zero", path).unwrap(), "a device"),
