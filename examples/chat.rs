@@ -63,7 +63,9 @@ async fn converse(model: &dyn TextModel) -> support::Result<()> {
 
 /// Streams an answer to the terminal, then says how fast it was. Ctrl-C cuts it short.
 async fn answer(model: &dyn TextModel, conversation: &[Message]) -> support::Result<String> {
-    let mut stream = model.chat(conversation, GenerateConfig::new().max_tokens(1024));
+    // Small models go round in circles without a penalty, and avoid the words of the conversation without a window.
+    let config = GenerateConfig::new().max_tokens(1024).repeat_penalty(1.1).penalty_window(64);
+    let mut stream = model.chat(conversation, config);
     let stop = stream.cancellation_token();
     // One future for the whole answer: a new one would miss what comes before it is polled.
     let mut interrupt = pin!(ctrl_c());

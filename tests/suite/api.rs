@@ -9,12 +9,14 @@ use std::{
 };
 
 use futures::{StreamExt, future::join_all};
+use serde_json::json;
 use tokenflow::{
-    Error, FinishReason, GenerateConfig, LoadConfig, Message, TextModel, Token, TokenStream, testing::ScriptedModel,
+    DiscoveredModel, Error, FinishReason, GenerateConfig, GenerateMetrics, LoadConfig, Message, ModelInfo, ModelStats,
+    TextModel, Token, TokenStream, discover, testing::ScriptedModel,
 };
 use tokio::time::timeout;
 
-use crate::{golden_model, golden_model_with};
+use crate::{golden_model, golden_model_with, golden_path};
 
 /// A model that says the prompt's last word, then ends its answer.
 fn echo() -> Box<dyn TextModel> {
@@ -307,4 +309,41 @@ async fn a_script_says_how_likely_its_answers_are() {
     assert!(answer[..11].iter().all(|logprob| *logprob > -1e-3), "{answer:?}");
     let unsaid = logprobs("Late<|reply|>No").await;
     assert!(unsaid[4..6].iter().all(|logprob| *logprob < -50.0), "{unsaid:?}");
+}
+
+#[tokio::test]
+async fn answers_and_figures_are_written_as_json() {
+    let model = echo();
+    let mut stream = model.generate("to the sea", GenerateConfig::new().logprobs(1));
+    let tokens: Vec<Token> = (&mut stream).collect().await;
+    let written = serde_json::to_value(&tokens[0]).unwrap();
+    assert_eq!(written["text"], "s");
+    assert_eq!(written["logprobs"]["top"][0][0], tokens[0].id);
+    assert_eq!(serde_json::from_value::<Token>(written).unwrap(), tokens[0]);
+    assert_eq!(serde_json::from_value::<Token>(json!({"id": 1, "text": "a"})).unwrap(), Token::new(1, "a"));
+    assert_eq!(serde_json::to_value(stream.finish_reason()).unwrap(), "stop");
+    let metrics = serde_json::to_value(stream.metrics()).unwrap();
+    assert_eq!((&metrics["prompt_tokens"], &metrics["generated_tokens"]), (&json!(11), &json!(3)));
+    assert_eq!(metrics["total_duration"], stream.metrics().total_duration.as_secs_f64());
+    assert_eq!(serde_json::from_value::<GenerateMetrics>(metrics).unwrap(), stream.metrics());
+    let stats = model.stats();
+    let written = serde_json::to_value(stats).unwrap();
+    assert_eq!(written["pass_duration"], stats.pass_duration.as_secs_f64());
+    assert_eq!(serde_json::from_value::<ModelStats>(written).unwrap(), stats);
+    assert!(serde_json::from_value::<ModelStats>(json!({"pass_duration": -1.0})).is_err());
+    let info = serde_json::to_value(model.info()).unwrap();
+    assert_eq!((&info["architecture"], &info["vocab_size"]), (&json!("scripted"), &json!(258)));
+    assert_eq!(serde_json::from_value::<ModelInfo>(info).unwrap(), model.info());
+    let batch = model.batch_generate(&["by the sea", &"x".repeat(1 << 17)], GenerateConfig::new()).await.unwrap();
+    let written = serde_json::to_value(&batch).unwrap();
+    assert_eq!((&written[0]["tokens"][1]["text"], &written[0]["err"]), (&json!("e"), &json!(null)));
+    assert_eq!(written[1]["err"], batch[1].err.as_ref().unwrap().to_string());
+    let predicted = model.classify(&["sea"], GenerateConfig::new().return_logits(true)).await.unwrap().remove(0);
+    let written = serde_json::to_value(&predicted).unwrap();
+    assert_eq!(written["token"]["text"], "s");
+    assert_eq!(written["logits"].as_array().unwrap().len(), 258);
+    let found = discover(golden_path("gguf")).next().unwrap();
+    let written = serde_json::to_value(&found).unwrap();
+    assert_eq!((&written["format"], &written["num_files"]), (&json!("gguf"), &json!(1)));
+    assert_eq!(serde_json::from_value::<DiscoveredModel>(written).unwrap(), found);
 }

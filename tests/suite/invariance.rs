@@ -34,6 +34,11 @@ struct Request {
     adapter: Option<usize>,
     /// Tokens that are guessed at a time.
     lookup: usize,
+    /// What keeps it from ending.
+    min_tokens: usize,
+    ignore_eos: bool,
+    /// How far penalties look back.
+    window: usize,
 }
 
 impl Request {
@@ -46,6 +51,10 @@ impl Request {
             .top_k(self.top_k)
             .top_p(self.top_p)
             .frequency_penalty(self.penalty)
+            .repeat_penalty(1.0 + self.penalty)
+            .penalty_window(self.window)
+            .min_tokens(self.min_tokens.min(self.max_tokens))
+            .ignore_eos(self.ignore_eos)
             .seed(self.seed)
             .priority(self.priority)
             .prompt_lookup(self.lookup)
@@ -71,8 +80,10 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
     let sampling = (0usize..2, 0usize..3, 0usize..2, 0usize..2, 0u64..4);
     let fate = (0i32..2, 0u64..15, prop::option::weighted(0.2, 0usize..6), prop::option::weighted(0.7, 0usize..3));
     let lookup = prop_oneof![Just(0usize), 1usize..12];
+    let ends = (prop_oneof![Just(0usize), 1usize..12], any::<bool>(), 0usize..3);
     let request =
-        (prompt, 1usize..24, sampling, fate, lookup).prop_map(|(prompt, max_tokens, sampling, fate, lookup)| {
+        (prompt, 1usize..24, sampling, fate, (lookup, ends)).prop_map(|(prompt, max_tokens, sampling, fate, more)| {
+            let (lookup, (min_tokens, ignore_eos, window)) = more;
             let (temperature, top_k, top_p, penalty, seed) = sampling;
             let (priority, arrives_ms, leaves, adapter) = fate;
             Request {
@@ -88,6 +99,9 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
                 leaves,
                 adapter,
                 lookup,
+                min_tokens,
+                ignore_eos,
+                window: [0, 4, 20][window],
             }
         });
     prop::collection::vec(request, 1..20)

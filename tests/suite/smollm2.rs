@@ -114,6 +114,21 @@ async fn many_streams_answer_as_each_one_alone() {
     }
 }
 
+/// As the example of a chat has it.
+#[tokio::test]
+async fn a_penalty_with_a_window_keeps_answers_from_going_round_in_circles() {
+    let run = async |config: GenerateConfig| {
+        let messages = [Message::system("You are a helpful assistant."), Message::user("List twenty animals.")];
+        let stream = model().await.chat(&messages, config.max_tokens(400));
+        let ids: Vec<u32> = stream.map(|token| token.id).collect().await;
+        let repeated = |run: &&[u32]| ids.windows(8).filter(|other| other == run).count();
+        ids.windows(8).map(|run| repeated(&run)).max().unwrap_or(0)
+    };
+    let (usual, penalized) =
+        tokio::join!(run(GenerateConfig::new()), run(GenerateConfig::new().repeat_penalty(1.1).penalty_window(64)));
+    assert!(usual > 20 && penalized < 5, "{usual} and {penalized} times the same eight tokens");
+}
+
 /// On a model of its own: beside many streams guesses would not be worth their time.
 #[tokio::test]
 async fn guesses_at_what_is_copied_are_right_and_change_nothing() {
