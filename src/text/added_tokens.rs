@@ -24,17 +24,30 @@ pub struct AddedTokens {
 }
 
 impl AddedTokens {
-    /// Those of `tokenizer_config.json` and `added_tokens.json`. What makes no sense in them is ignored.
+    /// Those of `tokenizer_config.json` and `added_tokens.json`.
     pub fn read(dir: &Path, config: &Config) -> Result<Self> {
+        Self::read_with(dir, config, |found| found)
+    }
+
+    /// The same, but what makes no sense is ignored: a `tokenizer.json` is enough.
+    pub fn read_leniently(dir: &Path, config: &Config) -> Result<Self> {
+        Self::read_with(dir, config, |found| Ok(heeded(found)))
+    }
+
+    fn read_with(dir: &Path, config: &Config, checked: impl Fn(Result<Entry>) -> Result<Entry>) -> Result<Self> {
         let mut by_id = Vec::new();
         let listed = heeded(config.opt_object(LISTED));
         if let Some(list) = &listed {
-            by_id.extend(list.entries().filter_map(|(id, token)| heeded(listed_token(list, id, token))));
+            for (id, token) in list.entries() {
+                by_id.extend(checked(listed_token(list, id, token))?);
+            }
         }
         if listed.is_none()
             && let Some(file) = Config::read_if_there(&dir.join("added_tokens.json"))?
         {
-            by_id.extend(file.entries().filter_map(|(text, id)| heeded(bare_token(&file, text, id))));
+            for (text, id) in file.entries() {
+                by_id.extend(checked(bare_token(&file, text, id))?);
+            }
         }
         by_id.sort_by_key(|(id, _)| *id);
         let mut listed: Vec<_> = by_id.into_iter().map(|(_, token)| token).collect();
@@ -73,13 +86,16 @@ impl AddedTokens {
     }
 }
 
-fn listed_token(list: &Config, id: &str, token: &Value) -> Result<Option<(u64, AddedToken)>> {
+/// A token and the id that a file gives it.
+type Entry = Option<(u64, AddedToken)>;
+
+fn listed_token(list: &Config, id: &str, token: &Value) -> Result<Entry> {
     let number = id.parse().map_err(|_| list.bad(id, "its key is not an id"))?;
     let token = added_token(token, false).filter(|_| token.is_object());
     token.map(|token| Some((number, token))).ok_or_else(|| list.bad(id, "not a token with a content"))
 }
 
-fn bare_token(file: &Config, text: &str, id: &Value) -> Result<Option<(u64, AddedToken)>> {
+fn bare_token(file: &Config, text: &str, id: &Value) -> Result<Entry> {
     let id = id.as_u64().ok_or_else(|| file.bad(text, "not an id"))?;
     Ok(Some((id, AddedToken::from(text, false))))
 }

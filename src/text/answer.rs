@@ -50,9 +50,11 @@ impl Answer {
             return Ok(Step { ready: Vec::new(), stopped: false });
         }
         let undecided = self.stops.automaton().len_of(self.prefix);
+        // What is left of a character goes to the last token, should no more come.
+        let kept = usize::from(self.detokenizer.waits());
         match stop {
             Some(end) => Ok(Step { ready: self.cut(end), stopped: true }),
-            None => Ok(Step { ready: self.release(self.held_text.len() - undecided), stopped: false }),
+            None => Ok(Step { ready: self.release(self.held_text.len() - undecided, kept), stopped: false }),
         }
     }
 
@@ -85,10 +87,11 @@ impl Answer {
         first
     }
 
-    /// Lets go of the tokens that end within the first `len` bytes.
-    fn release(&mut self, len: usize) -> Vec<Token> {
+    /// Lets go of the tokens that end within the first `len` bytes, but for the last `kept` that are held.
+    fn release(&mut self, len: usize, kept: usize) -> Vec<Token> {
         let (mut ready, mut end) = (Vec::new(), 0);
-        while let Some(token) = self.held.front()
+        while self.held.len() > kept
+            && let Some(token) = self.held.front()
             && end + token.text.len() <= len
         {
             end += token.text.len();
@@ -100,7 +103,7 @@ impl Answer {
 
     /// The tokens before byte `end`, the last one cut there; the others are dropped.
     fn cut(&mut self, end: usize) -> Vec<Token> {
-        let mut ready = self.release(end);
+        let mut ready = self.release(end, 0);
         let left = end - ready.iter().map(|token| token.text.len()).sum::<usize>();
         if left > 0
             && let Some(mut token) = self.held.pop_front()

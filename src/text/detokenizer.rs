@@ -76,18 +76,22 @@ impl Detokenizer {
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
         let tokenizer = &self.text.tokenizer;
         if tokenizer.is_special(id) {
-            let waits = match &self.state {
-                State::Bytes(state) => !state.held.is_empty(),
-                State::Pieces(state) => !state.run.is_empty(),
-                State::InContext(state) => state.given < state.ids.len(),
-            };
-            return Ok((!waits).then(String::new));
+            return Ok((!self.waits()).then(String::new));
         }
         match (&mut self.state, tokenizer.decoding()) {
             (State::Bytes(state), _) => Ok(state.push(&tokenizer.bytes_of(id))),
             (State::Pieces(state), Decoding::Pieces(pieces)) => Ok(state.push(tokenizer.piece_of(id, pieces)?)),
             (State::Pieces(_), _) => Ok(Some(String::new())),
             (State::InContext(state), _) => state.push(&self.text, id),
+        }
+    }
+
+    /// Whether the beginning of a character waits for its rest.
+    pub fn waits(&self) -> bool {
+        match &self.state {
+            State::Bytes(state) => !state.held.is_empty(),
+            State::Pieces(state) => !state.run.is_empty(),
+            State::InContext(state) => state.given < state.ids.len(),
         }
     }
 

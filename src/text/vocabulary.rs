@@ -51,11 +51,11 @@ pub fn tokenizer(dir: &Path, config: &Config) -> Result<Tokenizer> {
     inner.with_pre_tokenizer(Some(ByteLevel::new(prefix, true, true)));
     inner.with_decoder(Some(ByteLevel::default()));
     AddedTokens::read(dir, config)?.add_to(&mut inner).map_err(bad)?;
-    let around = |adds: &str, key: &str| -> Option<(String, u32)> {
-        let token = heeded(special_token(config, key)).filter(|_| heeded(config.bool_or(adds, false)))?;
-        inner.token_to_id(&token.content).map(|id| (token.content, id))
+    let around = |adds: &str, key: &str| -> Result<Option<(String, u32)>> {
+        let token = special_token(config, key)?.filter(|_| heeded(config.bool_or(adds, false)));
+        Ok(token.and_then(|token| inner.token_to_id(&token.content).map(|id| (token.content, id))))
     };
-    let (bos, eos) = (around("add_bos_token", "bos_token"), around("add_eos_token", "eos_token"));
+    let (bos, eos) = (around("add_bos_token", "bos_token")?, around("add_eos_token", "eos_token")?);
     inner.with_post_processor(surrounded(bos, eos).map_err(bad)?);
     Ok(Tokenizer::new(&path, inner))
 }

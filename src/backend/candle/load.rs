@@ -191,7 +191,7 @@ fn directory_text(checkpoint: &Checkpoint, vocab_size: usize) -> Result<TextPart
     let path = dir.join("tokenizer.json");
     let tokenizer = if files::exists(&path) {
         let known = config.clone().unwrap_or_else(|| Config::new(dir.join("tokenizer_config.json"), Map::new()));
-        Tokenizer::read(&path, AddedTokens::read(dir, &known)?.below(vocab_size))?
+        Tokenizer::read(&path, AddedTokens::read_leniently(dir, &known)?.below(vocab_size))?
     } else if vocabulary::is_there(dir) {
         let known = vocabulary::config(dir, config);
         let tokenizer = vocabulary::tokenizer(dir, &known)?;
@@ -200,20 +200,20 @@ fn directory_text(checkpoint: &Checkpoint, vocab_size: usize) -> Result<TextPart
     } else {
         return Err(no_tokenizer(dir));
     };
-    let eos_token = special_token(config.as_ref(), "eos_token");
+    let eos_token = special_token(config.as_ref(), "eos_token")?;
     let generation = Config::read_if_there(&dir.join("generation_config.json"))?;
     let mut end_ids: Vec<u32> = [Some(&checkpoint.config), generation.as_ref()]
         .into_iter()
         .flatten()
         .flat_map(|config| known_ids(config, "eos_token_id", vocab_size))
         .collect();
-    let ends = ["eot_token", "eom_token"].map(|key| special_token(config.as_ref(), key));
+    let ends = ["eot_token", "eom_token"].map(|key| heeded(special_token(config.as_ref(), key)));
     end_ids.extend(ends.iter().chain([&eos_token]).filter_map(|token| tokenizer.id_of(token)));
     end_ids.sort_unstable();
     end_ids.dedup();
     Ok(TextParts {
         template: directory_template(dir, config.as_ref())?,
-        bos_token: special_token(config.as_ref(), "bos_token"),
+        bos_token: special_token(config.as_ref(), "bos_token")?,
         eos_token,
         end_ids,
         tokenizer,
@@ -237,9 +237,10 @@ fn known_ids(config: &Config, key: &str, vocab_size: usize) -> Vec<u32> {
 }
 
 /// The text of a special token, which `tokenizer_config.json` gives as text or as an object.
-fn special_token(config: Option<&Config>, key: &str) -> String {
-    let token = config.and_then(|config| heeded(added_tokens::special_token(config, key)));
-    token.map(|token| token.content).unwrap_or_default()
+fn special_token(config: Option<&Config>, key: &str) -> Result<String> {
+    let Some(config) = config else { return Ok(String::new()) };
+    let token = added_tokens::special_token(config, key)?;
+    Ok(token.map(|token| token.content).unwrap_or_default())
 }
 
 fn gguf_template(metadata: &Metadata) -> Option<TemplateSource> {
