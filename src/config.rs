@@ -353,8 +353,17 @@ pub struct GenerateConfig {
     /// from the time to the first token what another one has asked.
     pub cache_salt: Option<String>,
     /// The adapter that changes the model for this request, by the name that it was
-    /// [loaded](crate::TextModel::load_adapter) under.
+    /// [loaded](crate::TextModel::load_adapter) under. `None`: that of [`LoadConfig::adapter_path`] or the one that was
+    /// [trained](crate::TrainableModel::train), if there is one.
     pub adapter: Option<String>,
+    /// Whether no adapter changes the model for this request, not even the one of requests that name none (`false`).
+    ///
+    /// ```
+    /// use tokenflow::GenerateConfig;
+    /// let config = GenerateConfig::new().base_model(true);
+    /// assert!(config.base_model);
+    /// ```
+    pub base_model: bool,
     /// Tokens guessed for each step of an answer, at most; 0, the default, is off.
     ///
     /// Where the last tokens came before, in the prompt or the answer, what followed them then is guessed to follow
@@ -455,6 +464,7 @@ impl Default for GenerateConfig {
             priority: 0,
             cache_salt: None,
             adapter: None,
+            base_model: false,
             prompt_lookup: 0,
             template_vars: Map::new(),
         }
@@ -517,6 +527,8 @@ impl GenerateConfig {
         cache_salt: impl Into<String> => Some(cache_salt.into());
         /// Chooses an adapter.
         adapter: impl Into<String> => Some(adapter.into());
+        /// Does without any adapter.
+        base_model: bool => base_model;
         /// Guesses at most that many tokens of each step.
         ///
         /// ```
@@ -607,6 +619,7 @@ impl GenerateConfig {
             let reason = format!("{} is more than {MAX_PROMPT_LOOKUP}", self.prompt_lookup);
             return Err(Error::config("prompt_lookup", reason));
         }
+        check_adapter(self.adapter.as_deref(), self.base_model)?;
         if let Some(name) = TEMPLATE_NAMES.into_iter().find(|name| self.template_vars.contains_key(*name)) {
             return Err(Error::config("template_vars", format!("{name:?} is set by the model and the conversation")));
         }
@@ -615,6 +628,20 @@ impl GenerateConfig {
         }
         Ok(())
     }
+}
+
+/// Refuses a choice between adapters that is none.
+pub(crate) fn check_adapter(adapter: Option<&str>, base_model: bool) -> Result<()> {
+    match adapter {
+        Some(name) if base_model => Err(Error::config("base_model", format!("true, beside the adapter {name:?}"))),
+        Some(name) => check_adapter_name(name),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what is no name.
+pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
+    if name.is_empty() { Err(Error::config("adapter", "\"\" is no name")) } else { Ok(()) }
 }
 
 /// The most bytes that the strings of [`GenerateConfig::stop`] may have in all.
@@ -676,6 +703,8 @@ mod tests {
             (config().stop(vec!["a".repeat(3 << 20), "b".repeat(2 << 20)]), "stop"),
             (config().logprobs(100_000), "logprobs"),
             (config().prompt_lookup(65), "prompt_lookup"),
+            (config().adapter(""), "adapter"),
+            (config().adapter("a").base_model(true), "base_model"),
             (config().template_var("messages", Value::Null), "template_vars"),
             (config().template_var("add_generation_prompt", false), "template_vars"),
             (config().template_var("bos_token", "<s>"), "template_vars"),

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, GenerateConfig, Result, TextModel,
-    config::setters,
+    config::{check_adapter, setters},
     decoder::{Batch, Network, Span, Watch},
     engine::{Access, Aside},
     text::Prompt,
@@ -31,7 +31,8 @@ use crate::{
 pub trait AttentionInspector: TextModel {
     /// Reads the keys and queries of a prompt.
     ///
-    /// Of `config` it heeds the [`adapter`](GenerateConfig::adapter), the [`cancellation`](GenerateConfig::cancellation) and
+    /// Of `config` it heeds the [`adapter`](GenerateConfig::adapter) or its
+    /// [absence](GenerateConfig::base_model), the [`cancellation`](GenerateConfig::cancellation) and
     /// the [`deadline`](GenerateConfig::deadline); the others are about answers. Requests are answered meanwhile: they go first, layer
     /// by layer, and neither their answers nor the cache of keys and values change.
     ///
@@ -85,6 +86,8 @@ pub struct AttentionSnapshot {
 pub struct InspectConfig {
     /// The adapter, as [`GenerateConfig::adapter`].
     pub adapter: Option<String>,
+    /// Whether no adapter changes the model, as [`GenerateConfig::base_model`] (`false`).
+    pub base_model: bool,
     /// Whether attention weights are read (`false`).
     pub attention: bool,
     /// Whether hidden states are read (`false`).
@@ -95,7 +98,7 @@ pub struct InspectConfig {
 
 impl Default for InspectConfig {
     fn default() -> Self {
-        Self { adapter: None, attention: false, hidden_states: false, max_bytes: 256 << 20 }
+        Self { adapter: None, base_model: false, attention: false, hidden_states: false, max_bytes: 256 << 20 }
     }
 }
 
@@ -108,6 +111,8 @@ impl InspectConfig {
     setters! {
         /// Sets [`adapter`](Self::adapter).
         adapter: impl Into<String> => Some(adapter.into());
+        /// Sets [`base_model`](Self::base_model).
+        base_model: bool => base_model;
         /// Sets [`attention`](Self::attention).
         attention: bool => attention;
         /// Sets [`hidden_states`](Self::hidden_states).
@@ -141,7 +146,11 @@ pub fn inspect(
     config: &InspectConfig,
     goes_on: impl Fn() -> Result<()> + Send,
 ) -> Result<Inspection> {
-    let adapter = aside.adapters.get(config.adapter.as_deref())?;
+    check_adapter(config.adapter.as_deref(), config.base_model)?;
+    let adapter = match config.base_model {
+        true => None,
+        false => aside.adapters.get(config.adapter.as_deref())?,
+    };
     let tokens = aside.text.encode(&Prompt::Text(prompt), &Default::default())?;
     let access = aside.access()?;
     let network = &*access.network;
@@ -220,8 +229,8 @@ fn longest(network: &Network, config: &InspectConfig, most: usize) -> usize {
 }
 
 impl From<GenerateConfig> for InspectConfig {
-    /// With its adapter.
+    /// With its adapter, or none.
     fn from(config: GenerateConfig) -> Self {
-        Self { adapter: config.adapter, ..Self::default() }
+        Self { adapter: config.adapter, base_model: config.base_model, ..Self::default() }
     }
 }

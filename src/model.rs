@@ -177,7 +177,7 @@ pub trait TextModel: Send + Sync {
     ///
     /// # Errors
     /// [`Error::InvalidModel`] names the file and the field or tensor at fault, [`Error::InvalidConfig`] says that the
-    /// model takes no adapters.
+    /// model takes no adapters, or that the name is empty.
     ///
     /// # Cancel safety
     /// If the future is dropped, the adapter is not loaded.
@@ -455,8 +455,8 @@ impl BatchResult {
 /// # Ok(()) }
 /// ```
 pub async fn load_model(path: impl AsRef<Path>, config: LoadConfig) -> Result<Box<dyn TextModel>> {
-    let backend = backend::select(config.backend.as_deref())?;
-    backend.load_model(path.as_ref(), &config).await
+    let (path, config) = (path.as_ref(), &config);
+    backend::load_with(config.backend.as_deref(), |backend| async move { backend.load_model(path, config).await }).await
 }
 
 /// Loads the model at `path` for training.
@@ -467,6 +467,7 @@ pub async fn load_model(path: impl AsRef<Path>, config: LoadConfig) -> Result<Bo
 /// # Examples
 /// See [`TrainableModel`].
 pub async fn load_trainable(path: impl AsRef<Path>, config: LoadConfig) -> Result<Box<dyn TrainableModel>> {
-    let backend = backend::select(config.backend.as_deref())?;
-    backend.load_trainable(path.as_ref(), &config).await
+    let (path, config) = (path.as_ref(), &config);
+    backend::load_with(config.backend.as_deref(), |backend| async move { backend.load_trainable(path, config).await })
+        .await
 }

@@ -22,7 +22,9 @@ pub trait Backend: Send + Sync {
     /// The name the registry knows it by: "cpu", "cuda", …
     fn name(&self) -> &str;
 
-    /// Whether it can run on this machine, now.
+    /// Whether it can run on this machine, now, as far as can be told at once: it is asked on threads that must not
+    /// wait, so no device is opened here. One that turns out not to be usable is [`Error::BackendUnavailable`] when a
+    /// model is loaded; the next best backend is tried then, unless this one was asked for by name.
     fn available(&self) -> bool;
 
     /// Loads the model at `path`.
@@ -85,9 +87,36 @@ pub fn default_backend() -> Result<Arc<dyn Backend>> {
     best(all())
 }
 
-/// The backend of this name if there is one, else the best available one.
-pub(crate) fn select(name: Option<&str>) -> Result<Arc<dyn Backend>> {
-    let Some(name) = name else { return default_backend() };
+/// Loads with the backend of this name, else with the best available one whose device can be opened.
+pub(crate) async fn load_with<T, F>(name: Option<&str>, load: impl Fn(Arc<dyn Backend>) -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    match name {
+        Some(name) => load(named(name)?).await,
+        None => load_first(ranked(all()), load).await,
+    }
+}
+
+async fn load_first<T, F>(backends: Vec<Arc<dyn Backend>>, load: impl Fn(Arc<dyn Backend>) -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let mut first = None;
+    for backend in backends {
+        match load(backend).await {
+            Err(error @ Error::BackendUnavailable { .. }) => {
+                tracing::warn!(%error, "the next best backend is tried");
+                first.get_or_insert(error);
+            }
+            loaded => return loaded,
+        }
+    }
+    Err(first.unwrap_or(Error::NoBackend))
+}
+
+/// The backend of this name, if it is available.
+fn named(name: &str) -> Result<Arc<dyn Backend>> {
     let backend = get(name).ok_or_else(|| Error::BackendNotFound { name: name.to_owned(), known: list() })?;
     if backend.available() {
         Ok(backend)
@@ -98,9 +127,15 @@ pub(crate) fn select(name: Option<&str>) -> Result<Arc<dyn Backend>> {
 }
 
 fn best(backends: Vec<Arc<dyn Backend>>) -> Result<Arc<dyn Backend>> {
+    ranked(backends).into_iter().next().ok_or(Error::NoBackend)
+}
+
+/// Those that are available and not remote, the best first.
+fn ranked(mut backends: Vec<Arc<dyn Backend>>) -> Vec<Arc<dyn Backend>> {
     let rank = |name: &str| PREFERENCE.iter().position(|p| *p == name).unwrap_or(PREFERENCE.len());
-    let local = backends.into_iter().filter(|b| !REMOTE.contains(&b.name()) && b.available());
-    local.min_by_key(|b| (rank(b.name()), b.name().to_owned())).ok_or(Error::NoBackend)
+    backends.retain(|b| !REMOTE.contains(&b.name()) && b.available());
+    backends.sort_by_key(|b| (rank(b.name()), b.name().to_owned()));
+    backends
 }
 
 /// Reads the registry; a caller that panicked while it wrote left it whole.
@@ -144,5 +179,24 @@ mod tests {
     fn a_remote_backend_is_never_the_default() {
         assert_eq!(best_of(&[("openai", true)]), None);
         assert!(matches!(best(vec![]).err(), Some(Error::NoBackend)));
+    }
+
+    #[tokio::test]
+    async fn a_device_that_cannot_be_opened_leaves_loading_to_the_next_backend() {
+        let backends = |names: &[&'static str]| -> Vec<Arc<dyn Backend>> {
+            ranked(names.iter().map(|name| Arc::new(Fake(name, true)) as Arc<dyn Backend>).collect())
+        };
+        let load = |backend: Arc<dyn Backend>| async move {
+            match backend.name() {
+                "cpu" => Ok("cpu"),
+                "rocm" => Err(Error::Closed),
+                name => Err(Error::BackendUnavailable { name: name.to_owned(), reason: "no device".into() }),
+            }
+        };
+        assert_eq!(load_first(backends(&["cpu", "cuda", "metal"]), load).await.unwrap(), "cpu");
+        assert!(matches!(load_first(backends(&["cpu", "cuda", "rocm"]), load).await, Err(Error::Closed)));
+        let refused = load_first(backends(&["cuda", "metal"]), load).await;
+        assert!(matches!(refused, Err(Error::BackendUnavailable { name, .. }) if name == "metal"));
+        assert!(matches!(load_first(backends(&[]), load).await, Err(Error::NoBackend)));
     }
 }

@@ -228,7 +228,7 @@ impl Engine {
     /// What changes the model for such a request.
     pub fn adapter(&self, config: &GenerateConfig) -> Result<Option<Loaded>> {
         self.check_open()?;
-        self.adapters.get(config.adapter.as_deref())
+        if config.base_model { Ok(None) } else { self.adapters.get(config.adapter.as_deref()) }
     }
 
     /// Whether requests are still taken.

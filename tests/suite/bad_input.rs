@@ -445,3 +445,11 @@ async fn parts_of_a_gguf_model_that_are_not_there_or_not_the_first() {
     fs::rename(dir.0.join(part(1)), dir.0.join("renamed.gguf")).unwrap();
     invalid(&dir.0.join("renamed.gguf"), &["split.count = 4", "-00001-of-00004.gguf"]).await;
 }
+
+#[tokio::test]
+async fn a_panic_in_a_callback_is_an_error_with_its_message() {
+    let config = LoadConfig::new().progress(|at| panic!("no bar for layer {}", at.layers));
+    let error = load_model(golden_path("gqa_llama3"), config).await.err().unwrap();
+    assert!(matches!(error, Error::Internal { .. }), "{error:?}");
+    assert!(error.to_string().contains("no bar for layer 1"), "{error}");
+}
