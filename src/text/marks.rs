@@ -2,7 +2,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::Tokenizer;
+use super::{Budget, Reading, Tokenizer};
 use crate::{Error, Result, Role};
 
 const ROLES: [Role; 4] = [Role::System, Role::User, Role::Assistant, Role::Tool];
@@ -72,7 +72,7 @@ impl Marks {
     }
 
     /// The token ids of a rendered prompt: control tokens only where the template wrote them.
-    pub fn encode(&self, tokenizer: &Tokenizer, rendered: &str) -> Result<Vec<u32>> {
+    pub async fn encode(&self, tokenizer: &Tokenizer, rendered: &str, budget: &mut Budget) -> Result<Vec<u32>> {
         let (text, marked) = self.unmark(rendered);
         let special_at = |at: usize| {
             text[at..].chars().next().filter(|c| self.first_chars.contains(c))?;
@@ -80,14 +80,15 @@ impl Marks {
             candidates.max_by_key(|token| token.content.len())
         };
         if !marked.iter().any(|at| special_at(*at).is_some()) {
-            return tokenizer.encode(&text, false);
+            return tokenizer.encode_within(&text, Reading::Part, budget).await;
         }
         let (mut ids, mut plain_from, mut at) = (Vec::new(), 0, 0);
         while at < text.len() {
             match special_at(at).filter(|_| !marked.contains(&at)) {
                 Some(token) => {
                     let before = &text[plain_from..at];
-                    ids.extend(tokenizer.encode_plain(if token.lstrip { before.trim_end() } else { before })?);
+                    let before = if token.lstrip { before.trim_end() } else { before };
+                    ids.extend(tokenizer.encode_within(before, Reading::Plain, budget).await?);
                     ids.extend(tokenizer.id_of(&token.content));
                     at += token.content.len();
                     let after = &text[at..];
@@ -97,7 +98,7 @@ impl Marks {
                 None => at += text[at..].chars().next().map_or(1, char::len_utf8),
             }
         }
-        ids.extend(tokenizer.encode_plain(&text[plain_from..])?);
+        ids.extend(tokenizer.encode_within(&text[plain_from..], Reading::Plain, budget).await?);
         Ok(ids)
     }
 

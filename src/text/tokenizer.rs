@@ -3,22 +3,28 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::OnceLock,
 };
 
+use futures::FutureExt;
 use tokenizers::{
     AddedToken, PostProcessorWrapper,
     processors::{sequence::Sequence as Processors, template::TemplateProcessing},
 };
 
-use super::growth;
+use super::{
+    budget::{self, Budget},
+    file,
+    normalizer::Normalizer,
+    pipeline::{Failure, Pipeline, Reading},
+    pre_tokenizer::Steps,
+};
 use crate::{Error, Result};
 
 /// A tokenizer, and which of its tokens are control tokens.
 pub struct Tokenizer {
+    /// Its model, what is put around texts, and its decoder.
     inner: tokenizers::Tokenizer,
-    /// As `inner`, but special tokens in texts are plain text to it. Few texts need it.
-    plain: OnceLock<tokenizers::Tokenizer>,
+    pipeline: Pipeline,
     path: PathBuf,
     special_ids: HashSet<u32>,
     /// Control tokens by their texts, which text of users must never become.
@@ -31,49 +37,76 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn read(path: &Path) -> Result<Self> {
         let json = fs::read(path).map_err(|error| Error::model_because(path, "cannot be read", error))?;
-        growth::check(path, &json)?;
-        let inner = guarded(|| tokenizers::Tokenizer::from_bytes(&json));
+        let parts = file::Parts::read(path, &json)?;
+        let inner = guarded(|| parts.tokenizer(&json));
         let inner = inner.map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
-        Ok(Self::new(path, inner))
+        Self::with_steps(path, inner, parts.normalizer(path)?, parts.pre_tokenizer(path)?)
     }
 
     /// Wraps a tokenizer that was made of the file at `path`.
-    pub fn new(path: &Path, mut inner: tokenizers::Tokenizer) -> Self {
+    pub fn new(path: &Path, inner: tokenizers::Tokenizer) -> Result<Self> {
+        let parts = file::Parts::of(&inner).map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
+        Self::with_steps(path, inner, parts.normalizer(path)?, parts.pre_tokenizer(path)?)
+    }
+
+    /// Wraps a tokenizer that was made of the file at `path`, with another normalizer and pre-tokenizer.
+    pub fn with_steps(path: &Path, inner: tokenizers::Tokenizer, normalizer: Normalizer, steps: Steps) -> Result<Self> {
+        let mut inner = inner;
         // A prompt is never cut or padded behind its author's back.
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
+        let pipeline = guarded(|| Pipeline::new(&mut inner, normalizer, steps))
+            .map_err(|error| Error::model_because(path, "added_tokens or model: cannot be used", error))?;
         let added = inner.get_added_tokens_decoder();
         let (special, plain): (Vec<_>, Vec<_>) = added.into_iter().partition(|(_, token)| token.special);
         let by_text = |tokens: Vec<(u32, AddedToken)>| {
             let tokens = tokens.into_iter().map(|(_, token)| (token.content.clone(), token));
             tokens.filter(|(text, _)| !text.is_empty())
         };
-        Self {
+        Ok(Self {
             path: path.to_owned(),
             special_ids: special.iter().map(|(id, _)| *id).collect(),
             special: by_text(special).collect(),
             plain_added_texts: by_text(plain).map(|(text, _)| text).collect(),
             inner,
-            plain: OnceLock::new(),
-        }
+            pipeline,
+        })
     }
 
     /// The ids of `text`. Special tokens in it are recognised; `add_special_tokens` adds those the
     /// tokenizer puts around every text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = guarded(|| self.inner.encode_fast(text, add_special_tokens));
-        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| self.failed("encoding", error))
+        self.encode_now(text, if add_special_tokens { Reading::Whole } else { Reading::Part })
     }
 
     /// The ids of `text`, special tokens in it taken as plain text.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let plain = self.plain.get_or_init(|| {
-            let mut plain = self.inner.clone();
-            plain.set_encode_special_tokens(true);
-            plain
-        });
-        let encoding = guarded(|| plain.encode_fast(text, false));
-        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| self.failed("encoding", error))
+        self.encode_now(text, Reading::Plain)
+    }
+
+    fn encode_now(&self, text: &str, reading: Reading) -> Result<Vec<u32>> {
+        let mut budget = Budget::unlimited();
+        let encoded = budget::at_once(self.encode_within(text, reading, &mut budget));
+        encoded.unwrap_or_else(|| Err(Error::internal("a text was not tokenized at once")))
+    }
+
+    /// The ids of `text`, in turns with others and no more of them than the budget has.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the work at once.
+    pub async fn encode_within(&self, text: &str, reading: Reading, budget: &mut Budget) -> Result<Vec<u32>> {
+        let encoded = AssertUnwindSafe(self.pipeline.encode(&self.inner, text, reading, budget)).catch_unwind().await;
+        match encoded.unwrap_or_else(|_| Err(Failure::Problem("it ended in a panic".into()))) {
+            Ok(ids) => Ok(ids),
+            Err(Failure::Error(error)) => Err(error),
+            Err(Failure::Problem(problem)) => Err(self.failed("encoding", problem)),
+        }
+    }
+
+    /// As the tokenizers crate has it, all at once.
+    #[cfg(test)]
+    pub fn encode_whole(&self, text: &str) -> Vec<u32> {
+        self.inner.encode_fast(text, false).unwrap().get_ids().to_vec()
     }
 
     /// The text of `ids`.
@@ -106,7 +139,7 @@ impl Tokenizer {
 
 /// What the crate does of a file's tokenizer. It panics for some that make no sense: with merges into no token, with
 /// post-processors that do not fit each other or name tokens that there are not.
-fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+pub fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("it ended in a panic".into()))
 }
 

@@ -1,0 +1,189 @@
+//! From text to token ids, piece by piece, so that it can be given up or put off at any time.
+
+use std::sync::OnceLock;
+
+use tokenizers::{AddedToken, Encoding, Model as _, ModelWrapper, PostProcessor as _, Token};
+
+use super::{
+    added_tokens::AddedTokens, budget::Budget, byte_level, model::Model, normalizer::Normalizer, pattern::Problem,
+    pre_tokenizer::Steps,
+};
+use crate::Error;
+
+/// Bytes of a token of a Unigram model: at each place in a text, all tokens are tried that begin there.
+const MAX_UNIGRAM_BYTES: usize = 512;
+
+/// What is done with a text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// A whole text: special tokens are recognised, and the tokenizer puts its own around it.
+    Whole,
+    /// Special tokens are recognised.
+    Part,
+    /// Special tokens are plain text.
+    Plain,
+}
+
+/// Why a text has no ids.
+pub enum Failure {
+    Error(Error),
+    /// What the tokenizer said.
+    Problem(Problem),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+/// The steps of a tokenizer.
+pub struct Pipeline {
+    /// Those that are found in a text as it is.
+    verbatim: AddedTokens,
+    normalizer: Normalizer,
+    /// Those that are found in a text as the normalizer leaves it.
+    normalized: AddedTokens,
+    steps: Steps,
+    model: Model,
+    most_bytes: OnceLock<Option<usize>>,
+}
+
+impl Pipeline {
+    pub fn new(inner: &mut tokenizers::Tokenizer, normalizer: Normalizer, steps: Steps) -> Result<Self, Problem> {
+        match inner.get_model() {
+            // Leaving out merges at random is for training.
+            ModelWrapper::BPE(bpe) if bpe.dropout.is_some() => {
+                let mut bpe = bpe.clone();
+                bpe.dropout = None;
+                inner.with_model(bpe);
+            }
+            ModelWrapper::Unigram(unigram) => {
+                let longest = unigram.get_vocab().keys().map(String::len).max().unwrap_or(0);
+                if longest > MAX_UNIGRAM_BYTES {
+                    return Err(format!("a token has {longest} bytes, more than {MAX_UNIGRAM_BYTES}").into());
+                }
+            }
+            _ => {}
+        }
+        let mut tokens: Vec<_> = inner.get_added_tokens_decoder().into_iter().collect();
+        tokens.sort_by_key(|(id, _)| *id);
+        if !normalizer.is_empty() && tokens.iter().any(|(_, token)| token.normalized) {
+            let mut added = inner.get_added_vocabulary().clone();
+            added.refresh_normalized_tokens(Some(&normalizer))?;
+            inner.with_added_vocabulary(added);
+        }
+        Ok(Self {
+            verbatim: AddedTokens::new(&tokens, None)?,
+            normalized: AddedTokens::new(&tokens, Some(&normalizer))?,
+            normalizer,
+            steps,
+            model: Model::default(),
+            most_bytes: OnceLock::new(),
+        })
+    }
+
+    /// The ids of a text.
+    pub async fn encode(
+        &self,
+        inner: &tokenizers::Tokenizer,
+        text: &str,
+        reading: Reading,
+        budget: &mut Budget,
+    ) -> Result<Vec<u32>, Failure> {
+        if let Some(most) = budget.is_limited().then(|| self.most_bytes_of_a_token(inner)).flatten() {
+            budget.check(text.len() / most)?;
+        }
+        let (mut ids, plain) = (Vec::new(), reading == Reading::Plain);
+        for part in self.verbatim.parts(text, plain) {
+            let Some(between) = part.between() else {
+                self.push(part.id, &mut ids, budget).await?;
+                continue;
+            };
+            let normalized = self.normalizer.normalize(between, budget).await?;
+            for inner_part in self.normalized.parts(&normalized, plain) {
+                match inner_part.between() {
+                    None => self.push(inner_part.id, &mut ids, budget).await?,
+                    Some(between) => {
+                        let first = part.starts_at == 0 && inner_part.starts_at == 0;
+                        self.encode_words(inner.get_model(), (between, first), &mut ids, budget).await?;
+                    }
+                }
+            }
+        }
+        Ok(around(inner, ids, reading)?)
+    }
+
+    async fn push(&self, id: Option<u32>, ids: &mut Vec<u32>, budget: &mut Budget) -> Result<(), Failure> {
+        ids.extend(id);
+        budget.spend(1)?;
+        budget.breathe().await;
+        Ok(())
+    }
+
+    /// Appends the ids of a text that no added token is in.
+    async fn encode_words(
+        &self,
+        model: &ModelWrapper,
+        (text, first): (&str, bool),
+        ids: &mut Vec<u32>,
+        budget: &mut Budget,
+    ) -> Result<(), Failure> {
+        let bytes = self.steps.ends_in_bytes();
+        let (mut words, mut written) = (self.steps.words(text, first), String::new());
+        while let Some(word) = words.next()? {
+            let mut rest = word.text();
+            if bytes {
+                written.clear();
+                byte_level::write(rest, &mut written);
+                rest = &written;
+            }
+            while !rest.is_empty() {
+                let (word, after) = rest.split_at(if bytes { rest.len() } else { self.model.cut(model, rest) });
+                let before = ids.len();
+                self.model.tokenize(model, word, ids)?;
+                budget.spend(ids.len() - before)?;
+                budget.breathe().await;
+                rest = after;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many bytes of a text become one token at most, if all of them become tokens.
+    fn most_bytes_of_a_token(&self, inner: &tokenizers::Tokenizer) -> Option<usize> {
+        *self.most_bytes.get_or_init(|| {
+            let model = inner.get_model();
+            let ModelWrapper::BPE(bpe) = model else { return None };
+            let known = |token: &str| model.token_to_id(token).is_some();
+            let bytes = self.steps.ends_in_bytes();
+            let all_known = match bytes {
+                true => byte_level::chars().iter().all(|c| known(c.encode_utf8(&mut [0; 4]))),
+                false => bpe.byte_fallback && (0..=255).all(|byte| known(&format!("<0x{byte:02X}>"))),
+            };
+            let added = inner.get_added_tokens_decoder();
+            let strips = |token: &AddedToken| token.lstrip || token.rstrip;
+            if !all_known || !self.steps.keeps_all() || added.values().any(strips) {
+                return None;
+            }
+            let longest = self.model.longest_token(model);
+            let longest = if bytes { longest.chars } else { longest.bytes };
+            let added = added.values().map(|token| token.content.len()).max().unwrap_or(0);
+            Some(longest.max(added).max(1) * self.normalizer.most_shrinking()?)
+        })
+    }
+}
+
+/// What the tokenizer puts around a text.
+fn around(inner: &tokenizers::Tokenizer, ids: Vec<u32>, reading: Reading) -> Result<Vec<u32>, Problem> {
+    let Some(processor) = inner.get_post_processor() else { return Ok(ids) };
+    let tokens = ids.into_iter().map(|id| Token::new(id, String::new(), (0, 0))).collect();
+    let encoding = processor.process(Encoding::from_tokens(tokens, 0), None, reading == Reading::Whole)?;
+    Ok(encoding.get_ids().to_vec())
+}
