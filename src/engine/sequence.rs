@@ -16,6 +16,7 @@ use crate::{
     decoder::Adapter,
     kernels::pieces,
     model::rate,
+    stream::waking,
     text::{Answer, TextProcessor},
 };
 
@@ -177,7 +178,7 @@ impl Sequence {
         if let Mode::Classify(reply) = &mut self.mode {
             if let Some(reply) = reply.take() {
                 // A caller that is gone needs no logits.
-                let _ = reply.send(logits.to_vec());
+                let _ = waking(|| reply.send(logits.to_vec()));
             }
             let printed = !self.text.tokenizer.is_special(id);
             let text = if printed { self.text.tokenizer.decode(&[id])? } else { String::new() };
