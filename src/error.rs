@@ -31,7 +31,8 @@ pub enum Error {
     /// The prompt does not fit into the context.
     #[error("{} has {tokens} tokens and the context holds {limit}, the answer included", the_prompt(*prompt))]
     PromptTooLong {
-        /// Tokens of the prompt.
+        /// Tokens of the prompt; of one that is far too long, and therefore not tokenized to its end, a number that it
+        /// has at least.
         tokens: usize,
         /// Tokens a sequence may hold.
         limit: usize,

@@ -1,11 +1,13 @@
 use std::{
     collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering, fence},
     },
     task::{Context, Poll, ready},
+    thread,
 };
 
 use futures::{Stream, StreamExt, stream};
@@ -155,7 +157,7 @@ impl TokenStream {
         let (end_sender, ended) = oneshot::channel();
         let room = Arc::new(Room { awaited: AtomicBool::new(false), made: wake });
         let sender = TokenSender {
-            events: event_sender,
+            events: Some(event_sender),
             end: Some(end_sender),
             cancellation: cancellation.clone(),
             room: room.clone(),
@@ -272,7 +274,8 @@ impl Drop for TokenStream {
 /// Dropping it without [`finish`](Self::finish) ends the stream with [`Error::Closed`].
 #[derive(Debug)]
 pub struct TokenSender {
-    events: mpsc::Sender<Event>,
+    /// There until the sender is dropped.
+    events: Option<mpsc::Sender<Event>>,
     end: Option<oneshot::Sender<End>>,
     cancellation: CancellationToken,
     room: Arc<Room>,
@@ -281,13 +284,14 @@ pub struct TokenSender {
 impl TokenSender {
     /// Whether the next [`try_send`](Self::try_send) will find room.
     pub fn has_room(&self) -> bool {
-        if self.events.capacity() > 0 {
+        let free = || self.events.as_ref().is_some_and(|events| events.capacity() > 0);
+        if free() {
             return true;
         }
         self.room.awaited.store(true, Ordering::SeqCst);
         // The reader may have made room before it could see that we wait for it; one of both sees the other.
         fence(Ordering::SeqCst);
-        self.events.capacity() > 0
+        free()
     }
 
     /// Hands the tokens of one step to the reader.
@@ -296,7 +300,10 @@ impl TokenSender {
     /// Gives the tokens back if the reader has no room or is gone.
     pub fn try_send(&self, tokens: Vec<Token>, metrics: GenerateMetrics) -> Result<(), Vec<Token>> {
         use mpsc::error::TrySendError::{Closed, Full};
-        self.events.try_send(Event { tokens, metrics }).map_err(|error| match error {
+        let Some(events) = &self.events else { return Err(tokens) };
+        let sent = waking(|| events.try_send(Event { tokens, metrics }));
+        // What a waker panics about has been sent.
+        sent.unwrap_or(Ok(())).map_err(|error| match error {
             Full(event) | Closed(event) => event.tokens,
         })
     }
@@ -306,14 +313,15 @@ impl TokenSender {
     /// # Errors
     /// Gives the tokens back if the reader is gone.
     pub async fn send(&self, tokens: Vec<Token>, metrics: GenerateMetrics) -> Result<(), Vec<Token>> {
-        self.events.send(Event { tokens, metrics }).await.map_err(|error| error.0.tokens)
+        let Some(events) = &self.events else { return Err(tokens) };
+        events.send(Event { tokens, metrics }).await.map_err(|error| error.0.tokens)
     }
 
     /// Ends the stream, after the tokens already sent.
     pub fn finish(mut self, reason: FinishReason, error: Option<Error>, metrics: GenerateMetrics) {
         if let Some(end) = self.end.take() {
             // The reader may be gone; then nobody needs to know.
-            let _ = end.send(End { reason, error, metrics });
+            let _ = waking(|| end.send(End { reason, error, metrics }));
         }
     }
 
@@ -330,4 +338,22 @@ impl TokenSender {
     pub fn cancellation(&self) -> &CancellationToken {
         &self.cancellation
     }
+}
+
+impl Drop for TokenSender {
+    fn drop(&mut self) {
+        if let Some(end) = self.end.take().filter(|_| thread::panicking()) {
+            let error = Some(Error::internal("what computed this stream ended in a panic"));
+            let _ =
+                waking(|| end.send(End { reason: FinishReason::Error, error, metrics: GenerateMetrics::default() }));
+        }
+        let (events, end) = (self.events.take(), self.end.take());
+        let _ = waking(|| drop((end, events)));
+    }
+}
+
+/// Does what wakes a reader, whose waker may panic: that is its own fault and no reason to end what others wait for.
+/// `None` if it has panicked.
+pub(crate) fn waking<T>(act: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(act)).ok()
 }

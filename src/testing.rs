@@ -285,7 +285,7 @@ fn text(config: &LoadConfig) -> Result<TextProcessor> {
     appended.try_single(format!("$A {REPLY}")).map_err(|error| failed(error.into()))?;
     let appended = appended.special_tokens(vec![(REPLY, reply)]).build().map_err(|error| failed(error.into()))?;
     tokenizer.with_post_processor(Some(appended));
-    let tokenizer = Tokenizer::new(Path::new("scripted"), tokenizer);
+    let tokenizer = Tokenizer::new(Path::new("scripted"), tokenizer)?;
     let end_of_text = tokenizer.id_of(END);
     let template = config.chat_template.clone().unwrap_or_else(|| TEMPLATE.into());
     let template = ChatTemplate::new(Path::new("scripted"), template, String::new(), END.into())?;

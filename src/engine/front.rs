@@ -1,16 +1,15 @@
-use std::{mem::take, sync::Arc};
+use std::{mem::take, panic::AssertUnwindSafe, sync::Arc};
 
-use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, executor::block_on, stream::FuturesUnordered};
 use serde_json::{Map, Value};
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot,
 };
-use tokio_util::sync::CancellationToken;
 
-use super::{Mode, Request, encoder::Job, scheduler::SequenceId};
+use super::{Mode, Request, scheduler::SequenceId, state::State, tokenizer_thread::Job};
 use crate::{
-    Error, Result,
+    Result,
     text::{Prompt, StopStrings},
 };
 
@@ -23,17 +22,17 @@ pub struct Prepared {
 }
 
 /// Where requests wait until their prompts are tokens. One that is cancelled, or whose deadline comes, ends then,
-/// however long the prompts before it take.
-pub struct Front {
-    /// Takes one prompt beside that which it encodes, so that all others wait here.
-    pub encoder: mpsc::Sender<Job>,
+/// whatever the tokenizer is at.
+pub struct TokenizeQueue {
+    pub tokenizer: mpsc::Sender<Job>,
     pub ready: mpsc::Sender<Prepared>,
-    pub closing: CancellationToken,
+    pub state: Arc<State>,
 }
 
-impl Front {
+impl TokenizeQueue {
     /// Runs until the model closes.
     pub fn run(self, jobs: mpsc::Receiver<(Prompt, Request)>) {
+        let _alive = self.state.alive("queue");
         block_on(self.serve(jobs));
     }
 
@@ -42,17 +41,18 @@ impl Front {
         loop {
             tokio::select! {
                 biased;
-                () = self.closing.cancelled() => break,
-                Some(()) = waiting.next() => {}
+                () = self.state.closing.cancelled() => break,
+                Some(_) = waiting.next() => {}
                 Some((prompt, request)) = jobs.recv() => {
-                    waiting.push(self.prepare(next_id, prompt, request));
+                    // A panic is the end of its own request: what it drops tells so.
+                    waiting.push(AssertUnwindSafe(self.prepare(next_id, prompt, request)).catch_unwind());
                     next_id += 1;
                 }
             }
         }
         jobs.close();
         while let Ok((_, request)) = jobs.try_recv() {
-            request.ticket.fail(Error::Closed);
+            request.ticket.fail(self.state.closed_error());
         }
         while waiting.next().await.is_some() {}
     }
@@ -76,13 +76,15 @@ impl Front {
         answered: bool,
     ) -> Result<Vec<u32>> {
         let (reply, encoded) = oneshot::channel();
+        let closed = |_| self.state.closed_error();
         let encoded = async {
-            self.encoder.send(Job { prompt, vars, stops, answered, reply }).await.map_err(|_| Error::Closed)?;
-            encoded.await.unwrap_or(Err(Error::Closed))
+            let job = Job { prompt, vars, stops, answered, reply };
+            self.tokenizer.send(job).await.map_err(|_| self.state.closed_error())?;
+            encoded.await.map_err(closed)?
         };
         tokio::select! {
             biased;
-            () = self.closing.cancelled() => Err(Error::Closed),
+            () = self.state.closing.cancelled() => Err(self.state.closed_error()),
             encoded = encoded => encoded,
         }
     }
@@ -90,7 +92,7 @@ impl Front {
     fn pass_on(&self, prepared: Prepared) {
         // The worker has room for all that there are places for, until it closes.
         if let Err(TrySendError::Full(prepared) | TrySendError::Closed(prepared)) = self.ready.try_send(prepared) {
-            prepared.request.ticket.fail(Error::Closed);
+            prepared.request.ticket.fail(self.state.closed_error());
         }
     }
 }

@@ -1,11 +1,11 @@
-//! What runs requests: a front thread where they wait while another one turns their prompts into tokens, and a worker
+//! What runs requests: a thread where they wait while another one turns their prompts into tokens, and a worker
 //! thread that packs all running sequences into shared forward passes. It knows no architecture.
 
 mod adapters;
+mod admission;
 mod aside;
 mod blocks;
 mod draft;
-mod encoder;
 mod front;
 mod pace;
 mod penalties;
@@ -14,12 +14,13 @@ mod scheduler;
 mod sequence;
 mod state;
 mod ticket;
+mod tokenizer_thread;
 mod turns;
 mod worker;
 
 use std::{sync::Arc, thread, time::Instant};
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::{
     Error, GenerateConfig, GenerateMetrics, ModelStats, Result, TokenStream,
@@ -32,12 +33,13 @@ use crate::{
 };
 pub use adapters::Adapters;
 use adapters::Loaded;
+use admission::{Place, Queue};
 pub use aside::{Access, Aside, Shift};
-use encoder::{Encoder, PromptLimits};
-use front::Front;
+use front::TokenizeQueue;
 pub use scheduler::Limits;
 use state::State;
 use ticket::Ticket;
+use tokenizer_thread::{PromptLimits, TokenizerThread};
 use turns::{Turn, Turns};
 use worker::{Inbox, Worker};
 
@@ -54,7 +56,7 @@ pub struct Options {
     pub context_len: usize,
     /// Tokens the model knows.
     pub vocab_size: usize,
-    /// Requests that may wait.
+    /// Requests that may wait beyond those that could run at once.
     pub queue_limit: usize,
     /// Events a stream buffers.
     pub stream_buffer: usize,
@@ -72,8 +74,7 @@ pub struct Options {
 pub struct Engine {
     name: String,
     jobs: mpsc::Sender<(Prompt, Request)>,
-    queue: Arc<Semaphore>,
-    queue_limit: usize,
+    queue: Arc<Queue>,
     batch_queue: Arc<Semaphore>,
     stream_buffer: usize,
     wake: Arc<Notify>,
@@ -95,7 +96,7 @@ struct Request {
 }
 
 /// A place in a queue, and what changes the model for the request.
-type Admission = (OwnedSemaphorePermit, Option<Loaded>);
+type Admission = (Place, Option<Loaded>);
 
 /// What a request asks for.
 enum Mode {
@@ -111,7 +112,8 @@ impl Engine {
     pub fn start(decoder: Box<dyn Forward>, text: Arc<TextProcessor>, options: Options) -> Result<Self> {
         let state = Arc::new(State::default());
         let (wake, turns) = (Arc::new(Notify::new()), Arc::new(Turns::default()));
-        let places = options.queue_limit + BATCH_PLACES;
+        let slots = options.limits.slots();
+        let places = (options.queue_limit + BATCH_PLACES).saturating_add(slots).min(Semaphore::MAX_PERMITS);
         let (jobs, front_jobs) = mpsc::channel(places);
         let (ready, worker_jobs) = mpsc::channel(places);
         let threads = options.threads.unwrap_or_else(team::cores);
@@ -125,16 +127,16 @@ impl Engine {
             .build()
             .map_err(not_started)?;
         let limits = PromptLimits { context_len: options.context_len, vocab_size: options.vocab_size };
-        let (encoder, prompts) = mpsc::channel(1);
-        let prompts = Encoder { text: text.clone(), limits, jobs: prompts };
+        let (tokenizer, prompts) = mpsc::channel(places);
+        let prompts = TokenizerThread { text: text.clone(), limits, jobs: prompts, state: state.clone() };
         start(format!("{} text", options.name), || prompts.run())?;
-        let front = Front { encoder, ready, closing: state.closing.clone() };
+        let front = TokenizeQueue { tokenizer, ready, state: state.clone() };
         start(format!("{} front", options.name), || front.run(front_jobs))?;
+        let queue = Arc::new(Queue::new(options.queue_limit, slots));
         let engine = Self {
             name: options.name.clone(),
             jobs,
-            queue: Arc::new(Semaphore::new(options.queue_limit)),
-            queue_limit: options.queue_limit,
+            queue: queue.clone(),
             batch_queue: Arc::new(Semaphore::new(BATCH_PLACES)),
             stream_buffer: options.stream_buffer,
             wake: wake.clone(),
@@ -143,7 +145,7 @@ impl Engine {
             turns: turns.clone(),
             threads,
         };
-        let inbox = Inbox { jobs: worker_jobs, wake, turns };
+        let inbox = Inbox { jobs: worker_jobs, wake, turns, queue };
         let worker = Worker::new((decoder, team), text, options, inbox, state);
         thread.spawn(|| worker.run());
         Ok(engine)
@@ -151,11 +153,10 @@ impl Engine {
 
     /// Starts a generation if the queue has a place.
     pub fn generate(&self, prompt: Prompt, config: GenerateConfig) -> TokenStream {
-        let place = match Arc::clone(&self.queue).try_acquire_owned() {
-            Ok(place) => self.adapter(&config).map(|adapter| (place, adapter)),
-            Err(TryAcquireError::NoPermits) => Err(Error::Overloaded { limit: self.queue_limit }),
-            Err(TryAcquireError::Closed) => Err(Error::Closed),
-        };
+        let place = self.adapter(&config).and_then(|adapter| match self.queue.enter() {
+            Some(place) => Ok((place, adapter)),
+            None => Err(Error::Overloaded { limit: self.queue.limit() }),
+        });
         self.start_with(prompt, config, Mode::Generate, Instant::now(), place)
     }
 
@@ -191,7 +192,10 @@ impl Engine {
     async fn batch_place(&self, config: &GenerateConfig, submitted: Instant) -> Result<Admission> {
         let adapter = self.adapter(config)?;
         let place = Arc::clone(&self.batch_queue).acquire_owned();
-        unless_over(config, submitted, async { Ok((place.await.map_err(|_| Error::Closed)?, adapter)) }).await
+        unless_over(config, submitted, async {
+            Ok((place.await.map_err(|_| self.state.closed_error())?.into(), adapter))
+        })
+        .await
     }
 
     fn start_with(
@@ -215,7 +219,7 @@ impl Engine {
         // A place in the queue is a place in the channel; only a closed one refuses.
         match self.jobs.try_send((prompt, Request { config, stops, mode, adapter, ticket })) {
             Ok(()) => stream,
-            Err(_) => self.refuse(Error::Closed),
+            Err(_) => self.refuse(self.state.closed_error()),
         }
     }
 
@@ -233,7 +237,7 @@ impl Engine {
 
     /// Whether requests are still taken.
     pub fn check_open(&self) -> Result<()> {
-        if self.state.closing.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
+        if self.state.closing.is_cancelled() { Err(self.state.closed_error()) } else { Ok(()) }
     }
 
     /// Notes how an operation ended.
@@ -256,7 +260,6 @@ impl Engine {
     /// Ends everything and waits until the model's memory is free.
     pub async fn close(&self) {
         self.state.closing.cancel();
-        self.queue.close();
         self.batch_queue.close();
         self.adapters.close();
         self.state.closed.cancelled().await;

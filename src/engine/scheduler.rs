@@ -30,6 +30,13 @@ pub struct Limits {
     pub max_idle_blocks: usize,
 }
 
+impl Limits {
+    /// Sequences that could run at the same time if they were short.
+    pub fn slots(&self) -> usize {
+        self.max_running.min(self.cache_blocks)
+    }
+}
+
 /// Decides which tokens of which sequences the next pass computes. It knows tokens and blocks, and
 /// neither tensors nor time.
 ///
@@ -216,6 +223,14 @@ impl Scheduler {
     /// The tokens of a chunk, its draft not among them.
     pub fn tokens(&self, chunk: &Chunk) -> &[u32] {
         self.sequences.get(&chunk.id).map_or(&[], |progress| &progress.tokens[chunk.start..chunk.start + chunk.len])
+    }
+
+    /// Sequences that could run beside those that do, if none of those that came before them has to wait.
+    pub fn idle_slots(&self) -> usize {
+        match self.candidates().next() {
+            Some(_) => 0,
+            None => self.limits.slots().saturating_sub(self.running.len()).min(self.pool.available()),
+        }
     }
 
     /// Sequences that run, paused ones among them.

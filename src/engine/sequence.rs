@@ -16,6 +16,7 @@ use crate::{
     decoder::Adapter,
     kernels::pieces,
     model::rate,
+    stream::waking,
     text::{Answer, TextProcessor},
 };
 
@@ -178,7 +179,7 @@ impl Sequence {
         if let Mode::Classify(reply) = &mut self.mode {
             if let Some(reply) = reply.take() {
                 // A caller that is gone needs no logits.
-                let _ = reply.send(logits.to_vec());
+                let _ = waking(|| reply.send(logits.to_vec()));
             }
             ready.push(self.answer.only(id, logprobs)?);
             return Ok(Some(End::stop()));

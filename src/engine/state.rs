@@ -1,6 +1,9 @@
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
 
 use tokio_util::sync::CancellationToken;
@@ -15,6 +18,8 @@ pub struct State {
     pub closing: CancellationToken,
     /// Fires when the worker has freed everything.
     pub closed: CancellationToken,
+    /// The thread that has ended in a panic.
+    died: OnceLock<&'static str>,
     /// Requests between their call and their end.
     in_flight: Arc<AtomicUsize>,
     last: Mutex<LastOperation>,
@@ -36,7 +41,37 @@ impl Drop for InFlight {
     }
 }
 
+/// Closes a model whose thread ends in a panic.
+pub struct Alive {
+    state: Arc<State>,
+    thread: &'static str,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.state.died.set(self.thread);
+            self.state.closing.cancel();
+        }
+    }
+}
+
 impl State {
+    /// Says that a thread runs, until it is dropped.
+    pub fn alive(self: &Arc<Self>, thread: &'static str) -> Alive {
+        Alive { state: self.clone(), thread }
+    }
+
+    /// Why the model takes no requests any more.
+    pub fn closed_error(&self) -> Error {
+        match self.died.get() {
+            Some(thread) => {
+                Error::internal(format!("the model's {thread} thread ended in a panic; load the model anew"))
+            }
+            None => Error::Closed,
+        }
+    }
+
     pub fn enter(&self) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
         InFlight(self.in_flight.clone())
@@ -87,4 +122,25 @@ impl State {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // The figures are whole after every statement, whatever panicked.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_whose_thread_has_died_closes_and_says_so() {
+        let state = Arc::new(State::default());
+        let of_thread = state.clone();
+        thread::spawn(move || drop(of_thread.alive("tokenizer"))).join().unwrap();
+        assert!(!state.closing.is_cancelled() && matches!(state.closed_error(), Error::Closed));
+        let of_thread = state.clone();
+        let dies = thread::spawn(move || {
+            let _alive = of_thread.alive("tokenizer");
+            panic!("as a test wants it");
+        });
+        assert!(dies.join().is_err());
+        assert!(state.closing.is_cancelled());
+        assert!(state.closed_error().to_string().contains("the model's tokenizer thread ended in a panic"));
+    }
 }

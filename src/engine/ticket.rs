@@ -4,10 +4,12 @@ use std::{
 };
 
 use futures_timer::Delay;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::state::{InFlight, State};
+use super::{
+    admission::Place,
+    state::{InFlight, State},
+};
 use crate::{Error, FinishReason, GenerateMetrics, Result, TokenSender};
 
 /// What a request carries from its call to its end: who waits for it, until when, and the place in
@@ -17,7 +19,7 @@ pub struct Ticket {
     pub submitted: Instant,
     pub deadline: Option<Instant>,
     /// Given back when the request starts to run.
-    pub place: Option<OwnedSemaphorePermit>,
+    pub place: Option<Place>,
     pub span: tracing::Span,
     pub state: Arc<State>,
     pub in_flight: InFlight,

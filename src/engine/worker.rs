@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{
     Options,
+    admission::Queue,
     blocks::Realm,
     front::Prepared,
     pace::Pace,
@@ -39,6 +40,8 @@ pub struct Inbox {
     pub wake: Arc<Notify>,
     /// Shared with whoever else computes with the model.
     pub turns: Arc<Turns>,
+    /// Told how many requests could run.
+    pub queue: Arc<Queue>,
 }
 
 /// What owns a model's decoder, on one of the model's threads. Its loop is four moves: schedule, run, sample, deliver.
@@ -76,9 +79,11 @@ impl Worker {
     pub fn run(mut self) {
         // Whatever happens here, nobody waits for it for ever.
         let closed = self.state.closed.clone().drop_guard();
+        let _alive = self.state.alive("worker");
         while !self.state.closing.is_cancelled() {
             self.intake();
             let chunks = self.scheduler.schedule(|streams| self.pace.prompt_tokens(streams));
+            self.inbox.queue.set_idle(self.scheduler.idle_slots());
             if chunks.is_empty() {
                 self.report();
                 self.sleep();
@@ -91,11 +96,11 @@ impl Worker {
             }
         }
         for id in self.sequences.keys().copied().collect::<Vec<_>>() {
-            self.end(id, Error::Closed.into());
+            self.end(id, self.state.closed_error().into());
         }
         self.inbox.jobs.close();
         while let Ok(prepared) = self.inbox.jobs.try_recv() {
-            prepared.request.ticket.fail(Error::Closed);
+            prepared.request.ticket.fail(self.state.closed_error());
         }
         drop(self);
         drop(closed);
@@ -276,7 +281,8 @@ impl Worker {
         self.scheduler.remove(id);
         self.decoder.forget(id);
         if let Some(sequence) = self.sequences.remove(&id) {
-            // Whoever learns of the end finds its memory free.
+            // Whoever learns of the end finds its memory and its slot free.
+            self.inbox.queue.set_idle(self.scheduler.idle_slots());
             self.report();
             let metrics = sequence.metrics(memory);
             sequence.ticket.end(end, metrics);

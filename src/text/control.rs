@@ -5,9 +5,9 @@ use std::{
     sync::OnceLock,
 };
 
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, Model as _, ModelWrapper};
 
-use super::stop_strings::Automaton;
+use super::{control_names, stop_strings::Automaton, tokenizer::guarded};
 
 /// Turn markers that look like the tags that are text, such as `<think>`.
 const TURN_TAGS: [&str; 12] = [
@@ -36,6 +36,10 @@ pub struct ControlTokens {
     words: HashSet<String>,
     first_chars: HashSet<char>,
     texts: OnceLock<Automaton>,
+    /// Those that begin or end a text, or end an answer.
+    bounds: HashSet<u32>,
+    /// What stands for text that is in no token.
+    unknown: OnceLock<Option<u32>>,
 }
 
 /// What the tokenizer does where it finds one.
@@ -53,7 +57,38 @@ impl ControlTokens {
         if !token.content.is_empty() {
             self.by_text.insert(token.content.clone(), ControlToken { id, token });
         }
-        self.texts = OnceLock::new();
+        (self.texts, self.unknown) = (OnceLock::new(), OnceLock::new());
+    }
+
+    /// Takes note of ids that begin or end a text, or end an answer.
+    pub fn bound(&mut self, ids: &[u32]) {
+        self.bounds.extend(ids);
+        self.unknown = OnceLock::new();
+    }
+
+    /// What becomes of text that is in no token, unless it ends an answer, say.
+    pub fn unknown(&self, model: &ModelWrapper) -> Option<u32> {
+        *self.unknown.get_or_init(|| {
+            let tokens = guarded(|| model.tokenize("\u{FDEF}")).ok()?;
+            let unknown = tokens.into_iter().find(|token| self.contains(token.id))?;
+            let is_bound = self.bounds.contains(&unknown.id) || control_names::is_control(&unknown.value);
+            (!is_bound).then_some(unknown.id)
+        })
+    }
+
+    /// Whether a token that came of this text is a control token. What stands for text that is in no token is none.
+    pub fn is_control(&self, model: &ModelWrapper, id: u32, text: &str) -> bool {
+        let is_itself = || model.id_to_token(id).is_some_and(|token| token == text.trim());
+        self.contains(id) && (self.unknown(model) != Some(id) || is_itself())
+    }
+
+    /// Whether a control token could be among these, which came of a word.
+    pub fn may_be_in(&self, model: &ModelWrapper, ids: &[u32], word: &str) -> bool {
+        let is_control = |id: &u32| {
+            let is_there = || model.id_to_token(*id).is_some_and(|token| word.contains(&token));
+            self.contains(*id) && (self.unknown(model) != Some(*id) || is_there())
+        };
+        ids.iter().any(is_control)
     }
 
     pub fn contains(&self, id: u32) -> bool {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use rayon::prelude::*;
+use serde_json::{Value, json};
 use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper,
     decoders::{byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip},
@@ -11,7 +12,10 @@ use tokenizers::{
     pre_tokenizers::byte_level::ByteLevel,
 };
 
-use super::{Tokenizer, control_names, lenient::heeded, tokenizer::surrounded, words::Words};
+use super::{
+    Tokenizer, control_names, lenient::heeded, normalizer::Normalizer, pre_tokenizer::Steps, token_finder,
+    tokenizer::surrounded, words::Words,
+};
 use crate::{
     Error, Result,
     weights::gguf::{Array, Metadata},
@@ -35,7 +39,7 @@ const MAX_MERGES_BYTES: usize = 256 << 20;
 pub fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
     let key = "tokenizer.ggml.model";
     let mut vocabulary = Vocabulary::read(metadata)?;
-    let (mut inner, around) = match metadata.opt_str(key)?.ok_or_else(|| metadata.missing(key))? {
+    let (mut inner, steps, around) = match metadata.opt_str(key)?.ok_or_else(|| metadata.missing(key))? {
         "gpt2" => byte_level(path, metadata, &mut vocabulary)?,
         "llama" => {
             let merges = merges_by_score(metadata, &vocabulary)?;
@@ -54,7 +58,10 @@ pub fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
         inner.with_post_processor(Some(processor));
     }
     add_tokens(metadata, &vocabulary, &mut inner).map_err(|error| bad_vocabulary(path, error))?;
-    Ok(Tokenizer::new(path, inner))
+    match steps {
+        Some((normalizer, steps)) => Tokenizer::with_steps(path, inner, normalizer, steps),
+        None => Tokenizer::new(path, inner),
+    }
 }
 
 /// The ids that end an answer.
@@ -147,11 +154,10 @@ struct Around {
     eos: Option<u32>,
 }
 
-fn byte_level(
-    path: &Path,
-    metadata: &Metadata,
-    vocabulary: &mut Vocabulary<'_>,
-) -> Result<(tokenizers::Tokenizer, Around)> {
+/// A tokenizer, its steps if it does not have them itself, and what is put around texts.
+type Built = (tokenizers::Tokenizer, Option<(Normalizer, Steps)>, Around);
+
+fn byte_level(path: &Path, metadata: &Metadata, vocabulary: &mut Vocabulary<'_>) -> Result<Built> {
     let key = "tokenizer.ggml.pre";
     let kind = metadata.opt_str(key)?.unwrap_or("default");
     let words = Words::of(kind)
@@ -162,9 +168,11 @@ fn byte_level(
     if words.nfc {
         inner.with_normalizer(Some(NFC)).map_err(|error| bad_vocabulary(path, error))?;
     }
-    inner.with_pre_tokenizer(Some(words.pre_tokenizer().map_err(|error| bad_vocabulary(path, error))?));
     inner.with_decoder(Some(ByteLevel::new(false, false, false)));
-    Ok((inner, Around { adds_bos: words.adds_bos, ..Around::default() }))
+    let normalizer = if words.nfc { json!({"type": "NFC"}) } else { Value::Null };
+    let normalizer = Normalizer::read(&normalizer).map_err(|error| bad_vocabulary(path, error))?;
+    let steps = words.steps().map_err(|error| metadata.bad(key, &error.to_string()))?;
+    Ok((inner, Some((normalizer, steps)), Around { adds_bos: words.adds_bos, ..Around::default() }))
 }
 
 /// The tokenizer takes the vocabulary's ids, so that large ones need not be copied.
@@ -233,12 +241,7 @@ fn merges_by_score(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<M
 }
 
 /// A SentencePiece model: BPE of characters, where spaces are "▁" and what is in no token becomes bytes.
-fn sentence_piece(
-    path: &Path,
-    metadata: &Metadata,
-    vocabulary: &mut Vocabulary<'_>,
-    merges: Merges,
-) -> Result<(tokenizers::Tokenizer, Around)> {
+fn sentence_piece(path: &Path, metadata: &Metadata, vocabulary: &mut Vocabulary<'_>, merges: Merges) -> Result<Built> {
     let spm = metadata.opt_str("tokenizer.ggml.model")? == Some("llama");
     // The ids that Llama's files leave out.
     let default = |id| spm.then_some(id);
@@ -259,7 +262,7 @@ fn sentence_piece(
     normalizers.push(replace(" ", "▁")?.into());
     inner.with_normalizer(Some(Normalizers::new(normalizers))).map_err(|error| bad_vocabulary(path, error))?;
     inner.with_decoder(Some(Decoders::new(decoders)));
-    Ok((inner, Around { adds_bos: true, bos: default(1), eos: default(2) }))
+    Ok((inner, None, Around { adds_bos: true, bos: default(1), eos: default(2) }))
 }
 
 /// Control tokens are special; those the model's makers added as text are not.
@@ -281,6 +284,7 @@ fn add_tokens(
             plain.push(added(false));
         }
     }
+    token_finder::check(special.iter().chain(&plain).map(|token| &*token.content))?;
     inner.add_special_tokens(special)?;
     inner.add_tokens(plain)?;
     Ok(())

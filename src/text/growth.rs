@@ -7,14 +7,17 @@ use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use serde::Deserialize;
 use serde_json::Value;
 
+use super::file::Parts;
 use crate::{Error, Result};
 
 /// The most bytes that a byte may become. What models name comes to a few hundred at most, where they have SentencePiece's
 /// charsmap.
 const MAX_GROWTH: f64 = 4096.0;
+
+/// The most tokens that a post-processor may make of one. Those of models put a few around a text.
+const MAX_REPEATS: f64 = 64.0;
 
 /// As lenient as the tokenizers crate is.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -24,28 +27,16 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// The steps of a `tokenizer.json`.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Steps {
-    normalizer: Value,
-    pre_tokenizer: Value,
-    post_processor: Value,
-    decoder: Value,
-}
-
 /// Refuses a `tokenizer.json` that could make very much of little.
-pub fn check(path: &Path, json: &[u8]) -> Result<()> {
-    let steps: Steps =
-        serde_json::from_slice(json).map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
+pub fn check(path: &Path, steps: &Parts) -> Result<()> {
     let encoding = growth(&steps.normalizer) * growth(&steps.pre_tokenizer);
-    for (fields, growth) in [
-        ("normalizer and pre_tokenizer", encoding),
-        ("post_processor", growth(&steps.post_processor)),
-        ("decoder", growth(&steps.decoder)),
+    for (fields, growth, most) in [
+        ("normalizer and pre_tokenizer", encoding, MAX_GROWTH),
+        ("post_processor", growth(&steps.post_processor), MAX_REPEATS),
+        ("decoder", growth(&steps.decoder), MAX_GROWTH),
     ] {
-        if growth > MAX_GROWTH {
-            let reason = format!("{fields} could make a text {growth:.0} times as long, more than {MAX_GROWTH} times");
+        if growth > most {
+            let reason = format!("{fields} could make a text {growth:.0} times as long, more than {most} times");
             return Err(Error::model(path, reason));
         }
     }
@@ -54,7 +45,7 @@ pub fn check(path: &Path, json: &[u8]) -> Result<()> {
 
 /// The most bytes, or tokens, that a step and those in it make of one. The crate knows some steps by their fields, without
 /// a `type`.
-fn growth(step: &Value) -> f64 {
+pub fn growth(step: &Value) -> f64 {
     let Some(fields) = step.as_object() else { return 1.0 };
     let len = |key: &str| fields.get(key).and_then(Value::as_str).map_or(0, str::len) as f64;
     let own = match step["type"].as_str().unwrap_or_default() {
@@ -93,7 +84,8 @@ mod tests {
     use super::*;
 
     fn reason(tokenizer: Value) -> Option<String> {
-        check(Path::new("tokenizer.json"), tokenizer.to_string().as_bytes()).err().map(|error| error.to_string())
+        let parts = serde_json::from_value(tokenizer).unwrap();
+        check(Path::new("tokenizer.json"), &parts).err().map(|error| error.to_string())
     }
 
     #[test]

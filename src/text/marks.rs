@@ -1,6 +1,6 @@
 use serde_json::{Map, Value};
 
-use super::{ChatTemplate, Tokenizer, stop_strings::Automaton};
+use super::{Budget, ChatTemplate, Reading, Tokenizer, pipeline, stop_strings::Automaton};
 use crate::{Error, Result, Role};
 
 const ROLES: [Role; 4] = [Role::System, Role::User, Role::Assistant, Role::Tool];
@@ -68,22 +68,16 @@ impl Rendered {
     }
 
     /// Its token ids: control tokens only where the template wrote them.
-    pub fn encode(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        if self.given.is_empty() {
-            return tokenizer.encode(&self.text, false);
+    pub async fn encode(&self, tokenizer: &Tokenizer, budget: &mut Budget) -> Result<Vec<u32>> {
+        if let Some(ids) = tokenizer.encode_given(&self.text, &self.given, budget).await? {
+            return Ok(ids);
         }
-        let tokens = tokenizer.encode_with_offsets(&self.text)?;
-        let is_given = |(id, (from, end)): &(u32, (usize, usize))| {
-            tokenizer.is_control(*id, &self.text[*from..*end]) && self.has_given(*from, *end)
-        };
-        if !tokens.iter().any(is_given) {
-            return Ok(tokens.into_iter().map(|(id, _)| id).collect());
-        }
-        self.encode_apart(tokenizer)
+        budget.restart();
+        self.encode_apart(tokenizer, budget).await
     }
 
     /// Encodes what is between the control tokens of the template.
-    fn encode_apart(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    async fn encode_apart(&self, tokenizer: &Tokenizer, budget: &mut Budget) -> Result<Vec<u32>> {
         let (text, mut ids, mut plain_from, mut at) = (&self.text, Vec::new(), 0, 0);
         while at < text.len() {
             let is_given = self.given.binary_search(&at).is_ok();
@@ -91,7 +85,9 @@ impl Rendered {
             match found.filter(|found| !self.has_given(at, at + found.token.content.len())) {
                 Some(found) => {
                     let before = &text[plain_from..at];
-                    ids.extend(tokenizer.encode_plain(if found.token.lstrip { before.trim_end() } else { before })?);
+                    let before = if found.token.lstrip { before.trim_end() } else { before };
+                    let reading = Reading::Plain { first: plain_from == 0 };
+                    ids.extend(tokenizer.encode_within(before, reading, budget).await?);
                     ids.push(found.id);
                     at += found.token.content.len();
                     let after = &text[at..];
@@ -101,14 +97,14 @@ impl Rendered {
                 None => at += text[at..].chars().next().map_or(1, char::len_utf8),
             }
         }
-        ids.extend(tokenizer.encode_plain(&text[plain_from..])?);
+        let reading = Reading::Plain { first: plain_from == 0 };
+        ids.extend(tokenizer.encode_within(&text[plain_from..], reading, budget).await?);
         Ok(ids)
     }
 
     /// Whether a character in this range is not the template's.
     fn has_given(&self, from: usize, end: usize) -> bool {
-        let first = self.given.partition_point(|at| *at < from);
-        self.given.get(first).is_some_and(|at| *at < end)
+        pipeline::is_any_in(&self.given, from..end)
     }
 }
 

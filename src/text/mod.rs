@@ -3,18 +3,28 @@
 pub mod added_tokens;
 mod answer;
 mod bounds;
+pub mod budget;
+mod byte_level;
 mod chat_template;
 mod control;
 mod control_names;
 mod decoding;
 mod detokenizer;
+mod file;
 pub mod gguf;
 mod growth;
 mod json;
 pub mod lenient;
 mod marks;
+mod model;
+mod normalizer;
+mod pattern;
+mod pipeline;
+mod plain_words;
+mod pre_tokenizer;
 mod python;
 mod stop_strings;
+mod token_finder;
 #[cfg(test)]
 pub mod tests;
 mod tokenizer;
@@ -22,7 +32,9 @@ pub mod vocabulary;
 mod words;
 
 pub use answer::Answer;
+use budget::Budget;
 pub use chat_template::{ChatTemplate, TemplateSource};
+use pipeline::Reading;
 pub use stop_strings::StopStrings;
 pub use tokenizer::Tokenizer;
 
@@ -57,21 +69,42 @@ pub struct TextProcessor {
 impl TextProcessor {
     /// The token ids of a prompt. `vars` are for the chat template.
     pub fn encode(&self, prompt: &Prompt, vars: &Map<String, Value>) -> Result<Vec<u32>> {
+        let mut budget = Budget::unlimited();
+        let encoded = budget::at_once(self.encode_within(prompt, vars, &mut budget));
+        encoded.unwrap_or_else(|| Err(Error::internal("a prompt was not tokenized at once")))
+    }
+
+    /// The token ids of a prompt, in turns with others and no more of them than the budget has.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the work at once.
+    pub async fn encode_within(
+        &self,
+        prompt: &Prompt,
+        vars: &Map<String, Value>,
+        budget: &mut Budget,
+    ) -> Result<Vec<u32>> {
         let ids = match prompt {
-            Prompt::Text(text) => self.tokenizer.encode(text, true)?,
-            Prompt::Chat(messages) => self.encode_chat(messages, vars)?,
+            Prompt::Text(text) => self.tokenizer.encode_within(text, Reading::Whole, budget).await?,
+            Prompt::Chat(messages) => self.encode_chat(messages, vars, budget).await?,
             Prompt::Ids(ids) => ids.clone(),
         };
         if ids.is_empty() {
             return Err(Error::config("prompt", "it has no tokens"));
         }
+        budget.check_whole(ids.len())?;
         Ok(ids)
     }
 
-    fn encode_chat(&self, messages: &[Message], vars: &Map<String, Value>) -> Result<Vec<u32>> {
+    async fn encode_chat(
+        &self,
+        messages: &[Message],
+        vars: &Map<String, Value>,
+        budget: &mut Budget,
+    ) -> Result<Vec<u32>> {
         let template = self.template.as_ref().ok_or(Error::NoChatTemplate)?;
         let rendered = marks::Rendered::new(&self.tokenizer, template, chat_context(messages, vars)?)?;
-        rendered.encode(&self.tokenizer)
+        rendered.encode(&self.tokenizer, budget).await
     }
 }
 

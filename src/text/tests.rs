@@ -1,5 +1,7 @@
 //! Against transformers and llama.cpp, with the files in `tests/golden`.
 
+mod limits;
+mod steps;
 #[path = "../../examples/support/mod.rs"]
 mod support;
 
@@ -12,7 +14,7 @@ use chrono::{NaiveDate, NaiveDateTime};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Answer, ChatTemplate, StopStrings, TemplateSource, TextProcessor, Tokenizer,
+    Answer, ChatTemplate, Prompt, StopStrings, TemplateSource, TextProcessor, Tokenizer,
     added_tokens::{self, AddedTokens},
     chat_context,
     detokenizer::Detokenizer,
@@ -437,19 +439,23 @@ pub fn chatml() -> TextProcessor {
     TextProcessor { tokenizer, template: chatml_with(CHATML), end_ids: Vec::new(), end_of_text: None }
 }
 
+fn encode_chat(text: &TextProcessor, messages: &[Message], vars: &Map<String, Value>) -> crate::Result<Vec<u32>> {
+    text.encode(&Prompt::Chat(messages.to_vec()), vars)
+}
+
 #[test]
 fn a_plain_conversation_has_the_ids_of_its_render() {
     let text = chatml();
     let messages = [Message::system("Be < brief >."), Message::user("1 <2> 3 <| 4"), Message::assistant("<b>ok</b>")];
     let rendered = text.template.as_ref().unwrap().render(chat_context(&messages, &Map::new()).unwrap()).unwrap();
-    assert_eq!(text.encode_chat(&messages, &Map::new()).unwrap(), text.tokenizer.encode(&rendered, false).unwrap());
+    assert_eq!(encode_chat(&text, &messages, &Map::new()).unwrap(), text.tokenizer.encode(&rendered, false).unwrap());
 }
 
 #[test]
 fn contents_never_become_control_tokens() {
     let text = chatml();
     let controls = |messages: &[Message]| {
-        let ids = text.encode_chat(messages, &Map::new()).unwrap();
+        let ids = encode_chat(&text, messages, &Map::new()).unwrap();
         ids.into_iter().filter(|id| text.tokenizer.is_special(*id)).count()
     };
     // A turn's own two tokens, and the one that opens the answer.
@@ -466,11 +472,11 @@ fn contents_never_become_control_tokens() {
         assert_eq!(controls(&[Message::user(attack)]), 3, "{attack:?}");
         let split = [Message::system("a<"), Message::user(attack), Message::assistant("|im_end|>")];
         assert_eq!(controls(&split), 7, "{attack:?}");
-        let ids = text.encode_chat(&[Message::user(attack)], &Map::new()).unwrap();
+        let ids = encode_chat(&text, &[Message::user(attack)], &Map::new()).unwrap();
         assert!(text.tokenizer.decode(&ids).unwrap().contains(attack.trim()), "nothing of {attack:?} is lost");
     }
     let every_mark: String = ('\u{FDD0}'..='\u{FDEF}').collect();
-    let refused = text.encode_chat(&[Message::user(every_mark)], &Map::new());
+    let refused = encode_chat(&text, &[Message::user(every_mark)], &Map::new());
     assert!(matches!(refused, Err(Error::InvalidConfig { .. })), "{refused:?}");
 }
 
@@ -498,7 +504,7 @@ fn control_tokens_take_the_space_around_them_whatever_a_user_writes() {
     let source = "a <|left|> b <|right|> \n{{ messages[0].content }}";
     let text = TextProcessor { tokenizer, template: chatml_with(source), ..chatml() };
     for content in ["", "  c", "<|left|>", " <|right|> d"] {
-        let ids = text.encode_chat(&[Message::user(content)], &Map::new()).unwrap();
+        let ids = encode_chat(&text, &[Message::user(content)], &Map::new()).unwrap();
         let template = text.tokenizer.encode("a <|left|> b <|right|> ", false).unwrap();
         let expected = [template, text.tokenizer.encode_plain(content.trim_start()).unwrap()].concat();
         assert_eq!(ids, expected, "{content:?}");
@@ -517,7 +523,7 @@ fn fields_and_variables_never_become_control_tokens() {
         let call = json!([{"function": {"name": attack, "arguments": {attack: [attack, 1]}}, "role": attack}]);
         let messages = [Message::user(attack).field("tool_calls", call)];
         let vars = json!({"tools": [{"role": attack, attack: {"name": attack}}], "note": attack});
-        text.encode_chat(&messages, vars.as_object().unwrap()).unwrap()
+        encode_chat(&text, &messages, vars.as_object().unwrap()).unwrap()
     };
     let controls = |ids: &[u32]| ids.iter().filter(|id| text.tokenizer.is_special(**id)).count();
     assert_eq!(controls(&encode("plain")), 2);
@@ -551,7 +557,7 @@ fn mha_tied_with(tokens: &[(&str, Value)]) -> Value {
 }
 
 fn control_ids(text: &TextProcessor, messages: &[Message], vars: &Value) -> Vec<u32> {
-    let ids = text.encode_chat(messages, vars.as_object().unwrap()).unwrap();
+    let ids = encode_chat(&text, messages, vars.as_object().unwrap()).unwrap();
     ids.into_iter().filter(|id| text.tokenizer.control().contains(*id)).collect()
 }
 
@@ -634,7 +640,7 @@ fn turn_markers_that_are_not_flagged_are_control_tokens() {
     let controls = |content: &str| control_ids(&text, &[Message::user(content)], &json!({}));
     assert_eq!(controls("a"), [400, 401]);
     assert_eq!(controls("<｜User｜> <start_of_turn>"), [400, 401]);
-    let ids = text.encode_chat(&[Message::user("<think><tool_call><|other|>")], &Map::new()).unwrap();
+    let ids = encode_chat(&text, &[Message::user("<think><tool_call><|other|>")], &Map::new()).unwrap();
     assert_eq!(ids, [400, 401, 402, 403, 404, 402, 403], "these are text");
 }
 
@@ -685,7 +691,7 @@ fn a_template_finds_what_it_looks_for() {
     let source = "{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] }}{{ m.content | length }}\
                   {% if '<|im_end|>' in m.content %}never{% endif %}{% endfor %}";
     let text = TextProcessor { template: Some(template(source.to_owned(), &Value::Null)), ..chatml() };
-    let ids = text.encode_chat(&[Message::assistant("<think>a < b</think><b><|im_end|>")], &Map::new()).unwrap();
+    let ids = encode_chat(&text, &[Message::assistant("<think>a < b</think><b><|im_end|>")], &Map::new()).unwrap();
     assert_eq!(text.tokenizer.decode(&ids).unwrap(), "<|im_start|><b><|im_end|>33");
     assert_eq!(ids.iter().filter(|id| text.tokenizer.is_special(**id)).count(), 1);
 }

@@ -1,80 +1,70 @@
 use std::{
-    borrow::Cow,
     collections::{BTreeSet, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::OnceLock,
 };
 
+use futures::FutureExt;
 use tokenizers::{
-    AddedToken, AddedVocabulary, Model, OffsetType, PostProcessorWrapper, PreTokenizer, Token,
+    AddedToken, Model, PostProcessorWrapper,
     processors::{sequence::Sequence as Processors, template::TemplateProcessing},
 };
 
 use super::{
     added_tokens::AddedTokens,
+    budget::{self, Budget},
     control::{ControlTokens, is_turn_marker, looks_like_control},
-    control_names,
     decoding::{self, Decoding, Piece, Pieces},
-    growth,
-    stop_strings::Automaton,
+    file,
+    normalizer::Normalizer,
+    pipeline::{Failure, Pipeline, Reading},
+    plain_words::Unwritable,
+    pre_tokenizer::Steps,
 };
 use crate::{Error, Result, files};
 
 /// A tokenizer, and which of its tokens are control tokens.
 pub struct Tokenizer {
+    /// Its model, what is put around texts, and its decoder.
     inner: tokenizers::Tokenizer,
+    pipeline: Pipeline,
     path: PathBuf,
     decoding: Decoding,
     /// Tokens that are never printed.
     special_ids: HashSet<u32>,
     control: ControlTokens,
-    /// Those that begin or end a text, or end an answer.
-    bounds: HashSet<u32>,
     /// The texts of added tokens that are no control tokens, such as `<think>`.
     plain_added_texts: BTreeSet<String>,
-    /// Added tokens, for texts in which control tokens are plain text. Few texts need it.
-    plain: OnceLock<AddedVocabulary>,
-    /// What becomes of text that is in no token.
-    unknown: OnceLock<Option<u32>>,
-    /// The strings of a template, and the automaton of those among them, and of added tokens, that it may look for in texts.
-    known: OnceLock<(Vec<String>, Automaton)>,
 }
-
-/// How often a word is cut anew where control tokens come of its parts, before it is cut into characters.
-const MAX_CUTS: usize = 16;
-
-/// A text that only a control token can write.
-#[derive(Debug)]
-struct Unwritable(String);
-
-impl std::fmt::Display for Unwritable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "only a control token of this model writes {:?}", self.0)
-    }
-}
-
-impl std::error::Error for Unwritable {}
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`, to which these tokens are added.
     pub fn read(path: &Path, added: AddedTokens) -> Result<Self> {
         let json = files::read_limited(path, files::MAX_VOCABULARY)?;
-        growth::check(path, &json)?;
+        let parts = file::Parts::read(path, &json)?;
         let inner = guarded(|| {
-            let mut inner = tokenizers::Tokenizer::from_bytes(&json)?;
+            let mut inner = parts.tokenizer(&json)?;
             added.add_to(&mut inner)?;
             Ok(inner)
         });
         let inner = inner.map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
-        Ok(Self::new(path, inner))
+        Self::with_steps(path, inner, parts.normalizer(path)?, parts.pre_tokenizer(path)?)
     }
 
     /// Wraps a tokenizer that was made of the file at `path`.
-    pub fn new(path: &Path, mut inner: tokenizers::Tokenizer) -> Self {
+    pub fn new(path: &Path, inner: tokenizers::Tokenizer) -> Result<Self> {
+        let parts = file::Parts::of(&inner).map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
+        Self::with_steps(path, inner, parts.normalizer(path)?, parts.pre_tokenizer(path)?)
+    }
+
+    /// Wraps a tokenizer that was made of the file at `path`, with another normalizer and pre-tokenizer.
+    pub fn with_steps(path: &Path, inner: tokenizers::Tokenizer, normalizer: Normalizer, steps: Steps) -> Result<Self> {
+        let mut inner = inner;
         // A prompt is never cut or padded behind its author's back.
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
+        let pipeline = guarded(|| Pipeline::new(&mut inner, normalizer, steps))
+            .map_err(|error| Error::model_because(path, "added_tokens or model: cannot be used", error))?;
         // One that has been special stays so, whatever is said of it later.
         let is_special = |token: &AddedToken| inner.get_added_vocabulary().is_special_token(&token.content);
         let added = inner.get_added_tokens_decoder();
@@ -85,23 +75,20 @@ impl Tokenizer {
             decoding: Decoding::of(inner.get_decoder()),
             special_ids: special.iter().map(|(id, _)| *id).collect(),
             control: ControlTokens::default(),
-            bounds: HashSet::new(),
             plain_added_texts: plain_added_texts.collect(),
             inner,
-            plain: OnceLock::new(),
-            unknown: OnceLock::new(),
-            known: OnceLock::new(),
+            pipeline,
         };
         for (id, token) in special {
             this.control.add(id, token);
         }
-        this
+        Ok(this)
     }
 
     /// Makes control tokens of `bounds`, which begin or end a text or end an answer, and of turn markers that a template
     /// writes, although they are not flagged as special.
     pub fn control_also<'a>(&mut self, bounds: &[u32], templates: impl Iterator<Item = &'a str>) {
-        self.bounds.extend(bounds);
+        self.control.bound(bounds);
         let templates: Vec<&str> = templates.collect();
         let is_written = |text: &&String| templates.iter().any(|template| template.contains(text.as_str()));
         let markers = self.plain_added_texts.iter().filter(|text| is_turn_marker(text)).filter(is_written);
@@ -115,138 +102,76 @@ impl Tokenizer {
             let token = added.get(&id).cloned().unwrap_or_else(|| AddedToken::from(text, true));
             self.control.add(id, token);
         }
-        (self.plain, self.unknown, self.known) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
     }
 
-    /// The ids of `text`. Special tokens in it are recognised; `add_special_tokens` adds those the
+    /// The ids of `text`. Special tokens in it are recognized; `add_special_tokens` adds those the
     /// tokenizer puts around every text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = guarded(|| self.inner.encode_fast(text, add_special_tokens));
-        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| self.failed("encoding", error))
-    }
-
-    /// The ids of `text` and the bytes of it that each is for. Control tokens in it are recognized.
-    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, (usize, usize))>> {
-        let encoding = guarded(|| self.inner.encode(text, false)).map_err(|error| self.failed("encoding", error))?;
-        let within = |(from, end): &(usize, usize)| {
-            let end = text.ceil_char_boundary(*end);
-            (text.floor_char_boundary(*from).min(end), end)
-        };
-        let offsets = encoding.get_offsets().iter().map(within);
-        Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
+        self.encode_now(text, if add_special_tokens { Reading::Whole } else { Reading::Part })
     }
 
     /// The ids of `text`, control tokens in it taken as plain text.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = guarded(|| {
-            let normalizer = self.inner.get_normalizer();
-            let mut words = self.plain()?.extract_and_normalize(normalizer, text);
-            if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
-                pre_tokenizer.pre_tokenize(&mut words)?;
-            }
-            words.tokenize(|word| self.tokenize_plain(word.get(), 0))?;
-            words.into_encoding(None, 0, OffsetType::None)
-        });
-        match encoding {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => match error.downcast_ref::<Unwritable>() {
+        self.encode_now(text, Reading::Plain { first: true })
+    }
+
+    fn encode_now(&self, text: &str, reading: Reading<'_>) -> Result<Vec<u32>> {
+        let mut budget = Budget::unlimited();
+        let encoded = budget::at_once(self.encode_within(text, reading, &mut budget));
+        encoded.unwrap_or_else(|| Err(Error::internal("a text was not tokenized at once")))
+    }
+
+    /// The ids of `text`, in turns with others and no more of them than the budget has.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the work at once.
+    pub async fn encode_within(&self, text: &str, reading: Reading<'_>, budget: &mut Budget) -> Result<Vec<u32>> {
+        let ids = self.encode_checked(text, reading, budget).await?;
+        ids.ok_or_else(|| Error::internal("a text was not tokenized"))
+    }
+
+    /// The ids of `text`, the characters at `given` of which are no part of a control token; none if they would be.
+    ///
+    /// # Cancel safety
+    /// As [`encode_within`](Self::encode_within).
+    pub async fn encode_given(&self, text: &str, given: &[usize], budget: &mut Budget) -> Result<Option<Vec<u32>>> {
+        self.encode_checked(text, Reading::Given(given), budget).await
+    }
+
+    async fn encode_checked(
+        &self,
+        text: &str,
+        reading: Reading<'_>,
+        budget: &mut Budget,
+    ) -> Result<Option<Vec<u32>>> {
+        let encoded = self.pipeline.encode((&self.inner, &self.control), text, reading, budget);
+        match AssertUnwindSafe(encoded).catch_unwind().await {
+            Ok(Ok(ids)) => Ok(Some(ids)),
+            Ok(Err(Failure::Forged)) => Ok(None),
+            Ok(Err(Failure::Error(error))) => Err(error),
+            Ok(Err(Failure::Problem(problem))) => match problem.downcast_ref::<Unwritable>() {
                 Some(unwritable) => Err(Error::config("messages", unwritable.to_string())),
-                None => Err(self.failed("encoding", error)),
+                None => Err(self.failed("encoding", problem)),
             },
+            Err(_) => Err(self.failed("encoding", "it ended in a panic".into())),
         }
     }
 
-    /// Finds added tokens in a text, control tokens not among them.
-    fn plain(&self) -> tokenizers::Result<&AddedVocabulary> {
-        if let Some(plain) = self.plain.get() {
-            return Ok(plain);
-        }
-        let mut plain = self.inner.get_added_vocabulary().clone();
-        let special = self.control.tokens().map(|control| control.token.clone().special(true));
-        plain.add_tokens(special, self.inner.get_model(), self.inner.get_normalizer())?;
-        plain.set_encode_special_tokens(true);
-        Ok(self.plain.get_or_init(|| plain))
-    }
-
-    /// The tokens of a word, which is cut for as long as control tokens come of it.
-    fn tokenize_plain(&self, word: &str, cuts: usize) -> tokenizers::Result<Vec<Token>> {
-        let tokens = self.inner.get_model().tokenize(word)?;
-        let is_control = |token: &&Token| {
-            let (from, end) = token.offsets;
-            self.is_control(token.id, word.get(from..end).unwrap_or(word))
-        };
-        let inside = |token: &Token| {
-            let (from, end) = token.offsets;
-            let inner: Vec<usize> =
-                word.get(from..end).unwrap_or(word).char_indices().map(|(at, _)| from + at).collect();
-            // One of a single character stands alone.
-            if inner.len() > 1 { vec![inner[inner.len() / 2]] } else { vec![from, end] }
-        };
-        let mut at: Vec<usize> = tokens.iter().filter(is_control).flat_map(inside).collect();
-        if at.is_empty() {
-            return Ok(tokens);
-        }
-        if cuts == MAX_CUTS {
-            at = word.char_indices().map(|(at, _)| at).collect();
-        }
-        at.retain(|at| (1..word.len()).contains(at) && word.is_char_boundary(*at));
-        at.dedup();
-        if at.is_empty() {
-            return self.spell(word);
-        }
-        let (mut tokens, mut from) = (Vec::new(), 0);
-        for end in at.into_iter().chain([word.len()]) {
-            let part = self.tokenize_plain(&word[from..end], cuts + 1)?;
-            tokens.extend(part.into_iter().map(|token| Token::new(token.id, token.value, (from, end))));
-            from = end;
-        }
-        Ok(tokens)
-    }
-
-    /// The bytes of a character, or what stands for one that is in no token.
-    fn spell(&self, character: &str) -> tokenizers::Result<Vec<Token>> {
-        let model = self.inner.get_model();
-        let byte = |byte: u8| {
-            let name = format!("<0x{byte:02X}>");
-            model.token_to_id(&name).map(|id| Token::new(id, name, (0, character.len())))
-        };
-        if let Some(bytes) = character.bytes().map(byte).collect() {
-            return Ok(bytes);
-        }
-        let unknown = self.unknown().ok_or_else(|| Unwritable(character.to_owned()))?;
-        Ok(vec![Token::new(unknown, String::new(), (0, character.len()))])
-    }
-
-    /// What becomes of text that is in no token, unless it ends an answer, say.
-    fn unknown(&self) -> Option<u32> {
-        *self.unknown.get_or_init(|| {
-            let tokens = guarded(|| self.inner.get_model().tokenize("\u{FDEF}")).ok()?;
-            let unknown = tokens.into_iter().find(|token| self.control.contains(token.id))?;
-            let is_bound = self.bounds.contains(&unknown.id) || control_names::is_control(&unknown.value);
-            (!is_bound).then_some(unknown.id)
-        })
+    /// As the tokenizers crate has it, all at once.
+    #[cfg(test)]
+    pub fn encode_whole(&self, text: &str) -> Vec<u32> {
+        self.inner.encode_fast(text, false).unwrap().get_ids().to_vec()
     }
 
     pub fn control(&self) -> &ControlTokens {
         &self.control
     }
 
-    /// Whether a token that came of this text is a control token. What stands for text that is in no token is none.
-    pub fn is_control(&self, id: u32, text: &str) -> bool {
-        self.control.contains(id)
-            && (self.unknown() != Some(id) || self.token_of(id).is_some_and(|token| token == text.trim()))
-    }
-
     /// What a template, whose code has these strings, may look for in texts: they, and added tokens that are text, but
     /// nothing that could be made part of a control token.
-    pub fn texts_known_to(&self, literals: &[String]) -> Cow<'_, Automaton> {
-        let build = || {
-            let texts = literals.iter().chain(&self.plain_added_texts).filter(|text| !self.control.resembles(text));
-            Automaton::new(texts.map(String::as_bytes))
-        };
-        // A tokenizer has one template.
-        let (of, known) = self.known.get_or_init(|| (literals.to_vec(), build()));
-        if of == literals { Cow::Borrowed(known) } else { Cow::Owned(build()) }
+    pub fn texts_known_to(&self, literals: &[String]) -> super::stop_strings::Automaton {
+        let texts = literals.iter().chain(&self.plain_added_texts).filter(|text| !self.control.resembles(text));
+        super::stop_strings::Automaton::new(texts.map(String::as_bytes))
     }
 
     /// The text of `ids`.
@@ -299,7 +224,7 @@ impl Tokenizer {
 
 /// What the crate does of a file's tokenizer. It panics for some that make no sense: with merges into no token, with
 /// post-processors that do not fit each other or name tokens that there are not.
-fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+pub fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("it ended in a panic".into()))
 }
 

@@ -57,7 +57,7 @@ pub fn tokenizer(dir: &Path, config: &Config) -> Result<Tokenizer> {
     };
     let (bos, eos) = (around("add_bos_token", "bos_token")?, around("add_eos_token", "eos_token")?);
     inner.with_post_processor(surrounded(bos, eos).map_err(bad)?);
-    Ok(Tokenizer::new(&path, inner))
+    Tokenizer::new(&path, inner)
 }
 
 /// Pairs of tokens, the first to be merged first. The longest token has `longest` bytes.

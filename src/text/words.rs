@@ -5,15 +5,11 @@
 //! `nfc` is set, for combining marks in the words of Tekken and GPT-4o, for numbers of Falcon, which never join the
 //! space before them, and for rare spaces and letters such as U+2028 and "ſ".
 
-use tokenizers::{
-    PreTokenizerWrapper, Result, SplitDelimiterBehavior,
-    pre_tokenizers::{
-        byte_level::ByteLevel,
-        digits::Digits,
-        punctuation::Punctuation,
-        sequence::Sequence,
-        split::{Split, SplitPattern},
-    },
+use tokenizers::{SplitDelimiterBehavior, pre_tokenizers::punctuation::Punctuation};
+
+use super::{
+    pattern::{Pattern, Problem},
+    pre_tokenizer::{self, Steps},
 };
 
 pub struct Words {
@@ -129,20 +125,22 @@ impl Words {
         })
     }
 
-    pub fn pre_tokenizer(&self) -> Result<Sequence> {
-        let steps = self.steps.iter().map(|step| {
-            Ok(match *step {
-                Cut(pattern) => {
-                    let pattern = SplitPattern::Regex(pattern.to_owned());
-                    PreTokenizerWrapper::from(Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?)
+    /// The steps, the last of which gives bytes.
+    pub fn steps(&self) -> Result<Steps, Problem> {
+        let mut steps = Vec::new();
+        for step in self.steps {
+            match *step {
+                Cut(pattern) => steps.push(pre_tokenizer::Step::isolated(Pattern::regex(pattern)?)),
+                EachDigit => steps.push(pre_tokenizer::Step::isolated(Pattern::numeric(true))),
+                Numbers => steps.push(pre_tokenizer::Step::isolated(Pattern::numeric(false))),
+                PunctuationRuns => {
+                    let runs = Punctuation::new(SplitDelimiterBehavior::Contiguous);
+                    steps.push(pre_tokenizer::Step::Foreign(Box::new(runs.into())));
                 }
-                EachDigit => Digits::new(true).into(),
-                Numbers => Digits::new(false).into(),
-                PunctuationRuns => Punctuation::new(SplitDelimiterBehavior::Contiguous).into(),
-                Gpt2 => ByteLevel::new(false, false, true).into(),
-                Bytes => ByteLevel::new(false, false, false).into(),
-            })
-        });
-        Ok(Sequence::new(steps.collect::<Result<_>>()?))
+                Gpt2 => steps.extend(pre_tokenizer::Step::gpt2()?),
+                Bytes => steps.push(pre_tokenizer::Step::Bytes),
+            }
+        }
+        Ok(steps.into())
     }
 }

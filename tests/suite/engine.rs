@@ -180,6 +180,19 @@ async fn a_slow_reader_pauses_its_own_stream_only() {
 }
 
 #[tokio::test]
+async fn a_long_prompt_holds_up_no_other_request() {
+    // Most of it is tokenized, as its tokens are few.
+    let model = golden_model_with("mha_tied", LoadConfig::new()).await;
+    let long = "several words and a number such as 12345\n".repeat(100_000);
+    let longs: Vec<_> = (0..4).map(|_| model.generate(&long, GenerateConfig::new())).collect();
+    let answer = timeout(Duration::from_secs(5), model.generate("Hello", GenerateConfig::new().max_tokens(2)).text());
+    assert!(answer.await.is_ok(), "it does not wait for them");
+    for long in longs {
+        assert!(matches!(long.text().await, Err(Error::PromptTooLong { .. })));
+    }
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_at_once() {
     let model =
         golden_model_with("mha_tied", LoadConfig::new().queue_limit(2).parallel_slots(1).stream_buffer(1)).await;

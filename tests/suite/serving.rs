@@ -12,7 +12,7 @@ use std::{
 
 use futures::{FutureExt, StreamExt, future::join_all};
 use tokenflow::{
-    Error, FinishReason, GenerateConfig, LoadConfig, Message, ModelStats, TextModel,
+    Error, FinishReason, GenerateConfig, LoadConfig, Message, ModelStats, TextModel, TokenStream,
     testing::{Pass, ScriptedModel},
 };
 use tokio::time::timeout;
@@ -171,7 +171,7 @@ async fn deadlines_hold_wherever_a_request_is() {
 async fn who_waits_for_a_long_prompt_to_become_tokens_can_be_given_up() {
     // Takes a second, and is short.
     let slow = "{% for i in range(30000) %}{% set sorted = range(1000) | sort %}{% endfor %}a";
-    let model = model(LoadConfig::new().chat_template(slow).queue_limit(4));
+    let model = model(LoadConfig::new().chat_template(slow).parallel_slots(1).queue_limit(3));
     let chat = |config| model.chat(&[Message::user("a")], config);
     let mut slow = chat(GenerateConfig::new());
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -179,7 +179,7 @@ async fn who_waits_for_a_long_prompt_to_become_tokens_can_be_given_up() {
     let late = model.generate("a", GenerateConfig::new().deadline(Duration::from_millis(20)));
     let cancelled = model.generate("a", GenerateConfig::new().cancellation(token.clone()));
     let dropped = model.generate("a", GenerateConfig::new());
-    assert!(matches!(model.generate("a", GenerateConfig::new()).err(), Some(Error::Overloaded { limit: 4 })));
+    assert!(matches!(model.generate("a", GenerateConfig::new()).err(), Some(Error::Overloaded { limit: 3 })));
     token.cancel();
     drop(dropped);
     assert!(matches!(cancelled.text().await, Err(Error::Cancelled)));
@@ -194,6 +194,70 @@ async fn who_waits_for_a_long_prompt_to_become_tokens_can_be_given_up() {
         assert_eq!(other.text().await.unwrap(), "w");
     }
     assert!(matches!(slow.text().await, Err(Error::Cancelled)));
+}
+
+#[tokio::test]
+async fn requests_that_could_run_at_once_are_not_refused() {
+    let burst = |model: &dyn TextModel, count: usize| -> Vec<TokenStream> {
+        (0..count).map(|_| model.generate("a prompt", GenerateConfig::new().max_tokens(2))).collect()
+    };
+    // More than may wait, but all of them fit into the cache.
+    let idle_model = model(LoadConfig::new());
+    for stream in burst(&*idle_model, 600) {
+        assert_eq!(stream.text().await.unwrap(), "wo");
+    }
+    // Eight run and sixteen wait, whether or not the eight have begun.
+    let (go, wait) = mpsc::channel::<()>();
+    let held = ScriptedModel::new(|_| "word".into())
+        .on_pass(move |_| drop(wait.recv()))
+        .load_config(LoadConfig::new().parallel_slots(8).queue_limit(16))
+        .build()
+        .unwrap();
+    let mut streams = burst(&*held, 100);
+    until(&*held, |stats| stats.running == 8 && stats.waiting == 16).await;
+    streams.extend(burst(&*held, 10));
+    drop(go);
+    let mut answered = 0;
+    for stream in streams {
+        match stream.text().await {
+            Ok(text) => answered += usize::from(text == "wo"),
+            Err(error) => assert!(matches!(error, Error::Overloaded { limit: 16 }), "{error}"),
+        }
+    }
+    assert_eq!(answered, 24);
+}
+
+/// Panics when it is woken.
+struct Panics;
+
+impl std::task::Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("as a test wants it");
+    }
+}
+
+#[tokio::test]
+async fn a_waker_that_panics_ends_nothing_but_its_own_request() {
+    let model = model(LoadConfig::new().stream_buffer(1));
+    let mut neighbor = model.generate("a neighbor", GenerateConfig::new().max_tokens(1000));
+    let waker = std::task::Waker::from(Arc::new(Panics));
+    for _ in 0..3 {
+        let config = || GenerateConfig::new().max_tokens(5);
+        let mut stream = model.generate("a prompt", config());
+        let _ = stream.poll_next_unpin(&mut std::task::Context::from_waker(&waker));
+        let mut too_long = model.generate(&"x".repeat(1 << 20), config());
+        let _ = too_long.poll_next_unpin(&mut std::task::Context::from_waker(&waker));
+        let mut classified = model.classify(&["a", "b"], config());
+        let _ = classified.as_mut().poll(&mut std::task::Context::from_waker(&waker));
+        assert!(neighbor.next().await.is_some());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(neighbor.next().await.is_some());
+        drop((stream, too_long, classified));
+        assert_eq!(model.generate("another", config()).text().await.unwrap(), "word ");
+    }
+    drop(neighbor);
+    until(&*model, idle).await;
+    model.close().await.unwrap();
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use half::bf16;
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
@@ -23,6 +23,10 @@ const TENSOR_FILE: &str = "adapter_model.safetensors";
 
 /// What names of modules begin with.
 const PREFIX: &str = "base_model.model.";
+
+/// Patterns of modules' names beside the names themselves, and the memory that each may take.
+const MAX_PATTERNS: usize = 256;
+const MAX_PATTERN_BYTES: usize = 256 << 10;
 
 /// Keys that ask for more than A, B and magnitudes.
 const REFUSED: [&str; 11] = [
@@ -117,8 +121,8 @@ fn part(file: &SafetensorsDir, name: &str) -> Result<Option<(String, Part)>> {
 
 /// How ranks and alphas depend on the module.
 struct Patterns {
-    ranks: Vec<(Regex, usize)>,
-    alphas: Vec<(Regex, f64)>,
+    ranks: Vec<(ModulePattern, usize)>,
+    alphas: Vec<(ModulePattern, f64)>,
     rank: usize,
     alpha: f64,
     stabilised: bool,
@@ -150,17 +154,53 @@ fn alpha(config: &Config, key: &str) -> Result<f64> {
     config.opt_f64(key)?.ok_or_else(|| config.bad(key, "is missing"))
 }
 
+/// What the ends of modules' names are like.
+enum ModulePattern {
+    /// A name, whose dots are any character.
+    Name(String),
+    Regex(Box<Regex>),
+}
+
+impl ModulePattern {
+    fn new(end: &str) -> std::result::Result<Self, regex::Error> {
+        if end.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '.') {
+            return Ok(Self::Name(end.to_owned()));
+        }
+        let mut pattern = RegexBuilder::new(&format!(r"^(.*\.)?({end})$"));
+        let pattern = pattern.size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES).build()?;
+        Ok(Self::Regex(Box::new(pattern)))
+    }
+
+    fn is_match(&self, module: &str) -> bool {
+        match self {
+            Self::Name(name) => {
+                let mut rest = module.chars().rev();
+                name.chars().rev().all(|c| rest.next().is_some_and(|other| c == '.' || c == other))
+                    && rest.next().is_none_or(|before| before == '.')
+            }
+            Self::Regex(pattern) => pattern.is_match(module),
+        }
+    }
+}
+
 /// Values by patterns of the ends of modules' names.
-fn patterns<T>(config: &Config, key: &str, value: fn(&Config, &str) -> Result<T>) -> Result<Vec<(Regex, T)>> {
+fn patterns<T>(config: &Config, key: &str, value: fn(&Config, &str) -> Result<T>) -> Result<Vec<(ModulePattern, T)>> {
     let Some(entries) = config.opt_object(key)? else { return Ok(Vec::new()) };
+    let mut regexes = 0;
     let pattern = |end: &str| {
-        let regex = Regex::new(&format!(r"^(.*\.)?({end})$"));
-        Ok((regex.map_err(|error| config.bad(key, &format!("{end:?} is no pattern: {error}")))?, value(&entries, end)?))
+        let shown: String = end.chars().take(100).collect();
+        let bad = |error| config.bad(key, &format!("{shown:?} is no pattern: {error}"));
+        let pattern = ModulePattern::new(end).map_err(bad)?;
+        regexes += usize::from(matches!(pattern, ModulePattern::Regex(_)));
+        if regexes > MAX_PATTERNS {
+            return Err(config.bad(key, &format!("has more than {MAX_PATTERNS} patterns beside names")));
+        }
+        Ok((pattern, value(&entries, end)?))
     };
     entries.keys().map(pattern).collect()
 }
 
-fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
+fn first<T: Copy>(patterns: &[(ModulePattern, T)], module: &str) -> Option<T> {
     patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
 }
 
@@ -240,4 +280,45 @@ fn config(adapter: &AdapterFile) -> Value {
         "bias": "none",
         "fan_in_fan_out": false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_of_the_ends_of_names() {
+        let module = "model.layers.10.self_attn.q_proj";
+        for (pattern, matches) in [
+            ("q_proj", true),
+            ("self_attn.q_proj", true),
+            ("proj", false),
+            ("0.self_attn.q_proj", false),
+            ("layers.10.self_attn.q_proj", true),
+            ("layers.1..self_attn.q_proj", true),
+            (module, true),
+            ("a.model.layers.10.self_attn.q_proj", false),
+            (r"layers\.(9|10)\..*", true),
+            (r"layers\.(8|9)\..*", false),
+        ] {
+            let compiled = ModulePattern::new(pattern).unwrap();
+            assert_eq!(compiled.is_match(module), matches, "{pattern}");
+            let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$")).unwrap();
+            assert_eq!(regex.is_match(module), matches, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn patterns_that_take_much_memory_are_refused_with_file_and_key() {
+        let read = |patterns: Value| {
+            let config = json!({"r": 8, "lora_alpha": 16, "rank_pattern": patterns});
+            let config = Config::new(PathBuf::from("adapter_config.json"), config.as_object().unwrap().clone());
+            Patterns::read(&config).err().unwrap().to_string()
+        };
+        let error = read(json!({r"\w{1000}{100}": 4}));
+        assert!(error.contains("adapter_config.json") && error.contains("rank_pattern"), "{error}");
+        let many: Map<String, Value> = (0..800).map(|i| (format!("a*{i}"), json!(4))).collect();
+        let error = read(many.into());
+        assert!(error.contains("rank_pattern") && error.contains("more than 256 patterns"), "{error}");
+    }
 }

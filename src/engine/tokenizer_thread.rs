@@ -1,0 +1,153 @@
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use futures::{FutureExt, StreamExt, executor::block_on, stream::FuturesUnordered};
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot};
+
+use super::state::State;
+use crate::{
+    Error, Result,
+    text::{Prompt, StopStrings, TextProcessor, budget::Budget},
+};
+
+/// A prompt that is to become tokens, for as long as somebody waits for them.
+pub struct Job {
+    pub prompt: Prompt,
+    /// What the chat template is given.
+    pub vars: Map<String, Value>,
+    /// Made ready here.
+    pub stops: Arc<StopStrings>,
+    /// Whether an answer follows, which needs room for one token.
+    pub answered: bool,
+    pub reply: oneshot::Sender<Result<Vec<u32>>>,
+}
+
+/// What a prompt may be.
+pub struct PromptLimits {
+    /// Tokens a sequence may hold.
+    pub context_len: usize,
+    /// Tokens the model knows.
+    pub vocab_size: usize,
+}
+
+/// The thread that turns prompts into tokens, a millisecond of each in turn, so that a long one holds up no other.
+/// Templates and long prompts take their time; here they hold up neither the caller nor the worker.
+pub struct TokenizerThread {
+    pub text: Arc<TextProcessor>,
+    pub limits: PromptLimits,
+    pub jobs: mpsc::Receiver<Job>,
+    pub state: Arc<State>,
+}
+
+impl TokenizerThread {
+    /// Runs until there is nobody who could send a job.
+    pub fn run(self) {
+        let _alive = self.state.alive("tokenizer");
+        let Self { text, limits, jobs, .. } = self;
+        block_on(serve(&text, &limits, jobs));
+    }
+}
+
+async fn serve(text: &TextProcessor, limits: &PromptLimits, mut jobs: mpsc::Receiver<Job>) {
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            job = jobs.recv() => match job {
+                Some(job) => running.push(work(text, limits, job)),
+                None => break,
+            },
+            Some(()) = running.next() => {}
+        }
+    }
+    while running.next().await.is_some() {}
+}
+
+/// Answers a job, or gives it up as soon as nobody waits for it.
+async fn work(text: &TextProcessor, limits: &PromptLimits, job: Job) {
+    let Job { prompt, vars, stops, answered, mut reply } = job;
+    let encode = async {
+        stops.automaton();
+        encode(text, limits, (&prompt, &vars), answered).await
+    };
+    let encoded = AssertUnwindSafe(encode).catch_unwind();
+    let encoded = tokio::select! {
+        biased;
+        () = reply.closed() => return,
+        encoded = encoded => encoded,
+    };
+    let encoded = encoded.unwrap_or_else(|panic| Err(Error::panicked("the tokenizer", panic.as_ref())));
+    // Nobody may wait any more.
+    let _ = reply.send(encoded);
+}
+
+async fn encode(
+    text: &TextProcessor,
+    limits: &PromptLimits,
+    (prompt, vars): (&Prompt, &Map<String, Value>),
+    answered: bool,
+) -> Result<Vec<u32>> {
+    let PromptLimits { context_len: limit, vocab_size } = *limits;
+    let mut budget = Budget::in_turns(limit - usize::from(answered), limit);
+    let tokens = text.encode_within(prompt, vars, &mut budget).await?;
+    if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
+        return Err(Error::config("prompt", format!("token {id} is not in the model's vocabulary of {vocab_size}")));
+    }
+    Ok(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::tests::chatml;
+
+    const LIMITS: PromptLimits = PromptLimits { context_len: 1 << 30, vocab_size: usize::MAX };
+
+    fn job(prompt: Prompt) -> (Job, oneshot::Receiver<Result<Vec<u32>>>) {
+        let (reply, encoded) = oneshot::channel();
+        (Job { prompt, vars: Map::new(), stops: Arc::default(), answered: true, reply }, encoded)
+    }
+
+    fn text(len: usize) -> Prompt {
+        Prompt::Text("several words ".repeat(len / 14))
+    }
+
+    #[test]
+    fn a_long_prompt_holds_up_no_short_one() {
+        let processor = chatml();
+        let (sender, jobs) = mpsc::channel(8);
+        let (long, mut long_encoded) = job(text(8 << 20));
+        let (other, mut other_encoded) = job(text(8 << 20));
+        let (short, mut short_encoded) = job(text(100));
+        for job in [long, other, short] {
+            sender.try_send(job).ok().unwrap();
+        }
+        block_on(async {
+            tokio::select! {
+                () = serve(&processor, &LIMITS, jobs) => panic!("it goes on as long as there may be jobs"),
+                encoded = &mut short_encoded => assert!(encoded.unwrap().unwrap().len() > 10),
+            }
+        });
+        assert!(long_encoded.try_recv().is_err() && other_encoded.try_recv().is_err(), "they take longer");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_given_up() {
+        let processor = chatml();
+        let (sender, jobs) = mpsc::channel(8);
+        let (long, encoded) = job(text(16 << 20));
+        sender.try_send(long).ok().unwrap();
+        drop(sender);
+        block_on(async {
+            let mut served = std::pin::pin!(serve(&processor, &LIMITS, jobs));
+            assert!(futures::poll!(&mut served).is_pending());
+            drop(encoded);
+            // All of it would take thousands of turns.
+            let mut turns = 0;
+            while futures::poll!(&mut served).is_pending() {
+                turns += 1;
+                assert!(turns < 10, "it goes on");
+            }
+        });
+    }
+}

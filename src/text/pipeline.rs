@@ -1,0 +1,237 @@
+//! From text to token ids, piece by piece, so that it can be given up or put off at any time.
+
+use std::{ops::Range, sync::OnceLock};
+
+use tokenizers::{AddedToken, Encoding, Model as _, ModelWrapper, PostProcessor as _, Token};
+
+use super::{
+    budget::Budget, byte_level, control::ControlTokens, model::Model, normalizer::Normalizer, pattern::Problem,
+    plain_words, pre_tokenizer::Steps, token_finder::TokenFinder,
+};
+use crate::Error;
+
+/// Bytes of a token of a Unigram model: at each place in a text, all tokens are tried that begin there.
+const MAX_UNIGRAM_BYTES: usize = 512;
+
+/// What is done with a text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reading<'a> {
+    /// A whole text: control tokens are recognized, and the tokenizer puts its own around it.
+    Whole,
+    /// Control tokens are recognized.
+    Part,
+    /// Control tokens are recognized, but a text where one could have a character at these byte offsets has no ids.
+    Given(&'a [usize]),
+    /// Control tokens are plain text. Whether it is the first part of a text.
+    Plain { first: bool },
+}
+
+/// Whether a byte offset, of those in order, is in a range.
+pub fn is_any_in(offsets: &[usize], range: Range<usize>) -> bool {
+    let first = offsets.partition_point(|at| *at < range.start);
+    offsets.get(first).is_some_and(|at| *at < range.end)
+}
+
+/// A part of a text between added tokens.
+#[derive(Clone, Copy)]
+struct Between<'t> {
+    text: &'t str,
+    /// Whether the whole text begins with it.
+    first: bool,
+    /// Whether characters of it are given.
+    given: bool,
+}
+
+/// Why a text has no ids.
+pub enum Failure {
+    Error(Error),
+    /// What the tokenizer said.
+    Problem(Problem),
+    /// Given characters could be part of a control token.
+    Forged,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+/// The steps of a tokenizer.
+pub struct Pipeline {
+    /// Those that are found in a text as it is.
+    verbatim: TokenFinder,
+    normalizer: Normalizer,
+    /// Those that are found in a text as the normalizer leaves it.
+    normalized: TokenFinder,
+    steps: Steps,
+    model: Model,
+    most_bytes: OnceLock<Option<usize>>,
+}
+
+impl Pipeline {
+    pub fn new(inner: &mut tokenizers::Tokenizer, normalizer: Normalizer, steps: Steps) -> Result<Self, Problem> {
+        match inner.get_model() {
+            // Leaving out merges at random is for training.
+            ModelWrapper::BPE(bpe) if bpe.dropout.is_some() => {
+                let mut bpe = bpe.clone();
+                bpe.dropout = None;
+                inner.with_model(bpe);
+            }
+            ModelWrapper::Unigram(unigram) => {
+                let longest = unigram.get_vocab().keys().map(String::len).max().unwrap_or(0);
+                if longest > MAX_UNIGRAM_BYTES {
+                    return Err(format!("a token has {longest} bytes, more than {MAX_UNIGRAM_BYTES}").into());
+                }
+            }
+            _ => {}
+        }
+        let mut tokens: Vec<_> = inner.get_added_tokens_decoder().into_iter().collect();
+        tokens.sort_by_key(|(id, _)| *id);
+        if !normalizer.is_empty() && tokens.iter().any(|(_, token)| token.normalized) {
+            let mut added = inner.get_added_vocabulary().clone();
+            added.refresh_normalized_tokens(Some(&normalizer))?;
+            inner.with_added_vocabulary(added);
+        }
+        Ok(Self {
+            verbatim: TokenFinder::new(&tokens, None)?,
+            normalized: TokenFinder::new(&tokens, Some(&normalizer))?,
+            normalizer,
+            steps,
+            model: Model::default(),
+            most_bytes: OnceLock::new(),
+        })
+    }
+
+    /// The ids of a text, by what else the tokenizer has.
+    pub async fn encode(
+        &self,
+        (inner, control): (&tokenizers::Tokenizer, &ControlTokens),
+        text: &str,
+        reading: Reading<'_>,
+        budget: &mut Budget,
+    ) -> Result<Vec<u32>, Failure> {
+        if let Some(most) = budget.is_limited().then(|| self.most_bytes_of_a_token(inner)).flatten() {
+            budget.check(text.len() / most)?;
+        }
+        let is_plain = |id| matches!(reading, Reading::Plain { .. }) && control.contains(id);
+        let begins = reading != Reading::Plain { first: false };
+        let mut words = Words { pipeline: self, model: inner.get_model(), control, reading, ids: Vec::new() };
+        for part in self.verbatim.parts(text, is_plain) {
+            let range = part.starts_at..part.starts_at + part.text.len();
+            let given = matches!(reading, Reading::Given(offsets) if is_any_in(offsets, range));
+            let Some(between) = part.between() else {
+                words.push(part.id, given, budget).await?;
+                continue;
+            };
+            let normalized = self.normalizer.normalize(between, budget).await?;
+            for inner_part in self.normalized.parts(&normalized, is_plain) {
+                match inner_part.between() {
+                    None => words.push(inner_part.id, given, budget).await?,
+                    Some(text) => {
+                        let first = begins && part.starts_at == 0 && inner_part.starts_at == 0;
+                        words.encode(Between { text, first, given }, budget).await?;
+                    }
+                }
+            }
+        }
+        Ok(around(inner, words.ids, reading)?)
+    }
+
+    /// How many bytes of a text become one token at most, if all of them become tokens.
+    fn most_bytes_of_a_token(&self, inner: &tokenizers::Tokenizer) -> Option<usize> {
+        *self.most_bytes.get_or_init(|| {
+            let model = inner.get_model();
+            let ModelWrapper::BPE(bpe) = model else { return None };
+            let known = |token: &str| model.token_to_id(token).is_some();
+            let bytes = self.steps.ends_in_bytes();
+            let all_known = match bytes {
+                true => byte_level::chars().iter().all(|c| known(c.encode_utf8(&mut [0; 4]))),
+                false => bpe.byte_fallback && (0..=255).all(|byte| known(&format!("<0x{byte:02X}>"))),
+            };
+            let added = inner.get_added_tokens_decoder();
+            let strips = |token: &AddedToken| token.lstrip || token.rstrip;
+            if !all_known || !self.steps.keeps_all() || added.values().any(strips) {
+                return None;
+            }
+            let longest = self.model.longest_token(model);
+            let longest = if bytes { longest.chars } else { longest.bytes };
+            let added = added.values().map(|token| token.content.len()).max().unwrap_or(0);
+            Some(longest.max(added).max(1) * self.normalizer.most_shrinking()?)
+        })
+    }
+}
+
+/// Makes ids of the parts of a text.
+struct Words<'a> {
+    pipeline: &'a Pipeline,
+    model: &'a ModelWrapper,
+    control: &'a ControlTokens,
+    reading: Reading<'a>,
+    ids: Vec<u32>,
+}
+
+impl Words<'_> {
+    /// Appends the id of an added token.
+    async fn push(&mut self, id: Option<u32>, given: bool, budget: &mut Budget) -> Result<(), Failure> {
+        if given && id.is_some_and(|id| self.control.contains(id)) {
+            return Err(Failure::Forged);
+        }
+        self.ids.extend(id);
+        budget.spend(1)?;
+        budget.breathe().await;
+        Ok(())
+    }
+
+    /// Appends the ids of a text that no added token is in.
+    async fn encode(&mut self, between: Between<'_>, budget: &mut Budget) -> Result<(), Failure> {
+        let Pipeline { steps, model, .. } = self.pipeline;
+        let bytes = steps.ends_in_bytes();
+        let (mut words, mut written) = (steps.words(between.text, between.first), String::new());
+        while let Some(word) = words.next()? {
+            let mut rest = word.text();
+            if bytes {
+                written.clear();
+                byte_level::write(rest, &mut written);
+                rest = &written;
+            }
+            while !rest.is_empty() {
+                let (word, after) = rest.split_at(if bytes { rest.len() } else { model.cut(self.model, rest) });
+                let before = self.ids.len();
+                self.encode_word(word, between.given)?;
+                budget.spend(self.ids.len() - before)?;
+                budget.breathe().await;
+                rest = after;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_word(&mut self, word: &str, given: bool) -> Result<(), Failure> {
+        let before = self.ids.len();
+        self.pipeline.model.tokenize(self.model, word, &mut self.ids)?;
+        let is_plain = matches!(self.reading, Reading::Plain { .. });
+        if (given || is_plain) && self.control.may_be_in(self.model, &self.ids[before..], word) {
+            if given {
+                return Err(Failure::Forged);
+            }
+            self.ids.truncate(before);
+            self.ids.extend(plain_words::tokenize(self.model, self.control, word)?);
+        }
+        Ok(())
+    }
+}
+
+/// What the tokenizer puts around a text.
+fn around(inner: &tokenizers::Tokenizer, ids: Vec<u32>, reading: Reading<'_>) -> Result<Vec<u32>, Problem> {
+    let Some(processor) = inner.get_post_processor() else { return Ok(ids) };
+    let tokens = ids.into_iter().map(|id| Token::new(id, String::new(), (0, 0))).collect();
+    let encoding = processor.process(Encoding::from_tokens(tokens, 0), None, reading == Reading::Whole)?;
+    Ok(encoding.get_ids().to_vec())
+}

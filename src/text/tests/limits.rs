@@ -1,0 +1,218 @@
+//! What tokenizing takes, whatever a file or a text holds.
+
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::text::{Reading, budget::Budget};
+
+/// What texts repeat that are hard for patterns, models or normalizers.
+const HARD: [&str; 22] = [
+    " ", "\n", "\t", "a", "A", "1", "!", "'", "\u{301}", "日", "a1", " a", "1 ", "\r\n", " \n", "'s", "aA", "<|", "▁",
+    "\u{a0}", "नम", "\u{fdfa}",
+];
+
+/// Every tokenizer of the goldens, and one of each kind of pre-tokenizer of GGUF files.
+fn all_tokenizers() -> Vec<(String, Tokenizer)> {
+    let metadata = &json("gguf/tokenizers.json")["byte_level"];
+    let groups = metadata["groups"].as_array().unwrap();
+    // Those of a group are the same.
+    let kinds = groups.iter().map(|group| &group["kinds"][0]);
+    let of_kind = |kind: &Value| {
+        let tokenizer = tokenizer_of(&metadata["metadata"], &[("tokenizer.ggml.pre", kind.clone())]).unwrap();
+        (kind.to_string(), tokenizer)
+    };
+    let files = std::fs::read_dir(golden("")).unwrap().map(|dir| dir.unwrap().path().join("tokenizer.json"));
+    let mut seen = HashSet::new();
+    let files = files.filter(|path| std::fs::read(path).is_ok_and(|json| seen.insert(json)));
+    let read = |path: PathBuf| (path.display().to_string(), Tokenizer::read(&path).unwrap());
+    kinds.map(of_kind).chain(files.map(read)).collect()
+}
+
+#[test]
+fn time_is_linear_in_a_text_whatever_it_holds() {
+    let tokenizers = all_tokenizers();
+    assert!(tokenizers.len() > 32, "{}", tokenizers.len());
+    for (name, tokenizer) in tokenizers {
+        for unit in HARD {
+            let took = |bytes: usize| {
+                let text = unit.repeat(bytes / unit.len());
+                let begun = Instant::now();
+                tokenizer.encode(&text, true).unwrap();
+                begun.elapsed()
+            };
+            let (short, long) = (took(4 << 10), took(16 << 10));
+            // Much is allowed to a busy machine, and less than what is quadratic.
+            assert!(long < 10 * short.max(Duration::from_millis(40)), "{name}, {unit:?}: {short:?}, then {long:?}");
+        }
+    }
+}
+
+/// The first golden's `tokenizer.json` with other parts, read.
+fn with(parts: &[(&str, Value)]) -> crate::Result<Tokenizer> {
+    let mut tokenizer = json("mha_tied/tokenizer.json");
+    for (name, value) in parts {
+        tokenizer[*name] = value.clone();
+    }
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let number = COUNT.fetch_add(1, Ordering::SeqCst);
+    let dir = std::env::temp_dir().join(format!("tokenflow-limits-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("tokenizer.json");
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let read = Tokenizer::read(&path);
+    std::fs::remove_dir_all(dir).unwrap();
+    read
+}
+
+fn split(pattern: &str) -> Value {
+    json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
+}
+
+#[test]
+fn patterns_of_files_are_refused_with_file_and_field() {
+    let begun = Instant::now();
+    let nested = |open: &str, close: &str| format!("{}a{}", open.repeat(2000), close.repeat(2000));
+    for pattern in [nested("(", ")"), nested("(?~", ")"), nested("[", "]"), r"\p{L}".repeat(50_000), "(".into()] {
+        let replace = json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": ""});
+        for (field, value) in [
+            ("pre_tokenizer", split(&pattern)),
+            ("pre_tokenizer", json!({"type": "Sequence", "pretokenizers": [split(&pattern)]})),
+            ("normalizer", replace.clone()),
+            ("normalizer", json!({"type": "Sequence", "normalizers": [replace]})),
+            ("decoder", replace.clone()),
+            ("decoder", json!({"type": "Sequence", "decoders": [replace]})),
+        ] {
+            let error = with(&[(field, value)]).err().unwrap().to_string();
+            assert!(error.contains("tokenizer.json") && error.contains(field), "{error}");
+        }
+    }
+    for pattern in ["(?:a|aa){22}b", "(?:a|b)*c", r"(?:a|b)*(?=c)", r"(a+)+\1$", r"\b(?:a|b|ab)*c"] {
+        let text = "ab".repeat(20_000);
+        for value in [split(pattern), json!({"type": "Sequence", "pretokenizers": [split(pattern)]})] {
+            // The ids, or an error.
+            let _ = with(&[("pre_tokenizer", value)]).map(|tokenizer| tokenizer.encode(&text, true));
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn parts_of_files_that_take_too_much_are_refused() {
+    let token = |content: String| {
+        json!({"id": 5000, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    let mut deep = json!([]);
+    for _ in 0..40 {
+        deep = json!([{"type": "Sequence", "normalizers": deep}]);
+    }
+    let none = vec![json!({"type": "NFC"}); 1000];
+    for (field, value) in [
+        ("added_tokens", json!([token("x".repeat(5 << 20))])),
+        ("normalizer", json!({"type": "Sequence", "normalizers": deep})),
+        ("normalizer", json!({"type": "Sequence", "normalizers": none})),
+    ] {
+        let error = with(&[(field, value)]).err().unwrap().to_string();
+        assert!(error.contains("tokenizer.json") && error.contains(field), "{error}");
+    }
+}
+
+#[test]
+fn normalizers_do_not_make_texts_of_gigabytes() {
+    let replace =
+        |from: &str, to: usize| json!({"type": "Replace", "pattern": {"String": from}, "content": "a".repeat(to)});
+    let grows = json!({"type": "Sequence", "normalizers": [replace("a", 64), replace("a", 60)]});
+    let tokenizer = with(&[("normalizer", grows)]).unwrap();
+    assert!(tokenizer.encode(&"a".repeat(10), false).is_ok());
+    let error = tokenizer.encode(&"a".repeat(2 << 20), false).unwrap_err();
+    assert!(matches!(error, Error::Internal { .. }), "{error}");
+}
+
+#[test]
+fn dropout_of_a_file_leaves_nothing_to_chance() {
+    let mut model = json("mha_tied/tokenizer.json")["model"].clone();
+    model["dropout"] = json!(0.5);
+    let tokenizer = with(&[("model", model)]).unwrap();
+    let expected = with(&[]).unwrap().encode("The words of a longer text", false).unwrap();
+    for _ in 0..10 {
+        assert_eq!(tokenizer.encode("The words of a longer text", false).unwrap(), expected);
+    }
+}
+
+#[test]
+fn added_tokens_beside_much_white_space_take_linear_time() {
+    let token = |content: &str| {
+        json!({"id": 5000, "content": content, "single_word": true, "lstrip": true, "rstrip": true,
+               "normalized": false, "special": true})
+    };
+    let tokenizer = with(&[("added_tokens", json!([token("x")]))]).unwrap();
+    let begun = Instant::now();
+    for text in [" x".repeat(50_000), " ".repeat(200_000) + "x", "x".repeat(100_000), "x ".repeat(50_000)] {
+        tokenizer.encode(&text, false).unwrap();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    // White space around it is its own.
+    let around = tokenizer.encode("a  x  b", false).unwrap();
+    assert_eq!(around.len(), 3, "{around:?}");
+}
+
+#[test]
+fn word_pieces_are_found_in_linear_time() {
+    let model = json!({"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                       "max_input_chars_per_word": 1_000_000_000,
+                       "vocab": {"[UNK]": 0, "a": 1, "##a": 2, "##b": 3, "##aa": 4, "ab": 5}});
+    let parts = [("model", model), ("pre_tokenizer", json!({"type": "WhitespaceSplit"})), ("added_tokens", json!([]))];
+    let tokenizer = with(&parts).unwrap();
+    assert_eq!(tokenizer.encode("abaaab ab c ac", false).unwrap(), [5, 4, 2, 3, 5, 0, 0]);
+    let begun = Instant::now();
+    assert_eq!(tokenizer.encode(&"a".repeat(100_001), false).unwrap().len(), 50_001);
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+fn encode_within(tokenizer: &Tokenizer, text: &str, most: usize) -> crate::Result<Vec<u32>> {
+    let mut budget = Budget::in_turns(most, most);
+    futures::executor::block_on(tokenizer.encode_within(text, Reading::Whole, &mut budget))
+}
+
+#[test]
+fn what_cannot_fit_is_refused_early() {
+    let begun = Instant::now();
+    for (name, tokenizer) in all_tokenizers() {
+        let text = "A sentence of twelve words that nobody would write in this way. ".repeat(20_000);
+        match encode_within(&tokenizer, &text, 512) {
+            Err(Error::PromptTooLong { tokens, limit: 512 }) => assert!(tokens > 512, "{name}: {tokens}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn ids_are_the_same_in_turns() {
+    for (name, tokenizer) in all_tokenizers() {
+        for unit in
+            HARD.iter().chain(&["Some words, 12 of them.\n\n  And  <|im_end|> e\u{301}\u{301}日本語 'll x\u{a0}"])
+        {
+            let text = unit.repeat(3000 / unit.len());
+            let expected = tokenizer.encode(&text, true).unwrap();
+            assert_eq!(encode_within(&tokenizer, &text, 1 << 20).unwrap(), expected, "{name}: {unit:?}");
+        }
+    }
+}
+
+#[test]
+fn long_words_are_cut_where_no_token_reaches_across() {
+    let metadata = json("gguf/tokenizers.json");
+    for (name, of) in metadata["spm"].as_object().unwrap() {
+        let tokenizer = tokenizer_of(&of["metadata"], &[]).unwrap();
+        for text in metadata["spm_texts"].as_array().unwrap() {
+            let text = format!("{} ", text.as_str().unwrap());
+            let long = text.repeat(9000 / text.len() + 1);
+            assert_eq!(tokenizer.encode(&long, false).unwrap(), tokenizer.encode_whole(&long), "{name}: {text:?}");
+        }
+    }
+}
