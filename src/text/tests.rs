@@ -1,6 +1,7 @@
 //! Against transformers and llama.cpp, with the files in `tests/golden`.
 
 mod limits;
+mod steps;
 #[path = "../../examples/support/mod.rs"]
 mod support;
 
