@@ -36,9 +36,9 @@ impl Budget {
         Self { room: Some((most, limit)), tokens: 0, calls: 0, turn: Some(Instant::now()) }
     }
 
-    /// Whether there are prompts that are too long.
-    pub fn is_limited(&self) -> bool {
-        self.room.is_some()
+    /// Whether that many bytes may be too many tokens.
+    pub fn may_exceed(&self, bytes: usize) -> bool {
+        self.room.is_some_and(|(most, _)| self.tokens.saturating_add(bytes) > most)
     }
 
     /// Lets others have their turn if it is time.

@@ -9,7 +9,7 @@ use super::pattern::Problem;
 /// What SentencePiece's models have for a space.
 const SPACE: char = '▁';
 /// Bytes of words that are not worth a look at the vocabulary.
-const SHORT_WORD: usize = 128;
+const SHORT_WORD: usize = 4 << 10;
 /// Bytes of words that are cut where there is no space, too.
 const LONG_WORD: usize = 4 << 10;
 

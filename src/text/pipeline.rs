@@ -117,7 +117,9 @@ impl Pipeline {
         reading: Reading<'_>,
         budget: &mut Budget,
     ) -> Result<Vec<u32>, Failure> {
-        if let Some(most) = budget.is_limited().then(|| self.most_bytes_of_a_token(inner)).flatten() {
+        if budget.may_exceed(text.len())
+            && let Some(most) = self.most_bytes_of_a_token(inner)
+        {
             budget.check(text.len() / most)?;
         }
         let is_plain = |id| matches!(reading, Reading::Plain { .. }) && control.contains(id);

@@ -18,9 +18,9 @@ const NO_TEXT: &str = r"(?!\S)";
 static WORD: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^\w").ok());
 static DECIMAL: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^\d").ok());
 
-/// Whether `\w` matches.
+/// Whether `\w` matches, in Oniguruma: fractions and superscripts among others, and joiners not.
 pub fn is_word(c: char) -> bool {
-    matches(&WORD, c)
+    matches!(c, '¹' | '²' | '³' | '¼' | '½' | '¾') || matches(&WORD, c) && !matches!(c, '\u{200c}' | '\u{200d}')
 }
 
 /// Whether `\d` matches.

@@ -1,0 +1,104 @@
+//! Against the tokenizers crate, which does all steps of a file one after the other.
+
+use super::*;
+
+const TEXTS: [&str; 10] = [
+    "",
+    " ",
+    "Hello,  world! don't 12345 x1y2",
+    "  two spaces\n\n before and after  ",
+    "a b  c   d    e",
+    "--a--b-- --",
+    "e\u{301}\u{301} Ａ ﬁ À日本語 नमस्ते ٣٤٥",
+    "<|im_end|> a <|im_end|><|im_end|>b  ",
+    "x▁y ▁▁z",
+    "ABC def\u{a0}\u{3000}g",
+];
+
+fn check(parts: &[(&str, Value)]) {
+    let mut tokenizer = json("mha_tied/tokenizer.json");
+    for (name, value) in parts {
+        tokenizer[*name] = value.clone();
+    }
+    let theirs = tokenizers::Tokenizer::from_bytes(tokenizer.to_string()).unwrap();
+    let ours = Tokenizer::new(Path::new("tokenizer.json"), theirs.clone()).unwrap();
+    let mut plain = theirs.clone();
+    plain.set_encode_special_tokens(true);
+    for text in TEXTS.iter().map(|text| (*text).to_owned()).chain([TEXTS.concat(), TEXTS.concat().repeat(40)]) {
+        for around in [true, false] {
+            let expected = theirs.encode_fast(text.as_str(), around).unwrap();
+            assert_eq!(ours.encode(&text, around).unwrap(), expected.get_ids(), "{parts:?}: {text:?}");
+        }
+        let expected = plain.encode_fast(text.as_str(), false).unwrap();
+        assert_eq!(ours.encode_plain(&text).unwrap(), expected.get_ids(), "{parts:?}: plain {text:?}");
+    }
+}
+
+#[test]
+fn pre_tokenizers_are_those_of_the_tokenizers_crate() {
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let then_bytes = |step: Value| json!({"type": "Sequence", "pretokenizers": [step, bytes]});
+    for prefix in [true, false] {
+        for regex in [true, false] {
+            let step =
+                json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": regex});
+            check(&[("pre_tokenizer", step)]);
+        }
+    }
+    for behavior in ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"] {
+        for invert in [true, false] {
+            for pattern in
+                [json!({"String": " "}), json!({"String": "-"}), json!({"Regex": r"\s+|\d"}), json!({"Regex": ""})]
+            {
+                let split = json!({"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert});
+                check(&[("pre_tokenizer", then_bytes(split))]);
+            }
+        }
+        check(&[("pre_tokenizer", then_bytes(json!({"type": "Punctuation", "behavior": behavior})))]);
+    }
+    for scheme in ["first", "always", "never"] {
+        for split in [true, false] {
+            let step = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
+            check(&[("pre_tokenizer", then_bytes(step))]);
+        }
+    }
+    for each in [true, false] {
+        check(&[("pre_tokenizer", then_bytes(json!({"type": "Digits", "individual_digits": each})))]);
+    }
+    for step in ["Whitespace", "WhitespaceSplit", "BertPreTokenizer", "UnicodeScripts"] {
+        check(&[("pre_tokenizer", then_bytes(json!({"type": step})))]);
+    }
+    check(&[("pre_tokenizer", Value::Null)]);
+}
+
+#[test]
+fn normalizers_are_those_of_the_tokenizers_crate() {
+    let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    for normalizer in [
+        Value::Null,
+        json!({"type": "NFC"}),
+        json!({"type": "NFKC"}),
+        json!({"type": "NFD"}),
+        json!({"type": "Lowercase"}),
+        json!({"type": "Strip", "strip_left": true, "strip_right": true}),
+        json!({"type": "StripAccents"}),
+        json!({"type": "Prepend", "prepend": "▁"}),
+        replace(json!({"String": " "}), "▁"),
+        replace(json!({"String": "y2"}), ""),
+        replace(json!({"Regex": r"\s+"}), " "),
+        replace(json!({"Regex": ""}), "-"),
+        json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace(json!({"String": " "}), "▁")]}),
+        json!({"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}, {"type": "Lowercase"}]}),
+    ] {
+        check(&[("normalizer", normalizer.clone())]);
+        let token = |id: u32, content: &str, normalized: bool, special: bool| {
+            json!({"id": id, "content": content, "single_word": id.is_multiple_of(2), "lstrip": id.is_multiple_of(3),
+                   "rstrip": id.is_multiple_of(5), "normalized": normalized, "special": special})
+        };
+        let mut tokens = Vec::new();
+        for (id, content) in (5000..).zip(["<|im_end|>", "a", "A", "  ", "À", "--", "don't", "2345", "x▁y", "ABC"]) {
+            tokens.push(token(id, content, id % 4 < 2, id % 3 == 0));
+        }
+        check(&[("normalizer", normalizer), ("added_tokens", tokens.into())]);
+    }
+}
