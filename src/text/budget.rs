@@ -70,7 +70,7 @@ impl Budget {
         self.tokens += tokens;
         match self.room {
             Some((most, limit)) if self.tokens > most.saturating_mul(2).saturating_add(1024) => {
-                Err(Error::PromptTooLong { tokens: self.tokens, limit })
+                Err(Error::PromptTooLong { tokens: self.tokens, limit, prompt: None })
             }
             _ => Ok(()),
         }
@@ -80,7 +80,7 @@ impl Budget {
     pub fn check(&self, least: usize) -> Result<()> {
         let tokens = self.tokens.saturating_add(least);
         match self.room {
-            Some((most, limit)) if tokens > most => Err(Error::PromptTooLong { tokens, limit }),
+            Some((most, limit)) if tokens > most => Err(Error::PromptTooLong { tokens, limit, prompt: None }),
             _ => Ok(()),
         }
     }
@@ -88,7 +88,7 @@ impl Budget {
     /// Refuses a prompt that is longer than it may be.
     pub fn check_whole(&self, tokens: usize) -> Result<()> {
         match self.room {
-            Some((most, limit)) if tokens > most => Err(Error::PromptTooLong { tokens, limit }),
+            Some((most, limit)) if tokens > most => Err(Error::PromptTooLong { tokens, limit, prompt: None }),
             _ => Ok(()),
         }
     }

@@ -337,7 +337,7 @@ fn templates_render_as_in_transformers() {
     let mut tokenizer = tokenizers::Tokenizer::from_file(&path).unwrap();
     let control = ["[INST]", "[|user|]", "<｜User｜>", "</s>"].map(|text| tokenizers::AddedToken::from(text, true));
     tokenizer.add_special_tokens(control).unwrap();
-    let special = Tokenizer::new(&path, tokenizer);
+    let special = Tokenizer::new(&path, tokenizer).unwrap();
     let names = template_names();
     assert!(names.len() > 25, "{names:?}");
     for name in names {
@@ -500,7 +500,7 @@ fn control_tokens_take_the_space_around_them_whatever_a_user_writes() {
     let mut inner = tokenizers::Tokenizer::from_file(golden("mha_tied/tokenizer.json")).unwrap();
     let token = |text: &str| tokenizers::AddedToken::from(text, true);
     inner.add_special_tokens([token("<|left|>").lstrip(true), token("<|right|>").rstrip(true)]).unwrap();
-    let tokenizer = Tokenizer::new(Path::new("tokenizer.json"), inner);
+    let tokenizer = Tokenizer::new(Path::new("tokenizer.json"), inner).unwrap();
     let source = "a <|left|> b <|right|> \n{{ messages[0].content }}";
     let text = TextProcessor { tokenizer, template: chatml_with(source), ..chatml() };
     for content in ["", "  c", "<|left|>", " <|right|> d"] {
@@ -538,7 +538,7 @@ fn fields_and_variables_never_become_control_tokens() {
 
 fn tokenizer_of_json(tokenizer: &Value) -> Tokenizer {
     let inner = tokenizers::Tokenizer::from_bytes(tokenizer.to_string()).unwrap();
-    Tokenizer::new(Path::new("tokenizer.json"), inner)
+    Tokenizer::new(Path::new("tokenizer.json"), inner).unwrap()
 }
 
 /// The golden tokenizer with tokens of these ids, texts and flags on top.

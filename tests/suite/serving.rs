@@ -209,7 +209,9 @@ async fn requests_that_could_run_at_once_are_not_refused() {
     // Eight run and sixteen wait, whether or not the eight have begun.
     let (go, wait) = mpsc::channel::<()>();
     let held = ScriptedModel::new(|_| "word".into())
-        .on_pass(move |_| drop(wait.recv()))
+        .on_pass(move |_| {
+            let _ = wait.recv();
+        })
         .load_config(LoadConfig::new().parallel_slots(8).queue_limit(16))
         .build()
         .unwrap();
