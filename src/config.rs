@@ -61,7 +61,8 @@ pub struct LoadConfig {
     pub activation_type: ActivationType,
     /// Is told how far the model is loaded.
     pub progress: Option<ProgressFn>,
-    /// Requests that may wait for their turn (512); beyond them is [`Error::Overloaded`].
+    /// Requests that may wait for their turn (512), beside those that could run at once; beyond them is
+    /// [`Error::Overloaded`].
     pub queue_limit: usize,
     /// Tokens of prompts that one forward pass computes at most (512). Beside running streams it computes
     /// only as many as make their steps not much more than twice as long.

@@ -1,30 +1,30 @@
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Bounds the requests that wait: `limit` of them beyond those that could run at once.
+use crate::stream::waking;
+
+/// Bounds the requests of streams: those that have begun, those that could begin at once, and `limit` that wait.
 pub struct Queue {
-    waiting: Arc<AtomicUsize>,
-    /// Sequences that could run beside those that do.
-    idle: AtomicUsize,
+    /// Requests between their call and their end.
+    admitted: Arc<AtomicUsize>,
+    /// Sequences that have begun or could begin at once.
+    capacity: AtomicUsize,
     limit: usize,
 }
 
-/// A request's place among those that wait.
+/// A request's place among those of streams, or among those that wait in batches.
 pub struct Place {
-    waiting: Option<Arc<AtomicUsize>>,
+    admitted: Option<Arc<AtomicUsize>>,
     batch: Option<OwnedSemaphorePermit>,
 }
 
 impl Queue {
-    pub fn new(limit: usize, idle: usize) -> Self {
-        Self { waiting: Arc::default(), idle: AtomicUsize::new(idle), limit }
+    pub fn new(limit: usize, capacity: usize) -> Self {
+        Self { admitted: Arc::default(), capacity: AtomicUsize::new(capacity), limit }
     }
 
     /// Requests that may wait beyond those that could run.
@@ -34,32 +34,39 @@ impl Queue {
 
     /// Takes a place if there is one.
     pub fn enter(&self) -> Option<Place> {
-        let most = self.limit.saturating_add(self.idle.load(Ordering::SeqCst));
-        let next = |waiting: usize| (waiting < most).then_some(waiting + 1);
-        self.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).ok()?;
-        Some(Place { waiting: Some(self.waiting.clone()), batch: None })
+        let most = self.limit.saturating_add(self.capacity.load(Ordering::SeqCst));
+        let next = |admitted: usize| (admitted < most).then_some(admitted + 1);
+        self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).ok()?;
+        Some(Place { admitted: Some(self.admitted.clone()), batch: None })
     }
 
-    /// Notes how many sequences could run beside those that do. Those that begin to run give their places back after it.
-    pub fn set_idle(&self, idle: usize) {
-        self.idle.store(idle, Ordering::SeqCst);
+    /// Notes how many sequences have begun or could begin at once.
+    pub fn set_capacity(&self, capacity: usize) {
+        self.capacity.store(capacity, Ordering::SeqCst);
+    }
+}
+
+impl Place {
+    /// Notes that the request begins to run: a batch may send the next one.
+    pub fn begin(&mut self) {
+        let permit = self.batch.take();
+        // It wakes whoever waits for it, and a waker may panic.
+        let _ = waking(|| drop(permit));
     }
 }
 
 impl From<OwnedSemaphorePermit> for Place {
     fn from(permit: OwnedSemaphorePermit) -> Self {
-        Self { waiting: None, batch: Some(permit) }
+        Self { admitted: None, batch: Some(permit) }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(waiting) = self.waiting.take() {
-            waiting.fetch_sub(1, Ordering::SeqCst);
+        if let Some(admitted) = self.admitted.take() {
+            admitted.fetch_sub(1, Ordering::SeqCst);
         }
-        let permit = self.batch.take();
-        // It wakes whoever waits for it, and a waker may panic.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(permit)));
+        self.begin();
     }
 }
 
@@ -72,14 +79,14 @@ mod tests {
         let queue = Queue::new(2, 3);
         let mut places: Vec<_> = std::iter::from_fn(|| queue.enter()).take(10).collect();
         assert_eq!(places.len(), 5);
-        // Three begin to run.
-        queue.set_idle(0);
-        places.truncate(2);
+        // Three have begun, and no more could.
+        places.iter_mut().take(3).for_each(Place::begin);
+        queue.set_capacity(3);
         assert!(queue.enter().is_none());
         // One of them ends.
-        queue.set_idle(1);
+        places.truncate(4);
         places.extend(queue.enter());
         assert!(queue.enter().is_none());
-        assert_eq!(places.len(), 3);
+        assert_eq!(places.len(), 5);
     }
 }

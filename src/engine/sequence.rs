@@ -6,6 +6,7 @@ use std::{
 use super::{
     Mode, Request,
     adapters::Loaded,
+    admission::Place,
     draft::Lookup,
     sampler::Sampler,
     scheduler::Chunk,
@@ -100,10 +101,15 @@ impl Sequence {
         let first = self.started.is_none();
         if first {
             self.started = Some(Instant::now());
-            self.ticket.place = None;
+            self.ticket.place.iter_mut().for_each(Place::begin);
             self.cached_len = cached_len;
         }
         first
+    }
+
+    /// Whether a forward pass has begun with it.
+    pub fn has_started(&self) -> bool {
+        self.started.is_some()
     }
 
     /// Whether its prompt is what the logits are wanted of.

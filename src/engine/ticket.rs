@@ -18,7 +18,7 @@ pub struct Ticket {
     pub sender: TokenSender,
     pub submitted: Instant,
     pub deadline: Option<Instant>,
-    /// Given back when the request starts to run.
+    /// Given back when the request ends, or when it begins to run if it is of a batch.
     pub place: Option<Place>,
     pub span: tracing::Span,
     pub state: Arc<State>,

@@ -83,8 +83,8 @@ impl Worker {
         while !self.state.closing.is_cancelled() {
             self.intake();
             let chunks = self.scheduler.schedule(|streams| self.pace.prompt_tokens(streams));
-            self.inbox.queue.set_idle(self.scheduler.idle_slots());
             if chunks.is_empty() {
+                self.note_capacity();
                 self.report();
                 self.sleep();
             } else if let Err(error) = self.pass(&chunks) {
@@ -244,6 +244,7 @@ impl Worker {
                 cached += chunk.start;
             }
         }
+        self.note_capacity();
         self.state.update(|stats| {
             stats.prompt_tokens += prompt_tokens as u64;
             stats.cached_prompt_tokens += cached as u64;
@@ -282,11 +283,17 @@ impl Worker {
         self.decoder.forget(id);
         if let Some(sequence) = self.sequences.remove(&id) {
             // Whoever learns of the end finds its memory and its slot free.
-            self.inbox.queue.set_idle(self.scheduler.idle_slots());
+            self.note_capacity();
             self.report();
             let metrics = sequence.metrics(memory);
             sequence.ticket.end(end, metrics);
         }
+    }
+
+    /// Tells the queue how many sequences have begun or could begin at once.
+    fn note_capacity(&self) {
+        let begun = self.sequences.values().filter(|sequence| sequence.has_started()).count();
+        self.inbox.queue.set_capacity(begun + self.scheduler.idle_slots());
     }
 
     /// Publishes what the scheduler holds.

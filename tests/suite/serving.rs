@@ -216,7 +216,7 @@ async fn requests_that_could_run_at_once_are_not_refused() {
         .build()
         .unwrap();
     let mut streams = burst(&*held, 100);
-    until(&*held, |stats| stats.running == 8 && stats.waiting == 16).await;
+    until(&*held, |stats| stats.running + stats.waiting == 24).await;
     streams.extend(burst(&*held, 10));
     drop(go);
     let mut answered = 0;
