@@ -108,6 +108,10 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// Another training of the model is in progress: one at a time is possible. Reading its
+    /// [`TrainStream`](crate::TrainStream) to the end waits for it, [`stop`](crate::TrainStream::stop) ends it.
+    #[error("another training of this model is in progress")]
+    TrainingInProgress,
     /// A server or the network between failed.
     #[error("{endpoint}: {reason}")]
     Remote {

@@ -97,6 +97,6 @@ pub use model::{
 };
 pub use stream::{FinishReason, Token, TokenLogprobs, TokenSender, TokenStream};
 pub use training::{
-    Adapter, LoraConfig, Schedule, TrainConfig, TrainExample, TrainProgress, TrainStream, TrainableModel,
+    Adapter, LoraConfig, OnBadExample, Schedule, TrainConfig, TrainExample, TrainProgress, TrainStream, TrainableModel,
 };
 pub use weights::{AdapterFile, LoraTensors};

@@ -10,6 +10,7 @@ use crate::{
     Adapter, AdapterFile, AttentionInspector, AttentionSnapshot, BatchResult, ClassifyResult, Error, GenerateConfig,
     GenerateMetrics, InspectConfig, Inspection, LoraConfig, Message, ModelInfo, ModelStats, Result, TextModel, Token,
     TokenStream, TrainConfig, TrainExample, TrainStream, TrainableModel, blocking,
+    config::check_adapter_name,
     engine::{Aside, Engine, unless_over},
     inspect,
     text::{Prompt, TextProcessor},
@@ -23,7 +24,7 @@ pub struct LocalModel {
     engine: Engine,
     /// `None` if requests are all that the model can be used for where it is.
     aside: Option<Aside>,
-    trainer: Option<Trainer>,
+    trainer: Option<Arc<Trainer>>,
 }
 
 /// What a request is for.
@@ -36,7 +37,7 @@ enum Task {
 
 impl LocalModel {
     pub fn new(info: ModelInfo, text: Arc<TextProcessor>, engine: Engine, aside: Option<Aside>) -> Self {
-        let trainer = aside.clone().map(Trainer::new);
+        let trainer = aside.clone().map(|aside| Arc::new(Trainer::new(aside)));
         Self { info, text, engine, aside, trainer }
     }
 
@@ -233,6 +234,7 @@ impl TextModel for LocalModel {
 
     async fn load_adapter(&self, name: &str, path: &Path) -> Result<()> {
         self.engine.check_open()?;
+        check_adapter_name(name)?;
         let aside = self.aside.clone().ok_or_else(|| Error::config("adapter", "this model takes none"))?;
         let path = path.to_owned();
         let read = move || {
@@ -292,7 +294,7 @@ impl AttentionInspector for LocalModel {
 }
 
 impl LocalModel {
-    fn trainer(&self) -> Result<&Trainer> {
+    fn trainer(&self) -> Result<&Arc<Trainer>> {
         self.trainer.as_ref().ok_or_else(not_trainable)
     }
 }
@@ -301,9 +303,15 @@ fn not_trainable() -> Error {
     Error::NotTrainable { reason: "models are trained on the CPU".into() }
 }
 
+#[async_trait]
 impl TrainableModel for LocalModel {
     fn apply_lora(&self, config: LoraConfig) -> Result<Box<dyn Adapter>> {
         self.trainer()?.apply_lora(&config)
+    }
+
+    async fn apply_lora_async(&self, config: LoraConfig) -> Result<Box<dyn Adapter>> {
+        let trainer = self.trainer()?.clone();
+        blocking::run("apply an adapter", move || trainer.apply_lora_whole(&config)).await
     }
 
     fn num_layers(&self) -> usize {

@@ -132,9 +132,9 @@ impl Sites {
         self.sites.len()
     }
 
-    /// The modules, each with its sites.
-    pub fn modules(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = &Site>)> {
-        self.modules.iter().map(|(module, sites)| (module.as_str(), sites.iter().map(|site| &self.sites[*site])))
+    /// The modules, each with the indices of its sites.
+    pub fn modules(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.modules.iter().map(|(module, sites)| (module.as_str(), sites.as_slice()))
     }
 
     /// The last parts of the modules' names.

@@ -35,7 +35,7 @@ use layer::Layer;
 use linear::{Embedding, Linear};
 use load::Loader;
 use lora::{AdaptedRows, Surveyor};
-pub use lora::{Adapter, Sites};
+pub use lora::{Adapter, Site, Sites};
 use norm::Norm;
 use op::{composed, cross_entropy};
 pub use pass::Pass;

@@ -24,9 +24,9 @@ mod plain_words;
 mod pre_tokenizer;
 mod python;
 mod stop_strings;
-mod token_finder;
 #[cfg(test)]
 pub mod tests;
+mod token_finder;
 mod tokenizer;
 pub mod vocabulary;
 mod words;

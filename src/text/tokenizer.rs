@@ -138,12 +138,7 @@ impl Tokenizer {
         self.encode_checked(text, Reading::Given(given), budget).await
     }
 
-    async fn encode_checked(
-        &self,
-        text: &str,
-        reading: Reading<'_>,
-        budget: &mut Budget,
-    ) -> Result<Option<Vec<u32>>> {
+    async fn encode_checked(&self, text: &str, reading: Reading<'_>, budget: &mut Budget) -> Result<Option<Vec<u32>>> {
         let encoded = self.pipeline.encode((&self.inner, &self.control), text, reading, budget);
         match AssertUnwindSafe(encoded).catch_unwind().await {
             Ok(Ok(ids)) => Ok(Some(ids)),

@@ -31,6 +31,9 @@ pub struct State {
     /// Evaluations in a row without a lower loss, and the lowest.
     pub without_improvement: usize,
     pub best_loss: Option<f32>,
+    /// The loss of a few examples before the first step, which divergence is told by.
+    #[serde(default)]
+    pub base_loss: Option<f32>,
     /// What has to be as it was for training to go on: examples and configuration.
     pub fingerprint: String,
 }
@@ -153,7 +156,7 @@ fn synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// What tells trainings apart: whatever decides how an example changes the adapter. `origin` is a hash of how it began.
-pub fn fingerprint(config: &TrainConfig, origin: u64, samples: &[Sample]) -> String {
+pub fn fingerprint(config: &TrainConfig, origin: u64, samples: &[Vec<Sample>]) -> String {
     // How long training is to go on, and what is kept of it, may change.
     let fresh = TrainConfig::default();
     let config = TrainConfig {
@@ -164,11 +167,12 @@ pub fn fingerprint(config: &TrainConfig, origin: u64, samples: &[Sample]) -> Str
         checkpoint_dir: fresh.checkpoint_dir,
         checkpoint_every: fresh.checkpoint_every,
         checkpoint_activations: fresh.checkpoint_activations,
+        on_bad_example: fresh.on_bad_example,
         ..config.clone()
     };
     let mut hash = Hash::default();
     hash.add(format!("{origin} {config:?}").bytes());
-    samples.iter().for_each(|sample| hash.add(format!("{sample:?}").bytes()));
+    samples.iter().flatten().for_each(|sample| hash.add(format!("{sample:?}").bytes()));
     format!("{:016x}", hash.0)
 }
 

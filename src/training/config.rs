@@ -105,14 +105,32 @@ pub enum Schedule {
     Constant,
 }
 
+/// What becomes of an example that nothing can be learned from: an empty one, a chat without an answer or one that the
+/// chat template refuses, a token that there is not, or one of which nothing that is to be learned is among the first
+/// [`max_tokens`](TrainConfig::max_tokens).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnBadExample {
+    /// Training ends before it begins, with an error that names the example's index.
+    #[default]
+    Error,
+    /// It is left out; [`TrainProgress::skipped_examples`](crate::TrainProgress::skipped_examples) counts them.
+    Skip,
+    /// What is too long loses its beginning instead of its end, so that the last answer is learned after as much of the
+    /// conversation as fits. What nothing can be learned from even so is left out.
+    Truncate,
+}
+
 /// What a model learns from.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum TrainExample {
     /// A text, all of which is learned but its first token.
     Text(String),
-    /// A conversation, written down by the model's chat template: what the assistant says is learned,
-    /// but for a first message, which answers nothing.
+    /// A conversation, written down by the model's chat template: what the assistant says is learned, but for a first
+    /// message, which answers nothing, and the token that ends each answer, even if the template leaves it to the next
+    /// turn. Each answer is learned after what the model is given before it; where the template writes earlier turns in
+    /// another way once there are later ones, the example becomes several sequences.
     Chat(Vec<Message>),
     /// Tokens, all of which are learned but the first.
     Tokens(Vec<u32>),
@@ -144,6 +162,8 @@ pub struct TrainConfig {
     pub gradient_accumulation: usize,
     /// Tokens of an example (1024), as many as the model takes; what is longer is cut off.
     pub max_tokens: usize,
+    /// What becomes of examples that nothing can be learned from ([`OnBadExample::Error`]).
+    pub on_bad_example: OnBadExample,
     /// Whether texts end with the model's end of text, so that it learns to stop there (`false`).
     pub end_of_text: bool,
     /// Whether each epoch takes the examples in another order (`true`).
@@ -183,6 +203,7 @@ impl Default for TrainConfig {
             batch_size: 4,
             gradient_accumulation: 1,
             max_tokens: 1024,
+            on_bad_example: OnBadExample::default(),
             end_of_text: false,
             shuffle: true,
             learning_rate: 2e-4,
@@ -218,6 +239,8 @@ impl TrainConfig {
         gradient_accumulation: usize => gradient_accumulation;
         /// Sets [`max_tokens`](Self::max_tokens).
         max_tokens: usize => max_tokens;
+        /// Sets [`on_bad_example`](Self::on_bad_example).
+        on_bad_example: OnBadExample => on_bad_example;
         /// Sets [`end_of_text`](Self::end_of_text).
         end_of_text: bool => end_of_text;
         /// Sets [`shuffle`](Self::shuffle).

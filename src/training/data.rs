@@ -1,83 +1,144 @@
-use super::{TrainConfig, TrainExample, random::Random};
-use crate::{
-    Error, Message, Result, Role,
-    decoder::Network,
-    text::{Prompt, TextProcessor},
-};
+use super::{OnBadExample, TrainConfig, TrainExample, chat, random::Random};
+use crate::{Error, Result, decoder::Network, text::TextProcessor};
 
-/// An example as the model takes it.
+/// A sequence as the model takes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     pub tokens: Vec<u32>,
-    /// For each token whether it is to be predicted from those before it.
-    pub learned: Vec<bool>,
+    /// What each place is to predict, if anything.
+    pub targets: Vec<Option<u32>>,
 }
 
 impl Sample {
-    /// What is learned from an example.
-    pub fn new(example: &TrainExample, text: &TextProcessor, network: &Network, config: &TrainConfig) -> Result<Self> {
-        let (mut tokens, mut learned) = match example {
-            TrainExample::Text(written) => {
-                let mut tokens = text.tokenizer.encode(written, true)?;
-                tokens.extend(text.end_of_text.filter(|_| config.end_of_text));
-                all_but_first(tokens)
-            }
-            TrainExample::Tokens(tokens) => all_but_first(tokens.clone()),
-            TrainExample::Chat(messages) => chat(messages, text)?,
-        };
-        if let Some(id) = tokens.iter().find(|id| **id as usize >= network.vocab_size()) {
-            return Err(Error::config(
-                "examples",
-                format!("token {id} is not in a vocabulary of {}", network.vocab_size()),
-            ));
-        }
-        let longest = config.max_tokens.min(network.max_positions());
-        tokens.truncate(longest);
-        learned.truncate(longest);
-        Ok(Self { tokens, learned })
+    pub fn unlearned(tokens: Vec<u32>) -> Self {
+        Self { targets: vec![None; tokens.len()], tokens }
+    }
+
+    /// A sequence all of which is learned but its first token.
+    fn whole(tokens: Vec<u32>) -> Self {
+        let next = tokens.iter().skip(1).map(|id| Some(*id));
+        Self { targets: next.chain([None]).take(tokens.len()).collect(), tokens }
     }
 
     /// The tokens that are to be predicted.
     pub fn targets(&self) -> usize {
-        self.learned.iter().filter(|learned| **learned).count()
+        self.targets.iter().flatten().count()
     }
-}
 
-fn all_but_first(tokens: Vec<u32>) -> (Vec<u32>, Vec<bool>) {
-    let learned = (0..tokens.len()).map(|i| i > 0).collect();
-    (tokens, learned)
-}
-
-/// A conversation, of which the turns of the assistant are learned: what the template writes after it has asked for
-/// them.
-fn chat(messages: &[Message], text: &TextProcessor) -> Result<(Vec<u32>, Vec<bool>)> {
-    let written = |messages: &[Message], asks: bool| {
-        let vars = [("add_generation_prompt".to_owned(), asks.into())].into_iter().collect();
-        text.encode(&Prompt::Chat(messages.to_vec()), &vars)
-    };
-    let tokens = written(messages, false)?;
-    let mut learned = vec![false; tokens.len()];
-    for (i, _) in messages.iter().enumerate().skip(1).filter(|(_, message)| message.role == Role::Assistant) {
-        let (asked, answered) = (written(&messages[..i], true)?, written(&messages[..=i], false)?);
-        if !tokens.starts_with(&answered) {
-            let reason = "the chat template writes earlier turns in another way once there are later ones; give each \
-                          answer an example of its own";
-            return Err(Error::config("examples", format!("{reason} (message {i})")));
+    /// Cuts its end off.
+    fn cut_end(&self, longest: usize) -> Self {
+        let mut cut = Self { tokens: self.tokens[..longest].to_vec(), targets: self.targets[..longest].to_vec() };
+        if let Some(last) = cut.targets.last_mut() {
+            *last = None;
         }
-        // A question may suggest more of an answer than this one has, an empty thought say.
-        let begins = asked.iter().zip(&answered).take_while(|(asked, answered)| asked == answered).count();
-        learned[begins..answered.len()].fill(true);
+        cut
     }
-    Ok((tokens, learned))
+
+    /// Cuts what is behind the last target off, and so much of the beginning as is left too long.
+    fn cut_start(&self, longest: usize) -> Self {
+        let end = self.targets.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        let kept = end.saturating_sub(longest)..end;
+        Self { tokens: self.tokens[kept.clone()].to_vec(), targets: self.targets[kept].to_vec() }
+    }
+}
+
+/// Makes samples of examples.
+pub struct Reader<'a> {
+    pub text: &'a TextProcessor,
+    pub network: &'a Network,
+    pub config: &'a TrainConfig,
+    /// Examples that were left out, and that were cut.
+    pub skipped: usize,
+    pub cut: usize,
+    /// Why the first one that was left out had to be.
+    pub first_skipped: Option<Error>,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(text: &'a TextProcessor, network: &'a Network, config: &'a TrainConfig) -> Self {
+        Self { text, network, config, skipped: 0, cut: 0, first_skipped: None }
+    }
+
+    /// What is learned from the example at `index`: nothing if it is to be left out.
+    pub fn read(&mut self, index: usize, example: &TrainExample) -> Result<Vec<Sample>> {
+        match self.samples(example).map_err(|error| of_example(index, error)) {
+            Err(error @ (Error::InvalidConfig { .. } | Error::ChatTemplate { .. }))
+                if self.config.on_bad_example != OnBadExample::Error =>
+            {
+                self.skipped += 1;
+                self.first_skipped.get_or_insert(error);
+                Ok(Vec::new())
+            }
+            samples => samples,
+        }
+    }
+
+    fn samples(&mut self, example: &TrainExample) -> Result<Vec<Sample>> {
+        let whole = match example {
+            TrainExample::Text(written) => {
+                let mut tokens = self.text.tokenizer.encode(written, true)?;
+                tokens.extend(self.text.end_of_text.filter(|_| self.config.end_of_text));
+                vec![Sample::whole(tokens)]
+            }
+            TrainExample::Tokens(tokens) => vec![Sample::whole(tokens.clone())],
+            TrainExample::Chat(messages) => chat::samples(messages, self.text)?,
+        };
+        for id in whole.iter().flat_map(|sample| sample.tokens.iter().chain(sample.targets.iter().flatten())) {
+            if *id as usize >= self.network.vocab_size() {
+                let reason = format!("token {id} is not in a vocabulary of {}", self.network.vocab_size());
+                return Err(Error::config("examples", reason));
+            }
+        }
+        let longest = self.config.max_tokens.min(self.network.max_positions());
+        let longest_found = whole.iter().map(|sample| sample.tokens.len()).max().unwrap_or_default();
+        let targets: usize = whole.iter().map(Sample::targets).sum();
+        let mut samples: Vec<Sample> = whole.into_iter().map(|sample| self.fitting(sample, longest)).collect();
+        samples.retain(|sample| sample.targets() > 0);
+        if samples.is_empty() {
+            let reason = match targets {
+                0 => "nothing can be learned from it: it is empty, one token, or a chat without an answer".to_owned(),
+                _ => format!("none of what is to be learned is in the first {longest} of its {longest_found} tokens"),
+            };
+            return Err(Error::config("examples", reason));
+        }
+        self.cut += usize::from(longest_found > longest);
+        Ok(samples)
+    }
+
+    /// A sample that is not too long.
+    fn fitting(&self, sample: Sample, longest: usize) -> Sample {
+        if sample.tokens.len() <= longest {
+            return sample;
+        }
+        let cut = sample.cut_end(longest);
+        match self.config.on_bad_example {
+            OnBadExample::Truncate if cut.targets() == 0 => sample.cut_start(longest),
+            _ => cut,
+        }
+    }
+}
+
+/// Says which example is at fault, and nothing of what it says.
+fn of_example(index: usize, error: Error) -> Error {
+    match error {
+        Error::InvalidConfig { field: "examples", reason } => {
+            Error::config("examples", format!("example {index}: {reason}"))
+        }
+        Error::InvalidConfig { field, reason } => {
+            Error::config("examples", format!("example {index}: {field}: {reason}"))
+        }
+        Error::ChatTemplate { reason } => Error::ChatTemplate { reason: format!("example {index}: {reason}") },
+        other => other,
+    }
 }
 
 /// Takes some examples away for evaluation, whichever they are; all stay in order.
-pub fn split(samples: Vec<Sample>, config: &TrainConfig) -> (Vec<Sample>, Vec<Sample>) {
-    let kept = (samples.len() as f32 * config.eval_split).round() as usize;
-    let mut is_kept: Vec<bool> = (0..samples.len()).map(|i| i < kept.min(samples.len() - 1)).collect();
+pub fn split(examples: Vec<Vec<Sample>>, config: &TrainConfig) -> (Vec<Sample>, Vec<Sample>) {
+    let kept = (examples.len() as f32 * config.eval_split).round() as usize;
+    let mut is_kept: Vec<bool> = (0..examples.len()).map(|i| i < kept.min(examples.len() - 1)).collect();
     Random::new(config.seed, u64::MAX).shuffle(&mut is_kept);
-    let (evaluated, learned): (Vec<_>, Vec<_>) = samples.into_iter().zip(is_kept).partition(|(_, is_kept)| *is_kept);
-    let samples = |of: Vec<(Sample, bool)>| of.into_iter().map(|(sample, _)| sample).collect();
+    let (evaluated, learned): (Vec<_>, Vec<_>) = examples.into_iter().zip(is_kept).partition(|(_, is_kept)| *is_kept);
+    let samples = |of: Vec<(Vec<Sample>, bool)>| of.into_iter().flat_map(|(samples, _)| samples).collect();
     (samples(learned), samples(evaluated))
 }
 
@@ -110,42 +171,25 @@ mod tests {
     }
 
     #[test]
-    fn of_chats_the_answers_are_learned_and_their_ends() {
-        let text = crate::text::tests::chatml();
-        let messages = [
-            Message::system("Be brief."),
-            Message::user("Hello"),
-            Message::assistant("Hi."),
-            Message::user("And?"),
-            Message::assistant("Bye now."),
-        ];
-        let (tokens, learned) = chat(&messages, &text).unwrap();
-        let some = |wanted: bool| {
-            let ids: Vec<u32> =
-                tokens.iter().zip(&learned).filter(|(_, learned)| **learned == wanted).map(|(id, _)| *id).collect();
-            text.tokenizer.decode(&ids).unwrap()
-        };
-        assert_eq!(some(true), "Hi.<|im_end|>\nBye now.<|im_end|>\n");
-        assert!(some(false).ends_with("<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"), "{}", some(false));
-        // What a template writes in another way later cannot be learned in one go.
-        let forgets = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last or m.role == 'user' %}\
-                       {{ m.content }}{% endif %}<|im_end|>\n{% endfor %}";
-        let text = TextProcessor { template: crate::text::tests::chatml_with(forgets), ..text };
-        let error = chat(&messages, &text).unwrap_err().to_string();
-        assert!(error.contains("message 2"), "{error}");
-        assert!(chat(&messages[..3], &text).is_ok());
+    fn what_is_too_long_is_cut_where_something_is_left_to_learn() {
+        let sample = Sample { tokens: vec![1, 2, 3, 4, 5], targets: vec![None, Some(3), Some(4), Some(9), None] };
+        assert_eq!(sample.cut_end(3), Sample { tokens: vec![1, 2, 3], targets: vec![None, Some(3), None] });
+        assert_eq!(sample.cut_start(2), Sample { tokens: vec![3, 4], targets: vec![Some(4), Some(9)] });
+        assert_eq!(sample.cut_start(9).tokens, [1, 2, 3, 4]);
+        assert_eq!(Sample::whole(vec![7, 8]).targets, [Some(8), None]);
+        assert_eq!(Sample::whole(Vec::new()).targets, []);
     }
 
     #[test]
     fn a_split_leaves_something_to_learn_from() {
-        let sample = |id| Sample { tokens: vec![id, id], learned: vec![false, true] };
+        let sample = |id| vec![Sample::whole(vec![id, id])];
         let config = TrainConfig::new().eval_split(0.25);
         let (learned, evaluated) = split((0..8).map(sample).collect(), &config);
         assert_eq!((learned.len(), evaluated.len()), (6, 2));
         for all in [&learned, &evaluated] {
             assert!(all.is_sorted_by_key(|sample| sample.tokens[0]), "{all:?}");
         }
-        let (learned, evaluated) = split(vec![sample(0)], &config.eval_split(0.9));
-        assert_eq!((learned.len(), evaluated.len()), (1, 0));
+        let (learned, evaluated) = split(vec![[sample(0), sample(1)].concat()], &config.eval_split(0.9));
+        assert_eq!((learned.len(), evaluated.len()), (2, 0), "an example stays in one piece");
     }
 }

@@ -1,9 +1,11 @@
 //! Fine-tuning: low-rank adapters ([LoRA](https://arxiv.org/abs/2106.09685)) learned beside the requests of the same model.
 
 mod adamw;
+mod chat;
 mod checkpoint;
 mod config;
 mod data;
+mod guard;
 mod lora;
 mod progress;
 mod random;
@@ -13,7 +15,8 @@ mod trainer;
 
 use std::path::Path;
 
-pub use config::{LoraConfig, Schedule, TrainConfig, TrainExample};
+use async_trait::async_trait;
+pub use config::{LoraConfig, OnBadExample, Schedule, TrainConfig, TrainExample};
 pub use progress::{TrainProgress, TrainStream};
 pub(crate) use trainer::Trainer;
 
@@ -37,17 +40,35 @@ use crate::{Result, TextModel};
 ///     println!("{} of {}: loss {:.3}", progress.step, progress.total_steps, progress.loss);
 /// }
 /// training.result()?;
-/// adapter.save("adapter".as_ref())?;
+/// adapter.save_async("adapter".as_ref()).await?;
 /// # Ok(()) }
 /// ```
+#[async_trait]
 pub trait TrainableModel: TextModel {
     /// Begins a new adapter, which [`train`](Self::train) is to teach from now on. It changes nothing yet; one that begins as
     /// [`LoraConfig::initial`] is used by requests that name no adapter from now on.
+    ///
+    /// Returns at once with a new adapter, whose numbers a thread of its own finds; [`Adapter::save`] waits for them.
+    /// With [`LoraConfig::initial`] it reads the files and prepares the adapter for requests first: tens of
+    /// milliseconds for small adapters, seconds with DoRA on large models. On an async runtime
+    /// [`apply_lora_async`](Self::apply_lora_async) is for those.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) names the field at fault; an unknown target is answered with
     /// those that are known.
     fn apply_lora(&self, config: LoraConfig) -> Result<Box<dyn Adapter>>;
+
+    /// As [`apply_lora`](Self::apply_lora), on a thread of its own, and returns when the adapter is there. A model that
+    /// does not say otherwise does it on the caller's thread.
+    ///
+    /// # Errors
+    /// As [`apply_lora`](Self::apply_lora).
+    ///
+    /// # Cancel safety
+    /// The adapter may be applied even if the future is dropped.
+    async fn apply_lora_async(&self, config: LoraConfig) -> Result<Box<dyn Adapter>> {
+        self.apply_lora(config)
+    }
 
     /// Transformer layers.
     fn num_layers(&self) -> usize;
@@ -60,17 +81,30 @@ pub trait TrainableModel: TextModel {
     ///
     /// The same examples, configurations and seeds give the same adapter, to the bit, on one machine and build.
     ///
+    /// One training at a time is possible. Where the last one's stream has been dropped, this one begins when that has
+    /// ended.
+    ///
+    /// A training that diverges ends with an error: its loss or what it learns is no finite number any more, or its
+    /// loss on a few of its examples stays more than 2 nats above twice what it was in the beginning, or before it
+    /// rose. What was learned before is what requests use and [`Adapter::save`] writes then, and no checkpoint has
+    /// anything else.
+    ///
     /// # Errors
-    /// They end the stream: see [`TrainStream::result`]. [`Error::InvalidConfig`](crate::Error::InvalidConfig) names the
-    /// field at fault: `examples` if one has nothing to learn, or if another training is under way.
+    /// They end the stream: see [`TrainStream::result`].
+    /// [`Error::TrainingInProgress`](crate::Error::TrainingInProgress) if somebody still reads another training.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) names the field at fault: `examples`, with the index of
+    /// one that nothing can be learned from unless [`TrainConfig::on_bad_example`] leaves it out, or `learning_rate` if
+    /// training diverged. [`Error::ChatTemplate`](crate::Error::ChatTemplate) says which chat the template refuses.
     ///
     /// # Cancel safety
     /// Dropping the stream ends training within one layer of the step under way, of which nothing is kept; the adapter is
-    /// that of the step before, for requests as well. The same is left of a training that fails.
+    /// that of the step before, for requests as well, once its loss on a few examples has been looked at.
+    /// [`TrainStream::stop`] waits for that. The same is left of a training that fails.
     fn train(&self, examples: Vec<TrainExample>, config: TrainConfig) -> TrainStream;
 }
 
 /// An adapter that a model learns.
+#[async_trait]
 pub trait Adapter: Send + Sync {
     /// The numbers that are learned.
     fn total_params(&self) -> usize;
@@ -78,7 +112,22 @@ pub trait Adapter: Send + Sync {
     /// Writes what has been learned so far as a directory of [PEFT](https://github.com/huggingface/peft):
     /// `adapter_config.json` and `adapter_model.safetensors`. Whoever reads it meanwhile finds whole files.
     ///
+    /// Returns when they are on the disk, which blocks the thread for as long as that takes: tens of milliseconds, more
+    /// for large adapters and slow disks. On an async runtime there is [`save_async`](Self::save_async).
+    ///
     /// # Errors
     /// [`Error::InvalidModel`](crate::Error::InvalidModel) with the directory that cannot be written.
     fn save(&self, path: &Path) -> Result<()>;
+
+    /// As [`save`](Self::save), on a thread of its own. An adapter that does not say otherwise is written on the
+    /// caller's thread.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    ///
+    /// # Cancel safety
+    /// The files are written even if the future is dropped.
+    async fn save_async(&self, path: &Path) -> Result<()> {
+        self.save(path)
+    }
 }

@@ -30,12 +30,18 @@ pub struct TrainProgress {
     pub tokens: usize,
     /// These per second.
     pub tokens_per_sec: f32,
+    /// Examples of the training that were left out ([`OnBadExample`](crate::OnBadExample)).
+    pub skipped_examples: usize,
+    /// Examples of the training of which the first or last tokens were left out, for there were more than
+    /// [`max_tokens`](crate::TrainConfig::max_tokens).
+    pub cut_examples: usize,
 }
 
 /// The steps of a training as they are taken: a `Stream<Item = TrainProgress>`.
 ///
-/// The stream is `Send + 'static`. Dropping it ends the training soon, with what the steps before have taught, and with a
-/// checkpoint if there is a place for them. A reader that stops reading pauses it.
+/// The stream is `Send + 'static`. Dropping it ends the training soon, with what the steps before have taught, and with
+/// a checkpoint if there is a place for them; [`stop`](Self::stop) does so and waits for it. A reader that stops
+/// reading pauses the training.
 #[derive(Debug)]
 #[must_use = "a stream that is dropped ends its training"]
 pub struct TrainStream {
@@ -48,6 +54,16 @@ pub struct TrainStream {
 pub(crate) struct TrainSender {
     steps: mpsc::Sender<TrainProgress>,
     ended: oneshot::Sender<Result<()>>,
+}
+
+/// Whether a training goes on.
+pub(crate) struct TrainWatch(mpsc::WeakSender<TrainProgress>);
+
+impl TrainWatch {
+    /// Whether the training has not ended and somebody listens.
+    pub fn is_wanted(&self) -> bool {
+        self.0.upgrade().is_some_and(|steps| !steps.is_closed())
+    }
 }
 
 /// Steps that a reader may be behind.
@@ -79,6 +95,44 @@ impl TrainStream {
     pub fn result(&self) -> Result<()> {
         self.end.clone().unwrap_or(Ok(()))
     }
+
+    /// Ends the training and waits until it has ended, which takes about as long as one layer of a step and a look at
+    /// what has been learned. Requests then use what the steps so far have taught, and
+    /// [`Adapter::save`](crate::Adapter::save) writes that.
+    ///
+    /// # Errors
+    /// Those of a training that had failed by then, or whose last step diverged. That it was stopped is none.
+    ///
+    /// # Cancel safety
+    /// The training ends even if the future is dropped.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # async fn run(model: Box<dyn tokenflow::TrainableModel>) -> tokenflow::Result<()> {
+    /// use futures::StreamExt;
+    /// use tokenflow::{TrainConfig, TrainExample};
+    ///
+    /// let examples = vec![TrainExample::text("The tide turns twice a day.")];
+    /// let mut training = model.train(examples, TrainConfig::new().epochs(99));
+    /// while let Some(progress) = training.next().await {
+    ///     if progress.loss < 0.1 {
+    ///         training.stop().await?;
+    ///         break;
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn stop(mut self) -> Result<()> {
+        self.steps.close();
+        match self.end.take() {
+            Some(end) => end,
+            None => (&mut self.ended).await.unwrap_or_else(|_| died()),
+        }
+    }
+}
+
+fn died() -> Result<()> {
+    Err(Error::internal("training ended without a word"))
 }
 
 impl Stream for TrainStream {
@@ -88,7 +142,6 @@ impl Stream for TrainStream {
         let step = std::task::ready!(self.steps.poll_recv(context));
         if step.is_none() && self.end.is_none() {
             // The sender has said why before it left.
-            let died = || Err(Error::internal("training ended without a word"));
             self.end = Some(self.ended.try_recv().unwrap_or_else(|_| died()));
         }
         Poll::Ready(step)
@@ -113,6 +166,16 @@ impl TrainSender {
     /// Whether nobody listens any more.
     pub fn is_closed(&self) -> bool {
         self.steps.is_closed()
+    }
+
+    /// Waits until nobody listens any more.
+    pub async fn closed(&self) {
+        self.steps.closed().await;
+    }
+
+    /// Tells whether somebody listens without keeping the training's end from being heard.
+    pub fn watch(&self) -> TrainWatch {
+        TrainWatch(self.steps.downgrade())
     }
 
     pub fn end(self, result: Result<()>) {

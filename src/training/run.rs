@@ -3,11 +3,16 @@ use std::{
     time::Instant,
 };
 
+use futures::executor::block_on;
+use rayon::prelude::*;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::{
     TrainConfig, TrainExample, TrainProgress,
     adamw::{self, AdamW},
     checkpoint::{self, State},
-    data::{self, Sample},
+    data::{self, Reader, Sample},
+    guard::Guard,
     lora::{self, Learned},
     progress::TrainSender,
     step::Step,
@@ -36,6 +41,16 @@ struct Progress {
     state: State,
     /// The state at the last checkpoint.
     kept: State,
+    /// The latest adapter whose loss is known and fine, and the step it was learned in: what is left if training
+    /// diverges.
+    sound: (AdapterFile, usize),
+    has_diverged: bool,
+}
+
+/// What there is to learn from.
+struct Samples<'a> {
+    learned: &'a [Sample],
+    evaluated: &'a [Sample],
 }
 
 impl Run {
@@ -44,80 +59,113 @@ impl Run {
         self.sender
     }
 
+    /// Waits for the end of a training that nobody listens to any more.
+    pub fn wait_for(&self, place: Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+        block_on(async {
+            tokio::select! {
+                biased;
+                () = self.access.closing() => Err(Error::Closed),
+                () = self.sender.closed() => Err(Error::Cancelled),
+                place = place.acquire_owned() => place.map_err(|_| Error::Closed),
+            }
+        })
+    }
+
     pub fn all(&self, examples: &[TrainExample]) -> Result<()> {
-        let samples = examples.iter().map(|example| self.sample(example)).collect::<Result<Vec<_>>>()?;
+        let mut reader = Reader::new(&self.text, &self.access.network, &self.config);
+        let samples = self.read(examples, &mut reader)?;
         let mut progress = self.begin(&samples)?;
         let (learned, evaluated) = data::split(samples, &self.config);
         if learned.is_empty() {
-            return Err(Error::config("examples", "there are none"));
+            return Err(reader.first_skipped.unwrap_or_else(|| Error::config("examples", "there are none")));
         }
         if let Some(field) = self.config.evaluation().filter(|_| evaluated.is_empty()) {
             return Err(Error::config(field, "no example is set aside to be asked for"));
         }
-        let ended = self.steps(&learned, &evaluated, &mut progress);
-        // However it ended, requests use what `Adapter::save` writes; a model that closes has none.
-        if progress.state.step > 0 && !matches!(ended, Err(Error::Closed)) {
-            self.publish(&progress)?;
-        }
-        if progress.state != progress.kept {
-            self.keep(&mut progress)?;
-        }
-        match ended {
-            // Nobody is there to hear of it.
-            Err(Error::Cancelled) => Ok(()),
-            ended => ended,
-        }
+        let mut guard = self.guard(&learned, &mut progress)?;
+        let samples = Samples { learned: &learned, evaluated: &evaluated };
+        let report =
+            TrainProgress { skipped_examples: reader.skipped, cut_examples: reader.cut, ..TrainProgress::default() };
+        let ended = self.steps(&samples, &mut guard, report, &mut progress);
+        self.settle(ended, &mut guard, &mut progress)
     }
 
-    fn sample(&self, example: &TrainExample) -> Result<Sample> {
-        // There may be very many.
-        self.access.check_open()?;
-        if self.sender.is_closed() {
-            return Err(Error::Cancelled);
+    /// The samples of each example that is not left out.
+    fn read(&self, examples: &[TrainExample], reader: &mut Reader<'_>) -> Result<Vec<Vec<Sample>>> {
+        let mut samples = Vec::with_capacity(examples.len());
+        for (index, example) in examples.iter().enumerate() {
+            // There may be very many.
+            self.access.check_open()?;
+            if self.sender.is_closed() {
+                return Err(Error::Cancelled);
+            }
+            samples.push(reader.read(index, example)?);
         }
-        let sample = Sample::new(example, &self.text, &self.access.network, &self.config)?;
-        match sample.targets() {
-            0 => Err(Error::config("examples", format!("nothing can be learned from {example:?}"))),
-            _ => Ok(sample),
+        samples.retain(|samples| !samples.is_empty());
+        if let Some(first) = &reader.first_skipped {
+            let (skipped, of) = (reader.skipped, examples.len());
+            tracing::warn!(skipped, of, %first, "examples were left out of a training");
         }
+        Ok(samples)
     }
 
     /// From the last checkpoint on, or from the adapter as it is.
-    fn begin(&self, samples: &[Sample]) -> Result<Progress> {
-        let mut file = self.learned.get();
+    fn begin(&self, samples: &[Vec<Sample>]) -> Result<Progress> {
+        let mut file = self.learned.get()?;
         let mut adamw = AdamW::default();
-        let fingerprint = checkpoint::fingerprint(&self.config, self.learned.origin, samples);
+        let fingerprint = checkpoint::fingerprint(&self.config, self.learned.origin()?, samples);
         let mut state = State { fingerprint, ..State::default() };
         if let Some(dir) = &self.config.checkpoint_dir {
             checkpoint::read(dir, &mut state, &mut file, &mut adamw)?;
             self.learned.set(&file);
         }
-        let kept = state.clone();
-        Ok(Progress { file, adamw, state, kept })
+        let (kept, sound) = (state.clone(), (file.clone(), state.step));
+        Ok(Progress { file, adamw, state, kept, sound, has_diverged: false })
     }
 
-    fn steps(&self, learned: &[Sample], evaluated: &[Sample], progress: &mut Progress) -> Result<()> {
-        let config = &self.config;
+    /// Finds out what the loss is before the first step.
+    fn guard<'a>(&self, learned: &'a [Sample], progress: &mut Progress) -> Result<Guard<'a>> {
+        let probes = Guard::probes(learned);
+        let base_loss = match progress.state.base_loss {
+            Some(loss) => loss,
+            None => self.probed(&progress.file, &probes, &|| !self.sender.is_closed())?,
+        };
+        for state in [&mut progress.state, &mut progress.kept] {
+            state.base_loss = Some(base_loss);
+        }
+        Ok(Guard::new(probes, base_loss))
+    }
+
+    fn steps(
+        &self,
+        samples: &Samples<'_>,
+        guard: &mut Guard<'_>,
+        counts: TrainProgress,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        let (config, learned) = (&self.config, samples.learned);
         let per_epoch = learned.len().div_ceil(config.step_examples());
         let total = config.max_steps.unwrap_or(usize::MAX).min(per_epoch.saturating_mul(config.epochs));
         let eval_every = config.eval_every.unwrap_or(per_epoch);
-        let is_due =
-            |state: &State| !evaluated.is_empty() && (state.step.is_multiple_of(eval_every) || state.step == total);
+        let is_due = |state: &State| {
+            !samples.evaluated.is_empty() && (state.step.is_multiple_of(eval_every) || state.step == total)
+        };
         // What ended training before may have come in between.
         if progress.state.step > progress.state.evaluated && is_due(&progress.state) {
-            self.evaluate(evaluated, progress)?;
+            self.evaluate(samples.evaluated, guard, progress)?;
         }
         while progress.state.step < total && !progress.state.is_enough(config.patience) {
             let step = progress.state.step;
             let (epoch, within) = (step / per_epoch, step % per_epoch);
             let order = data::steps(learned.len(), epoch, config);
-            let samples: Vec<&Sample> = order[within].iter().map(|index| &learned[*index]).collect();
-            let mut report = self.step(&samples, config.rate(step, total), progress)?;
+            let of_step: Vec<&Sample> = order[within].iter().map(|index| &learned[*index]).collect();
+            let mut report = self.step(&of_step, guard, config.rate(step, total), progress)?;
             (report.epoch, report.total_steps) = (epoch, total);
+            (report.skipped_examples, report.cut_examples) = (counts.skipped_examples, counts.cut_examples);
             if is_due(&progress.state) {
-                report.eval_loss = Some(self.evaluate(evaluated, progress)?);
+                report.eval_loss = Some(self.evaluate(samples.evaluated, guard, progress)?);
             }
-            if progress.state.step.is_multiple_of(config.checkpoint_every) {
+            if progress.state.step.is_multiple_of(config.checkpoint_every) && self.is_sound(guard, progress)? {
                 self.keep(progress)?;
             }
             self.sender.step(report, self.access.closing())?;
@@ -126,12 +174,18 @@ impl Run {
     }
 
     /// Learns from some samples.
-    fn step(&self, samples: &[&Sample], rate: f32, progress: &mut Progress) -> Result<TrainProgress> {
+    fn step(
+        &self,
+        samples: &[&Sample],
+        guard: &mut Guard<'_>,
+        rate: f32,
+        progress: &mut Progress,
+    ) -> Result<TrainProgress> {
         let begun = Instant::now();
         let trained = Trained::new(self.access.network.sites(), &progress.file)?;
         let step = self.with(&trained);
-        let mut parameters = lora::parameters(&mut progress.file);
-        let mut gradients: Vec<Vec<f32>> = parameters.iter().map(|values| vec![0.0; values.len()]).collect();
+        let mut gradients: Vec<Vec<f32>> =
+            lora::parameters(&mut progress.file).iter().map(|values| vec![0.0; values.len()]).collect();
         let targets: usize = samples.iter().map(|sample| sample.targets()).sum();
         let mut sum = 0.0;
         for batch in samples.chunks(self.config.batch_size) {
@@ -140,10 +194,20 @@ impl Run {
         let loss = (sum / targets as f64) as f32;
         let grad_norm = adamw::clip(&mut gradients, self.config.max_grad_norm);
         if !(loss.is_finite() && grad_norm.is_finite()) {
-            let reason = format!("{rate} led to a loss of {loss} and a gradient of length {grad_norm}");
-            return Err(Error::config("learning_rate", reason));
+            let what = format!("{rate} led to a loss of {loss} and a gradient of length {grad_norm}");
+            return Err(self.diverged(progress, &what));
         }
+        if !guard.is_suspicious(loss) || self.is_sound(guard, progress)? {
+            guard.good_step(loss);
+            progress.note_sound();
+        } else if guard.bad_step() {
+            return Err(self.diverged(progress, &format!("{rate} led to a loss of {loss}")));
+        }
+        let mut parameters = lora::parameters(&mut progress.file);
         progress.adamw.step(&mut parameters, &gradients, rate, self.config.weight_decay);
+        if !parameters.par_iter().all(|values| values.iter().all(|value| value.is_finite())) {
+            return Err(self.diverged(progress, &format!("{rate} led to an adapter that is not finite")));
+        }
         progress.state.step += 1;
         self.learned.set(&progress.file);
         let tokens = samples.iter().map(|sample| sample.tokens.len()).sum();
@@ -159,16 +223,81 @@ impl Run {
     }
 
     /// The mean loss of samples that are not learned from. Requests may use what has been learned from then on.
-    fn evaluate(&self, samples: &[Sample], progress: &mut Progress) -> Result<f32> {
+    fn evaluate(&self, evaluated: &[Sample], guard: &mut Guard<'_>, progress: &mut Progress) -> Result<f32> {
         let trained = Trained::new(self.access.network.sites(), &progress.file)?;
-        let step = self.with(&trained);
-        let samples: Vec<&Sample> = samples.iter().collect();
-        let sums = samples.chunks(self.config.batch_size).map(|batch| step.loss(batch));
-        let sum: f64 = sums.sum::<Result<f64>>()?;
-        let loss = (sum / samples.iter().map(|sample| sample.targets()).sum::<usize>() as f64) as f32;
+        let evaluated: Vec<&Sample> = evaluated.iter().collect();
+        let loss = mean_loss(&self.with(&trained), &evaluated, self.config.batch_size)?;
+        if !loss.is_finite() {
+            return Err(self.diverged(progress, &format!("the examples that are set aside have a loss of {loss}")));
+        }
         progress.state.note(loss);
-        self.publish(progress)?;
+        if self.is_sound(guard, progress)? {
+            self.publish(progress)?;
+        }
         Ok(loss)
+    }
+
+    /// Whether the adapter is one that requests may use: its loss is not far above that of the beginning, or that of
+    /// the last one that was. It is asked at the end, too, when nobody listens any more.
+    fn is_sound(&self, guard: &mut Guard<'_>, progress: &mut Progress) -> Result<bool> {
+        if progress.sound.1 == progress.state.step {
+            return Ok(true);
+        }
+        let loss = self.probed(&progress.file, &guard.probes, &|| true)?;
+        let is_sound = guard.is_low(loss) || {
+            let earlier = self.probed(&progress.sound.0, &guard.probes, &|| true)?;
+            guard.is_fine(loss, earlier)
+        };
+        if is_sound {
+            progress.note_sound();
+        }
+        Ok(is_sound)
+    }
+
+    /// The mean loss of some samples with an adapter.
+    fn probed(&self, file: &AdapterFile, probes: &[&Sample], is_wanted: &dyn Fn() -> bool) -> Result<f32> {
+        let trained = Trained::new(self.access.network.sites(), file)?;
+        let step = Step { is_wanted: Box::new(is_wanted), ..self.with(&trained) };
+        mean_loss(&step, probes, probes.len())
+    }
+
+    /// Goes back to what was sound.
+    fn diverged(&self, progress: &mut Progress, what: &str) -> Error {
+        let (sound, step) = &progress.sound;
+        let reason = format!(
+            "training diverged after {} steps: {what}; what the first {step} of them taught is kept",
+            progress.state.step
+        );
+        progress.file.clone_from(sound);
+        progress.state.step = *step;
+        progress.has_diverged = true;
+        self.learned.set(&progress.file);
+        Error::config("learning_rate", reason)
+    }
+
+    /// However training ended, requests use what `Adapter::save` writes; a model that closes has none.
+    fn settle(&self, ended: Result<()>, guard: &mut Guard<'_>, progress: &mut Progress) -> Result<()> {
+        let is_open = !matches!(ended, Err(Error::Closed));
+        let checked = match is_open && progress.state.step > 0 && !progress.has_diverged {
+            true => self.is_sound(guard, progress).and_then(|is_sound| match is_sound {
+                true => Ok(()),
+                false => Err(self.diverged(progress, "its last steps made the loss explode")),
+            }),
+            false => Ok(()),
+        };
+        let is_known = checked.is_ok() || progress.has_diverged;
+        if progress.state.step > 0 && is_open && is_known {
+            self.publish(progress)?;
+        }
+        let is_worth_it = is_known && !progress.has_diverged && (is_open || guard.goes_well());
+        if is_worth_it && progress.state != progress.kept {
+            self.keep(progress)?;
+        }
+        // An adapter that is no good is worse news than an end that was asked for.
+        match ended {
+            Ok(()) | Err(Error::Cancelled) => checked.and(ended),
+            ended => ended,
+        }
     }
 
     fn with<'a>(&'a self, trained: &'a Trained) -> Step<'a> {
@@ -196,4 +325,20 @@ impl Run {
         progress.kept = progress.state.clone();
         Ok(())
     }
+}
+
+impl Progress {
+    /// Takes note that the loss of the adapter as it is is sound.
+    fn note_sound(&mut self) {
+        if self.sound.1 != self.state.step {
+            self.sound.0.clone_from(&self.file);
+            self.sound.1 = self.state.step;
+        }
+    }
+}
+
+/// The mean loss of the targets of some samples, of which so many are computed together.
+fn mean_loss(step: &Step<'_>, samples: &[&Sample], batch_size: usize) -> Result<f32> {
+    let sum: f64 = samples.chunks(batch_size).map(|batch| step.loss(batch)).sum::<Result<f64>>()?;
+    Ok((sum / samples.iter().map(|sample| sample.targets()).sum::<usize>() as f64) as f32)
 }

@@ -129,15 +129,15 @@ impl Step<'_> {
 /// Samples one after another, the rows that predict a target, and these targets.
 fn pack(network: &Network, samples: &[&Sample]) -> (Batch, Vec<u32>, Vec<u32>) {
     let (mut batch, mut rows, mut targets) = (Batch::default(), Vec::new(), Vec::new());
-    for Sample { tokens, learned } in samples {
-        let (start, len) = (batch.tokens.len(), tokens.len());
-        for (i, learned) in learned.iter().enumerate().skip(1) {
-            if *learned {
-                rows.push((start + i - 1) as u32);
-                targets.push(tokens[i]);
+    for sample in samples {
+        let (start, len) = (batch.tokens.len(), sample.tokens.len());
+        for (row, target) in (start as u32..).zip(&sample.targets) {
+            if let Some(target) = target {
+                rows.push(row);
+                targets.push(*target);
             }
         }
-        batch.tokens.extend(tokens);
+        batch.tokens.extend(&sample.tokens);
         batch.positions.extend(0..len as u32);
         let regime = network.regime(len, len);
         batch.spans.push(Span { start, len, context_len: len, regime, ..Span::default() });

@@ -1,12 +1,14 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread,
 };
 
 use tokio::sync::Semaphore;
 
-use super::{Adapter, LoraConfig, TrainConfig, TrainExample, TrainStream, lora::Learned, run::Run};
+use super::{
+    Adapter, LoraConfig, TrainConfig, TrainExample, TrainStream, lora::Learned, progress::TrainWatch, run::Run,
+};
 use crate::{Error, Result, engine::Aside, memory};
 
 /// What trains a model's adapters.
@@ -16,33 +18,55 @@ pub struct Trainer {
     applied: Mutex<Option<Arc<Learned>>>,
     /// The place of the one training at a time.
     place: Arc<Semaphore>,
+    /// The training that began last. Those before it have ended, or are to.
+    latest: Mutex<Option<TrainWatch>>,
 }
 
 impl Trainer {
     pub fn new(aside: Aside) -> Self {
-        Self { aside, applied: Mutex::default(), place: Arc::new(Semaphore::new(1)) }
+        let (applied, latest) = Default::default();
+        Self { aside, applied, place: Arc::new(Semaphore::new(1)), latest }
     }
 
     pub fn apply_lora(&self, config: &LoraConfig) -> Result<Box<dyn Adapter>> {
-        let access = self.aside.access()?;
-        let sites = access.network.sites();
-        let learned = Arc::new(Learned::begin(sites, config)?);
-        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        if config.initial.is_some() {
-            // Its training may not have ended yet.
-            applied.iter().for_each(|before| before.is_replaced.store(true, Ordering::Release));
-            self.aside.adapters.set_default(sites.resolve(&learned.get())?)?;
-        }
-        *applied = Some(learned.clone());
+        Ok(Box::new(self.apply(config)?))
+    }
+
+    /// As `apply_lora`, and waits until the adapter is there.
+    pub fn apply_lora_whole(&self, config: &LoraConfig) -> Result<Box<dyn Adapter>> {
+        let learned = self.apply(config)?;
+        learned.origin()?;
         Ok(Box::new(learned))
     }
 
-    fn applied(&self) -> Result<Arc<Learned>> {
-        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+    fn apply(&self, config: &LoraConfig) -> Result<Arc<Learned>> {
+        let access = self.aside.access()?;
+        let Some(path) = &config.initial else {
+            let learned = Learned::begin(access, config)?;
+            *self.applied() = Some(learned.clone());
+            return Ok(learned);
+        };
+        let sites = access.network.sites();
+        let (learned, adapter) = Learned::read(sites, path, config)?;
+        let mut applied = self.applied();
+        // Its training may not have ended yet.
+        applied.iter().for_each(|before| before.is_replaced.store(true, Ordering::Release));
+        self.aside.adapters.set_default(adapter)?;
+        *applied = Some(learned.clone());
+        Ok(learned)
+    }
+
+    fn applied(&self) -> MutexGuard<'_, Option<Arc<Learned>>> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The adapter that is to be trained.
+    fn learned(&self) -> Result<Arc<Learned>> {
+        let mut applied = self.applied();
         if let Some(learned) = &*applied {
             return Ok(learned.clone());
         }
-        let learned = Arc::new(Learned::begin(self.aside.access()?.network.sites(), &LoraConfig::default())?);
+        let learned = Learned::begin(self.aside.access()?, &LoraConfig::default())?;
         *applied = Some(learned.clone());
         Ok(learned)
     }
@@ -53,21 +77,32 @@ impl Trainer {
 
     fn start(&self, examples: Vec<TrainExample>, config: TrainConfig) -> Result<TrainStream> {
         config.validate()?;
-        let (access, learned) = (self.aside.access()?, self.applied()?);
-        let place = self.place.clone().try_acquire_owned();
-        let place = place.map_err(|_| Error::config("examples", "another training of this model is under way"))?;
+        let access = self.aside.access()?;
         let (sender, stream) = TrainStream::channel();
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.as_ref().is_some_and(TrainWatch::is_wanted) {
+            return Err(Error::TrainingInProgress);
+        }
+        let learned = self.learned()?;
+        *latest = Some(sender.watch());
+        drop(latest);
         let (text, adapters) = (self.aside.text.clone(), self.aside.adapters.clone());
         let run = Run { access, text, adapters, learned, config, sender };
+        let place = self.place.clone();
         let work = move || {
+            let place = run.wait_for(place);
             let train = || run.access.on_threads("training", || run.all(&examples));
-            let ended = catch_unwind(AssertUnwindSafe(train));
-            let ended = ended.unwrap_or_else(|panic| Err(Error::panicked("a training", panic.as_ref())));
+            let ended = match &place {
+                Ok(_) => catch_unwind(AssertUnwindSafe(train))
+                    .unwrap_or_else(|panic| Err(Error::panicked("a training", panic.as_ref()))),
+                Err(error) => Err(error.clone()),
+            };
             // Whoever learns of the end may begin anew.
             let sender = run.end();
             drop(place);
             memory::trim();
-            sender.end(ended);
+            // Whoever dropped the stream, or stopped it, wanted that.
+            sender.end(if matches!(ended, Err(Error::Cancelled)) { Ok(()) } else { ended });
         };
         let thread = thread::Builder::new().name("tokenflow training".into()).spawn(work);
         thread.map_err(|error| Error::internal(format!("a thread could not be started: {error}")))?;

@@ -119,6 +119,61 @@ async fn requests_choose_adapters_by_name() {
 }
 
 #[tokio::test]
+async fn a_request_reaches_the_base_model_though_there_is_a_default_adapter() {
+    let (path, expected, name) = adapter("q_v");
+    let (plain, adapted) = (golden_model(&name).await, adapted(&name, &path).await);
+    let text = expected["prompts"][1]["text"].as_str().unwrap();
+    let base = || GenerateConfig::new().base_model(true).max_tokens(8);
+    let plain_config = || GenerateConfig::new().max_tokens(8);
+    let with = logits(&*adapted, text, GenerateConfig::new()).await;
+    let without = logits(&*plain, text, GenerateConfig::new()).await;
+    assert_ne!(with, without);
+    // In turns, so that what is cached of one would be found by the other.
+    for _ in 0..2 {
+        assert_eq!(logits(&*adapted, text, base()).await, without);
+        assert_eq!(logits(&*adapted, text, GenerateConfig::new()).await, with);
+    }
+    assert_eq!(
+        adapted.generate(text, base()).collect::<Vec<_>>().await,
+        plain.generate(text, plain_config()).collect::<Vec<_>>().await
+    );
+    let batch = adapted.batch_generate(&[text], base()).await.unwrap().remove(0);
+    assert_eq!(batch.tokens, plain.batch_generate(&[text], plain_config()).await.unwrap().remove(0).tokens);
+    assert_eq!(adapted.score(&[text], base()).await.unwrap(), plain.score(&[text], plain_config()).await.unwrap());
+    let keys = async |model: &dyn TextModel, config: GenerateConfig| {
+        model.as_attention_inspector().unwrap().inspect_attention(text, config).await.unwrap().queries
+    };
+    assert_eq!(keys(&*adapted, base()).await, keys(&*plain, plain_config()).await);
+    assert_ne!(keys(&*adapted, plain_config()).await, keys(&*plain, plain_config()).await);
+}
+
+#[tokio::test]
+async fn adapters_have_names() {
+    let field = |error: Error| match error {
+        Error::InvalidConfig { field, .. } => field,
+        other => panic!("{other:?}"),
+    };
+    let model = golden_model("gqa_llama3").await;
+    let path = golden_path("adapters/q_v");
+    assert_eq!(field(model.load_adapter("", &path).await.unwrap_err()), "adapter");
+    assert_eq!(field(model.unload_adapter("").await.unwrap_err()), "adapter");
+    assert!(model.adapters().is_empty());
+    model.load_adapter("a", &path).await.unwrap();
+    let inspector = model.as_attention_inspector().unwrap();
+    for (config, at_fault) in [
+        (GenerateConfig::new().adapter(""), "adapter"),
+        (GenerateConfig::new().adapter("a").base_model(true), "base_model"),
+    ] {
+        let stream = model.generate("The dog", config.clone());
+        assert_eq!(field(stream.err().cloned().unwrap()), at_fault);
+        assert_eq!(field(model.classify(&["The dog"], config.clone()).await.unwrap_err()), at_fault);
+        assert_eq!(field(model.score(&["The dog"], config.clone()).await.unwrap_err()), at_fault);
+        assert_eq!(field(model.batch_generate(&["The dog"], config.clone()).await.unwrap_err()), at_fault);
+        assert_eq!(field(inspector.inspect("The dog", config.into()).await.unwrap_err()), at_fault);
+    }
+}
+
+#[tokio::test]
 async fn a_request_ends_with_the_adapter_it_began_with() {
     let model = golden_model_with("gqa_llama3", LoadConfig::new().stream_buffer(1)).await;
     let config = || GenerateConfig::new().adapter("a").max_tokens(40).stop_tokens(Vec::new());

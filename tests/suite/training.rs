@@ -6,8 +6,9 @@ use futures::StreamExt;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tokenflow::{
-    AdapterFile, Error, GenerateConfig, InstructionSet, LoadConfig, LoraConfig, Message, Quantize, Result, Schedule,
-    TextModel, TrainConfig, TrainExample, TrainProgress, TrainStream, TrainableModel, load_trainable,
+    AdapterFile, Error, FinishReason, GenerateConfig, InstructionSet, LoadConfig, LoraConfig, Message, OnBadExample,
+    Quantize, Result, Schedule, TextModel, TrainConfig, TrainExample, TrainProgress, TrainStream, TrainableModel,
+    load_trainable,
 };
 
 use crate::{TempDir, adapters::adapters, golden_path, read_json};
@@ -165,16 +166,9 @@ async fn what_a_dropped_training_has_learned_is_used() {
     for _ in 0..3 {
         stream.next().await.unwrap();
     }
-    drop(stream);
-    let ended = async {
-        loop {
-            match logits(&*model).await {
-                logits if logits == before => tokio::time::sleep(Duration::from_millis(5)).await,
-                logits => break logits,
-            }
-        }
-    };
-    let after = tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
+    stream.stop().await.unwrap();
+    let after = logits(&*model).await;
+    assert_ne!(after, before);
     let dir = TempDir::new("ended");
     adapter.save(&dir.0).unwrap();
     model.load_adapter("saved", &dir.0).await.unwrap();
@@ -184,9 +178,8 @@ async fn what_a_dropped_training_has_learned_is_used() {
     let config = TrainConfig::new().learning_rate(1e-2).epochs(100_000);
     model.train(sequences(4), config).next().await.unwrap();
     model.apply_lora(LoraConfig::new().initial(&dir.0)).unwrap();
-    while all(model.train(vec![], TrainConfig::new())).await.1.unwrap_err().to_string().contains("under way") {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    // That one has ended when this one learns that there is nothing to learn.
+    all(model.train(vec![], TrainConfig::new())).await.1.unwrap_err();
     assert_eq!(logits(&*model).await, after);
 }
 
@@ -232,6 +225,153 @@ async fn instructions_change_no_bit_of_what_is_learned() {
             runs.push(losses(model.train(sequences(8), TrainConfig::new().learning_rate(1e-2))).await);
         }
         assert!(runs.iter().all(|run| *run == runs[0]), "{bfloat16} {runs:?}");
+    }
+}
+
+#[tokio::test]
+async fn stopping_waits_until_training_has_ended() {
+    let model = trainable("gqa_llama3").await;
+    let config = TrainConfig::new().epochs(100_000).learning_rate(1e-2);
+    for wanted in 0..3 {
+        let mut stream = model.train(sequences(4), config.clone());
+        for _ in 0..wanted {
+            stream.next().await.unwrap();
+        }
+        stream.stop().await.unwrap();
+    }
+    // Of one that had ended, and of one that failed.
+    let mut ended = model.train(sequences(4), config.clone().max_steps(1));
+    while ended.next().await.is_some() {}
+    ended.stop().await.unwrap();
+    assert!(matches!(model.train(vec![], config).stop().await, Ok(()) | Err(Error::InvalidConfig { .. })));
+    model.close().await.unwrap();
+    assert!(matches!(model.train(sequences(1), TrainConfig::new()).stop().await, Err(Error::Closed)));
+}
+
+/// Requests that name no adapter are answered as those of a working model.
+async fn answers(model: &dyn TextModel) -> Vec<f32> {
+    let mut stream = model.generate("The dog", GenerateConfig::new().max_tokens(5));
+    while stream.next().await.is_some() {}
+    assert!(stream.err().is_none(), "{:?}", stream.err());
+    let logits = logits(model).await;
+    assert!(logits.iter().all(|logit| logit.is_finite()));
+    logits
+}
+
+fn has_diverged(ended: Result<()>) {
+    let error = ended.unwrap_err();
+    assert!(matches!(error, Error::InvalidConfig { field: "learning_rate", .. }), "{error:?}");
+    assert!(error.to_string().contains("diverged"), "{error}");
+}
+
+#[tokio::test]
+async fn a_training_that_diverges_leaves_requests_the_last_good_adapter() {
+    let gentle = || TrainConfig::new().learning_rate(1e-3);
+    for (rate, dora) in [(1e38, false), (1e4, true), (30.0, false)] {
+        let model = trainable("gqa_llama3").await;
+        let adapter = model.apply_lora(LoraConfig::new().target_keys(["all-linear"]).dora(dora)).unwrap();
+        let untrained = answers(&*model).await;
+        let learned = losses(model.train(sequences(4), gentle().learning_rate(1e-2).epochs(200))).await;
+        assert!(*learned.last().unwrap() < 1.0, "{learned:?}");
+        let good = answers(&*model).await;
+        assert_ne!(good, untrained);
+        let dir = TempDir::new("diverged");
+        let absurd =
+            || TrainConfig::new().learning_rate(rate).schedule(Schedule::Constant).max_grad_norm(0.0).epochs(50);
+        for config in [
+            absurd(),
+            // What is left is looked at even if there is no further step.
+            absurd().max_steps(1),
+            absurd().checkpoint_dir(&dir.0).checkpoint_every(1),
+            absurd().eval_split(0.25).eval_every(1),
+            absurd().batch_size(1).epochs(1),
+        ] {
+            has_diverged(all(model.train(sequences(4), config)).await.1);
+            assert_eq!(answers(&*model).await, good, "{rate}");
+        }
+        assert_eq!(dir.0.read_dir().unwrap().count(), 0, "no checkpoint has it");
+        let mut stream = model.train(sequences(4), absurd());
+        if stream.next().await.is_some() {
+            has_diverged(stream.stop().await);
+        }
+        assert_eq!(answers(&*model).await, good, "{rate}");
+        adapter.save_async(&dir.0).await.unwrap();
+        model.load_adapter("saved", &dir.0).await.unwrap();
+        assert_eq!(logits_with(&*model, GenerateConfig::new().adapter("saved")).await, good);
+        losses(model.train(sequences(4), gentle())).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_learned_before_a_training_diverged_is_kept() {
+    let model = trainable("gqa_llama3").await;
+    model.apply_lora(LoraConfig::new().target_keys(["all-linear"])).unwrap();
+    losses(model.train(sequences(4), TrainConfig::new().learning_rate(1e-2).epochs(200))).await;
+    let before = answers(&*model).await;
+    // The rate rises from nothing to what no model bears.
+    let config = TrainConfig::new().learning_rate(1000.0).warmup_steps(100_000).epochs(2000);
+    let (steps, ended) = all(model.train(sequences(4), config)).await;
+    has_diverged(ended);
+    assert!(steps.len() < 2000, "it has been given up");
+    assert_ne!(answers(&*model).await, before);
+}
+
+#[tokio::test]
+async fn examples_that_teach_nothing_are_refused_by_index_or_left_out() {
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                    {% if add_generation_prompt %}assistant: {% endif %}\
+                    {% if messages[0].content == 'refuse' %}{{ raise_exception('no') }}{% endif %}";
+    let model = trainable_with("gqa_llama3", LoadConfig::new().chat_template(template)).await;
+    let long = [Message::user("secret ".repeat(50)), Message::assistant("Yes.")];
+    let bad = [
+        TrainExample::text(""),
+        TrainExample::chat([Message::user("A secret?")]),
+        TrainExample::chat([Message::user("refuse"), Message::assistant("A secret.")]),
+        TrainExample::chat(Vec::new()),
+        TrainExample::Tokens(vec![1, 1 << 30]),
+        TrainExample::chat(long),
+    ];
+    let config = || TrainConfig::new().epochs(1).batch_size(1).max_tokens(24);
+    for (at, example) in bad.iter().enumerate() {
+        let mut examples = sequences(9);
+        examples.insert(at, example.clone());
+        let error = all(model.train(examples, config())).await.1.unwrap_err();
+        assert!(
+            matches!(error, Error::InvalidConfig { field: "examples", .. } | Error::ChatTemplate { .. }),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains(&format!("example {at}: ")), "{error}");
+        assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+    }
+    let examples = [sequences(3), bad.to_vec()].concat();
+    for (choice, skipped, cut) in [(OnBadExample::Skip, 6, 0), (OnBadExample::Truncate, 5, 1)] {
+        let (steps, ended) = all(model.train(examples.clone(), config().on_bad_example(choice))).await;
+        ended.unwrap();
+        assert_eq!(steps.len(), examples.len() - skipped);
+        assert!(steps.iter().all(|step| (step.skipped_examples, step.cut_examples) == (skipped, cut)), "{steps:?}");
+        let nothing = all(model.train(bad[..2].to_vec(), config().on_bad_example(choice))).await.1.unwrap_err();
+        assert!(nothing.to_string().contains("example 0: "), "{nothing}");
+    }
+}
+
+#[tokio::test]
+async fn answers_end_though_the_template_leaves_that_to_the_next_turn() {
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}\
+                    {% if add_generation_prompt %}assistant: {% endif %}";
+    let model = trainable_with("gqa_llama3", LoadConfig::new().chat_template(template)).await;
+    let chat = [Message::user("dog"), Message::assistant("cat"), Message::user("cat"), Message::assistant("dog dog")];
+    model.apply_lora(LoraConfig::new().target_keys(["all-linear"])).unwrap();
+    let config = TrainConfig::new().epochs(300).learning_rate(5e-3);
+    let losses = losses(model.train(vec![TrainExample::chat(chat.clone())], config)).await;
+    assert!(*losses.last().unwrap() < 0.1, "{losses:?}");
+    for answer in [1, 3] {
+        let mut stream = model.chat(&chat[..answer], GenerateConfig::new().max_tokens(40));
+        let mut text = String::new();
+        while let Some(token) = stream.next().await {
+            text += &token.text;
+        }
+        assert_eq!(stream.finish_reason(), Some(FinishReason::Stop), "{text}");
+        assert_eq!(text.trim(), chat[answer].content);
     }
 }
 
@@ -310,20 +450,18 @@ async fn a_dropped_stream_ends_training_and_keeps_its_last_step() {
     let mut stream = model.train(sequences(4), config.clone());
     assert_eq!(stream.next().await.unwrap().step, 1);
     let (_, busy) = all(model.train(sequences(4), TrainConfig::new())).await;
-    assert!(matches!(busy, Err(Error::InvalidConfig { field: "examples", .. })), "{busy:?}");
+    assert!(matches!(busy, Err(Error::TrainingInProgress)), "{busy:?}");
     drop(stream);
-    // Its place is free once it has ended.
-    let mut stream = loop {
-        let mut stream = model.train(sequences(4), config.clone());
-        match stream.next().await {
-            Some(step) => break (stream, step),
-            None => tokio::time::sleep(Duration::from_millis(5)).await,
-        }
-    };
-    assert!(stream.1.step > 1, "it goes on from a checkpoint");
+    // Those that are dropped before they begin are in nobody's way either.
+    for _ in 0..3 {
+        drop(model.train(sequences(4), config.clone()));
+    }
+    let mut stream = model.train(sequences(4), config.clone());
+    let step = stream.next().await.unwrap().step;
+    assert!(step > 1, "it goes on from a checkpoint");
     model.close().await.unwrap();
-    while stream.0.next().await.is_some() {}
-    assert!(matches!(stream.0.result(), Err(Error::Closed)));
+    while stream.next().await.is_some() {}
+    assert!(matches!(stream.result(), Err(Error::Closed)));
     assert!(matches!(model.apply_lora(LoraConfig::new()).err(), Some(Error::Closed)));
     assert!(matches!(all(model.train(sequences(1), config)).await.1, Err(Error::Closed)));
 }
@@ -412,9 +550,7 @@ async fn an_evaluation_that_was_cut_short_is_made_up_for() {
     }
     // The step has been taken, and most of the evaluation is to come.
     drop(stream);
-    while all(model.train(sequences(1000), config.clone())).await.1.is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    all(model.train(sequences(1000), config.clone())).await.1.unwrap();
     let state: Value = serde_json::from_slice(&fs::read(dir.0.join("step-000001/training.json")).unwrap()).unwrap();
     assert!(state["best_loss"].is_f64(), "{state}");
 }

@@ -90,7 +90,10 @@ impl LoraTensors {
 
     /// The length of a row of the weight, changed by B and A.
     pub(crate) fn row_norm(&self, row: usize, mut weights: Vec<f32>) -> f32 {
-        self.add_to(row, &mut weights);
+        // A new adapter changes nothing.
+        if self.b[row * self.rank..][..self.rank].iter().any(|b| *b != 0.0) {
+            self.add_to(row, &mut weights);
+        }
         norm(&weights)
     }
 
