@@ -637,6 +637,18 @@ fn turn_markers_that_are_not_flagged_are_control_tokens() {
 }
 
 #[test]
+fn huge_control_tokens_are_control_tokens_too() {
+    let huge = format!("<|{}|>", "a".repeat(100_000));
+    let text = processor(
+        tokenizer_of_json(&mha_tied_with(&[(&huge, json!({}))])),
+        &format!("{{{{ messages[0].content }}}}{huge}"),
+    );
+    for content in ["a", &huge, &format!("{huge}{huge}b")] {
+        assert_eq!(control_ids(&text, &[Message::user(content)], &json!({})), [400]);
+    }
+}
+
+#[test]
 fn names_of_fields_that_are_words_are_no_control_tokens() {
     let text = processor(tokenizer_of_json(&mha_tied_with(&[("EOT", json!({}))])), EVERYTHING);
     let tools = |name: &str| json!({"tools": [{"type": "function", name: {name: name}}]});

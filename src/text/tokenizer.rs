@@ -16,7 +16,7 @@ use tokenizers::{
 
 use super::{
     added_tokens::AddedTokens,
-    control::{ControlTokens, is_turn_marker, looks_like_control},
+    control::{ControlTokens, MAX_TEXT_BYTES, is_turn_marker, looks_like_control},
     decoding::{self, Decoding, Piece, Pieces},
     growth,
     stop_strings::Automaton,
@@ -137,7 +137,8 @@ impl Tokenizer {
     /// nothing that could be made part of a control token.
     pub fn texts_known_to(&self, literals: &[String]) -> Cow<'_, Automaton> {
         let build = || {
-            let texts = literals.iter().chain(&self.plain_added_texts).filter(|text| !self.control.resembles(text));
+            let texts = literals.iter().chain(&self.plain_added_texts).filter(|text| text.len() <= MAX_TEXT_BYTES);
+            let texts = texts.filter(|text| !self.control.resembles(text));
             Automaton::new(texts.map(String::as_bytes))
         };
         // A tokenizer has one template.
