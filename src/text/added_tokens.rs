@@ -8,7 +8,8 @@ use tokenizers::AddedToken;
 use super::lenient::heeded;
 use crate::{Result, weights::Config};
 
-/// Special tokens with a name of their own, in the order in which new ones get ids. So are all other keys that end alike.
+/// Special tokens with a name of their own, in the order in which new ones get ids. All other keys that end alike come
+/// after them.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 const LISTED: &str = "added_tokens_decoder";
 
@@ -149,8 +150,8 @@ fn added_token(value: &Value, special: bool) -> Option<AddedToken> {
     Some(token)
 }
 
-/// `tokenizer_config.json`, with the tokens of `special_tokens_map.json` in place of its own unless it lists all tokens,
-/// as newer files do.
+/// `tokenizer_config.json`, with the tokens of `special_tokens_map.json` in place of its own unless it lists all
+/// tokens, as newer files do. Its own make sense even so.
 pub fn config(dir: &Path) -> Result<Option<Config>> {
     let path = dir.join("tokenizer_config.json");
     let config = Config::read_if_there(&path)?;
@@ -158,6 +159,9 @@ pub fn config(dir: &Path) -> Result<Option<Config>> {
     let map = if lists_all { None } else { Config::read_if_there(&dir.join("special_tokens_map.json"))? };
     let Some(map) = map else { return Ok(config) };
     let config = config.unwrap_or_else(|| Config::new(path, Map::new()));
+    for key in ["bos_token", "eos_token"] {
+        special_token(&config, key)?;
+    }
     let values = map.entries().filter(|(_, value)| !value.is_null());
     let values: Map<_, _> = values.map(|(key, value)| (key.clone(), value.clone())).collect();
     Ok(Some(config.with(values.into())))

@@ -27,11 +27,15 @@ const TURN_TAGS: [&str; 12] = [
 /// What people and models write of their own accord: parts of names of tokens that are no turn markers.
 const OWN_WORDS: [&str; 3] = ["think", "reason", "tool_call"];
 
+/// Longer texts are looked for one by one: what finds many at once takes a multiple of their size.
+pub const MAX_TEXT_BYTES: usize = 4096;
+
 /// Control tokens: those that are flagged as special, those that end an answer, and turn markers that are not flagged.
 #[derive(Default)]
 pub struct ControlTokens {
     ids: HashSet<u32>,
     by_text: HashMap<String, ControlToken>,
+    long_texts: Vec<String>,
     /// Words in their texts.
     words: HashSet<String>,
     first_chars: HashSet<char>,
@@ -52,7 +56,11 @@ pub struct ControlToken {
 impl ControlTokens {
     pub fn add(&mut self, id: u32, token: AddedToken) {
         self.ids.insert(id);
-        self.words.extend(token.content.split(|c| !is_word(c)).map(str::to_owned));
+        if token.content.len() > MAX_TEXT_BYTES {
+            self.long_texts.push(token.content.clone());
+        } else {
+            self.words.extend(token.content.split(|c| !is_word(c)).map(str::to_owned));
+        }
         self.first_chars.extend(token.content.chars().next());
         if !token.content.is_empty() {
             self.by_text.insert(token.content.clone(), ControlToken { id, token });
@@ -105,7 +113,8 @@ impl ControlTokens {
 
     /// The longest one that a text begins with.
     pub fn at_start_of(&self, text: &str) -> Option<&ControlToken> {
-        let len = self.texts().longest_at_start(text.as_bytes())?;
+        let long = self.long_texts.iter().filter(|long| text.starts_with(long.as_str())).map(String::len).max();
+        let len = long.or_else(|| self.texts().longest_at_start(text.as_bytes()))?;
         self.by_text.get(&text[..len])
     }
 
@@ -116,7 +125,7 @@ impl ControlTokens {
 
     /// Whether a text could be made part of one.
     pub fn is_part(&self, text: &str) -> bool {
-        self.words.contains(text) || self.by_text.keys().any(|whole| has_as_word(whole, text))
+        self.words.contains(text) || self.short_texts().any(|whole| has_as_word(whole, text))
     }
 
     /// Whether a word could be made part of one, or has one in it.
@@ -129,11 +138,15 @@ impl ControlTokens {
         text.bytes().any(|byte| {
             prefix = self.texts().step(prefix, byte);
             self.texts().found(prefix).is_some()
-        })
+        }) || self.long_texts.iter().any(|long| text.contains(long.as_str()))
+    }
+
+    fn short_texts(&self) -> impl Iterator<Item = &String> {
+        self.by_text.keys().filter(|text| text.len() <= MAX_TEXT_BYTES)
     }
 
     fn texts(&self) -> &Automaton {
-        self.texts.get_or_init(|| Automaton::new(self.by_text.keys().map(String::as_bytes)))
+        self.texts.get_or_init(|| Automaton::new(self.short_texts().map(String::as_bytes)))
     }
 }
 

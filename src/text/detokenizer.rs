@@ -11,12 +11,12 @@ const CONTEXT_TOKENS: usize = 8;
 /// A character has no more bytes.
 const MAX_CHAR_BYTES: usize = 4;
 
-/// Turns ids into text one by one, so that the pieces together are what the ids add to the decoding of a prompt and them.
+/// Turns ids into text one by one, so that the pieces together are what the ids add to the decoding of a prompt.
 /// Control tokens have no text.
 ///
-/// At most three bytes wait for the rest of their character. So where tokens are bytes, and a run of them is no UTF-8, it
-/// differs from the decoding of the whole, which has no character of the run: those before the first byte that is wrong
-/// have been given by then.
+/// At most three bytes wait for the rest of their character. Where single bytes are tokens, the decoding of the whole
+/// has no character of a run of them that is no UTF-8. Characters before the first wrong byte of the run have been given
+/// by then: only there do the pieces differ from it.
 pub struct Detokenizer {
     text: Arc<TextProcessor>,
     state: State,

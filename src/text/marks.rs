@@ -29,8 +29,8 @@ const FIELDS: [&str; 18] = [
 /// A prompt that a template has written, and which of its characters are none of the template's.
 ///
 /// A mark, a character that occurs in no text, is put behind characters of the texts that a template is given. It goes
-/// through the template with them. Marks may get in the way of a template that looks into texts: so the first of several
-/// ways to set them counts with which it writes what it writes without.
+/// through the template with them. Marks may get in the way of a template that looks into texts: of several ways to
+/// set them, the first counts with which the template writes what it writes without.
 pub struct Rendered {
     pub text: String,
     /// Byte offsets of characters that are not the template's, in order. Spaces are not among them.
@@ -41,7 +41,8 @@ pub struct Rendered {
 #[derive(Clone, Copy, PartialEq)]
 enum Marking {
     All,
-    /// All but in what the template may look for, such as `</think>`: strings in its code, and added tokens that are text.
+    /// All but in what the template may look for, such as `</think>`: strings in its code, and added tokens that are
+    /// text.
     Unknown,
     /// Of those, the ones with which a control token may begin, and all of a text that could be made part of one.
     Parts,
@@ -121,8 +122,8 @@ impl Marks<'_> {
         Ok(self.unmark(&self.template.render(context)?))
     }
 
-    /// Puts marks into all texts of a value but for roles. Names of fields that are words are left as they are too, as far
-    /// as no control token could be made of them.
+    /// Puts marks into all texts of a value but for roles. Names of fields that are words are left as they are too,
+    /// unless a control token could be made of them.
     fn mark(&self, value: &mut Value) {
         match value {
             Value::String(text) => *text = self.mark_text(text),

@@ -544,14 +544,12 @@ fn tokenizer_of_json(tokenizer: &Value) -> Tokenizer {
 /// The golden tokenizer with tokens of these ids, texts and flags on top.
 fn mha_tied_with(tokens: &[(&str, Value)]) -> Value {
     let mut tokenizer = json("mha_tied/tokenizer.json");
-    let mut next = 400;
-    for (content, flags) in tokens {
+    for (next, (content, flags)) in (400..).zip(tokens) {
         let mut token = json!({"id": next, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                                "normalized": false, "special": true});
         token.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
         tokenizer["model"]["vocab"][*content] = next.into();
         tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
-        next += 1;
     }
     tokenizer
 }
@@ -645,11 +643,23 @@ fn turn_markers_that_are_not_flagged_are_control_tokens() {
 }
 
 #[test]
+fn huge_control_tokens_are_control_tokens_too() {
+    let huge = format!("<|{}|>", "a".repeat(100_000));
+    let text = processor(
+        tokenizer_of_json(&mha_tied_with(&[(&huge, json!({}))])),
+        &format!("{{{{ messages[0].content }}}}{huge}"),
+    );
+    for content in ["a", &huge, &format!("{huge}{huge}b")] {
+        assert_eq!(control_ids(&text, &[Message::user(content)], &json!({})), [400]);
+    }
+}
+
+#[test]
 fn names_of_fields_that_are_words_are_no_control_tokens() {
     let text = processor(tokenizer_of_json(&mha_tied_with(&[("EOT", json!({}))])), EVERYTHING);
     let tools = |name: &str| json!({"tools": [{"type": "function", name: {name: name}}]});
     let message = Message::user("a").field("tool_calls", json!([]));
-    let controls = |name: &str| control_ids(&text, &[message.clone()], &tools(name)).len();
+    let controls = |name: &str| control_ids(&text, std::slice::from_ref(&message), &tools(name)).len();
     for name in ["EOT", "xEOTx", "im_end", "<|im_end|>"] {
         assert_eq!(controls(name), controls("plain"), "{name}");
     }
