@@ -184,7 +184,7 @@ mod tests {
         let special = special.iter().chain(ends).chain([&end_of_text]);
         let special: Vec<_> = special.map(|text| tokenizers::AddedToken::from(*text, true)).collect();
         tokenizer.add_special_tokens(special).unwrap();
-        let tokenizer = Tokenizer::new(&root, tokenizer);
+        let tokenizer = Tokenizer::new(&root, tokenizer).unwrap();
         let golden = std::fs::read_to_string(root.join(format!("templates/{name}.json"))).unwrap();
         let golden: serde_json::Value = serde_json::from_str(&golden).unwrap();
         let source = golden["chat_template"].as_str().unwrap().to_owned();
