@@ -5,8 +5,6 @@ use serde_json::{Map, Value};
 use super::Tokenizer;
 use crate::{Error, Result, Role};
 
-const ROLES: [Role; 4] = [Role::System, Role::User, Role::Assistant, Role::Tool];
-
 /// Keeps texts of users apart from the template's own text.
 ///
 /// A mark, a character that occurs in no text, is put behind each character of a text with
@@ -48,7 +46,7 @@ impl Marks {
             Value::Array(items) => items.iter_mut().for_each(|item| self.mark(item)),
             Value::Object(fields) => {
                 for (name, mut field) in std::mem::take(fields) {
-                    if name != "role" || !ROLES.iter().any(|role| field == role.as_str()) {
+                    if name != "role" || !field.as_str().is_some_and(Role::is_known) {
                         self.mark(&mut field);
                     }
                     let is_word = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');

@@ -1,14 +1,12 @@
 //! Between text and token ids: tokenizer, chat template, and text as it is generated.
 
 mod answer;
-mod bounds;
 mod chat_template;
 mod detokenizer;
 pub mod gguf;
 mod growth;
-mod json;
+mod jinja;
 mod marks;
-mod python;
 #[cfg(test)]
 pub mod tests;
 mod tokenizer;
