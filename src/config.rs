@@ -72,7 +72,8 @@ pub struct LoadConfig {
     pub prefix_cache_tokens: Option<usize>,
     /// Events a stream buffers before its sequence pauses for its reader (64).
     pub stream_buffer: usize,
-    /// A Jinja chat template in place of the model's own.
+    /// A Jinja chat template in place of the model's own. One that is none is [`Error::InvalidConfig`]; a model whose own
+    /// is none loads all the same, and [`chat`](crate::TextModel::chat) says why it cannot be used.
     pub chat_template: Option<String>,
     /// Threads that compute on the CPU; `None`: one on each core. They are the model's own, spin while there is a forward
     /// pass, and sleep while there is none. What a model answers does not depend on their number.
@@ -271,11 +272,36 @@ const MAX_THREADS: usize = 1 << 10;
 /// let config = GenerateConfig::new().max_tokens(64).temperature(0.7).top_p(0.9).seed(7);
 /// assert_eq!(config.max_tokens, 64);
 /// ```
+///
+/// Builder methods of lists and maps add to what is there, those of single values replace it. The fields are public: assign
+/// one to begin a list anew.
+///
+/// ```
+/// use tokenflow::GenerateConfig;
+/// let mut config = GenerateConfig::new().stop(vec!["\n".into()]).stop(vec!["User:".into()]);
+/// assert_eq!(config.stop, ["\n", "User:"]);
+/// config.stop = vec!["END".into()];
+/// ```
+///
+/// # Which calls heed what
+/// | | [`generate`](crate::TextModel::generate), [`batch_generate`](crate::TextModel::batch_generate) | [`chat`](crate::TextModel::chat) | [`classify`](crate::TextModel::classify) | [`score`](crate::TextModel::score) |
+/// |---|---|---|---|---|
+/// | `cancellation`, `deadline`, `priority`, `cache_salt`, `adapter`, `logprobs` | yes | yes | yes | yes |
+/// | `temperature`, `top_k`, `top_p`, `min_p`, `seed`, penalties, `logit_bias` | yes | yes | yes | no effect |
+/// | `max_tokens`, `prompt_lookup` | yes | yes | no effect | no effect |
+/// | `stop`, `stop_tokens`, `min_tokens`, `ignore_eos` | yes | yes | refused | refused |
+/// | `template_vars`, `continue_final_message` | no effect | yes | no effect | no effect |
+/// | `return_logits` | refused | refused | yes | refused |
+///
+/// What is refused is answered with [`Error::InvalidConfig`], and so is a value that has no meaning, in any call.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct GenerateConfig {
     /// Tokens to generate at most (256). A sequence also ends when its context is full.
     pub max_tokens: usize,
+    /// Tokens to generate at least (0), as far as the context holds them: before that many neither end-of-text tokens nor
+    /// [`stop_tokens`](Self::stop_tokens) can be sampled, and no [`stop`](Self::stop) string ends the answer.
+    pub min_tokens: usize,
     /// Divides the logits before sampling. 0, the default, takes the most likely token.
     pub temperature: f32,
     /// Samples among this many of the most likely tokens; 0 is off.
@@ -291,14 +317,28 @@ pub struct GenerateConfig {
     pub frequency_penalty: f32,
     /// Subtracted from a token's logit once the answer has it; 0 is off.
     pub presence_penalty: f32,
+    /// How many tokens the three penalties look back on, the latest of prompt and answer together. 0, the default, is all of
+    /// them, as in transformers and vLLM; llama.cpp has 64. Without a penalty it has no effect.
+    ///
+    /// `repeat_penalty(1.1).penalty_window(64)` keeps small models from repeating themselves without keeping them from
+    /// the words of a long prompt.
+    pub penalty_window: usize,
     /// Added to the logits of these ids. Negative infinity bans a token.
     pub logit_bias: HashMap<u32, f32>,
     /// Ids that end the answer, besides the model's own end-of-text tokens. They are not returned.
     pub stop_tokens: Vec<u32>,
-    /// Strings that end the answer. They are never part of the text that is returned.
+    /// Strings that end the answer, of 4 MiB in all at most. They are never part of the text that is returned.
     pub stop: Vec<String>,
-    /// The same seed gives the same tokens. `None` seeds each request differently.
+    /// Whether the answer goes on past the model's own end-of-text tokens (`false`). They are tokens of the answer then, as
+    /// any other; special ones have no text. [`stop_tokens`](Self::stop_tokens) and [`stop`](Self::stop) still end it.
+    pub ignore_eos: bool,
+    /// The same seed gives the same tokens, so equal prompts of a batch equal answers, unless
+    /// [`seed_per_prompt`](Self::seed_per_prompt) is set. `None` seeds each request and each prompt differently.
     pub seed: Option<u64>,
+    /// Whether the prompt at index `i` of [`batch_generate`](crate::TextModel::batch_generate) and
+    /// [`classify`](crate::TextModel::classify) has the seed `seed + i` (`false`), so that equal prompts have different
+    /// answers: what [`generate`](crate::TextModel::generate) gives with that seed. A single prompt is at index 0.
+    pub seed_per_prompt: bool,
     /// Whether [`classify`](crate::TextModel::classify) returns the logits.
     pub return_logits: bool,
     /// Returns the log-probability of each token and of this many alternatives.
@@ -344,6 +384,19 @@ pub struct GenerateConfig {
     /// assert_eq!(config.template_vars["tools"][0]["function"]["name"], "weather");
     /// ```
     pub template_vars: Map<String, Value>,
+    /// Whether [`chat`](crate::TextModel::chat) goes on with the last message in place of answering it (false): the
+    /// prompt ends with the last message's content, and the answer is what follows it. As in transformers, space at the
+    /// content's end stays unless the chat template trims it, and the content must be in what the template writes, or the
+    /// request is [`Error::InvalidConfig`].
+    ///
+    /// ```
+    /// use tokenflow::{GenerateConfig, Message};
+    ///
+    /// let turns = [Message::user("Name a prime."), Message::assistant("The smallest prime is")];
+    /// let config = GenerateConfig::new().continue_final_message(true);
+    /// # let _ = (turns, config);
+    /// ```
+    pub continue_final_message: bool,
 }
 
 /// When a request is given up.
@@ -394,6 +447,7 @@ impl Default for GenerateConfig {
     fn default() -> Self {
         Self {
             max_tokens: 256,
+            min_tokens: 0,
             temperature: 0.0,
             top_k: 0,
             top_p: 0.0,
@@ -401,10 +455,13 @@ impl Default for GenerateConfig {
             repeat_penalty: 0.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            penalty_window: 0,
             logit_bias: HashMap::new(),
             stop_tokens: Vec::new(),
             stop: Vec::new(),
+            ignore_eos: false,
             seed: None,
+            seed_per_prompt: false,
             return_logits: false,
             logprobs: None,
             cancellation: None,
@@ -414,6 +471,7 @@ impl Default for GenerateConfig {
             adapter: None,
             prompt_lookup: 0,
             template_vars: Map::new(),
+            continue_final_message: false,
         }
     }
 }
@@ -427,6 +485,8 @@ impl GenerateConfig {
     setters! {
         /// Sets how many tokens to generate at most.
         max_tokens: usize => max_tokens;
+        /// Sets how many tokens to generate at least.
+        min_tokens: usize => min_tokens;
         /// Sets the sampling temperature.
         temperature: f32 => temperature;
         /// Keeps the most likely tokens only.
@@ -441,14 +501,25 @@ impl GenerateConfig {
         frequency_penalty: f32 => frequency_penalty;
         /// Penalises tokens that the answer has.
         presence_penalty: f32 => presence_penalty;
-        /// Changes the logits of some ids.
-        logit_bias: HashMap<u32, f32> => logit_bias;
-        /// Adds ids that end the answer.
-        stop_tokens: Vec<u32> => stop_tokens;
-        /// Adds strings that end the answer.
-        stop: Vec<String> => stop;
+        /// Bounds how far penalties look back.
+        penalty_window: usize => penalty_window;
+        /// Goes on past the model's own end-of-text tokens.
+        ignore_eos: bool => ignore_eos;
+        /// Sets whether the model goes on with the last message of a chat.
+        continue_final_message: bool => continue_final_message;
         /// Fixes the randomness.
         seed: u64 => Some(seed);
+        /// Gives each prompt of a batch a seed of its own.
+        ///
+        /// ```no_run
+        /// # async fn run(model: Box<dyn tokenflow::TextModel>) -> tokenflow::Result<()> {
+        /// use tokenflow::GenerateConfig;
+        ///
+        /// let config = GenerateConfig::new().temperature(0.8).seed(7).seed_per_prompt(true);
+        /// let takes = model.batch_generate(&["Once upon a time"; 3], config).await?; // seeds 7, 8 and 9
+        /// # Ok(()) }
+        /// ```
+        seed_per_prompt: bool => seed_per_prompt;
         /// Asks `classify` for the logits.
         return_logits: bool => return_logits;
         /// Asks for log-probabilities.
@@ -471,21 +542,57 @@ impl GenerateConfig {
         /// assert_eq!(config.prompt_lookup, 8);
         /// ```
         prompt_lookup: usize => prompt_lookup;
-        /// Sets all variables of the chat template.
-        template_vars: Map<String, Value> => template_vars;
     }
 
-    /// Sets one variable of the chat template.
+    /// Adds ids that end the answer.
+    #[must_use]
+    pub fn stop_tokens(mut self, stop_tokens: Vec<u32>) -> Self {
+        self.stop_tokens.extend(stop_tokens);
+        self
+    }
+
+    /// Adds strings that end the answer.
+    #[must_use]
+    pub fn stop(mut self, stop: Vec<String>) -> Self {
+        self.stop.extend(stop);
+        self
+    }
+
+    /// Adds to the logits of some ids. An id that has a bias already gets the new one.
+    #[must_use]
+    pub fn logit_bias(mut self, logit_bias: HashMap<u32, f32>) -> Self {
+        self.logit_bias.extend(logit_bias);
+        self
+    }
+
+    /// Adds variables of the chat template. One that is there already gets the new value.
+    #[must_use]
+    pub fn template_vars(mut self, template_vars: Map<String, Value>) -> Self {
+        self.template_vars.extend(template_vars);
+        self
+    }
+
+    /// Adds one variable of the chat template, as [`template_vars`](Self::template_vars) does.
     #[must_use]
     pub fn template_var(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.template_vars.insert(name.into(), value.into());
         self
     }
 
+    /// The config for the prompt at `index` of several.
+    pub(crate) fn for_prompt(&self, index: usize) -> Self {
+        let seed = self.seed.map(|seed| if self.seed_per_prompt { seed.wrapping_add(index as u64) } else { seed });
+        Self { seed, ..self.clone() }
+    }
+
     /// Refuses values that have no meaning.
     pub(crate) fn validate(&self) -> Result<()> {
         if self.max_tokens == 0 {
             return Err(Error::config("max_tokens", "0; at least 1 is needed"));
+        }
+        if self.min_tokens > self.max_tokens {
+            let reason = format!("{} is more than max_tokens = {}", self.min_tokens, self.max_tokens);
+            return Err(Error::config("min_tokens", reason));
         }
         within("temperature", self.temperature, f32::MAX)?;
         within("top_p", self.top_p, 1.0)?;
@@ -506,6 +613,10 @@ impl GenerateConfig {
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::config("stop", "an empty string would stop everything"));
         }
+        let stop_bytes = self.stop.iter().map(String::len).fold(0, usize::saturating_add);
+        if stop_bytes > MAX_STOP_BYTES {
+            return Err(Error::config("stop", format!("{stop_bytes} bytes in all are more than {MAX_STOP_BYTES}")));
+        }
         if let Some(n) = self.logprobs.filter(|&n| n > MAX_LOGPROBS) {
             return Err(Error::config("logprobs", format!("{n} is more than {MAX_LOGPROBS}")));
         }
@@ -522,6 +633,9 @@ impl GenerateConfig {
         Ok(())
     }
 }
+
+/// The most bytes that the strings of [`GenerateConfig::stop`] may have in all.
+const MAX_STOP_BYTES: usize = 4 << 20;
 
 /// The most alternatives [`GenerateConfig::logprobs`] may ask for.
 const MAX_LOGPROBS: usize = 128;
@@ -574,7 +688,9 @@ mod tests {
             (config().presence_penalty(f32::NAN), "presence_penalty"),
             (config().logit_bias([(3, f32::INFINITY)].into()), "logit_bias"),
             (config().max_tokens(0), "max_tokens"),
+            (config().max_tokens(3).min_tokens(4), "min_tokens"),
             (config().stop(vec![String::new()]), "stop"),
+            (config().stop(vec!["a".repeat(3 << 20), "b".repeat(2 << 20)]), "stop"),
             (config().logprobs(100_000), "logprobs"),
             (config().prompt_lookup(65), "prompt_lookup"),
             (config().template_var("messages", Value::Null), "template_vars"),
@@ -590,6 +706,31 @@ mod tests {
         }
         config().temperature(0.7).top_p(1.0).min_p(0.0).repeat_penalty(1.0).validate().unwrap();
         config().template_var("tools", nested(MAX_NESTING)).template_var("messages_", true).validate().unwrap();
+    }
+
+    #[test]
+    fn lists_and_maps_are_added_to() {
+        let config = GenerateConfig::new().stop(vec!["a".into()]).stop(vec!["b".into()]).stop(Vec::new());
+        assert_eq!(config.stop, ["a", "b"]);
+        let config = config.stop_tokens(vec![1]).stop_tokens(vec![2, 3]);
+        assert_eq!(config.stop_tokens, [1, 2, 3]);
+        let config = config.logit_bias([(1, 1.0), (2, 2.0)].into()).logit_bias([(2, 3.0), (4, 4.0)].into());
+        assert_eq!(config.logit_bias, [(1, 1.0), (2, 3.0), (4, 4.0)].into());
+        let vars = |name: &str, value: i32| Map::from_iter([(name.to_owned(), value.into())]);
+        let config = config.template_var("a", 1).template_vars(vars("b", 2)).template_vars(vars("a", 3));
+        assert_eq!(Value::from(config.template_vars), serde_json::json!({"a": 3, "b": 2}));
+    }
+
+    #[test]
+    fn seeds_differ_by_prompt_if_they_are_to() {
+        let seeds = |config: GenerateConfig| [0, 1, 5].map(|index| config.for_prompt(index).seed);
+        assert_eq!(seeds(GenerateConfig::new().seed(7)), [Some(7); 3]);
+        assert_eq!(seeds(GenerateConfig::new().seed(7).seed_per_prompt(true)), [Some(7), Some(8), Some(12)]);
+        assert_eq!(
+            seeds(GenerateConfig::new().seed(u64::MAX).seed_per_prompt(true)),
+            [Some(u64::MAX), Some(0), Some(4)]
+        );
+        assert_eq!(seeds(GenerateConfig::new().seed_per_prompt(true)), [None; 3]);
     }
 
     fn nested(depth: usize) -> Value {

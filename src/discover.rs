@@ -1,9 +1,11 @@
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::weights::{Config, INDEX_FILE, gguf::GgufFile, weight_files};
 
 /// A model that [`discover`] found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DiscoveredModel {
     /// The directory or `.gguf` file, absolute.

@@ -1,4 +1,4 @@
-use std::{path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -29,12 +29,15 @@ pub enum Error {
     #[error("the request's deadline passed")]
     DeadlineExceeded,
     /// The prompt does not fit into the context.
-    #[error("the prompt has {tokens} tokens and the context holds {limit}, the answer included")]
+    #[error("{} has {tokens} tokens and the context holds {limit}, the answer included", the_prompt(*prompt))]
     PromptTooLong {
         /// Tokens of the prompt.
         tokens: usize,
         /// Tokens a sequence may hold.
         limit: usize,
+        /// Its index among the prompts of [`classify`](crate::TextModel::classify) or [`score`](crate::TextModel::score);
+        /// `None` in other calls.
+        prompt: Option<usize>,
     },
     /// A value in a config or an argument that cannot be honoured.
     #[error("invalid {field}: {reason}")]
@@ -72,6 +75,12 @@ pub enum Error {
     ChatTemplate {
         /// What the template said.
         reason: String,
+    },
+    /// The model, or its backend, has no such function.
+    #[error("this model does not support {capability}")]
+    Unsupported {
+        /// What it cannot do.
+        capability: Capability,
     },
     /// No backend of this name is registered.
     #[error("no backend is called {name:?}; registered are: {}", known.join(", "))]
@@ -117,7 +126,44 @@ pub enum Error {
     },
 }
 
+/// Something that a model may be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Capability {
+    /// [`encode`](crate::TextModel::encode), [`decode`](crate::TextModel::decode) and
+    /// [`generate_ids`](crate::TextModel::generate_ids): token ids in place of text.
+    Tokenize,
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tokenize => "tokenize",
+        })
+    }
+}
+
+/// How messages call a prompt.
+fn the_prompt(index: Option<usize>) -> String {
+    index.map_or_else(|| "the prompt".into(), |index| format!("prompt {index}"))
+}
+
 impl Error {
+    /// Says at which of several prompts, counted from 0, the error came up, for implementers of backends:
+    /// [`PromptTooLong`](Self::PromptTooLong) has a field for it, and the reasons of
+    /// [`InvalidConfig`](Self::InvalidConfig) and [`Internal`](Self::Internal) begin with it. Other kinds concern
+    /// the whole call and stay as they are.
+    #[must_use]
+    pub fn at_prompt(self, index: usize) -> Self {
+        let at = |reason| format!("{}: {reason}", the_prompt(Some(index)));
+        match self {
+            Self::PromptTooLong { tokens, limit, .. } => Self::PromptTooLong { tokens, limit, prompt: Some(index) },
+            Self::InvalidConfig { field, reason } => Self::InvalidConfig { field, reason: at(reason) },
+            Self::Internal { reason, source } => Self::Internal { reason: at(reason), source },
+            other => other,
+        }
+    }
+
     pub(crate) fn config(field: &'static str, reason: impl Into<String>) -> Self {
         Self::InvalidConfig { field, reason: reason.into() }
     }
@@ -160,6 +206,18 @@ mod tests {
     fn errors_cross_threads_and_can_be_cloned() {
         fn check<T: std::error::Error + Clone + Send + Sync + 'static>() {}
         check::<Error>();
+    }
+
+    #[test]
+    fn errors_say_at_which_prompt_and_stay_what_they_are() {
+        let long = |prompt| Error::PromptTooLong { tokens: 9, limit: 8, prompt };
+        assert_eq!(long(None).to_string(), "the prompt has 9 tokens and the context holds 8, the answer included");
+        assert!(matches!(long(None).at_prompt(3), Error::PromptTooLong { tokens: 9, limit: 8, prompt: Some(3) }));
+        assert!(long(Some(3)).to_string().starts_with("prompt 3 has 9 tokens"));
+        let said = |error: Error| error.at_prompt(2).to_string();
+        assert_eq!(said(Error::config("prompt", "it has no tokens")), "invalid prompt: prompt 2: it has no tokens");
+        assert_eq!(said(Error::internal("a tensor is lost")), "internal error: prompt 2: a tensor is lost");
+        assert!(matches!(Error::Cancelled.at_prompt(2), Error::Cancelled));
     }
 
     #[test]

@@ -147,14 +147,14 @@ pub fn inspect(
     let network = &*access.network;
     let (len, limit) = (tokens.len(), context_len.min(longest(network, config, context_len)));
     if len > limit {
-        return Err(Error::PromptTooLong { tokens: len, limit });
+        return Err(Error::PromptTooLong { tokens: len, limit, prompt: None });
     }
     if let Some(id) = tokens.iter().find(|id| **id as usize >= network.vocab_size()) {
         return Err(Error::config("prompt", format!("token {id} is not in the model's vocabulary")));
     }
     let regime = network.regime(len, len);
     let adapter = adapter.map(|loaded| loaded.adapter);
-    let span = Span { start: 0, len, context_len: len, regime, blocks: Vec::new(), adapter };
+    let span = Span { len, context_len: len, regime, adapter, ..Span::default() };
     let batch = Batch { positions: (0..len as u32).collect(), tokens, spans: vec![span], sampled: Vec::new() };
     let seen = access.on_threads("inspection", || layers(&access, &batch, config, goes_on))?;
     Ok(Inspection { tokens: batch.tokens, ..seen })

@@ -57,6 +57,8 @@ mod decoder;
 mod discover;
 mod engine;
 mod error;
+#[cfg(doc)]
+pub mod guide;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod inspect;
@@ -66,6 +68,7 @@ mod memory;
 mod merge;
 mod message;
 mod model;
+mod seconds;
 mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -78,7 +81,7 @@ pub use config::{
     ActivationType, Deadline, GenerateConfig, KvCacheType, LoadConfig, LoadProgress, ProgressFn, Quantize,
 };
 pub use discover::{DiscoveredModel, discover};
-pub use error::{Cause, Error, Result};
+pub use error::{Capability, Cause, Error, Result};
 pub use inspect::{AttentionInspector, AttentionSnapshot, InspectConfig, Inspection};
 pub use instruction_set::InstructionSet;
 pub use merge::merge_adapter;

@@ -1,9 +1,11 @@
 use std::{path::Path, time::Duration};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
-    AttentionInspector, Error, GenerateConfig, LoadConfig, Message, Result, Token, TokenStream, TrainableModel, backend,
+    AttentionInspector, Capability, Error, GenerateConfig, LoadConfig, Message, Result, Token, TokenStream,
+    TrainableModel, backend,
 };
 
 /// A loaded language model: one handle for any number of tasks.
@@ -30,12 +32,72 @@ pub trait TextModel: Send + Sync {
     /// and what else the template reads are [`GenerateConfig::template_vars`].
     fn chat(&self, messages: &[Message], config: GenerateConfig) -> TokenStream;
 
-    /// Predicts one token after each prompt: prefill only, the logits of the last position only.
-    ///
-    /// [`ClassifyResult::logits`] is filled if [`GenerateConfig::return_logits`] asks for it.
+    /// Continues tokens, as [`generate`](Self::generate) continues text. None is added to them: begin with the
+    /// beginning-of-text token of a model that has one, as [`encode`](Self::encode) does.
     ///
     /// # Errors
-    /// The first prompt that fails fails the call.
+    /// As [`generate`](Self::generate); an id that is not in the vocabulary is an [`Error::InvalidConfig`] that names
+    /// it. A model without a tokenizer of its own gives [`Error::Unsupported`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # async fn run(model: Box<dyn tokenflow::TextModel>) -> tokenflow::Result<()> {
+    /// use tokenflow::GenerateConfig;
+    ///
+    /// let mut ids = model.encode("Is the sea deep?")?;
+    /// ids.extend(model.token_id("<|im_end|>"));
+    /// println!("{}", model.generate_ids(&ids, GenerateConfig::new()).text().await?);
+    /// # Ok(()) }
+    /// ```
+    fn generate_ids(&self, prompt: &[u32], config: GenerateConfig) -> TokenStream {
+        let _ = (prompt, config);
+        TokenStream::failed(Error::Unsupported { capability: Capability::Tokenize })
+    }
+
+    /// The ids of a text, as [`generate`](Self::generate) reads it: special tokens written in it are recognised, and the
+    /// tokens that the tokenizer puts around every text are there. It works on the calling thread.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the tokenizer fails, [`Error::Closed`] once the model is closed, [`Error::Unsupported`] if it
+    /// has no tokenizer of its own.
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let _ = text;
+        Err(Error::Unsupported { capability: Capability::Tokenize })
+    }
+
+    /// The text of ids, special tokens included.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] names an id that is not in the vocabulary; else as [`encode`](Self::encode).
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        let _ = ids;
+        Err(Error::Unsupported { capability: Capability::Tokenize })
+    }
+
+    /// The id of a token, for [`stop_tokens`](GenerateConfig::stop_tokens) and [`logit_bias`](GenerateConfig::logit_bias),
+    /// if the vocabulary has it.
+    ///
+    /// `token` is written as in the vocabulary: special tokens as they are (`<|im_end|>`), pieces of text as the tokenizer
+    /// has them, which is often with a mark for a space (`Ġthe`, `▁the`). [`encode`](Self::encode) finds the ids of
+    /// ordinary text. Models without a tokenizer of their own know none.
+    fn token_id(&self, token: &str) -> Option<u32> {
+        let _ = token;
+        None
+    }
+
+    /// The ids that end an answer, unless [`ignore_eos`](GenerateConfig::ignore_eos) is set. Empty if the model has none, or
+    /// does not tell.
+    fn end_ids(&self) -> Vec<u32> {
+        Vec::new()
+    }
+
+    /// Predicts one token after each prompt: prefill only, the logits of the last position only.
+    ///
+    /// [`ClassifyResult::logits`] is filled if [`GenerateConfig::return_logits`] asks for it. The token is sampled as
+    /// `config` says, so that a penalty or a bias concerns it.
+    ///
+    /// # Errors
+    /// The first prompt that fails fails the call, and the error says which one it was: see [`Error::at_prompt`].
     ///
     /// # Cancel safety
     /// Dropping the future frees everything it holds within one step.
@@ -44,7 +106,7 @@ pub trait TextModel: Send + Sync {
     /// Continues many prompts in shared passes, and returns when all have ended.
     ///
     /// # Errors
-    /// A prompt's failure is its own, in [`BatchResult::err`]. The call itself fails on an invalid
+    /// A prompt's failure is its own, in [`BatchResult::err`], and the results are in the prompts' order. The call itself fails on an invalid
     /// config or a closed model.
     ///
     /// # Cancel safety
@@ -56,10 +118,11 @@ pub trait TextModel: Send + Sync {
     /// The tokens of each prompt come back with [`Token::logprobs`]; the first has none, for nothing is before it. Special
     /// tokens and what the tokenizer adds are as with [`generate`](Self::generate). [`GenerateConfig::logprobs`] asks for
     /// alternatives at each place, [`GenerateConfig::adapter`] and what concerns the request itself is heeded, the rest is
-    /// about answers. What is cached of a prompt is computed again, 64 tokens a pass.
+    /// about answers: [`GenerateConfig`] lists it. What is cached of a prompt is computed again, 64 tokens a pass.
     ///
     /// # Errors
-    /// The first prompt that fails fails the call. A backend that cannot score says [`Error::InvalidConfig`].
+    /// The first prompt that fails fails the call, and the error says which one it was: see [`Error::at_prompt`]. A backend
+    /// that cannot score says [`Error::InvalidConfig`].
     ///
     /// # Cancel safety
     /// Dropping the future frees everything it holds within one step.
@@ -87,10 +150,18 @@ pub trait TextModel: Send + Sync {
     /// What the model is.
     fn info(&self) -> ModelInfo;
 
-    /// Figures of the operation that ended last.
+    /// Figures of the operation that ended last, **whoever began it**.
+    ///
+    /// Where requests share a model that is some other request as often as not, even right after one's own: each prompt
+    /// of a batch is an operation, and so is a stream that somebody has dropped. What a program wants of its own request is
+    /// [`TokenStream::metrics`], which is of that stream alone; this is for programs with one request at a time.
+    /// [`stats`](Self::stats) counts all of them.
     fn metrics(&self) -> GenerateMetrics;
 
-    /// The error of the operation that ended last, if it failed.
+    /// The error of the operation that ended last, if it failed, **whoever began it**: see [`metrics`](Self::metrics).
+    ///
+    /// Do not look here for the fate of a stream: that is [`TokenStream::err`], or the last item of
+    /// [`TokenStream::into_results`]. Of a batch it is [`BatchResult::err`], and `classify` and `score` return theirs.
     fn err(&self) -> Option<Error>;
 
     /// What the model does now and has done since it was loaded: a snapshot that costs next to nothing,
@@ -159,7 +230,8 @@ pub trait TextModel: Send + Sync {
 }
 
 /// What a model is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct ModelInfo {
     /// The architecture's name: "llama", "qwen3", …
@@ -178,8 +250,10 @@ pub struct ModelInfo {
     pub context_len: usize,
 }
 
-/// What a model does and has done: gauges of this moment, and counters since it was loaded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What a model does and has done: gauges of this moment, and counters since it was loaded. For serde durations are
+/// seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct ModelStats {
     /// Requests that share forward passes now, those that pause for their reader among them.
@@ -199,6 +273,7 @@ pub struct ModelStats {
     /// Forward passes.
     pub passes: u64,
     /// Time spent in forward passes.
+    #[serde(with = "crate::seconds")]
     pub pass_duration: Duration,
     /// Tokens computed in them: of prompts, of answers, of drafts, and again after a preemption.
     pub batched_tokens: u64,
@@ -232,8 +307,16 @@ impl ModelStats {
     }
 }
 
-/// Figures of one operation: a stream, or a whole `classify` or `batch_generate` call.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+/// Figures of one operation: a stream, or a whole `classify` or `batch_generate` call. For serde durations are seconds.
+///
+/// ```
+/// use tokenflow::GenerateMetrics;
+/// let mut metrics = GenerateMetrics::default();
+/// metrics.time_to_first_token = std::time::Duration::from_millis(12);
+/// assert_eq!(serde_json::to_value(metrics).unwrap()["time_to_first_token"], 0.012);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct GenerateMetrics {
     /// Tokens of the prompt.
@@ -247,14 +330,19 @@ pub struct GenerateMetrics {
     /// Those of them that were right, each of which saved a forward pass.
     pub accepted_tokens: usize,
     /// From the call until the first forward pass, tokenizing included.
+    #[serde(with = "crate::seconds")]
     pub queue_duration: Duration,
     /// From the first forward pass until the first token was sampled.
+    #[serde(with = "crate::seconds")]
     pub prefill_duration: Duration,
     /// From the first token until the last.
+    #[serde(with = "crate::seconds")]
     pub decode_duration: Duration,
     /// From the call until the end.
+    #[serde(with = "crate::seconds")]
     pub total_duration: Duration,
     /// From the call until the first token was sampled.
+    #[serde(with = "crate::seconds")]
     pub time_to_first_token: Duration,
     /// Computed prompt tokens per second of `prefill_duration`.
     pub prefill_tokens_per_sec: f64,
@@ -300,8 +388,8 @@ pub(crate) fn rate(tokens: usize, duration: Duration) -> f64 {
     if duration.is_zero() { 0.0 } else { tokens as f64 / duration.as_secs_f64() }
 }
 
-/// The answer to one prompt of [`TextModel::classify`].
-#[derive(Debug, Clone)]
+/// The answer to one prompt of [`TextModel::classify`]. In JSON a logit of negative infinity is `null`.
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct ClassifyResult {
     /// The token predicted after the prompt. Unlike in a stream it may be an end-of-text token.
@@ -317,14 +405,19 @@ impl ClassifyResult {
     }
 }
 
-/// The answer to one prompt of [`TextModel::batch_generate`].
-#[derive(Debug, Clone, Default)]
+/// The answer to one prompt of [`TextModel::batch_generate`]. For serde the error is its message.
+#[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct BatchResult {
     /// The tokens generated.
     pub tokens: Vec<Token>,
     /// Why the answer is cut short, if it is.
+    #[serde(serialize_with = "message")]
     pub err: Option<Error>,
+}
+
+fn message<S: Serializer>(error: &Option<Error>, serializer: S) -> Result<S::Ok, S::Error> {
+    error.as_ref().map(ToString::to_string).serialize(serializer)
 }
 
 impl BatchResult {

@@ -14,7 +14,12 @@
 //! # Ok(()) }
 //! ```
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::Path,
+    sync::Arc,
+};
 
 use tokenizers::{
     AddedToken,
@@ -65,7 +70,8 @@ pub struct Pass {
 }
 
 impl ScriptedModel {
-    /// A model that answers a prompt with what `answer` makes of it.
+    /// A model that answers a prompt with what `answer` makes of it, which is called once for each request, equal ones
+    /// too: for each prompt of `batch_generate`, `classify` and `score`, and once however a request is packed, cut or preempted.
     ///
     /// The prompt of a chat has a line `role: content` for each message. A panic in `answer` is a panic
     /// in the model: the requests of that pass end with [`Error::Internal`].
@@ -113,7 +119,7 @@ impl ScriptedModel {
             end: id(END)?,
             text: text.clone(),
             slots: HashMap::new(),
-            answers: HashMap::new(),
+            answered: HashMap::new(),
         };
         let options = Options {
             name: "scripted".into(),
@@ -127,70 +133,134 @@ impl ScriptedModel {
             weight_bytes: 0,
             block_bytes: BLOCK_TOKENS * SLOT_BYTES,
         };
-        Ok(Box::new(LocalModel::new(info, Engine::start(Box::new(decoder), text, options)?, None)))
+        let engine = Engine::start(Box::new(decoder), text.clone(), options)?;
+        Ok(Box::new(LocalModel::new(info, text, engine, None)))
     }
 }
 
-/// A decoder that knows a sequence, as any decoder does, only by what its cache holds.
+/// A decoder that knows the tokens of a sequence, as any decoder does, only by what its cache holds.
 struct Script {
     answer: Box<dyn FnMut(&str) -> String + Send>,
     on_pass: Box<dyn FnMut(Pass) + Send>,
     text: Arc<TextProcessor>,
     reply: u32,
     end: u32,
-    /// The token in each slot of the cache.
-    slots: HashMap<usize, u32>,
-    /// Answers by prompt, each ended.
-    answers: HashMap<Vec<u32>, Vec<u32>>,
+    /// What is in each slot of the cache.
+    slots: HashMap<usize, Slot>,
+    /// Sequences that have been answered.
+    answered: HashMap<u64, Answered>,
 }
 
-/// Answers that are remembered.
-const MAX_ANSWERS: usize = 1024;
+/// A token in the cache.
+#[derive(Clone, Copy)]
+struct Slot {
+    token: u32,
+    /// The position after the last [`REPLY`] of the prompt up to here; 0 if there is none.
+    reply_end: usize,
+    /// A hash of all tokens up to this one.
+    prefix: u64,
+}
+
+/// What the function has answered a sequence.
+#[derive(Default)]
+struct Answered {
+    /// Answers, each ended, by the positions that they begin at: one, but for a prompt with several replies that is scored.
+    answers: Vec<(usize, Vec<u32>)>,
+    /// The last position that was sampled after, and the hash of the tokens up to there.
+    last: Option<(usize, u64)>,
+}
 
 impl Forward for Script {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         (self.on_pass)(Pass { sequences: batch.spans.len(), tokens: batch.tokens.len() });
+        let mut logits = Vec::new();
+        let mut sampled = batch.sampled.iter().map(|row| *row as usize).peekable();
         for span in &batch.spans {
             for row in span.start..span.start + span.len {
-                self.slots.insert(span.slot(batch.positions[row] as usize, BLOCK_TOKENS), batch.tokens[row]);
+                self.store(span, batch.positions[row] as usize, batch.tokens[row])?;
             }
-        }
-        let mut logits = Vec::new();
-        for span in &batch.spans {
-            let rows = span.start as u32..(span.start + span.len) as u32;
-            for row in batch.sampled.iter().filter(|row| rows.contains(row)) {
-                logits.extend(self.logits(span, batch.positions[*row as usize] as usize)?);
+            while let Some(row) = sampled.next_if(|row| *row < span.start + span.len) {
+                logits.extend(self.logits(span, batch.positions[row] as usize)?);
             }
         }
         Ok(logits)
+    }
+
+    fn forget(&mut self, sequence: u64) {
+        self.answered.remove(&sequence);
     }
 }
 
 impl Script {
-    /// After the token at a position.
+    /// Writes a token into the cache.
+    fn store(&mut self, span: &Span, position: usize, token: u32) -> Result<()> {
+        let before = position.checked_sub(1).map(|before| self.load(span, before)).transpose()?;
+        let begins = token == self.reply && position < span.prompt_len;
+        let reply_end = if begins { position + 1 } else { before.map_or(0, |before| before.reply_end) };
+        let mut hasher = DefaultHasher::new();
+        (before.map(|before| before.prefix), token).hash(&mut hasher);
+        let slot = Slot { token, reply_end, prefix: hasher.finish() };
+        self.slots.insert(span.slot(position, BLOCK_TOKENS), slot);
+        Ok(())
+    }
+
+    fn load(&self, span: &Span, position: usize) -> Result<Slot> {
+        let slot = self.slots.get(&span.slot(position, BLOCK_TOKENS));
+        slot.copied().ok_or_else(|| Error::internal("a slot of the cache was never written"))
+    }
+
+    /// After the token at a position. Before the end of a prompt, which matters where it is scored, any may follow.
     fn logits(&mut self, span: &Span, position: usize) -> Result<Vec<f32>> {
-        let context: Option<Vec<u32>> =
-            (0..=position).map(|position| self.slots.get(&span.slot(position, BLOCK_TOKENS)).copied()).collect();
-        let context = context.ok_or_else(|| Error::internal("a slot of the cache was never written"))?;
-        let next = self.next(&context)?;
-        let mut logits = vec![UNLIKELY; self.text.tokenizer.vocab_size()];
+        let vocab_size = self.text.tokenizer.vocab_size();
+        let begin = match self.load(span, position)?.reply_end {
+            0 if position + 1 < span.prompt_len => return Ok(vec![0.0; vocab_size]),
+            0 => span.prompt_len,
+            reply_end => reply_end,
+        };
+        let next = self.next(span, begin, position + 1)?;
+        let mut logits = vec![UNLIKELY; vocab_size];
         logits[next as usize] = 0.0;
         Ok(logits)
     }
 
-    fn next(&mut self, context: &[u32]) -> Result<u32> {
-        let begin = context.iter().rposition(|id| *id == self.reply).map_or(0, |reply| reply + 1);
-        let (prompt, said) = context.split_at(begin);
-        if !self.answers.contains_key(prompt) {
-            let prompt_text = self.text.tokenizer.decode(&prompt[..begin.saturating_sub(1)])?;
-            let mut answer = self.text.tokenizer.encode_plain(&(self.answer)(&prompt_text))?;
-            answer.push(self.end);
-            if self.answers.len() >= MAX_ANSWERS {
-                self.answers.clear();
+    /// The token at a position of an answer.
+    fn next(&mut self, span: &Span, begin: usize, position: usize) -> Result<u32> {
+        self.check(span, position - 1)?;
+        let known = |answered: &Answered| answered.answers.iter().position(|(other, _)| *other == begin);
+        let known = match self.answered.get(&span.sequence).and_then(known) {
+            Some(known) => known,
+            None => {
+                let answer = self.ask(span, begin)?;
+                let answers = &mut self.answered.entry(span.sequence).or_default().answers;
+                answers.push((begin, answer));
+                answers.len() - 1
             }
-            self.answers.insert(prompt.to_vec(), answer);
+        };
+        let answer = self.answered.get(&span.sequence).and_then(|answered| answered.answers.get(known));
+        Ok(answer.and_then(|(_, ids)| ids.get(position - begin)).copied().unwrap_or(self.end))
+    }
+
+    /// Asks the function for an answer that begins at a position.
+    fn ask(&mut self, span: &Span, begin: usize) -> Result<Vec<u32>> {
+        let prompt: Result<Vec<u32>> = (0..begin).map(|position| Ok(self.load(span, position)?.token)).collect();
+        let mut prompt = prompt?;
+        prompt.pop_if(|last| *last == self.reply);
+        let prompt = self.text.tokenizer.decode(&prompt)?;
+        let mut answer = self.text.tokenizer.encode_plain(&(self.answer)(&prompt))?;
+        answer.push(self.end);
+        Ok(answer)
+    }
+
+    /// Whether the cache still has what a sequence was sampled after.
+    fn check(&mut self, span: &Span, position: usize) -> Result<()> {
+        let prefix = self.load(span, position)?.prefix;
+        let last = self.answered.entry(span.sequence).or_default().last.replace((position, prefix));
+        match last {
+            Some((before, prefix)) if before < position && self.load(span, before)?.prefix != prefix => {
+                Err(Error::internal("the cache has other tokens than the sequence"))
+            }
+            _ => Ok(()),
         }
-        Ok(self.answers.get(prompt).and_then(|answer| answer.get(said.len())).copied().unwrap_or(self.end))
     }
 }
 

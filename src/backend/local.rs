@@ -2,7 +2,7 @@ use std::{path::Path, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use futures::{
-    StreamExt,
+    StreamExt, TryFutureExt,
     future::{join_all, try_join_all},
 };
 
@@ -12,13 +12,14 @@ use crate::{
     TokenStream, TrainConfig, TrainExample, TrainStream, TrainableModel, blocking,
     engine::{Aside, Engine, unless_over},
     inspect,
-    text::{Prompt, Tokenizer},
+    text::{Prompt, TextProcessor},
     training::Trainer,
 };
 
 /// A model that runs in this process.
 pub struct LocalModel {
     info: ModelInfo,
+    text: Arc<TextProcessor>,
     engine: Engine,
     /// `None` if requests are all that the model can be used for where it is.
     aside: Option<Aside>,
@@ -34,9 +35,9 @@ enum Task {
 }
 
 impl LocalModel {
-    pub fn new(info: ModelInfo, engine: Engine, aside: Option<Aside>) -> Self {
+    pub fn new(info: ModelInfo, text: Arc<TextProcessor>, engine: Engine, aside: Option<Aside>) -> Self {
         let trainer = aside.clone().map(Trainer::new);
-        Self { info, engine, aside, trainer }
+        Self { info, text, engine, aside, trainer }
     }
 
     fn start(&self, prompt: Prompt, config: GenerateConfig) -> TokenStream {
@@ -57,12 +58,14 @@ impl LocalModel {
             Task::Generate => None,
             _ if !config.stop.is_empty() => Some(("stop", format!("{:?}", config.stop))),
             _ if !config.stop_tokens.is_empty() => Some(("stop_tokens", format!("{:?}", config.stop_tokens))),
+            _ if config.min_tokens > 0 => Some(("min_tokens", config.min_tokens.to_string())),
+            _ if config.ignore_eos => Some(("ignore_eos", "true".into())),
             _ => None,
         };
         if let Some((field, value)) = stops {
             return Err(Error::config(field, format!("{value}; nothing is generated that could be stopped")));
         }
-        let unknown = |id: &&u32| **id as usize >= self.info.vocab_size;
+        let unknown = |id: &&u32| !self.knows(**id);
         let stop_token = config.stop_tokens.iter().find(unknown).map(|id| ("stop_tokens", id));
         let biased = config.logit_bias.keys().find(unknown).map(|id| ("logit_bias", id));
         match stop_token.or(biased) {
@@ -73,13 +76,18 @@ impl LocalModel {
         }
     }
 
+    /// Whether an id is in the vocabulary.
+    fn knows(&self, id: u32) -> bool {
+        (id as usize) < self.info.vocab_size
+    }
+
     /// Notes the figures of a call that was many sequences.
     fn record(&self, started: Instant, parts: &[GenerateMetrics], error: Option<Error>) {
         self.engine.record(GenerateMetrics::of_many(parts, started.elapsed()), error);
     }
 
-    async fn classify_one(&self, prompt: &str, config: &GenerateConfig) -> Result<(ClassifyResult, GenerateMetrics)> {
-        let (mut stream, logits) = self.engine.classify(Prompt::Text(prompt.to_owned()), config.clone()).await;
+    async fn classify_one(&self, prompt: &str, config: GenerateConfig) -> Result<(ClassifyResult, GenerateMetrics)> {
+        let (mut stream, logits) = self.engine.classify(Prompt::Text(prompt.to_owned()), config).await;
         let token = stream.next().await;
         // The end brings the error or the figures.
         while stream.next().await.is_some() {}
@@ -103,7 +111,7 @@ impl LocalModel {
         stream.err().cloned().map_or(Ok((tokens, stream.metrics())), Err)
     }
 
-    /// What a call answers that computes prompts only; the first that fails fails it.
+    /// What a call answers that computes prompts only; the first that fails fails it, and the error says which one it was.
     async fn of_all<T>(
         &self,
         config: &GenerateConfig,
@@ -112,7 +120,10 @@ impl LocalModel {
     ) -> Result<Vec<T>> {
         let started = Instant::now();
         let outcome = match self.check(config, task) {
-            Ok(()) => try_join_all(parts).await,
+            Ok(()) => {
+                let named = parts.enumerate().map(|(index, part)| part.map_err(move |error| error.at_prompt(index)));
+                try_join_all(named).await
+            }
             Err(error) => Err(error),
         };
         match outcome {
@@ -128,8 +139,8 @@ impl LocalModel {
         }
     }
 
-    async fn generate_one(&self, prompt: &str, config: &GenerateConfig) -> (BatchResult, GenerateMetrics) {
-        let mut stream = self.engine.generate_queued(Prompt::Text(prompt.to_owned()), config.clone()).await;
+    async fn generate_one(&self, prompt: &str, config: GenerateConfig) -> (BatchResult, GenerateMetrics) {
+        let mut stream = self.engine.generate_queued(Prompt::Text(prompt.to_owned()), config).await;
         let mut result = BatchResult::default();
         while let Some(token) = stream.next().await {
             result.tokens.push(token);
@@ -146,11 +157,40 @@ impl TextModel for LocalModel {
     }
 
     fn chat(&self, messages: &[Message], config: GenerateConfig) -> TokenStream {
-        self.start(Prompt::Chat(messages.to_vec()), config)
+        let prompt = if config.continue_final_message { Prompt::ContinuedChat } else { Prompt::Chat };
+        self.start(prompt(messages.to_vec()), config)
+    }
+
+    fn generate_ids(&self, prompt: &[u32], config: GenerateConfig) -> TokenStream {
+        self.start(Prompt::Ids(prompt.to_vec()), config)
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.engine.check_open()?;
+        self.text.tokenizer.encode(text, true)
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.engine.check_open()?;
+        if let Some(id) = ids.iter().find(|id| !self.knows(**id)) {
+            let reason = format!("{id} is not in a vocabulary of {}", self.info.vocab_size);
+            return Err(Error::config("ids", reason));
+        }
+        self.text.tokenizer.decode(ids)
+    }
+
+    fn token_id(&self, token: &str) -> Option<u32> {
+        self.text.tokenizer.id_of(token).filter(|id| self.knows(*id))
+    }
+
+    fn end_ids(&self) -> Vec<u32> {
+        self.text.end_ids.clone()
     }
 
     async fn classify(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<ClassifyResult>> {
-        self.of_all(&config, Task::Classify, prompts.iter().map(|prompt| self.classify_one(prompt, &config))).await
+        let parts = prompts.iter().enumerate();
+        let parts = parts.map(|(index, prompt)| self.classify_one(prompt, config.for_prompt(index)));
+        self.of_all(&config, Task::Classify, parts).await
     }
 
     async fn score(&self, prompts: &[&str], config: GenerateConfig) -> Result<Vec<Vec<Token>>> {
@@ -164,7 +204,9 @@ impl TextModel for LocalModel {
             self.record(started, &[], Some(error.clone()));
             return Err(error);
         }
-        let parts = join_all(prompts.iter().map(|prompt| self.generate_one(prompt, &config))).await;
+        let parts = prompts.iter().enumerate();
+        let parts = parts.map(|(index, prompt)| self.generate_one(prompt, config.for_prompt(index)));
+        let parts = join_all(parts).await;
         let (results, metrics): (Vec<BatchResult>, Vec<_>) = parts.into_iter().unzip();
         self.record(started, &metrics, results.iter().find_map(|result| result.err.clone()));
         Ok(results)
@@ -254,10 +296,6 @@ impl LocalModel {
     fn trainer(&self) -> Result<&Trainer> {
         self.trainer.as_ref().ok_or_else(not_trainable)
     }
-
-    fn tokenizer(&self) -> Result<&Tokenizer> {
-        Ok(&self.aside.as_ref().ok_or_else(not_trainable)?.text.tokenizer)
-    }
 }
 
 fn not_trainable() -> Error {
@@ -267,18 +305,6 @@ fn not_trainable() -> Error {
 impl TrainableModel for LocalModel {
     fn apply_lora(&self, config: LoraConfig) -> Result<Box<dyn Adapter>> {
         self.trainer()?.apply_lora(&config)
-    }
-
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.tokenizer()?.encode(text, true)
-    }
-
-    fn decode(&self, ids: &[u32]) -> Result<String> {
-        if let Some(id) = ids.iter().find(|id| **id as usize >= self.info.vocab_size) {
-            let reason = format!("{id} is not in a vocabulary of {}", self.info.vocab_size);
-            return Err(Error::config("ids", reason));
-        }
-        self.tokenizer()?.decode(ids)
     }
 
     fn num_layers(&self) -> usize {

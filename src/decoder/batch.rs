@@ -73,8 +73,12 @@ impl Batch {
 }
 
 /// The rows of one sequence in a [`Batch`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Span {
+    /// Names the sequence among all that a decoder computes; 0 if there is only this batch.
+    pub sequence: u64,
+    /// Its tokens that were not sampled.
+    pub prompt_len: usize,
     /// The first row.
     pub start: usize,
     /// Rows of this sequence; its last `len` tokens so far.

@@ -66,6 +66,11 @@ pub trait Forward: Send {
         let _ = (prompt_len, len);
         0
     }
+
+    /// Lets go of what is known of a sequence beside the cache: it has ended.
+    fn forget(&mut self, sequence: u64) {
+        let _ = sequence;
+    }
 }
 
 /// A decoder-only transformer with its weights and its key/value cache.

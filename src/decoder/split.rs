@@ -122,7 +122,7 @@ mod tests {
         let mut start = 0;
         let spans = lens.iter().map(|len| {
             start += len;
-            Span { start: start - len, len: *len, context_len: *len, regime: 0, blocks: vec![0], adapter: None }
+            Span { start: start - len, len: *len, context_len: *len, blocks: vec![0], ..Span::default() }
         });
         let spans = spans.collect();
         let ids: Vec<u32> = (0..rows as u32).collect();

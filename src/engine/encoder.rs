@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Error, Result,
-    text::{Prompt, TextProcessor},
+    text::{Prompt, StopStrings, TextProcessor},
 };
 
 /// A prompt that is to become tokens, for as long as somebody waits for them.
@@ -16,6 +16,8 @@ pub struct Job {
     pub prompt: Prompt,
     /// What the chat template is given.
     pub vars: Map<String, Value>,
+    /// Made ready here.
+    pub stops: Arc<StopStrings>,
     /// Whether an answer follows, which needs room for one token.
     pub answered: bool,
     pub reply: oneshot::Sender<Result<Vec<u32>>>,
@@ -53,6 +55,7 @@ impl Encoder {
     fn encode(&self, job: &Job) -> Result<Vec<u32>> {
         let PromptLimits { context_len: limit, vocab_size } = self.limits;
         let tokens = self.text.encode(&job.prompt, &job.vars)?;
+        job.stops.automaton();
         if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
             return Err(Error::config(
                 "prompt",
@@ -60,7 +63,7 @@ impl Encoder {
             ));
         }
         if tokens.len() > limit - usize::from(job.answered) {
-            return Err(Error::PromptTooLong { tokens: tokens.len(), limit });
+            return Err(Error::PromptTooLong { tokens: tokens.len(), limit, prompt: None });
         }
         Ok(tokens)
     }

@@ -1,4 +1,4 @@
-use std::mem::take;
+use std::{mem::take, sync::Arc};
 
 use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
 use serde_json::{Map, Value};
@@ -9,7 +9,10 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Mode, Request, encoder::Job, scheduler::SequenceId};
-use crate::{Error, Result, text::Prompt};
+use crate::{
+    Error, Result,
+    text::{Prompt, StopStrings},
+};
 
 /// A request whose prompt has become tokens.
 pub struct Prepared {
@@ -58,16 +61,23 @@ impl Front {
     async fn prepare(&self, id: SequenceId, prompt: Prompt, mut request: Request) {
         let vars = take(&mut request.config.template_vars);
         let answered = matches!(request.mode, Mode::Generate);
-        match request.ticket.unless_expired(self.encode(prompt, vars, answered)).await {
+        let stops = request.stops.clone();
+        match request.ticket.unless_expired(self.encode(prompt, vars, stops, answered)).await {
             Ok(tokens) => self.pass_on(Prepared { id, request, tokens }),
             Err(error) => request.ticket.fail(error),
         }
     }
 
-    async fn encode(&self, prompt: Prompt, vars: Map<String, Value>, answered: bool) -> Result<Vec<u32>> {
+    async fn encode(
+        &self,
+        prompt: Prompt,
+        vars: Map<String, Value>,
+        stops: Arc<StopStrings>,
+        answered: bool,
+    ) -> Result<Vec<u32>> {
         let (reply, encoded) = oneshot::channel();
         let encoded = async {
-            self.encoder.send(Job { prompt, vars, answered, reply }).await.map_err(|_| Error::Closed)?;
+            self.encoder.send(Job { prompt, vars, stops, answered, reply }).await.map_err(|_| Error::Closed)?;
             encoded.await.unwrap_or(Err(Error::Closed))
         };
         tokio::select! {

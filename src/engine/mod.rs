@@ -8,6 +8,7 @@ mod draft;
 mod encoder;
 mod front;
 mod pace;
+mod penalties;
 mod sampler;
 mod scheduler;
 mod sequence;
@@ -27,7 +28,7 @@ use crate::{
         Isa,
         team::{self, Team},
     },
-    text::{Prompt, TextProcessor},
+    text::{Prompt, StopStrings, TextProcessor},
 };
 pub use adapters::Adapters;
 use adapters::Loaded;
@@ -87,6 +88,7 @@ pub struct Engine {
 /// A request on its way to the worker.
 struct Request {
     config: GenerateConfig,
+    stops: Arc<StopStrings>,
     mode: Mode,
     adapter: Option<Loaded>,
     ticket: Ticket,
@@ -195,7 +197,7 @@ impl Engine {
     fn start_with(
         &self,
         prompt: Prompt,
-        config: GenerateConfig,
+        mut config: GenerateConfig,
         mode: Mode,
         submitted: Instant,
         admission: Result<Admission>,
@@ -209,8 +211,9 @@ impl Engine {
         let span = tracing::debug_span!("request", model = self.name);
         let (state, in_flight) = (self.state.clone(), self.state.enter());
         let ticket = Ticket { sender, submitted, deadline, place, span, state, in_flight };
+        let stops = Arc::new(StopStrings::new(std::mem::take(&mut config.stop)));
         // A place in the queue is a place in the channel; only a closed one refuses.
-        match self.jobs.try_send((prompt, Request { config, mode, adapter, ticket })) {
+        match self.jobs.try_send((prompt, Request { config, stops, mode, adapter, ticket })) {
             Ok(()) => stream,
             Err(_) => self.refuse(Error::Closed),
         }

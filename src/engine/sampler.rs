@@ -1,8 +1,6 @@
-use std::{
-    borrow::Cow,
-    collections::{HashMap, HashSet},
-};
+use std::borrow::Cow;
 
+use super::penalties::Penalties;
 use crate::{
     Error, GenerateConfig, Result, TokenLogprobs,
     kernels::{
@@ -22,26 +20,18 @@ pub struct Sampler {
     step: u64,
     logprobs: Option<usize>,
     penalties: Penalties,
+    /// What is not chosen in the first `min_tokens` steps: tokens that end an answer.
+    ends: Vec<u32>,
+    min_tokens: u64,
     isa: Isa,
-}
-
-/// What changes logits before a token is chosen.
-struct Penalties {
-    repeat: f32,
-    frequency: f32,
-    presence: f32,
-    bias: Vec<(u32, f32)>,
-    /// Tokens in the prompt or the answer.
-    seen: HashSet<u32>,
-    /// How often the answer has each token.
-    counts: HashMap<u32, u32>,
 }
 
 /// A weight or logit, and the token it belongs to.
 type Candidate = (f32, u32);
 
 impl Sampler {
-    pub fn new(config: &GenerateConfig, prompt: &[u32], entropy: u64, isa: Isa) -> Self {
+    /// `end_ids` end an answer of the model, besides the stop tokens of `config`.
+    pub fn new(config: &GenerateConfig, prompt: &[u32], end_ids: &[u32], entropy: u64, isa: Isa) -> Self {
         Self {
             temperature: config.temperature,
             top_k: config.top_k,
@@ -51,6 +41,8 @@ impl Sampler {
             step: 0,
             logprobs: config.logprobs,
             penalties: Penalties::new(config, prompt),
+            ends: if config.min_tokens > 0 { [end_ids, &config.stop_tokens].concat() } else { Vec::new() },
+            min_tokens: config.min_tokens as u64,
             isa,
         }
     }
@@ -58,12 +50,14 @@ impl Sampler {
     /// Chooses the next token from the logits, `[vocab_size]`.
     pub fn sample(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>)> {
         let greatest = self.greatest(logits)?;
-        let chosen = match self.penalties.apply(logits) {
+        let banned = if self.step < self.min_tokens { self.ends.as_slice() } else { &[] };
+        let chosen = match self.penalties.apply(logits, banned) {
             Cow::Borrowed(logits) => self.choose(logits, greatest),
             Cow::Owned(penalised) => {
                 let greatest = self.greatest(&penalised)?;
                 if greatest == f32::NEG_INFINITY {
-                    return Err(Error::config("logit_bias", "it leaves no token to choose"));
+                    let field = self.penalties.banning_field().unwrap_or("min_tokens");
+                    return Err(Error::config(field, "it leaves no token to choose"));
                 }
                 self.choose(&penalised, greatest)
             }
@@ -230,55 +224,8 @@ fn pick(candidates: impl Iterator<Item = Candidate>, mut left: f64) -> u32 {
     last
 }
 
-impl Penalties {
-    fn new(config: &GenerateConfig, prompt: &[u32]) -> Self {
-        let repeat = unless_off(config.repeat_penalty);
-        Self {
-            repeat,
-            frequency: config.frequency_penalty,
-            presence: config.presence_penalty,
-            bias: config.logit_bias.iter().map(|(id, bias)| (*id, *bias)).collect(),
-            seen: if repeat == 1.0 { HashSet::new() } else { prompt.iter().copied().collect() },
-            counts: HashMap::new(),
-        }
-    }
-
-    fn apply<'a>(&self, logits: &'a [f32]) -> Cow<'a, [f32]> {
-        let mut logits = Cow::Borrowed(logits);
-        let mut change = |id: u32, change: &dyn Fn(f32) -> f32| {
-            if let Some(logit) = logits.to_mut().get_mut(id as usize) {
-                *logit = change(*logit);
-            }
-        };
-        for id in &self.seen {
-            change(*id, &|logit| finite(if logit > 0.0 { logit / self.repeat } else { logit * self.repeat }));
-        }
-        for (id, count) in &self.counts {
-            change(*id, &|logit| finite(logit - self.frequency * *count as f32 - self.presence));
-        }
-        for (id, bias) in &self.bias {
-            change(*id, &|logit| if *bias == f32::NEG_INFINITY { *bias } else { finite(logit + bias) });
-        }
-        logits
-    }
-
-    fn note(&mut self, chosen: u32) {
-        if self.repeat != 1.0 {
-            self.seen.insert(chosen);
-        }
-        if self.frequency != 0.0 || self.presence != 0.0 {
-            *self.counts.entry(chosen).or_default() += 1;
-        }
-    }
-}
-
-/// Logits stay numbers however much they are changed; only a ban bans.
-fn finite(logit: f32) -> f32 {
-    logit.clamp(f32::MIN, f32::MAX)
-}
-
 /// 0 and 1 both mean that nothing is changed.
-fn unless_off(value: f32) -> f32 {
+pub fn unless_off(value: f32) -> f32 {
     if value == 0.0 { 1.0 } else { value }
 }
 
@@ -359,7 +306,7 @@ mod tests {
     use super::*;
 
     fn sampler_of(config: &GenerateConfig, prompt: &[u32]) -> Sampler {
-        Sampler::new(config, prompt, 0, Isa::detect())
+        Sampler::new(config, prompt, &[], 0, Isa::detect())
     }
 
     fn counts(config: GenerateConfig, logits: &[f32], draws: u64) -> Vec<f64> {
@@ -409,6 +356,62 @@ mod tests {
         let mut sampler = sampler_of(&GenerateConfig::new().presence_penalty(0.6), &[0]);
         let chosen: Vec<u32> = (0..4).map(|_| sampler.sample(&[1.0, 0.5]).unwrap().0).collect();
         assert_eq!(chosen, [0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn a_window_bounds_how_far_penalties_look_back() {
+        let config = || GenerateConfig::new().repeat_penalty(2.0);
+        let first =
+            |config: &GenerateConfig, prompt: &[u32]| sampler_of(config, prompt).sample(&[1.0, 0.9, 0.8]).unwrap().0;
+        assert_eq!(first(&config(), &[0, 1, 1]), 2);
+        assert_eq!(first(&config().penalty_window(3), &[0, 1, 1]), 2);
+        assert_eq!(first(&config().penalty_window(2), &[0, 1, 1]), 0);
+        assert_eq!(first(&config().penalty_window(1), &[1, 1, 0]), 1);
+        let answer = |config: GenerateConfig, prompt: &[u32]| {
+            let mut sampler = sampler_of(&config, prompt);
+            (0..6).map(|_| sampler.sample(&[1.0, 0.9, 0.8]).unwrap().0).collect::<Vec<_>>()
+        };
+        // Of one token the last one only: the best two take turns.
+        assert_eq!(answer(config().penalty_window(1), &[]), [0, 1, 0, 1, 0, 1]);
+        assert_eq!(answer(config().penalty_window(2), &[]), [0, 1, 2, 0, 1, 2]);
+        // The tokens of the prompt leave the window and count for repetition only.
+        let counted = || GenerateConfig::new().presence_penalty(0.5);
+        assert_eq!(answer(counted().penalty_window(2), &[0, 0, 0]), [0, 1, 2, 0, 1, 2]);
+        assert_eq!(answer(counted().penalty_window(1), &[0, 0, 0]), [0, 1, 0, 1, 0, 1]);
+        let frequent = GenerateConfig::new().frequency_penalty(0.06).penalty_window(3);
+        assert_eq!(answer(frequent, &[1, 1, 1]), [0, 0, 1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_window_that_holds_everything_changes_nothing() {
+        let config =
+            || GenerateConfig::new().repeat_penalty(1.3).frequency_penalty(0.1).presence_penalty(0.2).temperature(0.8);
+        let prompt = [3, 1, 4, 1, 5];
+        let logits: Vec<f32> = (0..8).map(|i| (i % 3) as f32 * 0.4).collect();
+        let run = |config: GenerateConfig| {
+            let mut sampler = sampler_of(&config.seed(11), &prompt);
+            (0..200).map(|_| sampler.sample(&logits).unwrap().0).collect::<Vec<_>>()
+        };
+        assert_eq!(run(config()), run(config().penalty_window(205)));
+        assert_eq!(run(config()), run(config().penalty_window(usize::MAX)));
+        assert_ne!(run(config()), run(config().penalty_window(4)));
+    }
+
+    #[test]
+    fn no_end_is_chosen_before_enough_tokens() {
+        let logits = [0.5, 9.0, 8.0, 0.4];
+        for config in [GenerateConfig::new(), GenerateConfig::new().temperature(1.0).seed(3)] {
+            for wanted in [0, 1, 7] {
+                let config = config.clone().stop_tokens(vec![2]).min_tokens(wanted);
+                let mut sampler = Sampler::new(&config, &[], &[1], 0, Isa::detect());
+                let ids: Vec<u32> = (0..30).map(|_| sampler.sample(&logits).unwrap().0).collect();
+                assert!(ids[..wanted].iter().all(|id| [0, 3].contains(id)), "{ids:?}");
+                assert!([1, 2].contains(&ids[wanted]), "{ids:?}");
+            }
+        }
+        let nothing_else = GenerateConfig::new().stop_tokens(vec![0]).min_tokens(1);
+        let sampled = Sampler::new(&nothing_else, &[], &[1], 0, Isa::detect()).sample(&[1.0, 2.0]);
+        assert!(matches!(sampled, Err(Error::InvalidConfig { field: "min_tokens", .. })), "{sampled:?}");
     }
 
     #[test]

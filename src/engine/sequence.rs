@@ -22,7 +22,6 @@ use crate::{
 /// A request that the worker has taken, and what turns logits into its answer.
 pub struct Sequence {
     pub ticket: Ticket,
-    text: Arc<TextProcessor>,
     prompt_len: usize,
     /// The tokens of a prompt that is scored.
     prompt: Vec<u32>,
@@ -30,7 +29,7 @@ pub struct Sequence {
     scored: usize,
     /// Tokens of the prompt that the cache had.
     cached_len: usize,
-    /// Tokens sampled, an end-of-text token not among them.
+    /// Tokens sampled, the one that ends the answer not among them.
     sampled: usize,
     max_tokens: usize,
     end_ids: Vec<u32>,
@@ -64,9 +63,12 @@ impl Sequence {
         context_len: usize,
         sampler: Sampler,
     ) -> Self {
-        let Request { config, mode, adapter, ticket, .. } = request;
+        let Request { config, stops, mode, adapter, ticket } = request;
         ticket.span.in_scope(|| tracing::debug!(prompt_tokens = prompt.len(), "prompt encoded"));
-        let GenerateConfig { max_tokens, stop, stop_tokens, prompt_lookup, .. } = config;
+        let GenerateConfig { max_tokens, min_tokens, ignore_eos, stop_tokens, prompt_lookup, .. } = config;
+        let model_ends = if ignore_eos { &[] } else { text.end_ids.as_slice() };
+        // Of a prompt that is scored, all is answer.
+        let context = if matches!(mode, Mode::Score) { &[] } else { prompt };
         let drafts = prompt_lookup > 0 && matches!(mode, Mode::Generate);
         Self {
             prompt_len: prompt.len(),
@@ -75,13 +77,12 @@ impl Sequence {
             cached_len: 0,
             sampled: 0,
             max_tokens: max_tokens.min(context_len.saturating_sub(prompt.len())),
-            end_ids: [text.end_ids.as_slice(), &stop_tokens].concat(),
+            end_ids: [model_ends, &stop_tokens].concat(),
             sampler,
-            answer: Answer::new(text.clone(), stop),
+            answer: Answer::new(text.clone(), context, stops).going_on_for(min_tokens),
             lookup: drafts.then(|| Lookup::new(prompt_lookup, prompt)),
             drafted: 0,
             accepted: 0,
-            text,
             ticket,
             mode,
             adapter,
@@ -179,9 +180,7 @@ impl Sequence {
                 // A caller that is gone needs no logits.
                 let _ = reply.send(logits.to_vec());
             }
-            let printed = !self.text.tokenizer.is_special(id);
-            let text = if printed { self.text.tokenizer.decode(&[id])? } else { String::new() };
-            ready.push(Token { id, text, logprobs });
+            ready.push(self.answer.only(id, logprobs)?);
             return Ok(Some(End::stop()));
         }
         if self.end_ids.contains(&id) {

@@ -129,7 +129,7 @@ impl Worker {
         let realm = Realm { salt, regime: self.decoder.regime(tokens.len(), tokens.len()), adapter };
         let priority = request.config.priority;
         let entropy = RandomState::new().hash_one(id);
-        let sampler = Sampler::new(&request.config, &tokens, entropy, self.options.isa);
+        let sampler = Sampler::new(&request.config, &tokens, &self.text.end_ids, entropy, self.options.isa);
         let sequence = Sequence::new(request, &tokens, self.text.clone(), self.options.context_len, sampler);
         let scored = sequence.is_scored();
         self.scheduler.add(id, Arrival { tokens, priority, realm, scored });
@@ -251,13 +251,16 @@ impl Worker {
         for chunk in chunks {
             let len = chunk.len + chunk.draft.len();
             let (start, end) = (chunk.start, chunk.start + len);
+            let sequence = self.sequences.get(&chunk.id);
             batch.spans.push(Span {
+                sequence: chunk.id,
+                prompt_len: sequence.map_or(0, Sequence::prompt_len),
                 start: batch.tokens.len(),
                 len,
                 context_len: end,
                 regime: chunk.regime,
                 blocks: chunk.blocks.clone(),
-                adapter: self.sequences.get(&chunk.id).and_then(Sequence::adapter),
+                adapter: sequence.and_then(Sequence::adapter),
             });
             batch.tokens.extend(self.scheduler.tokens(chunk).iter().chain(&chunk.draft));
             batch.positions.extend(start as u32..end as u32);
@@ -271,6 +274,7 @@ impl Worker {
     fn end(&mut self, id: SequenceId, end: End) {
         let memory = self.memory();
         self.scheduler.remove(id);
+        self.decoder.forget(id);
         if let Some(sequence) = self.sequences.remove(&id) {
             // Whoever learns of the end finds its memory free.
             self.report();

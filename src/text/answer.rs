@@ -1,15 +1,19 @@
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{TextProcessor, detokenizer::Detokenizer};
+use super::{StopStrings, TextProcessor, detokenizer::Detokenizer};
 use crate::{Result, Token, TokenLogprobs};
 
 /// The answer as far as it is generated: gives each token its text, and holds tokens back while
 /// their text is undecided — an unfinished character, or what may become a stop string.
 pub struct Answer {
     detokenizer: Detokenizer,
-    stops: Vec<String>,
+    stops: Arc<StopStrings>,
+    /// Which of the prefixes of stop strings the text ends with.
+    prefix: u32,
     held: VecDeque<Token>,
     held_text: String,
+    /// Tokens that are still to come before a stop string counts.
+    unstoppable: usize,
 }
 
 /// What became of a token.
@@ -22,8 +26,15 @@ pub struct Step {
 }
 
 impl Answer {
-    pub fn new(text: Arc<TextProcessor>, stops: Vec<String>) -> Self {
-        Self { detokenizer: Detokenizer::new(text), stops, held: VecDeque::new(), held_text: String::new() }
+    /// An answer to a prompt.
+    pub fn new(text: Arc<TextProcessor>, prompt: &[u32], stops: Arc<StopStrings>) -> Self {
+        let (detokenizer, (held, held_text)) = (Detokenizer::new(text, prompt), Default::default());
+        Self { detokenizer, stops, prefix: 0, held, held_text, unstoppable: 0 }
+    }
+
+    /// Lets stop strings count only if they end after that many tokens.
+    pub fn going_on_for(self, min_tokens: usize) -> Self {
+        Self { unstoppable: min_tokens, ..self }
     }
 
     /// Adds a generated token.
@@ -31,15 +42,25 @@ impl Answer {
         let text = self.detokenizer.push(id)?;
         let decided = text.is_some();
         let text = text.unwrap_or_default();
+        let stop = self.find_stop(&text).filter(|_| self.unstoppable == 0);
+        self.unstoppable = self.unstoppable.saturating_sub(1);
         self.held_text += &text;
         self.held.push_back(Token { id, text, logprobs });
         if !decided {
             return Ok(Step { ready: Vec::new(), stopped: false });
         }
-        match self.stops.iter().filter_map(|stop| self.held_text.find(stop)).min() {
+        let undecided = self.stops.automaton().len_of(self.prefix);
+        match stop {
             Some(end) => Ok(Step { ready: self.cut(end), stopped: true }),
-            None => Ok(Step { ready: self.release(self.held_text.len() - self.undecided_len()), stopped: false }),
+            None => Ok(Step { ready: self.release(self.held_text.len() - undecided), stopped: false }),
         }
+    }
+
+    /// The only token of an answer.
+    pub fn only(&mut self, id: u32, logprobs: Option<TokenLogprobs>) -> Result<Token> {
+        let mut text = self.detokenizer.push(id)?.unwrap_or_default();
+        text += &self.detokenizer.finish()?;
+        Ok(Token { id, text, logprobs })
     }
 
     /// The tokens that are still held when no more come.
@@ -52,15 +73,16 @@ impl Answer {
         Ok(self.held.drain(..).collect())
     }
 
-    /// Bytes at the end that may be the beginning of a stop string.
-    fn undecided_len(&self) -> usize {
-        let text = &self.held_text;
-        let begins = |len: &usize| {
-            let tail = text.as_bytes()[text.len() - len..].as_ref();
-            self.stops.iter().any(|stop| stop.as_bytes().starts_with(tail))
-        };
-        let longest = self.stops.iter().map(|stop| stop.len() - 1).max().unwrap_or(0);
-        (1..=longest.min(text.len())).rev().find(begins).unwrap_or(0)
+    /// Where the first of the stop strings begins that end in `text`, which follows the held text.
+    fn find_stop(&mut self, text: &str) -> Option<usize> {
+        let automaton = self.stops.automaton();
+        let mut first: Option<usize> = None;
+        for (end, byte) in (self.held_text.len() + 1..).zip(text.bytes()) {
+            self.prefix = automaton.step(self.prefix, byte);
+            let begin = automaton.found(self.prefix).map(|len| end - len);
+            first = first.into_iter().chain(begin).min();
+        }
+        first
     }
 
     /// Lets go of the tokens that end within the first `len` bytes.

@@ -1,20 +1,26 @@
-use std::path::Path;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
 
 use chrono::NaiveDateTime;
 use serde_json::{Map, Value};
 
-use super::jinja::{Failure, Rendered, Template};
+use super::jinja::{Failure, Template, Written};
 use crate::{Error, Result};
 
 /// A model's way to write a conversation down, in Jinja as transformers runs it.
 pub struct ChatTemplate {
-    default: Template,
-    tool_use: Option<Template>,
+    /// The templates, or why they cannot be used.
+    templates: Result<Templates>,
     bos_token: String,
     eos_token: String,
-    /// The strings in its code, which it may look for in texts.
-    pub literals: Vec<String>,
     now: Option<NaiveDateTime>,
+}
+
+struct Templates {
+    default: Template,
+    tool_use: Option<Template>,
 }
 
 /// A template, and perhaps another one for conversations with tools.
@@ -45,34 +51,49 @@ impl ChatTemplate {
                 return Err(Error::model(path, reason));
             }
             let invalid = |failure: Failure| format!("{name} is not a valid template: {}", failure.reason);
-            Template::parse(&source).map_err(|failure| Error::model(path, invalid(failure)))
+            guarded(|| Template::parse(&source)).map_err(|failure| Error::model(path, invalid(failure)))
         };
         let default = parse(NAME, default)?;
         let tool_use = tool_use.map(|source| parse(TOOL_USE, source)).transpose()?;
-        let mut literals = default.literals().to_vec();
-        literals.extend(tool_use.iter().flat_map(Template::literals).cloned());
-        literals.sort();
-        literals.dedup();
-        Ok(Self { default, tool_use, bos_token, eos_token, literals, now: None })
+        Ok(Self { templates: Ok(Templates { default, tool_use }), bos_token, eos_token, now: None })
+    }
+
+    /// A template that cannot be used, for this reason.
+    pub fn unusable(error: Error) -> Self {
+        let (bos_token, eos_token) = Default::default();
+        Self { templates: Err(error), bos_token, eos_token, now: None }
+    }
+
+    /// The template for what `context` holds, and its name.
+    fn template(&self, context: &Map<String, Value>) -> Result<(&'static str, &Template)> {
+        let Templates { default, tool_use } = self.templates.as_ref().map_err(Clone::clone)?;
+        let with_tools = context.get("tools").is_some_and(|tools| !tools.is_null());
+        Ok(match tool_use {
+            Some(template) if with_tools => (TOOL_USE, template),
+            _ => (NAME, default),
+        })
+    }
+
+    /// Whether the template for what `context` holds may read the content of messages.
+    pub fn reads_content(&self, context: &Map<String, Value>) -> bool {
+        self.template(context).map_or(true, |(_, template)| template.source().contains("content"))
     }
 
     /// Writes down what `context` holds: `messages` and whatever else the template reads.
+    #[cfg(test)]
     pub fn render(&self, context: Map<String, Value>) -> Result<String> {
         self.render_with_origins(context).map(|rendered| rendered.text)
     }
 
     /// Writes down what `context` holds, and says which bytes are from there.
-    pub fn render_with_origins(&self, mut context: Map<String, Value>) -> Result<Rendered> {
-        let with_tools = context.get("tools").is_some_and(|tools| !tools.is_null());
-        let (name, template) = match &self.tool_use {
-            Some(template) if with_tools => (TOOL_USE, template),
-            _ => (NAME, &self.default),
-        };
+    pub fn render_with_origins(&self, mut context: Map<String, Value>) -> Result<Written> {
+        let (name, template) = self.template(&context)?;
         for name in ["tools", "documents"] {
             context.entry(name).or_insert_with(|| Value::Null);
         }
         let words = [("bos_token", &self.bos_token[..]), ("eos_token", &self.eos_token[..])];
-        template.render(&context, &words, self.now).map_err(|failure| Error::ChatTemplate {
+        let rendered = guarded(|| template.render(&context, &words, self.now));
+        rendered.map_err(|failure| Error::ChatTemplate {
             reason: if failure.raised { failure.reason } else { format!("{name}, {}", failure.reason) },
         })
     }
@@ -83,4 +104,9 @@ impl ChatTemplate {
         self.now = Some(now);
         self
     }
+}
+
+/// Makes an error of a panic, of which there should be none.
+fn guarded<T>(run: impl FnOnce() -> std::result::Result<T, Failure>) -> std::result::Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(Failure::new("it ended in a panic")))
 }

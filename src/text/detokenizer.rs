@@ -1,32 +1,221 @@
 use std::sync::Arc;
 
-use super::TextProcessor;
+use super::{
+    TextProcessor,
+    decoding::{Decoding, Piece},
+};
 use crate::Result;
 
-/// Turns ids into text one by one, so that the pieces together are the decoding of the whole.
+/// Tokens of a prompt that are looked at for what they mean to the text of those after them.
+const CONTEXT_TOKENS: usize = 8;
+/// A character has no more bytes.
+const MAX_CHAR_BYTES: usize = 4;
+
+/// Turns ids into text one by one, so that the pieces together are what the ids add to the decoding of a prompt and them.
+/// Control tokens have no text.
 ///
-/// Decoders look back at most one token (whether a space belongs before a word), so the tokens of
-/// the piece before are decoded again with the new ones.
+/// At most three bytes wait for the rest of their character. So where tokens are bytes, and a run of them is no UTF-8, it
+/// differs from the decoding of the whole, which has no character of the run: those before the first byte that is wrong
+/// have been given by then.
 pub struct Detokenizer {
     text: Arc<TextProcessor>,
+    state: State,
+}
+
+enum State {
+    Bytes(ByteState),
+    Pieces(PieceState),
+    InContext(ContextState),
+}
+
+impl Detokenizer {
+    /// Begins after a prompt.
+    pub fn new(text: Arc<TextProcessor>, prompt: &[u32]) -> Self {
+        let printed = || prompt.iter().rev().copied().filter(|id| !text.tokenizer.is_special(*id));
+        let mut context: Vec<u32> = printed().take(CONTEXT_TOKENS).collect();
+        context.reverse();
+        let state = match text.tokenizer.decoding() {
+            Decoding::Bytes => State::Bytes(ByteState::default()),
+            Decoding::Pieces(pieces) => {
+                let at_start = printed().nth(CONTEXT_TOKENS).is_none();
+                State::Pieces(PieceState { strips: pieces.strips.filter(|_| at_start), ..PieceState::default() })
+            }
+            Decoding::InContext => {
+                let given = context.len();
+                State::InContext(ContextState { ids: std::mem::take(&mut context), given })
+            }
+        };
+        let mut this = Self { text, state };
+        this.pass(&context);
+        this
+    }
+
+    /// Goes past tokens of the prompt.
+    fn pass(&mut self, context: &[u32]) {
+        let (tokenizer, mut inside_character) = (&self.text.tokenizer, true);
+        for id in context {
+            match (&mut self.state, tokenizer.decoding()) {
+                (State::Bytes(state), _) => {
+                    state.push(&tokenizer.bytes_of(*id));
+                    state.forget();
+                }
+                (State::Pieces(state), Decoding::Pieces(pieces)) => {
+                    let piece = tokenizer.piece_of(*id, pieces).unwrap_or(Piece::Text(String::new()));
+                    // Of a character that began before, nothing is known.
+                    inside_character &= matches!(piece, Piece::Byte(0x80..=0xBF));
+                    if !inside_character {
+                        state.push(piece);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The text that a token adds; `None` while it ends inside a character.
+    pub fn push(&mut self, id: u32) -> Result<Option<String>> {
+        let tokenizer = &self.text.tokenizer;
+        if tokenizer.is_special(id) {
+            let waits = match &self.state {
+                State::Bytes(state) => !state.held.is_empty(),
+                State::Pieces(state) => !state.run.is_empty(),
+                State::InContext(state) => state.given < state.ids.len(),
+            };
+            return Ok((!waits).then(String::new));
+        }
+        match (&mut self.state, tokenizer.decoding()) {
+            (State::Bytes(state), _) => Ok(state.push(&tokenizer.bytes_of(id))),
+            (State::Pieces(state), Decoding::Pieces(pieces)) => Ok(state.push(tokenizer.piece_of(id, pieces)?)),
+            (State::Pieces(_), _) => Ok(Some(String::new())),
+            (State::InContext(state), _) => state.push(&self.text, id),
+        }
+    }
+
+    /// What is left when no more tokens come: an unfinished character.
+    pub fn finish(&mut self) -> Result<String> {
+        match &mut self.state {
+            State::Bytes(state) => Ok(lossy(std::mem::take(&mut state.held))),
+            State::Pieces(state) => Ok(state.end_run()),
+            State::InContext(state) => state.finish(&self.text),
+        }
+    }
+}
+
+fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// Bytes at the end that begin a character.
+fn unfinished_len(bytes: &[u8]) -> usize {
+    let begins = |len: &usize| {
+        let tail = &bytes[bytes.len() - len..];
+        std::str::from_utf8(tail).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    };
+    (1..MAX_CHAR_BYTES.min(bytes.len() + 1)).find(begins).unwrap_or(0)
+}
+
+/// Tokens that are bytes.
+#[derive(Default)]
+struct ByteState {
+    /// Those of tokens that end inside a character.
+    held: Vec<u8>,
+}
+
+impl ByteState {
+    fn push(&mut self, bytes: &[u8]) -> Option<String> {
+        let held_before = self.held.len();
+        self.held.extend(bytes);
+        let unfinished = unfinished_len(&self.held);
+        let finished = self.held.len() - unfinished;
+        if unfinished > 0 && (held_before == 0 || finished < held_before) {
+            return None;
+        }
+        // What begins another character ends the one before, if only as one that is none.
+        let rest = self.held.split_off(finished);
+        Some(lossy(std::mem::replace(&mut self.held, rest)))
+    }
+
+    /// Keeps no more than the beginning of a character.
+    fn forget(&mut self) {
+        let finished = self.held.len() - unfinished_len(&self.held);
+        self.held.drain(..finished);
+    }
+}
+
+/// Tokens that are a text or a byte. A run of bytes that is no UTF-8 becomes a replacement character for each.
+#[derive(Default)]
+struct PieceState {
+    /// The beginning of a character.
+    run: Vec<u8>,
+    /// Whether a byte of this run was no part of a character.
+    broken: bool,
+    /// What the text loses as long as it begins.
+    strips: Option<(char, usize)>,
+}
+
+impl PieceState {
+    fn push(&mut self, piece: Piece) -> Option<String> {
+        let text = match piece {
+            Piece::Text(text) => self.end_run() + &self.stripped(text),
+            Piece::Byte(byte) => {
+                self.run.push(byte);
+                match std::str::from_utf8(&self.run) {
+                    Ok(_) if !self.broken => {
+                        let text = lossy(std::mem::take(&mut self.run));
+                        self.stripped(text)
+                    }
+                    Err(error) if error.error_len().is_none() && !self.broken => return None,
+                    _ => {
+                        self.broken = true;
+                        self.replaced()
+                    }
+                }
+            }
+        };
+        Some(text)
+    }
+
+    fn end_run(&mut self) -> String {
+        let text = self.replaced();
+        self.broken = false;
+        text
+    }
+
+    /// A replacement character for each byte that waits.
+    fn replaced(&mut self) -> String {
+        let text: String = self.run.drain(..).map(|_| char::REPLACEMENT_CHARACTER).collect();
+        self.stripped(text)
+    }
+
+    fn stripped(&mut self, text: String) -> String {
+        let mut rest = text.as_str();
+        while let Some((stripped, count)) = self.strips
+            && let Some(first) = rest.chars().next()
+        {
+            if first == stripped && count > 0 {
+                rest = &rest[first.len_utf8()..];
+                self.strips = Some((stripped, count - 1));
+            } else {
+                self.strips = None;
+            }
+        }
+        if rest.len() == text.len() { text } else { rest.to_owned() }
+    }
+}
+
+/// Tokens whose text depends on their neighbors. Decoders look back at most one token (whether a space belongs before a
+/// word), so the tokens of the piece before are decoded again with the new ones.
+struct ContextState {
     /// The tokens of the last piece, then those that have given no text yet.
     ids: Vec<u32>,
     given: usize,
 }
 
-impl Detokenizer {
-    pub fn new(text: Arc<TextProcessor>) -> Self {
-        Self { text, ids: Vec::new(), given: 0 }
-    }
-
-    /// The text that a token adds; `None` while it ends inside a character.
-    pub fn push(&mut self, id: u32) -> Result<Option<String>> {
-        if self.text.tokenizer.is_special(id) {
-            return Ok((self.given == self.ids.len()).then(String::new));
-        }
+impl ContextState {
+    fn push(&mut self, text: &TextProcessor, id: u32) -> Result<Option<String>> {
         self.ids.push(id);
-        let (piece, finished) = self.piece()?;
-        if !finished {
+        let (piece, finished) = self.piece(text)?;
+        if !finished && self.ids.len() - self.given < MAX_CHAR_BYTES {
             return Ok(None);
         }
         self.ids.drain(..self.given);
@@ -34,16 +223,15 @@ impl Detokenizer {
         Ok(Some(piece))
     }
 
-    /// What is left when no more tokens come: an unfinished character.
-    pub fn finish(&mut self) -> Result<String> {
-        let (piece, _) = self.piece()?;
+    fn finish(&mut self, text: &TextProcessor) -> Result<String> {
+        let (piece, _) = self.piece(text)?;
         self.given = self.ids.len();
         Ok(piece)
     }
 
     /// The text of the tokens that have given none yet, and whether it ends with a whole character.
-    fn piece(&self) -> Result<(String, bool)> {
-        let decode = |ids| self.text.tokenizer.decode(ids);
+    fn piece(&self, text: &TextProcessor) -> Result<(String, bool)> {
+        let decode = |ids| text.tokenizer.decode(ids);
         let (before, all) = (decode(&self.ids[..self.given])?, decode(&self.ids)?);
         let piece = match all.strip_prefix(&before) {
             Some(piece) => piece.to_owned(),

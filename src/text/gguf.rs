@@ -11,7 +11,7 @@ use tokenizers::{
     pre_tokenizers::byte_level::ByteLevel,
 };
 
-use super::{Tokenizer, tokenizer::surrounded, words::Words};
+use super::{Tokenizer, control_names, lenient::heeded, tokenizer::surrounded, words::Words};
 use crate::{
     Error, Result,
     weights::gguf::{Array, Metadata},
@@ -25,21 +25,6 @@ mod token_type {
     pub const USER_DEFINED: i64 = 4;
     pub const BYTE: i64 = 6;
 }
-
-/// Names of control tokens that end an answer even where no key says so.
-const END_TOKENS: [&str; 11] = [
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<EOT>",
-    "<|return|>",
-    "<|call|>",
-    "</s>",
-];
 
 /// No longer token is made of others: there are as many ways to split one as it has characters.
 const MAX_SPLIT_BYTES: usize = 1024;
@@ -73,24 +58,31 @@ pub fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
 }
 
 /// The ids that end an answer.
-pub fn end_ids(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut ids = Vec::new();
-    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
-        let id = metadata.opt_u32(key)?;
-        if let Some(id) = id.filter(|id| tokenizer.token_of(*id).is_none()) {
-            return Err(metadata.bad(key, &format!("{id} is not in the vocabulary")));
+pub fn end_ids(metadata: &Metadata, tokenizer: &Tokenizer) -> Vec<u32> {
+    let id_of_key = |key: &str| {
+        let id = heeded(metadata.opt_u32(key))?;
+        if tokenizer.token_of(id).is_none() {
+            tracing::warn!("{}", metadata.bad(key, &format!("{id} is not in the vocabulary: it is ignored")));
+            return None;
         }
-        ids.extend(id);
-    }
+        Some(id)
+    };
+    let keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+    let mut ids: Vec<u32> = keys.into_iter().filter_map(id_of_key).collect();
     let special = |token: &str| tokenizer.id_of(token).filter(|id| tokenizer.is_special(*id));
-    ids.extend(END_TOKENS.iter().filter_map(|token| special(token)));
-    // Where these two end an answer, this ends one of the messages in it.
-    if let (Some(_), Some(_), Some(end)) = (special("<|return|>"), special("<|call|>"), special("<|end|>")) {
-        ids.retain(|id| *id != end);
+    ids.extend(control_names::ENDS.into_iter().filter_map(special));
+    for (key, names) in control_names::FILL_ENDS {
+        match id_of_key(key) {
+            Some(id) => ids.push(id),
+            None => ids.extend(names.iter().copied().filter_map(special)),
+        }
+    }
+    for token in control_names::not_an_end(|token| special(token).is_some()) {
+        ids.retain(|id| tokenizer.id_of(token) != Some(*id));
     }
     ids.sort_unstable();
     ids.dedup();
-    Ok(ids)
+    ids
 }
 
 /// The tokens, all different, and their types.
@@ -98,6 +90,8 @@ struct Vocabulary<'a> {
     tokens: &'a [String],
     ids: Vocab,
     types: &'a [i64],
+    /// Names of control tokens that are none here.
+    text: Vec<&'static str>,
 }
 
 impl<'a> Vocabulary<'a> {
@@ -106,31 +100,42 @@ impl<'a> Vocabulary<'a> {
         let tokens = metadata.strings(key)?;
         let mut ids = Vocab::with_capacity(tokens.len());
         for (token, id) in tokens.iter().zip(0..) {
-            if let Some(first) = ids.insert(token.clone(), id) {
+            // Files fill gaps with empty ones.
+            let name = if token.is_empty() { format!("[EMPTY_{id}]") } else { token.clone() };
+            if let Some(first) = ids.insert(name, id) {
                 return Err(metadata.bad(key, &format!("{token:?} is there twice, as {first} and {id}")));
             }
         }
         let key = "tokenizer.ggml.token_type";
         let types: &[i64] = match metadata.opt_array(key)? {
             None => &[],
-            Some(Array::Ints(types)) if types.len() == tokens.len() => types,
+            Some(Array::Ints(types)) if types.len() >= tokens.len() => types,
             Some(_) => return Err(metadata.bad(key, &format!("is not an array of {} whole numbers", tokens.len()))),
         };
-        Ok(Self { tokens, ids, types })
+        let text = if ids.contains_key(control_names::GEMMA4_TOOL_RESPONSE) { vec!["</s>"] } else { Vec::new() };
+        Ok(Self { tokens, ids, types, text })
     }
 
     fn kind(&self, id: usize) -> i64 {
         self.types.get(id).copied().unwrap_or(token_type::NORMAL)
     }
 
-    /// The token whose id a key has, or the default id where there is none.
-    fn token(&self, metadata: &Metadata, key: &str, default: Option<u32>) -> Result<Option<(String, u32)>> {
-        let Some(id) = metadata.opt_u32(key)?.or(default) else { return Ok(None) };
-        let token = self.tokens.get(id as usize).ok_or_else(|| {
-            let why = format!("{id} is not in the vocabulary of {} tokens", self.tokens.len());
-            metadata.bad(key, &why)
-        })?;
-        Ok(Some((token.clone(), id)))
+    /// Whether a token is a control token, by its type or its name.
+    fn is_control(&self, id: usize) -> bool {
+        let name = self.tokens[id].as_str();
+        matches!(self.kind(id), token_type::UNKNOWN | token_type::CONTROL)
+            || (control_names::is_control(name) && !self.text.contains(&name))
+    }
+
+    /// The token whose id a key has, or the default id where there is none that is in the vocabulary.
+    fn token(&self, metadata: &Metadata, key: &str, default: Option<u32>) -> Option<(String, u32)> {
+        let token = |id: u32| self.tokens.get(id as usize).map(|token| (token.clone(), id));
+        let id = heeded(metadata.opt_u32(key));
+        if let Some(id) = id.filter(|id| token(*id).is_none()) {
+            let why = format!("{id} is not in the vocabulary of {} tokens: it is ignored", self.tokens.len());
+            tracing::warn!("{}", metadata.bad(key, &why));
+        }
+        id.and_then(token).or_else(|| token(default?))
     }
 }
 
@@ -190,13 +195,18 @@ fn merges(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Merges> {
 fn merges_by_score(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Merges> {
     let key = "tokenizer.ggml.scores";
     let Vocabulary { tokens, ids, .. } = vocabulary;
+    let whole_numbers: Vec<f64>;
     let scores = match metadata.opt_array(key)? {
-        Some(Array::Floats(scores)) if scores.len() == tokens.len() => scores,
+        Some(Array::Floats(scores)) if scores.len() >= tokens.len() => scores,
+        Some(Array::Ints(scores)) if scores.len() >= tokens.len() => {
+            whole_numbers = scores.iter().map(|score| *score as f64).collect();
+            &whole_numbers
+        }
         _ => return Err(metadata.bad(key, &format!("is not an array of {} numbers", tokens.len()))),
     };
     let pairs = |(id, token): (usize, &'_ String)| {
         let mut pairs = Vec::new();
-        let whole = matches!(vocabulary.kind(id), token_type::UNKNOWN | token_type::CONTROL | token_type::BYTE);
+        let whole = vocabulary.is_control(id) || vocabulary.kind(id) == token_type::BYTE;
         if !whole && token.len() <= MAX_SPLIT_BYTES {
             for (at, _) in token.char_indices().skip(1) {
                 let (left, right) = token.split_at(at);
@@ -233,11 +243,11 @@ fn sentence_piece(
     // The ids that Llama's files leave out.
     let default = |id| spm.then_some(id);
     let mut bpe = BPE::builder().byte_fallback(true).fuse_unk(true);
-    if let Some((unknown, _)) = vocabulary.token(metadata, "tokenizer.ggml.unknown_token_id", default(0))? {
+    if let Some((unknown, _)) = vocabulary.token(metadata, "tokenizer.ggml.unknown_token_id", default(0)) {
         bpe = bpe.unk_token(unknown);
     }
     let mut inner = build(metadata, bpe, vocabulary, merges)?;
-    let prefix = metadata.opt_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(spm);
+    let prefix = heeded(metadata.opt_bool("tokenizer.ggml.add_space_prefix")).unwrap_or(spm);
     let replace = |from: &str, to: &str| Replace::new(from, to).map_err(|error| bad_vocabulary(path, error));
     let mut normalizers = Vec::<NormalizerWrapper>::new();
     let mut decoders: Vec<DecoderWrapper> =
@@ -259,17 +269,16 @@ fn add_tokens(
     inner: &mut tokenizers::Tokenizer,
 ) -> tokenizers::Result<()> {
     // Phi-3's tokens take the space after them along, of which its files say nothing.
-    let phi3 = metadata.opt_str("general.architecture")? == Some("phi3")
-        && metadata.opt_str("tokenizer.ggml.model")? == Some("llama");
+    let phi3 = heeded(metadata.opt_str("general.architecture")) == Some("phi3")
+        && heeded(metadata.opt_str("tokenizer.ggml.model")) == Some("llama");
     let strips = |token: &str| phi3 && !["<unk>", "<s>", "<|endoftext|>"].contains(&token);
     let (mut special, mut plain) = (Vec::new(), Vec::new());
     for (id, token) in vocabulary.tokens.iter().enumerate() {
         let added = |special| AddedToken::from(token.clone(), special).normalized(false).rstrip(strips(token));
-        match vocabulary.kind(id) {
-            token_type::CONTROL | token_type::UNKNOWN => special.push(added(true)),
-            token_type::USER_DEFINED => plain.push(added(false)),
-            _ if phi3 && token == "</s>" => plain.push(added(false)),
-            _ => {}
+        if vocabulary.is_control(id) {
+            special.push(added(true));
+        } else if vocabulary.kind(id) == token_type::USER_DEFINED || control_names::WHOLE.contains(&token.as_str()) {
+            plain.push(added(false));
         }
     }
     inner.add_special_tokens(special)?;
@@ -284,14 +293,11 @@ fn surroundings(
     vocabulary: &Vocabulary<'_>,
     around: Around,
 ) -> Result<Option<PostProcessorWrapper>> {
-    let token = |adds: bool, key: &str, default| {
-        let token = vocabulary.token(metadata, key, default)?;
-        Ok::<_, Error>(token.filter(|_| adds))
-    };
-    let adds_bos = metadata.opt_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(around.adds_bos);
-    let adds_eos = metadata.opt_bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
-    let bos = token(adds_bos, "tokenizer.ggml.bos_token_id", around.bos)?;
-    let eos = token(adds_eos, "tokenizer.ggml.eos_token_id", around.eos)?;
+    let token = |adds: bool, key: &str, default| vocabulary.token(metadata, key, default).filter(|_| adds);
+    let adds_bos = heeded(metadata.opt_bool("tokenizer.ggml.add_bos_token")).unwrap_or(around.adds_bos);
+    let adds_eos = heeded(metadata.opt_bool("tokenizer.ggml.add_eos_token")).unwrap_or(false);
+    let bos = token(adds_bos, "tokenizer.ggml.bos_token_id", around.bos);
+    let eos = token(adds_eos, "tokenizer.ggml.eos_token_id", around.eos);
     surrounded(bos, eos).map_err(|error| bad_vocabulary(path, error))
 }
 

@@ -1,95 +1,62 @@
-use std::collections::{BTreeSet, HashSet};
+use std::ops::Range;
 
 use serde_json::{Map, Value};
 
-use super::Tokenizer;
-use crate::{Error, Result, Role};
+use super::{ChatTemplate, Tokenizer};
+use crate::Result;
 
-/// Keeps texts of users apart from the template's own text.
-///
-/// A mark, a character that occurs in no text, is put behind each character of a text with
-/// which a control token could begin. It goes through the template with the text; in the rendered
-/// prompt it tells which control tokens the template wrote and which a user did.
-pub struct Marks {
-    mark: char,
-    first_chars: HashSet<char>,
-    /// What a template may look for in a text, such as `</think>`, gets no mark: added tokens that are
-    /// no control tokens, and strings in its code.
-    plain: BTreeSet<String>,
+/// A prompt that a template has written, and which of its characters are none of the template's.
+pub struct Rendered {
+    pub text: String,
+    /// Byte offsets of characters that are not the template's, in order. Spaces are not among them.
+    given: Vec<usize>,
 }
 
-impl Marks {
-    pub fn new(tokenizer: &Tokenizer, literals: &[String], context: &Map<String, Value>) -> Result<Self> {
-        // Characters that Unicode reserves for a program's own use and that no text may contain.
-        let unused = |mark: &char| !context.values().any(|value| contains(value, *mark));
-        let mark = ('\u{FDD0}'..='\u{FDEF}').find(unused);
-        let special = || tokenizer.special.keys();
-        let first_chars: HashSet<char> = special().filter_map(|text| text.chars().next()).collect();
-        let mut plain = tokenizer.plain_added_texts.clone();
-        for literal in literals {
-            let ends = literal.match_indices(|c| first_chars.contains(&c)).map(|(at, _)| &literal[at..]);
-            let harmless = |end: &&str| !special().any(|token| token.starts_with(end) || end.starts_with(token));
-            plain.extend(ends.filter(harmless).map(str::to_owned));
-        }
-        Ok(Self {
-            mark: mark.ok_or_else(|| Error::config("messages", "they contain all of U+FDD0 to U+FDEF"))?,
-            first_chars,
-            plain,
-        })
+impl Rendered {
+    pub fn new(template: &ChatTemplate, context: Map<String, Value>) -> Result<Self> {
+        let written = template.render_with_origins(context)?;
+        let text = &written.text;
+        let chars = |range: Range<usize>| text[range.clone()].char_indices().map(move |(at, c)| (range.start + at, c));
+        let given = written.values.into_iter().flat_map(chars);
+        let given = given.filter(|(_, c)| !c.is_whitespace()).map(|(at, _)| at).collect();
+        Ok(Self { given, text: written.text })
     }
 
-    /// Puts marks into all texts of a value. The names of fields are left as they are if they are words
-    /// that a template may know, as are roles.
-    pub fn mark(&self, value: &mut Value) {
-        match value {
-            Value::String(text) => *text = self.mark_text(text),
-            Value::Array(items) => items.iter_mut().for_each(|item| self.mark(item)),
-            Value::Object(fields) => {
-                for (name, mut field) in std::mem::take(fields) {
-                    if name != "role" || !field.as_str().is_some_and(Role::is_known) {
-                        self.mark(&mut field);
-                    }
-                    let is_word = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-                    fields.insert(if is_word { name } else { self.mark_text(&name) }, field);
-                }
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) => {}
-        }
+    /// Leaves all from a byte offset on away.
+    pub fn truncate(&mut self, end: usize) {
+        self.text.truncate(end);
+        self.given.retain(|at| *at < end);
     }
 
-    fn mark_text(&self, text: &str) -> String {
-        let mut marked = String::with_capacity(text.len());
-        for (at, c) in text.char_indices() {
-            marked.push(c);
-            let plain = || self.plain.iter().any(|token| text[at..].starts_with(token));
-            if self.first_chars.contains(&c) && !plain() {
-                marked.push(self.mark);
-            }
+    /// Its token ids: control tokens only where the template wrote them.
+    pub fn encode(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        if self.given.is_empty() {
+            return tokenizer.encode(&self.text, false);
         }
-        marked
-    }
-
-    /// The token ids of a rendered prompt: control tokens only where the template wrote them.
-    pub fn encode(&self, tokenizer: &Tokenizer, rendered: &str) -> Result<Vec<u32>> {
-        let (text, marked) = self.unmark(rendered);
-        let special_at = |at: usize| {
-            text[at..].chars().next().filter(|c| self.first_chars.contains(c))?;
-            let candidates = tokenizer.special.values().filter(|token| text[at..].starts_with(&token.content));
-            candidates.max_by_key(|token| token.content.len())
+        let tokens = tokenizer.encode_with_offsets(&self.text)?;
+        let is_given = |(id, (from, end)): &(u32, (usize, usize))| {
+            tokenizer.is_control(*id, &self.text[*from..*end]) && self.has_given(*from, *end)
         };
-        if !marked.iter().any(|at| special_at(*at).is_some()) {
-            return tokenizer.encode(&text, false);
+        if !tokens.iter().any(is_given) {
+            return Ok(tokens.into_iter().map(|(id, _)| id).collect());
         }
-        let (mut ids, mut plain_from, mut at) = (Vec::new(), 0, 0);
+        self.encode_apart(tokenizer)
+    }
+
+    /// Encodes what is between the control tokens of the template.
+    fn encode_apart(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let (text, mut ids, mut plain_from, mut at) = (&self.text, Vec::new(), 0, 0);
         while at < text.len() {
-            match special_at(at).filter(|_| !marked.contains(&at)) {
-                Some(token) => {
+            let is_given = self.given.binary_search(&at).is_ok();
+            let found = if is_given { None } else { tokenizer.control().at_start_of(&text[at..]) };
+            match found.filter(|found| !self.has_given(at, at + found.token.content.len())) {
+                Some(found) => {
                     let before = &text[plain_from..at];
-                    ids.extend(tokenizer.encode_plain(if token.lstrip { before.trim_end() } else { before })?);
-                    ids.extend(tokenizer.id_of(&token.content));
-                    at += token.content.len();
+                    ids.extend(tokenizer.encode_plain(if found.token.lstrip { before.trim_end() } else { before })?);
+                    ids.push(found.id);
+                    at += found.token.content.len();
                     let after = &text[at..];
-                    at += if token.rstrip { after.len() - after.trim_start().len() } else { 0 };
+                    at += if found.token.rstrip { after.len() - after.trim_start().len() } else { 0 };
                     plain_from = at;
                 }
                 None => at += text[at..].chars().next().map_or(1, char::len_utf8),
@@ -99,26 +66,9 @@ impl Marks {
         Ok(ids)
     }
 
-    /// The text without marks, and the byte offsets of the characters that had one.
-    fn unmark(&self, rendered: &str) -> (String, HashSet<usize>) {
-        let (mut text, mut marked, mut previous) = (String::with_capacity(rendered.len()), HashSet::new(), 0);
-        for c in rendered.chars() {
-            if c == self.mark {
-                marked.insert(previous);
-            } else {
-                previous = text.len();
-                text.push(c);
-            }
-        }
-        (text, marked)
-    }
-}
-
-fn contains(value: &Value, mark: char) -> bool {
-    match value {
-        Value::String(text) => text.contains(mark),
-        Value::Array(items) => items.iter().any(|item| contains(item, mark)),
-        Value::Object(fields) => fields.iter().any(|(name, field)| name.contains(mark) || contains(field, mark)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    /// Whether a character in this range is not the template's.
+    fn has_given(&self, from: usize, end: usize) -> bool {
+        let first = self.given.partition_point(|at| *at < from);
+        self.given.get(first).is_some_and(|at| *at < end)
     }
 }

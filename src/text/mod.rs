@@ -1,12 +1,19 @@
 //! Between text and token ids: tokenizer, chat template, and text as it is generated.
 
+pub mod added_tokens;
 mod answer;
 mod chat_template;
+mod continued;
+mod control;
+mod control_names;
+mod decoding;
 mod detokenizer;
 pub mod gguf;
 mod growth;
 mod jinja;
+pub mod lenient;
 mod marks;
+mod stop_strings;
 #[cfg(test)]
 pub mod tests;
 mod tokenizer;
@@ -15,6 +22,7 @@ mod words;
 
 pub use answer::Answer;
 pub use chat_template::{ChatTemplate, TemplateSource};
+pub use stop_strings::StopStrings;
 pub use tokenizer::Tokenizer;
 
 use serde_json::{Map, Value};
@@ -31,6 +39,10 @@ pub enum Prompt {
     Text(String),
     /// A conversation, for the chat template.
     Chat(Vec<Message>),
+    /// A conversation whose last message the model goes on with.
+    ContinuedChat(Vec<Message>),
+    /// Tokens, to which nothing is added.
+    Ids(Vec<u32>),
 }
 
 /// A model's tokenizer and chat template.
@@ -49,6 +61,12 @@ impl TextProcessor {
         let ids = match prompt {
             Prompt::Text(text) => self.tokenizer.encode(text, true)?,
             Prompt::Chat(messages) => self.encode_chat(messages, vars)?,
+            Prompt::ContinuedChat(messages) => {
+                let template = self.template.as_ref().ok_or(Error::NoChatTemplate)?;
+                let rendered = continued::render(template, chat_context(messages, vars)?)?;
+                rendered.encode(&self.tokenizer)?
+            }
+            Prompt::Ids(ids) => ids.clone(),
         };
         if ids.is_empty() {
             return Err(Error::config("prompt", "it has no tokens"));
@@ -58,11 +76,8 @@ impl TextProcessor {
 
     fn encode_chat(&self, messages: &[Message], vars: &Map<String, Value>) -> Result<Vec<u32>> {
         let template = self.template.as_ref().ok_or(Error::NoChatTemplate)?;
-        let mut context = chat_context(messages, vars)?;
-        let marks = marks::Marks::new(&self.tokenizer, &template.literals, &context)?;
-        context.values_mut().for_each(|value| marks.mark(value));
-        let rendered = template.render(context)?;
-        marks.encode(&self.tokenizer, &rendered)
+        let rendered = marks::Rendered::new(template, chat_context(messages, vars)?)?;
+        rendered.encode(&self.tokenizer)
     }
 }
 

@@ -12,8 +12,13 @@ use chrono::{NaiveDate, NaiveDateTime};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Answer, ChatTemplate, TemplateSource, TextProcessor, Tokenizer, chat_context, detokenizer::Detokenizer, gguf,
-    jinja, marks::Marks, vocabulary,
+    Answer, ChatTemplate, Prompt, StopStrings, TemplateSource, TextProcessor, Tokenizer,
+    added_tokens::{self, AddedTokens},
+    chat_context, continued,
+    detokenizer::Detokenizer,
+    gguf,
+    marks::Rendered,
+    vocabulary,
 };
 use crate::{
     Error, Message,
@@ -50,12 +55,12 @@ fn gguf_tokenizer(path: &Path) -> Tokenizer {
 /// Every tokenizer with what its reference makes of texts and ids.
 fn tokenizers() -> Vec<(String, Arc<TextProcessor>, Value)> {
     let directories = DIRECTORIES.map(|name| {
-        let tokenizer = Tokenizer::read(&golden(name).join("tokenizer.json")).unwrap();
+        let tokenizer = Tokenizer::read(&golden(name).join("tokenizer.json"), AddedTokens::default()).unwrap();
         (name.to_owned(), tokenizer, json(&format!("{name}/expected.json")))
     });
     let opt = golden("opt_v4");
-    let config = Config::read_if_there(&opt.join("tokenizer_config.json")).unwrap();
-    let opt = vocabulary::tokenizer(&opt, &vocabulary::config(&opt, config).unwrap()).unwrap();
+    let config = vocabulary::config(&opt, added_tokens::config(&opt).unwrap());
+    let opt = vocabulary::tokenizer(&opt, &config).unwrap();
     let opt = ("opt_v4".to_owned(), opt, json("opt_v4/expected.json"));
     let expected = json("gguf/expected.json");
     let files =
@@ -83,7 +88,7 @@ fn ids_are_those_of_transformers() {
 fn pieces_make_up_the_decoding_of_transformers() {
     for (name, text, expected) in tokenizers() {
         for (whole, ids) in cases(&expected, "decode_cases") {
-            let mut answer = Answer::new(text.clone(), Vec::new());
+            let mut answer = Answer::new(text.clone(), &[], Arc::default());
             let mut tokens = Vec::new();
             for id in &ids {
                 tokens.extend(answer.push(*id, None).unwrap().ready);
@@ -105,11 +110,167 @@ fn pieces_make_up_the_decoding_of_transformers() {
     }
 }
 
+/// The text of an answer to a prompt, and the most tokens that waited for it at a time.
+fn answer_text(text: &Arc<TextProcessor>, prompt: &[u32], answer: &[u32]) -> (String, usize) {
+    let mut detokenizer = Detokenizer::new(text.clone(), prompt);
+    let (mut out, mut waiting, mut most_waiting) = (String::new(), 0, 0);
+    for id in answer {
+        match detokenizer.push(*id).unwrap() {
+            Some(piece) => {
+                waiting = 0;
+                out += &piece;
+            }
+            None => waiting += 1,
+        }
+        most_waiting = most_waiting.max(waiting);
+    }
+    (out + &detokenizer.finish().unwrap(), most_waiting)
+}
+
+#[test]
+fn an_answer_is_what_its_ids_add_to_the_decoding_of_the_prompt() {
+    for (name, text, expected) in tokenizers() {
+        for (input, ids) in cases(&expected, "encode_cases") {
+            let (whole, _) = answer_text(&text, &[], &ids);
+            for at in 0..=ids.len() {
+                let (prompt, answer) = ids.split_at(at);
+                let (begin, _) = answer_text(&text, &[], prompt);
+                let (rest, _) = answer_text(&text, prompt, answer);
+                if begin.ends_with(char::REPLACEMENT_CHARACTER) && !input.contains(char::REPLACEMENT_CHARACTER) {
+                    let begun = begin.trim_end_matches(char::REPLACEMENT_CHARACTER);
+                    assert_eq!(format!("{begun}{rest}"), whole, "{name}: {input:?} at {at}");
+                } else {
+                    assert_eq!(begin + &rest, whole, "{name}: {input:?} at {at}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_token_of_an_answer_keeps_its_space() {
+    let (_, text, _) = tokenizers().into_iter().find(|(name, ..)| name == "spm_gqa").unwrap();
+    let ids = text.tokenizer.encode("The dog", true).unwrap();
+    let cut = (1..ids.len()).find(|at| text.tokenizer.token_of(ids[*at]).unwrap().starts_with("▁d")).unwrap();
+    let (prompt, answer) = ids.split_at(cut);
+    assert_eq!(answer_text(&text, prompt, answer).0, " dog");
+    assert_eq!(answer_text(&text, &[], answer).0, "dog", "as the decoding of these alone");
+    let stops = Arc::new(StopStrings::new(vec![" d".into()]));
+    let mut stopped = Answer::new(text.clone(), prompt, stops);
+    let steps: Vec<_> = answer.iter().map(|id| stopped.push(*id, None).unwrap()).collect();
+    assert!(steps.iter().any(|step| step.stopped), "{steps:?}");
+}
+
+#[test]
+fn bytes_that_never_become_a_character_do_not_wait() {
+    for (name, text, _) in tokenizers() {
+        let byte = |byte: u8| {
+            let fallback = text.tokenizer.id_of(&format!("<0x{byte:02X}>"));
+            // The first 68 of the bytes that stand for other characters, U+0100 and on, are 0 to 32, 127 to 160 and 173.
+            fallback.or_else(|| text.tokenizer.id_of(&char::from(byte).to_string()))
+        };
+        for pattern in [&[0xE6][..], &[0xF0, 0xF0, 0xE6], &[0xBF, 0xC3], &[0xE6, 0xB5], &[0xF0, 0xBF, 0xBF], &[0xFF]] {
+            let Some(pattern) = pattern.iter().map(|b| byte(*b)).collect::<Option<Vec<_>>>() else { continue };
+            let ids: Vec<u32> = pattern.iter().copied().cycle().take(3000).collect();
+            let (out, most_waiting) = answer_text(&text, &[], &ids);
+            assert!(most_waiting < 4, "{name}: {most_waiting}");
+            assert_eq!(out, text.tokenizer.decode(&ids).unwrap(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn tokens_drawn_at_random_make_up_their_decoding() {
+    for (name, text, _) in tokenizers().into_iter().filter(|(name, ..)| !name.contains("spm")) {
+        let count = text.tokenizer.vocab_size() as u32;
+        let mut state = 1u32;
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) % count
+        };
+        let ids: Vec<u32> = (0..4000).map(|_| random()).filter(|id| !text.tokenizer.is_special(*id)).collect();
+        let (out, most_waiting) = answer_text(&text, &[], &ids);
+        assert!(most_waiting < 4, "{name}: {most_waiting}");
+        assert_eq!(out, text.tokenizer.decode(&ids).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn added_tokens_of_directories_are_those_of_transformers() {
+    let golden_file = json("added_tokens.json");
+    let dir = std::env::temp_dir().join(format!("tokenflow-added-{}", std::process::id()));
+    for case in golden_file["directories"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut tokenizer = json("mha_tied/tokenizer.json");
+        let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        for token in golden_file["in_vocabulary"].as_array().unwrap() {
+            let next = vocabulary.len();
+            vocabulary.entry(token.as_str().unwrap()).or_insert(next.into());
+        }
+        let mut added = case["added_tokens"].clone();
+        for token in added.as_array_mut().unwrap() {
+            token["id"] = vocabulary[token["content"].as_str().unwrap()].clone();
+        }
+        tokenizer["added_tokens"] = added;
+        std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        for (file, content) in case["files"].as_object().unwrap() {
+            std::fs::write(dir.join(file), content.to_string()).unwrap();
+        }
+        let empty = || Config::new(dir.join("tokenizer_config.json"), Map::new());
+        let config = added_tokens::config(&dir).unwrap().unwrap_or_else(empty);
+        let tokens = AddedTokens::read(&dir, &config).unwrap();
+        let tokenizer = Tokenizer::read(&dir.join("tokenizer.json"), tokens).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        let text = Arc::new(TextProcessor { tokenizer, template: None, end_ids: Vec::new(), end_of_text: None });
+        for token in case["tokens"].as_array().unwrap() {
+            let id = token[0].as_u64().unwrap() as u32;
+            assert_eq!(text.tokenizer.token_of(id).as_deref(), token[1].as_str(), "{name}");
+        }
+        for case in case["cases"].as_array().unwrap() {
+            let expected = ids(&case[1]);
+            assert_eq!(text.tokenizer.encode(case[0].as_str().unwrap(), false).unwrap(), expected, "{name}: {case}");
+            assert_eq!(answer_text(&text, &[], &expected).0, case[2].as_str().unwrap(), "{name}: {case}");
+        }
+    }
+}
+
+#[test]
+fn new_tokens_have_ids_for_which_the_model_has_room() {
+    let path = golden("mha_tied/tokenizer.json");
+    let config = json!({"pad_token": "[PAD]", "additional_special_tokens": ["<|one|>", "<|two|>", 3, null], "eos_token": 7,
+                        "added_tokens_decoder": {"first": {"content": "x"}, "5": "text", "6": {}}});
+    let config = Config::new("tokenizer_config.json", config.as_object().unwrap().clone());
+    let count = Tokenizer::read(&path, AddedTokens::default()).unwrap().vocab_size();
+    let tokens = AddedTokens::read(Path::new("no-such-directory"), &config).unwrap().below(count + 2);
+    let tokenizer = Tokenizer::read(&path, tokens).unwrap();
+    assert_eq!(tokenizer.encode("<|one|>", false).unwrap(), [count as u32 + 1]);
+    assert!(tokenizer.encode("<|two|>", false).unwrap().iter().all(|id| (*id as usize) < count));
+}
+
+#[test]
+fn many_stop_strings_that_nearly_match_cost_no_more_than_a_few() {
+    let text = Arc::new(chatml());
+    let stops = (0..2000).map(|i| format!("{}{i}!", "a".repeat(1000))).collect();
+    let mut answer = Answer::new(text.clone(), &[], Arc::new(StopStrings::new(stops)));
+    let [a] = text.tokenizer.encode("a", false).unwrap()[..] else { panic!() };
+    let begun = std::time::Instant::now();
+    let mut released = 0;
+    for _ in 0..20_000 {
+        released += answer.push(a, None).unwrap().ready.len();
+    }
+    assert_eq!(released, 19_000, "all but what may become one");
+    assert!(begun.elapsed().as_secs() < 10);
+    let rest = text.tokenizer.encode("17!", false).unwrap();
+    let rest: String = rest.into_iter().flat_map(|id| answer.push(id, None).unwrap().ready).map(|t| t.text).collect();
+    assert_eq!(rest, "", "of the held text nothing is left before the stop string");
+}
+
 #[test]
 fn a_character_comes_with_its_last_token() {
     let (_, text, _) = tokenizers().remove(0);
     let ids = text.tokenizer.encode("a🚀b", false).unwrap();
-    let mut detokenizer = Detokenizer::new(text.clone());
+    let mut detokenizer = Detokenizer::new(text.clone(), &[]);
     let pieces: Vec<_> = ids.iter().map(|id| detokenizer.push(*id).unwrap()).collect();
     assert!(pieces.contains(&None), "{pieces:?}");
     assert_eq!(pieces.into_iter().flatten().collect::<Vec<_>>().concat(), "a🚀b");
@@ -185,12 +346,12 @@ fn templates_render_as_in_transformers() {
         let template = template(source, &value).at(now());
         for case in cases {
             let plain = context(case);
-            let mut marked = plain.clone();
-            let marks = Marks::new(&special, &template.literals, &marked).unwrap();
-            marked.values_mut().for_each(|value| marks.mark(value));
-            // Marks change nothing but for themselves.
-            let unmarked = |text: String| text.replace(jinja::is_mark, "");
-            for render in [template.render(plain), template.render(marked).map(unmarked)] {
+            let rendered = Rendered::new(&template, plain.clone());
+            if let Ok(rendered) = &rendered {
+                let ids = rendered.encode(&special).unwrap();
+                assert_eq!(ids, special.encode(&rendered.text, false).unwrap(), "{name}: {}", rendered.text);
+            }
+            for render in [template.render(plain), rendered.map(|rendered| rendered.text)] {
                 match (render, case["expected"].as_str(), case.get("error")) {
                     (Ok(text), Some(expected), None) => assert_eq!(text, expected, "{name}: {case}"),
                     (Err(Error::ChatTemplate { .. }), None, Some(Value::Null)) => {}
@@ -226,6 +387,29 @@ fn expressions_are_those_of_python() {
         }
     }
     assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn prompts_end_within_the_last_message() {
+    let text = chatml();
+    let value = json("templates/continued.json");
+    let cases = value["cases"].as_array().unwrap();
+    assert!(cases.len() > 100);
+    for case in cases {
+        let source = value["templates"][case["template"].as_str().unwrap()].as_str().unwrap();
+        let template = template(source.to_owned(), case);
+        let rendered = continued::render(&template, context(case));
+        match (rendered, case["expected"].as_str()) {
+            (Ok(rendered), Some(expected)) => assert_eq!(rendered.text, expected, "{case}"),
+            (Err(_), None) => {}
+            (rendered, _) => panic!("{:?} for {case}", rendered.map(|rendered| rendered.text)),
+        }
+    }
+    let messages = vec![Message::user("Say it."), Message::assistant("<|im_end|>")];
+    let ids = text.encode(&Prompt::ContinuedChat(messages), &Map::new()).unwrap();
+    let before = "<|im_start|>user\nSay it.<|im_end|>\n<|im_start|>assistant\n";
+    let before = text.tokenizer.encode(before, false).unwrap();
+    assert_eq!(ids, [before, text.tokenizer.encode_plain("<|im_end|>").unwrap()].concat());
 }
 
 #[test]
@@ -269,7 +453,7 @@ pub fn chatml_with(source: &str) -> Option<ChatTemplate> {
 
 /// A processor that writes conversations in ChatML.
 pub fn chatml() -> TextProcessor {
-    let tokenizer = Tokenizer::read(&golden("mha_tied/tokenizer.json")).unwrap();
+    let tokenizer = Tokenizer::read(&golden("mha_tied/tokenizer.json"), AddedTokens::default()).unwrap();
     TextProcessor { tokenizer, template: chatml_with(CHATML), end_ids: Vec::new(), end_of_text: None }
 }
 
@@ -305,9 +489,6 @@ fn contents_never_become_control_tokens() {
         let ids = text.encode_chat(&[Message::user(attack)], &Map::new()).unwrap();
         assert!(text.tokenizer.decode(&ids).unwrap().contains(attack.trim()), "nothing of {attack:?} is lost");
     }
-    let every_mark: String = ('\u{FDD0}'..='\u{FDEF}').collect();
-    let refused = text.encode_chat(&[Message::user(every_mark)], &Map::new());
-    assert!(matches!(refused, Err(Error::InvalidConfig { .. })), "{refused:?}");
 }
 
 #[test]
@@ -319,7 +500,7 @@ fn post_processors_that_make_no_sense_end_no_thread() {
         json!({"type": "TemplateProcessing", "single": unknown, "pair": unknown, "special_tokens": {}});
     let path = std::env::temp_dir().join(format!("tokenflow-nobody-{}.json", std::process::id()));
     std::fs::write(&path, tokenizer.to_string()).unwrap();
-    let tokenizer = Tokenizer::read(&path).unwrap();
+    let tokenizer = Tokenizer::read(&path, AddedTokens::default()).unwrap();
     std::fs::remove_file(path).unwrap();
     assert!(matches!(tokenizer.encode("a", true), Err(Error::Internal { .. })));
     assert!(tokenizer.encode("a", false).is_ok());
@@ -366,13 +547,163 @@ fn fields_and_variables_never_become_control_tokens() {
     }
 }
 
+fn tokenizer_of_json(tokenizer: &Value) -> Tokenizer {
+    let inner = tokenizers::Tokenizer::from_bytes(tokenizer.to_string()).unwrap();
+    Tokenizer::new(Path::new("tokenizer.json"), inner)
+}
+
+/// The golden tokenizer with tokens of these ids, texts and flags on top.
+fn mha_tied_with(tokens: &[(&str, Value)]) -> Value {
+    let mut tokenizer = json("mha_tied/tokenizer.json");
+    let mut next = 400;
+    for (content, flags) in tokens {
+        let mut token = json!({"id": next, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                               "normalized": false, "special": true});
+        token.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
+        tokenizer["model"]["vocab"][*content] = next.into();
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+        next += 1;
+    }
+    tokenizer
+}
+
+fn control_ids(text: &TextProcessor, messages: &[Message], vars: &Value) -> Vec<u32> {
+    let ids = text.encode_chat(messages, vars.as_object().unwrap()).unwrap();
+    ids.into_iter().filter(|id| text.tokenizer.control().contains(*id)).collect()
+}
+
+/// A processor whose template is `source`.
+fn processor(mut tokenizer: Tokenizer, source: &str) -> TextProcessor {
+    tokenizer.control_also(&[], [source].into_iter());
+    TextProcessor { tokenizer, template: chatml_with(source), end_ids: Vec::new(), end_of_text: None }
+}
+
+#[test]
+fn models_that_know_a_control_token_make_none_of_a_message() {
+    let special = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    let letters = ["<", "e", "o", "t", ">", "h", "i", "▁", " "];
+    let word_level = json!({"version": "1.0", "added_tokens": [special(0, "<unk>"), special(1, "EOT")],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "EOT": 1, "hi": 2}, "unk_token": "<unk>"}});
+    let mut pieces = vec![json!(["<unk>", 0.0]), json!(["<eot>", -0.5])];
+    pieces.extend(letters.map(|letter| json!([letter, -3.0])));
+    let unigram = json!({"version": "1.0", "added_tokens": [special(0, "<unk>"), special(1, "<eot>")],
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces}});
+    let mut vocab = json!({"<unk>": 0, "<eot>": 1, "<e": 20, "ot": 21, "<eot": 22});
+    for (letter, id) in letters.iter().zip(2..) {
+        vocab[*letter] = id.into();
+    }
+    let bpe = json!({"version": "1.0", "added_tokens": [special(0, "<unk>"), special(1, "<eot>")],
+        "model": {"type": "BPE", "unk_token": "<unk>", "vocab": vocab,
+                  "merges": [["<", "e"], ["o", "t"], ["<e", "ot"], ["<eot", ">"]]}});
+    for (tokenizer, end) in [(word_level, "EOT"), (unigram, "<eot>"), (bpe, "<eot>")] {
+        let text = processor(tokenizer_of_json(&tokenizer), &format!("{{{{ messages[0].content }}}} {end}"));
+        let encode = |content: &str| control_ids(&text, &[Message::user(content)], &json!({}));
+        for content in ["hi", "h", "?"] {
+            assert_eq!(encode(content).iter().filter(|id| **id == 1).count(), 1, "{end}: {content}");
+        }
+        for attack in [end.to_owned(), format!("hi {end} hi"), end.repeat(500), format!("<{end}>")] {
+            assert_eq!(encode(&attack).iter().filter(|id| **id == 1).count(), 1, "{attack:.40}");
+        }
+    }
+}
+
+#[test]
+fn what_a_normalizer_makes_a_control_token_is_none_in_a_message() {
+    let zero_width = json!({"type": "Replace", "pattern": {"String": "\u{200B}"}, "content": ""});
+    for (normalizer, attack) in [
+        (json!({"type": "NFKC"}), "＜eot＞"),
+        (json!({"type": "NFKC"}), "a ＜eot> b"),
+        (json!({"type": "Lowercase"}), "<EOT>"),
+        (zero_width, "<e\u{200B}ot>"),
+        (json!({"type": "Replace", "pattern": {"String": "x"}, "content": "<eot>"}), "axb"),
+    ] {
+        let mut tokenizer = mha_tied_with(&[("<eot>", json!({"normalized": true}))]);
+        tokenizer["normalizer"] = normalizer;
+        let text = processor(tokenizer_of_json(&tokenizer), "{{ messages[0].content }}<eot>");
+        for content in ["a", attack, &format!("{attack}{attack} {attack}"), "<eot>"] {
+            assert_eq!(control_ids(&text, &[Message::user(content)], &json!({})), [400], "{content}");
+        }
+    }
+}
+
+#[test]
+fn a_plain_token_that_begins_a_control_token_hides_none() {
+    let tokenizer = mha_tied_with(&[("<|", json!({"special": false})), ("<|im", json!({"special": false}))]);
+    let text = processor(tokenizer_of_json(&tokenizer), CHATML);
+    let controls = |content: &str| control_ids(&text, &[Message::user(content)], &json!({})).len();
+    for attack in ["a", "<|im_end|>", "<|", "<|im", "<|<|im_end|>", "<|im<|im_start|>"] {
+        assert_eq!(controls(attack), 3, "{attack}");
+    }
+}
+
+#[test]
+fn turn_markers_that_are_not_flagged_are_control_tokens() {
+    let plain = json!({"special": false});
+    let tokens =
+        ["<｜User｜>", "<start_of_turn>", "<think>", "<tool_call>", "<|other|>"].map(|text| (text, plain.clone()));
+    let source = "<｜User｜><start_of_turn>{{ messages[0].content }}{% if '<think>' in messages[0].content %}<think>\
+                  {% endif %}{{ '<tool_call>' }}";
+    let text = processor(tokenizer_of_json(&mha_tied_with(&tokens)), source);
+    let controls = |content: &str| control_ids(&text, &[Message::user(content)], &json!({}));
+    assert_eq!(controls("a"), [400, 401]);
+    assert_eq!(controls("<｜User｜> <start_of_turn>"), [400, 401]);
+    let ids = text.encode_chat(&[Message::user("<think><tool_call><|other|>")], &Map::new()).unwrap();
+    assert_eq!(ids, [400, 401, 402, 403, 404, 402, 403], "these are text");
+}
+
+#[test]
+fn names_of_fields_that_are_words_are_no_control_tokens() {
+    let text = processor(tokenizer_of_json(&mha_tied_with(&[("EOT", json!({}))])), EVERYTHING);
+    let tools = |name: &str| json!({"tools": [{"type": "function", name: {name: name}}]});
+    let message = Message::user("a").field("tool_calls", json!([]));
+    let controls = |name: &str| control_ids(&text, &[message.clone()], &tools(name)).len();
+    for name in ["EOT", "xEOTx", "im_end", "<|im_end|>"] {
+        assert_eq!(controls(name), controls("plain"), "{name}");
+    }
+}
+
+#[test]
+fn templates_make_no_control_tokens_of_parts_that_are_given() {
+    let source = "{% for m in messages %}{{ '<|' ~ 'im_start' ~ '|>' }}{{ m.role }}\n{{ m.content | trim }}{{ '<|' ~ m.name ~ '|>' }}\
+                  {{ m.content[:2] ~ m.name ~ m.content[-2:] }}{{ m.begin }}im_end{{ m.end }}\
+                  {% endfor %}{{ '<|im_end|>' }}";
+    let text = processor(tokenizer_of_json(&mha_tied_with(&[("<|user|>", json!({}))])), source);
+    let controls = |content: &str, name: &str, begin: &str, end: &str| {
+        let message = Message::user(content).field("name", name).field("begin", begin).field("end", end);
+        control_ids(&text, &[message], &json!({})).len()
+    };
+    assert_eq!(controls("ab", "x", "a", "b"), 2);
+    assert_eq!(controls("ab", "im_start", "", ""), 2, "a string of its code");
+    for name in ["im_end", "user"] {
+        assert_eq!(controls("ab", name, "", ""), 2, "{name}");
+        assert_eq!(controls("<||>", name, "<|", "|>"), 2, "{name}");
+        assert_eq!(controls("<|</think>|>", name, "<|", "|>"), 2, "{name}");
+    }
+}
+
+#[test]
+fn messages_full_of_beginnings_of_many_tokens_take_time_linear_in_their_length() {
+    let names: Vec<String> = (0..6000).map(|i| format!("<unused{i}>")).collect();
+    let tokens: Vec<_> = names.iter().map(|name| (name.as_str(), json!({"special": name.len() % 2 == 0}))).collect();
+    let text = processor(tokenizer_of_json(&mha_tied_with(&tokens)), CHATML);
+    let begun = std::time::Instant::now();
+    for content in ["<".repeat(100_000), "<unused".repeat(10_000), "<unused10".repeat(10_000)] {
+        assert_eq!(control_ids(&text, &[Message::user(content)], &json!({})).len(), 3);
+    }
+    assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+}
+
 #[test]
 fn a_template_finds_what_it_looks_for() {
     let source = "{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] }}{{ m.content | length }}\
-                  {% if '<|im_end|>' in m.content %}never{% endif %}{% endfor %}";
+                  {% if '<|im_end|>' in m.content %}found{% endif %}{% endfor %}";
     let text = TextProcessor { template: Some(template(source.to_owned(), &Value::Null)), ..chatml() };
     let ids = text.encode_chat(&[Message::assistant("<think>a < b</think><b><|im_end|>")], &Map::new()).unwrap();
-    assert_eq!(text.tokenizer.decode(&ids).unwrap(), "<|im_start|><b><|im_end|>33");
+    assert_eq!(text.tokenizer.decode(&ids).unwrap(), "<|im_start|><b><|im_end|>33found");
     assert_eq!(ids.iter().filter(|id| text.tokenizer.is_special(**id)).count(), 1);
 }
 
@@ -398,7 +729,7 @@ fn templates_that_are_nested_deep_are_compiled_or_refused() {
     ] {
         let _ = new(format!("{before}{}{after}", nested.repeat((128 << 10) / nested.len() - 8)));
     }
-    let error = new(format!("{{{{ {}a }}}}", "(".repeat(10_000))).unwrap_err().to_string();
+    let error = new(format!("{{{{ {}a{} }}}}", "(".repeat(10_000), ")".repeat(10_000))).unwrap_err().to_string();
     assert!(
         error.contains("test: chat_template is not a valid template: line 1: it is nested more than 100"),
         "{error}"
@@ -413,7 +744,8 @@ fn templates_that_are_nested_deep_are_compiled_or_refused() {
 fn stop_strings_are_found_across_tokens_and_held_back_until_decided() {
     let text = Arc::new(chatml());
     let run = |input: &str, stops: &[&str]| {
-        let mut answer = Answer::new(text.clone(), stops.iter().map(|stop| (*stop).to_owned()).collect());
+        let stop_strings = StopStrings::new(stops.iter().map(|stop| (*stop).to_owned()).collect());
+        let mut answer = Answer::new(text.clone(), &[], Arc::new(stop_strings));
         let mut out = String::new();
         for id in text.tokenizer.encode(input, false).unwrap() {
             let step = answer.push(id, None).unwrap();
@@ -505,12 +837,8 @@ fn bad_tokenizers_are_refused_with_key_and_value() {
         (bpe, "merges", vec!["a \u{4e00}"].into(), "Token `\u{4e00}` out of vocabulary"),
         (bpe, "merges", vec![long.as_str()].into(), "makes is not in the vocabulary"),
         (bpe, "merges", 1.into(), "is not an array"),
-        (bpe, "bos_token_id", 5000.into(), "5000 is not in the vocabulary of 1103 tokens"),
-        (bpe, "add_bos_token", "yes".into(), "is not true or false"),
         (spm, "scores", vec![0.5].into(), "is not an array of 669 numbers"),
         (&chained, "tokens", chain.into(), "499500 pairs of tokens make others, too many to hold"),
-        (spm, "unknown_token_id", 669.into(), "669 is not in the vocabulary of 669 tokens"),
-        (spm, "eos_token_id", Value::from(-1), "-1 is not a size"),
         (spm, "model", "gemma4".into(), "tokenizer.ggml.merges: is missing"),
     ] {
         let key = format!("tokenizer.ggml.{key}");
@@ -520,24 +848,91 @@ fn bad_tokenizers_are_refused_with_key_and_value() {
     }
 }
 
-#[test]
-fn end_ids_are_in_the_vocabulary() {
-    let metadata = json("gguf/tokenizers.json")["byte_level"]["metadata"].clone();
-    let tokenizer = tokenizer_of(&metadata, &[]).unwrap();
-    let end_ids = |metadata: &Value| gguf::end_ids(&Metadata::of_json(Path::new("model.gguf"), metadata), &tokenizer);
-    assert_eq!(end_ids(&metadata).unwrap(), [tokenizer.id_of("<|im_end|>").unwrap()]);
-    let mut metadata = metadata.clone();
-    // In harmony's answers messages end, too.
-    for (last, expected) in [("<|im_end|>", vec![0, 1, 2]), ("<|return|>", vec![1, 2])] {
-        let mut metadata = metadata.clone();
-        for (id, token) in ["<|end|>", "<|call|>", last].into_iter().enumerate() {
-            metadata["tokenizer.ggml.tokens"][id] = token.into();
-        }
-        let tokenizer = tokenizer_of(&metadata, &[]).unwrap();
-        let ids = gguf::end_ids(&Metadata::of_json(Path::new("model.gguf"), &metadata), &tokenizer).unwrap();
-        assert_eq!(ids, expected);
+fn end_ids_of(metadata: &Value) -> Vec<u32> {
+    let tokenizer = tokenizer_of(metadata, &[]).unwrap();
+    gguf::end_ids(&Metadata::of_json(Path::new("model.gguf"), metadata), &tokenizer)
+}
+
+/// Byte-level metadata whose first tokens have these names and types.
+fn with_tokens(tokens: &[(&str, i64)]) -> Value {
+    let mut metadata = json("gguf/tokenizers.json")["byte_level"]["metadata"].clone();
+    for (id, (token, kind)) in tokens.iter().enumerate() {
+        metadata["tokenizer.ggml.tokens"][id] = (*token).into();
+        metadata["tokenizer.ggml.token_type"][id] = (*kind).into();
     }
-    metadata["tokenizer.ggml.eot_token_id"] = 5000.into();
-    let error = end_ids(&metadata).unwrap_err().to_string();
-    assert!(error.contains("tokenizer.ggml.eot_token_id: 5000 is not in the vocabulary"), "{error}");
+    metadata
+}
+
+#[test]
+fn tokens_of_a_gguf_are_control_tokens_and_ends_by_their_names() {
+    for kind in [1, 3, 4, 5, 77] {
+        for name in
+            ["<|im_end|>", "<end_of_turn>", "<eos>", "[EOT]", "<turn|>", "<|flush|>", "<|calls|>", "<|fim_pad|>"]
+        {
+            let mut metadata = with_tokens(&[("<|endoftext|>", 3), ("<|fim_prefix|>", kind), (name, kind)]);
+            metadata["tokenizer.ggml.eos_token_id"] = 0.into();
+            let tokenizer = tokenizer_of(&metadata, &[]).unwrap();
+            assert_eq!(end_ids_of(&metadata), [0, 2], "{name} of type {kind}");
+            assert!(tokenizer.is_special(1) && tokenizer.is_special(2), "{name} of type {kind}");
+            assert_eq!(tokenizer.encode(&format!("{name}<|fim_prefix|>"), false).unwrap(), [2, 1], "{name}");
+        }
+    }
+    // A name of harmony's is one token, and text if the file says so.
+    let tokenizer = tokenizer_of(&with_tokens(&[("<|channel|>", 1), ("<|other|>", 1)]), &[]).unwrap();
+    assert_eq!(tokenizer.encode("<|channel|>", false).unwrap(), [0]);
+    assert!(!tokenizer.is_special(0));
+    assert!(tokenizer.encode("<|other|>", false).unwrap().len() > 1);
+}
+
+#[test]
+fn ends_of_parts_do_not_end_an_answer() {
+    for (tokens, expected) in [
+        (["<|end|>", "<|call|>", "<|im_end|>"], vec![0, 1, 2]),
+        (["<|end|>", "<|call|>", "<|return|>"], vec![1, 2]),
+        (["<|end|>", "<|calls|>", "<|flush|>"], vec![1, 2]),
+        (["</s>", "<eos>", "<|tool_response>"], vec![1, 2]),
+        (["</s>", "<eos>", "<turn|>"], vec![0, 1, 2]),
+    ] {
+        let mut metadata = with_tokens(&tokens.map(|token| (token, 4)));
+        metadata["tokenizer.ggml.eos_token_id"] = 2.into();
+        assert_eq!(end_ids_of(&metadata), expected, "{tokens:?}");
+    }
+}
+
+#[test]
+fn optional_metadata_that_makes_no_sense_is_ignored() {
+    let golden = json("gguf/tokenizers.json");
+    let (bpe, spm) = (&golden["byte_level"]["metadata"], &golden["spm"]["llama"]["metadata"]);
+    for (metadata, key, value) in [
+        (bpe, "bos_token_id", 5000.into()),
+        (bpe, "bos_token_id", "one".into()),
+        (bpe, "eos_token_id", Value::from(-1)),
+        (bpe, "eot_token_id", 5000.into()),
+        (bpe, "eom_token_id", Value::from(u32::MAX)),
+        (bpe, "fim_pad_token_id", vec![1, 2].into()),
+        (bpe, "padding_token_id", Value::from(u32::MAX)),
+        (bpe, "add_bos_token", "yes".into()),
+        (bpe, "add_eos_token", 2.into()),
+        (bpe, "token_type", vec![1; 2000].into()),
+        (spm, "unknown_token_id", 669.into()),
+        (spm, "eos_token_id", Value::from(-1)),
+        (spm, "add_space_prefix", "no".into()),
+        (spm, "scores", vec![1; 669].into()),
+    ] {
+        let mut metadata = metadata.clone();
+        metadata[format!("tokenizer.ggml.{key}")] = value.clone();
+        let tokenizer = tokenizer_of(&metadata, &[]).unwrap_or_else(|error| panic!("{key}: {value}: {error}"));
+        assert!(!tokenizer.encode("a b", true).unwrap().is_empty(), "{key}: {value}");
+        let ends = end_ids_of(&metadata);
+        assert!(ends.iter().all(|id| tokenizer.token_of(*id).is_some()), "{key}: {value}: {ends:?}");
+    }
+    let mut metadata = spm.clone();
+    metadata["tokenizer.ggml.bos_token_id"] = 669.into();
+    assert_eq!(tokenizer_of(&metadata, &[]).unwrap().encode("", true).unwrap(), [1], "the default of this kind");
+}
+
+#[test]
+fn empty_tokens_fill_gaps() {
+    let tokenizer = tokenizer_of(&with_tokens(&[("", 1), ("", 1)]), &[]).unwrap();
+    assert!(!tokenizer.encode("a b", true).unwrap().is_empty());
 }

@@ -65,7 +65,7 @@ impl LoraConfig {
         seed: u64 => seed;
     }
 
-    /// Sets [`target_keys`](Self::target_keys).
+    /// Sets [`target_keys`](Self::target_keys), in place of those there are.
     #[must_use]
     pub fn target_keys<S: Into<String>>(mut self, keys: impl IntoIterator<Item = S>) -> Self {
         self.target_keys = keys.into_iter().map(Into::into).collect();

@@ -49,18 +49,6 @@ pub trait TrainableModel: TextModel {
     /// those that are known.
     fn apply_lora(&self, config: LoraConfig) -> Result<Box<dyn Adapter>>;
 
-    /// The ids of a text, with the tokens that the tokenizer puts around every text.
-    ///
-    /// # Errors
-    /// [`Error::Internal`](crate::Error::Internal) if the tokenizer fails.
-    fn encode(&self, text: &str) -> Result<Vec<u32>>;
-
-    /// The text of ids, special tokens included.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) names an id that is not in the vocabulary.
-    fn decode(&self, ids: &[u32]) -> Result<String>;
-
     /// Transformer layers.
     fn num_layers(&self) -> usize;
 

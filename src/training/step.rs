@@ -140,7 +140,7 @@ fn pack(network: &Network, samples: &[&Sample]) -> (Batch, Vec<u32>, Vec<u32>) {
         batch.tokens.extend(tokens);
         batch.positions.extend(0..len as u32);
         let regime = network.regime(len, len);
-        batch.spans.push(Span { start, len, context_len: len, regime, blocks: Vec::new(), adapter: None });
+        batch.spans.push(Span { start, len, context_len: len, regime, ..Span::default() });
     }
     (batch, rows, targets)
 }

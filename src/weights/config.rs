@@ -44,14 +44,6 @@ impl Config {
         this
     }
 
-    /// With the values of another one for keys that are not mentioned.
-    #[must_use]
-    pub fn or_of(&self, other: Self) -> Self {
-        let mut this = self.clone();
-        this.fill(other.values);
-        this
-    }
-
     fn fill(&mut self, defaults: Map<String, Value>) {
         for (key, value) in defaults {
             self.values.entry(key).or_insert(value);

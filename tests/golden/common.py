@@ -229,13 +229,14 @@ def expected_prompt_of(logits_after, tokenizer, text, margin):
         greedy.append(int(top.indices[0]))
         sequence.append(greedy[-1])
         logits = logits_after(sequence)
+    prompt, whole = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (ids, sequence))
     return {
         "text": text,
         "ids": ids,
         "logits": [rounded(x) for x in first.tolist()],
         "greedy": greedy,
         "margins": margins,
-        "greedy_text": tokenizer.decode(greedy, skip_special_tokens=True),
+        "greedy_text": whole[len(prompt) :],
     }
 
 

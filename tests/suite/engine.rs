@@ -98,7 +98,7 @@ async fn max_tokens_and_a_full_context_end_with_length() {
     let long = PROMPT.repeat(40);
     let mut stream = model.generate(&long, GenerateConfig::new());
     assert!(stream.next().await.is_none());
-    assert!(matches!(stream.err(), Some(Error::PromptTooLong { limit: 32, tokens }) if *tokens > 32));
+    assert!(matches!(stream.err(), Some(Error::PromptTooLong { limit: 32, tokens, .. }) if *tokens > 32));
 }
 
 #[tokio::test]

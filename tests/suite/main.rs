@@ -2,11 +2,13 @@
 #![allow(clippy::duplicate_mod, reason = "an example that is tested brings its own support")]
 
 mod adapters;
+mod api;
 mod axum_sse;
 mod bad_input;
 mod discover;
 mod engine;
 mod golden;
+mod hostile;
 mod inspect;
 mod instruction_sets;
 mod invariance;

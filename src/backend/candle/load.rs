@@ -4,6 +4,7 @@ use std::{
 };
 
 use candle_core::{DType, Device};
+use serde_json::{Map, Value};
 
 use crate::{
     ActivationType, AdapterFile, Error, KvCacheType, LoadConfig, ModelInfo, Quantize, Result,
@@ -12,7 +13,13 @@ use crate::{
     engine::{Aside, Engine, Options},
     kernels::stored::StoredType,
     memory,
-    text::{ChatTemplate, TemplateSource, TextProcessor, Tokenizer, gguf, vocabulary},
+    text::{
+        ChatTemplate, TemplateSource, TextProcessor, Tokenizer,
+        added_tokens::{self, AddedTokens},
+        gguf,
+        lenient::heeded,
+        vocabulary,
+    },
     weights::{Checkpoint, Config, Store, gguf::Metadata},
 };
 
@@ -26,7 +33,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     let checkpoint = Checkpoint::open(path)?;
     let spec = decoder::spec(&checkpoint)?;
     let device = on_device(config, &spec, device)?;
-    let text = Arc::new(text(&checkpoint, config)?);
+    let text = Arc::new(text(&checkpoint, config, spec.vocab_size)?);
     // A vocabulary is read by way of more than is kept of it.
     memory::trim();
     if text.tokenizer.vocab_size() > spec.vocab_size {
@@ -76,7 +83,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     };
     let network = decoder.network().clone();
     let engine = Engine::start(Box::new(decoder), text.clone(), options)?;
-    let aside = network.is_on_cpu().then(|| Aside::new(&network, text, &engine));
+    let aside = network.is_on_cpu().then(|| Aside::new(&network, text.clone(), &engine));
     if let Some(adapter) = adapter {
         if aside.is_none() {
             return Err(Error::config("adapter_path", "only models on the CPU take adapters"));
@@ -86,7 +93,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<LocalMod
     tracing::info!(path = %path.display(), ?info, "loaded a model");
     drop(checkpoint);
     memory::trim();
-    Ok(LocalModel::new(info, engine, aside))
+    Ok(LocalModel::new(info, text, engine, aside))
 }
 
 /// The device all layers run on: splitting them is not possible, leaving it aside is.
@@ -134,31 +141,43 @@ fn stored_type(config: &LoadConfig, checkpoint: &Checkpoint, device: &Device) ->
     }
 }
 
-fn text(checkpoint: &Checkpoint, config: &LoadConfig) -> Result<TextProcessor> {
+/// `vocab_size`: ids that the model has room for.
+fn text(checkpoint: &Checkpoint, config: &LoadConfig, vocab_size: usize) -> Result<TextProcessor> {
     let mut found = match &checkpoint.store {
         Store::Gguf(file) => {
             let tokenizer = gguf::tokenizer(&file.path, &file.metadata)?;
-            let token = |key| -> Result<String> {
-                let id = file.metadata.opt_u32(key)?;
-                Ok(id.and_then(|id| tokenizer.token_of(id)).unwrap_or_default())
+            let token = |key| {
+                let id = heeded(file.metadata.opt_u32(key));
+                id.and_then(|id| tokenizer.token_of(id)).unwrap_or_default()
             };
             TextParts {
-                bos_token: token("tokenizer.ggml.bos_token_id")?,
-                eos_token: token("tokenizer.ggml.eos_token_id")?,
-                end_ids: gguf::end_ids(&file.metadata, &tokenizer)?,
-                template: gguf_template(&file.metadata)?,
+                bos_token: token("tokenizer.ggml.bos_token_id"),
+                eos_token: token("tokenizer.ggml.eos_token_id"),
+                end_ids: gguf::end_ids(&file.metadata, &tokenizer),
+                template: gguf_template(&file.path, &file.metadata),
                 tokenizer,
             }
         }
-        Store::Safetensors(_) => directory_text(checkpoint)?,
+        Store::Safetensors(_) => directory_text(checkpoint, vocab_size)?,
     };
-    if let Some(source) = &config.chat_template {
-        found.template = Some(source.clone().into());
-    }
+    let replaces = config.chat_template.clone().map(|source| FoundTemplate::new(&checkpoint.path, Ok(source.into())));
+    let is_own = replaces.is_none();
+    let template = replaces.or(found.template);
     let end_of_text = found.tokenizer.id_of(&found.eos_token);
-    let template = match found.template {
-        Some(source) => Some(ChatTemplate::new(&checkpoint.path, source, found.bos_token, found.eos_token)?),
-        None => None,
+    let named = [end_of_text, found.tokenizer.id_of(&found.bos_token)];
+    let ids: Vec<u32> = found.end_ids.iter().copied().chain(named.into_iter().flatten()).collect();
+    let sources = template.iter().filter_map(|template| template.source.as_ref().ok());
+    let sources = sources.flat_map(|source| [Some(&source.default), source.tool_use.as_ref()]);
+    found.tokenizer.control_also(&ids, sources.flatten().map(String::as_str));
+    let template = match template.map(|template| template.parse(found.bos_token, found.eos_token)).transpose() {
+        Ok(template) => template,
+        // The model can do all else.
+        Err(error) if is_own => {
+            tracing::warn!(%error, "the chat template cannot be used");
+            Some(ChatTemplate::unusable(error))
+        }
+        Err(Error::InvalidModel { reason, .. }) => return Err(Error::config("chat_template", reason)),
+        Err(error) => return Err(error),
     };
     Ok(TextProcessor { tokenizer: found.tokenizer, template, end_ids: found.end_ids, end_of_text })
 }
@@ -166,90 +185,124 @@ fn text(checkpoint: &Checkpoint, config: &LoadConfig) -> Result<TextProcessor> {
 /// What a model's files say about text.
 struct TextParts {
     tokenizer: Tokenizer,
-    template: Option<TemplateSource>,
+    template: Option<FoundTemplate>,
     bos_token: String,
     eos_token: String,
     end_ids: Vec<u32>,
 }
 
-fn directory_text(checkpoint: &Checkpoint) -> Result<TextParts> {
+fn directory_text(checkpoint: &Checkpoint, vocab_size: usize) -> Result<TextParts> {
     let dir = &checkpoint.path;
-    let mut config = Config::read_if_there(&dir.join("tokenizer_config.json"))?;
+    let mut config = added_tokens::config(dir)?;
     let path = dir.join("tokenizer.json");
     let tokenizer = if !path.exists() && vocabulary::is_there(dir) {
-        let known = vocabulary::config(dir, config)?;
+        let known = vocabulary::config(dir, config);
         let tokenizer = vocabulary::tokenizer(dir, &known)?;
         config = Some(known);
         tokenizer
     } else {
-        Tokenizer::read(&path)?
+        let known = config.clone().unwrap_or_else(|| Config::new(dir.join("tokenizer_config.json"), Map::new()));
+        Tokenizer::read(&path, AddedTokens::read(dir, &known)?.below(vocab_size))?
     };
-    let eos_token = special_token(config.as_ref(), "eos_token")?;
-    let mut end_ids = checkpoint.config.ids("eos_token_id")?;
-    if let Some(generation) = Config::read_if_there(&dir.join("generation_config.json"))? {
-        end_ids.extend(generation.ids("eos_token_id")?);
-    }
-    end_ids.extend(tokenizer.id_of(&eos_token));
+    let eos_token = special_token(config.as_ref(), "eos_token");
+    let generation = Config::read_if_there(&dir.join("generation_config.json"))?;
+    let mut end_ids: Vec<u32> = [Some(&checkpoint.config), generation.as_ref()]
+        .into_iter()
+        .flatten()
+        .flat_map(|config| known_ids(config, "eos_token_id", vocab_size))
+        .collect();
+    let ends = ["eot_token", "eom_token"].map(|key| special_token(config.as_ref(), key));
+    end_ids.extend(ends.iter().chain([&eos_token]).filter_map(|token| tokenizer.id_of(token)));
     end_ids.sort_unstable();
     end_ids.dedup();
     Ok(TextParts {
-        template: directory_template(dir, config.as_ref())?,
-        bos_token: special_token(config.as_ref(), "bos_token")?,
+        template: directory_template(dir, config.as_ref()),
+        bos_token: special_token(config.as_ref(), "bos_token"),
         eos_token,
         end_ids,
         tokenizer,
     })
 }
 
+/// An id or a list of ids, without those that the model has not.
+fn known_ids(config: &Config, key: &str, vocab_size: usize) -> Vec<u32> {
+    let values = match config.get(key) {
+        None => &[][..],
+        Some(Value::Array(values)) => values,
+        Some(value) => std::slice::from_ref(value),
+    };
+    let id = |value: &Value| value.as_u64().filter(|id| *id < vocab_size as u64).map(|id| id as u32);
+    let ids: Vec<u32> = values.iter().filter_map(id).collect();
+    if ids.len() < values.len() {
+        let why = format!("not ids below {vocab_size}, all of them: what is none is ignored");
+        tracing::warn!("{}", config.bad(key, &why));
+    }
+    ids
+}
+
 /// The text of a special token, which `tokenizer_config.json` gives as text or as an object.
-fn special_token(config: Option<&Config>, key: &str) -> Result<String> {
-    let Some(config) = config else { return Ok(String::new()) };
-    match config.get(key) {
-        None => Ok(String::new()),
-        Some(value) => {
-            let text = value.as_str().or_else(|| value.get("content")?.as_str());
-            text.map(str::to_owned).ok_or_else(|| config.bad(key, "neither a text nor an object with a content"))
-        }
+fn special_token(config: Option<&Config>, key: &str) -> String {
+    let token = config.and_then(|config| heeded(added_tokens::special_token(config, key)));
+    token.map(|token| token.content).unwrap_or_default()
+}
+
+/// A chat template, or why it cannot be read, and its file.
+struct FoundTemplate {
+    path: PathBuf,
+    source: Result<TemplateSource>,
+}
+
+impl FoundTemplate {
+    fn new(path: &Path, source: Result<TemplateSource>) -> Self {
+        Self { path: path.to_owned(), source }
+    }
+
+    fn parse(self, bos_token: String, eos_token: String) -> Result<ChatTemplate> {
+        ChatTemplate::new(&self.path, self.source?, bos_token, eos_token)
     }
 }
 
-fn gguf_template(metadata: &Metadata) -> Result<Option<TemplateSource>> {
-    let Some(default) = metadata.opt_str("tokenizer.chat_template")? else { return Ok(None) };
-    let tool_use = metadata.opt_str("tokenizer.chat_template.tool_use")?.map(str::to_owned);
-    Ok(Some(TemplateSource { default: default.to_owned(), tool_use }))
+fn gguf_template(path: &Path, metadata: &Metadata) -> Option<FoundTemplate> {
+    let default = heeded(metadata.opt_str("tokenizer.chat_template"))?.to_owned();
+    let tool_use = heeded(metadata.opt_str("tokenizer.chat_template.tool_use")).map(str::to_owned);
+    Some(FoundTemplate::new(path, Ok(TemplateSource { default, tool_use })))
 }
 
 /// The chat template: a file of its own, or in the tokenizer's configuration.
-fn directory_template(dir: &Path, config: Option<&Config>) -> Result<Option<TemplateSource>> {
-    if let Some(default) = template_file(dir.join("chat_template.jinja"))? {
-        let tool_use = template_file(dir.join("additional_chat_templates/tool_use.jinja"))?;
-        return Ok(Some(TemplateSource { default, tool_use }));
+fn directory_template(dir: &Path, config: Option<&Config>) -> Option<FoundTemplate> {
+    let path = dir.join("chat_template.jinja");
+    if path.exists() {
+        let tool_use = dir.join("additional_chat_templates/tool_use.jinja");
+        let source = template_file(&path).and_then(|default| {
+            let tool_use = tool_use.exists().then(|| template_file(&tool_use)).transpose()?;
+            Ok(TemplateSource { default, tool_use })
+        });
+        return Some(FoundTemplate::new(&path, source));
     }
-    if let Some(config) = Config::read_if_there(&dir.join("chat_template.json"))? {
-        return named_template(&config);
+    let path = dir.join("chat_template.json");
+    match Config::read_if_there(&path) {
+        Ok(None) => named_template(&dir.join("tokenizer_config.json"), config?),
+        Ok(Some(config)) => named_template(&path, &config),
+        Err(error) => Some(FoundTemplate::new(&path, Err(error))),
     }
-    config.map_or(Ok(None), named_template)
 }
 
-fn template_file(path: PathBuf) -> Result<Option<String>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let source = std::fs::read_to_string(&path);
-    source.map(Some).map_err(|error| Error::model_because(path, "cannot be read", error))
+fn template_file(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|error| Error::model_because(path, "cannot be read", error))
 }
 
 /// A template, or of several by name the ones called "default" and "tool_use".
-fn named_template(config: &Config) -> Result<Option<TemplateSource>> {
-    let Some(value) = config.get("chat_template") else { return Ok(None) };
+fn named_template(path: &Path, config: &Config) -> Option<FoundTemplate> {
+    let value = config.get("chat_template")?;
     if let Some(source) = value.as_str() {
-        return Ok(Some(source.to_owned().into()));
+        return Some(FoundTemplate::new(path, Ok(source.to_owned().into())));
     }
     let entries = value.as_array().map_or(&[][..], Vec::as_slice);
     let named = |name: &str| {
         let entry = entries.iter().find(|entry| entry.get("name").is_some_and(|found| found == name));
         entry.and_then(|entry| entry.get("template")?.as_str()).map(str::to_owned)
     };
-    let default = named("default").ok_or_else(|| config.bad("chat_template", "has no default template"))?;
-    Ok(Some(TemplateSource { default, tool_use: named("tool_use") }))
+    let default = named("default").ok_or_else(|| config.bad("chat_template", "has no default template"));
+    let source = default.map(|default| TemplateSource { default, tool_use: named("tool_use") });
+    Some(FoundTemplate::new(path, source))
 }

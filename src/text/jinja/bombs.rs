@@ -2,10 +2,10 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Failure, Rendered, Template};
+use super::{Failure, Template, Written};
 
 /// Renders on a thread with the stack that Rust gives threads, which an overflow would end with the process.
-fn render(source: String) -> Result<Rendered, Failure> {
+fn render(source: String) -> Result<Written, Failure> {
     let context: Map<String, Json> =
         Map::from_iter([("messages".to_owned(), json!([{"role": "user", "content": "a"}]))]);
     let render = move || Template::parse(&source)?.render(&context, &[], None);
@@ -92,7 +92,6 @@ fn doubling_ends_early() {
 #[test]
 fn work_counts_by_the_size_of_values() {
     let texts = [
-        
         "| upper",
         "| sort",
         "| wordcount",
@@ -127,7 +126,6 @@ fn work_counts_by_the_size_of_values() {
         "| map('string') | list",
         "[::-1]",
         "+ x",
-        
         "| tojson",
         "| string",
         "| batch(1) | list",

@@ -9,7 +9,7 @@ use super::{
     dict::DictBuilder,
     number::float_repr,
     repr,
-    text::{Text, TextBuilder, is_mark},
+    text::{Text, TextBuilder},
     value::Value,
     vm::Vm,
 };
@@ -171,7 +171,7 @@ impl Options {
                 '\x08' => "\\b".to_owned(),
                 '\x0C' => "\\f".to_owned(),
                 ..' ' => format!("\\u{:04x}", u32::from(c)),
-                _ if self.ensure_ascii && !(' '..='~').contains(&c) && !is_mark(c) => {
+                _ if self.ensure_ascii && !(' '..='~').contains(&c) => {
                     c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
                 }
                 _ => continue,

@@ -32,8 +32,6 @@ mod value;
 mod vm;
 
 pub use budget::Failure;
-#[cfg(test)]
-pub use text::is_mark;
 
 use std::ops::Range;
 
@@ -43,11 +41,14 @@ use serde_json::{Map, Value as Json};
 use budget::{Budget, Outcome};
 
 /// A template that was parsed.
-pub struct Template(parser::Parsed);
+pub struct Template {
+    parsed: parser::Parsed,
+    source: String,
+}
 
 /// What a template wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rendered {
+pub struct Written {
     pub text: String,
     /// The bytes that are from the values it was given, or were made of them, in order. All others stand in the template.
     pub values: Vec<Range<usize>>,
@@ -55,12 +56,11 @@ pub struct Rendered {
 
 impl Template {
     pub fn parse(source: &str) -> Outcome<Self> {
-        parser::parse(source).map(Self)
+        Ok(Self { parsed: parser::parse(source)?, source: source.to_owned() })
     }
 
-    /// The string literals in its code.
-    pub fn literals(&self) -> &[String] {
-        &self.0.literals
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Renders it with values from outside, and with words of its maker, which count as its own. `now` is for
@@ -70,7 +70,7 @@ impl Template {
         values: &Map<String, Json>,
         words: &[(&str, &str)],
         now: Option<NaiveDateTime>,
-    ) -> Outcome<Rendered> {
+    ) -> Outcome<Written> {
         let size = values.values().map(json::size).sum();
         let budget = Budget::new(size);
         let value = |name: &String| {
@@ -79,10 +79,10 @@ impl Template {
             }
             values.get(name).map(|value| json::value(&budget, value, 0)).transpose()
         };
-        let context = self.0.names.iter().map(value).collect::<Outcome<_>>()?;
-        let mut vm = vm::Vm::new(&self.0, budget, context)?;
+        let context = self.parsed.names.iter().map(value).collect::<Outcome<_>>()?;
+        let mut vm = vm::Vm::new(&self.parsed, budget, context)?;
         vm.now = now;
         let text = vm.render()?;
-        Ok(Rendered { values: text.value_ranges(), text: text.to_string() })
+        Ok(Written { values: text.value_ranges(), text: text.to_string() })
     }
 }

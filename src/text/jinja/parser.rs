@@ -17,8 +17,6 @@ pub struct Parsed {
     pub loops: Vec<For>,
     pub constants: Vec<Constant>,
     pub names: Vec<String>,
-    /// The string literals in its code.
-    pub literals: Vec<String>,
 }
 
 pub struct Parser {
@@ -39,18 +37,13 @@ pub struct Parser {
 /// Parses a template.
 pub fn parse(source: &str) -> Outcome<Parsed> {
     let tokens = tokenize(source)?;
-    let literals = tokens.iter().filter_map(|(token, _)| match token {
-        Token::Text(text) => Some(text.clone()),
-        _ => None,
-    });
-    let parsed = Parsed { literals: literals.collect(), ..Parsed::default() };
     let mut parser = Parser {
         tokens,
         at: 0,
         depth: 0,
         in_condition: false,
         loops: 0,
-        parsed,
+        parsed: Parsed::default(),
         name_ids: HashMap::new(),
         constant_ids: HashMap::new(),
         uses: Vec::new(),

@@ -4,7 +4,7 @@ use super::{
     budget::{MAX_VALUE_DEPTH, Outcome, fail},
     loops::LoopState,
     number::float_repr,
-    text::{Text, TextBuilder, is_mark},
+    text::{Text, TextBuilder},
     value::{Value, View, excerpt},
     vm::Vm,
 };
@@ -148,6 +148,5 @@ pub fn write_quoted(out: &mut TextBuilder, text: &Text) -> Outcome<()> {
 /// `str.isprintable` of a character.
 pub fn is_printable(c: char) -> bool {
     // Rust leaves the same characters as they are, combining ones behind another.
-    (' '..='~').contains(&c)
-        || !c.is_ascii() && (is_mark(c) || ['a', c].iter().collect::<String>().escape_debug().count() == 2)
+    (' '..='~').contains(&c) || !c.is_ascii() && ['a', c].iter().collect::<String>().escape_debug().count() == 2
 }

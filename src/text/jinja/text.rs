@@ -4,12 +4,6 @@ use std::{cell::OnceCell, ops::Deref, ops::Range, rc::Rc};
 
 use super::budget::{Budget, Held, Outcome, check_text};
 
-/// Characters that no text may contain. [`Marks`](crate::text::marks::Marks) puts some into the text of users;
-/// here they count for nothing.
-pub fn is_mark(c: char) -> bool {
-    ('\u{FDD0}'..='\u{FDEF}').contains(&c)
-}
-
 /// Memory that a text takes beside its bytes.
 const TEXT_BYTES: usize = 96;
 

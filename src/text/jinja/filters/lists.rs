@@ -22,14 +22,7 @@ fn generator(vm: &Vm<'_>, items: Vec<Value>) -> Outcome<Value> {
 
 pub fn length(_: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     let [] = args.bind("len", [])?;
-    let marks = match &value {
-        Value::Text(text) if text.char_count()? < text.len() => {
-            text.budget().scan(text.len())?;
-            text.chars().filter(|c| super::super::text::is_mark(*c)).count()
-        }
-        _ => 0,
-    };
-    Ok(Value::Int((value.len()? - marks) as i128))
+    Ok(Value::Int(value.len()? as i128))
 }
 
 pub fn default(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {

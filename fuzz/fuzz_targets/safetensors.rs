@@ -1,0 +1,13 @@
+//! A safetensors file of any bytes, in a directory that is whole otherwise.
+#![no_main]
+
+use std::fs;
+
+use libfuzzer_sys::fuzz_target;
+use tokenflow_fuzz::{copy_of, load_and_run};
+
+fuzz_target!(|bytes: &[u8]| {
+    let dir = copy_of("mha_tied");
+    fs::write(dir.join("model.safetensors"), bytes).expect("room for a file");
+    load_and_run(&dir);
+});

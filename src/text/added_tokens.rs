@@ -1,0 +1,148 @@
+//! The added tokens that a directory names beside those of its `tokenizer.json`, as transformers takes them.
+
+use std::{collections::HashSet, path::Path};
+
+use serde_json::{Map, Value};
+use tokenizers::AddedToken;
+
+use super::lenient::heeded;
+use crate::{Result, weights::Config};
+
+/// Special tokens with a name of their own, in the order in which new ones get ids. So are all other keys that end alike.
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const LISTED: &str = "added_tokens_decoder";
+
+/// Tokens to be added to a tokenizer.
+#[derive(Default)]
+pub struct AddedTokens {
+    /// What is said of them goes before what the tokenizer says.
+    listed: Vec<AddedToken>,
+    /// Special tokens, but as the tokenizer has them where it has added them itself.
+    named: Vec<AddedToken>,
+    /// The ids that the model has room for.
+    max_ids: Option<usize>,
+}
+
+impl AddedTokens {
+    /// Those of `tokenizer_config.json` and `added_tokens.json`. What makes no sense in them is ignored.
+    pub fn read(dir: &Path, config: &Config) -> Result<Self> {
+        let mut by_id = Vec::new();
+        let listed = heeded(config.opt_object(LISTED));
+        if let Some(list) = &listed {
+            by_id.extend(list.entries().filter_map(|(id, token)| heeded(listed_token(list, id, token))));
+        }
+        if listed.is_none()
+            && let Some(file) = Config::read_if_there(&dir.join("added_tokens.json"))?
+        {
+            by_id.extend(file.entries().filter_map(|(text, id)| heeded(bare_token(&file, text, id))));
+        }
+        by_id.sort_by_key(|(id, _)| *id);
+        let mut listed: Vec<_> = by_id.into_iter().map(|(_, token)| token).collect();
+        let named = named(config);
+        let special: HashSet<_> = named.iter().map(|token| token.content.as_str()).collect();
+        for token in &mut listed {
+            token.special |= special.contains(token.content.as_str());
+        }
+        Ok(Self { listed, named, max_ids: None })
+    }
+
+    /// New ids are below this number, so that none is out of the model's range.
+    #[must_use]
+    pub fn below(mut self, max_ids: usize) -> Self {
+        self.max_ids = Some(max_ids);
+        self
+    }
+
+    /// Adds them.
+    pub fn add_to(self, inner: &mut tokenizers::Tokenizer) -> tokenizers::Result<()> {
+        let mut seen: HashSet<_> = inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+        seen.extend(self.listed.iter().map(|token| token.content.clone()));
+        let named = self.named.into_iter().filter(|token| seen.insert(token.content.clone()));
+        let (known, mut new): (Vec<_>, Vec<_>) =
+            self.listed.into_iter().chain(named).partition(|token| inner.token_to_id(&token.content).is_some());
+        inner.add_tokens(known)?;
+        let first_id = inner.get_added_tokens_decoder().into_keys().map(|id| id as usize + 1).max().unwrap_or(0);
+        let room = self.max_ids.map_or(usize::MAX, |max| max.saturating_sub(first_id.max(inner.get_vocab_size(false))));
+        if new.len() > room {
+            let (first, count) = (&new[room].content, new.len() - room);
+            tracing::warn!(first, count, "tokens for which the model has no room are ignored");
+            new.truncate(room);
+        }
+        inner.add_tokens(new)?;
+        Ok(())
+    }
+}
+
+fn listed_token(list: &Config, id: &str, token: &Value) -> Result<Option<(u64, AddedToken)>> {
+    let number = id.parse().map_err(|_| list.bad(id, "its key is not an id"))?;
+    let token = added_token(token, false).filter(|_| token.is_object());
+    token.map(|token| Some((number, token))).ok_or_else(|| list.bad(id, "not a token with a content"))
+}
+
+fn bare_token(file: &Config, text: &str, id: &Value) -> Result<Option<(u64, AddedToken)>> {
+    let id = id.as_u64().ok_or_else(|| file.bad(text, "not an id"))?;
+    Ok(Some((id, AddedToken::from(text, false))))
+}
+
+/// The special tokens of a configuration.
+fn named(config: &Config) -> Vec<AddedToken> {
+    let others = config.keys().filter(|key| key.ends_with("_token") && !NAMED.contains(key));
+    let others = others.filter(|key| config.get(key).is_some_and(|value| value.is_string() || value.is_object()));
+    let mut tokens: Vec<_> =
+        NAMED.into_iter().chain(others).filter_map(|key| heeded(special_token(config, key))).collect();
+    let key =
+        if config.get("extra_special_tokens").is_some() { "extra_special_tokens" } else { "additional_special_tokens" };
+    let extra: Vec<&Value> = match config.get(key) {
+        Some(Value::Array(list)) => list.iter().collect(),
+        Some(Value::Object(map)) => map.values().collect(),
+        Some(_) => {
+            tracing::warn!("{}", config.bad(key, "neither a list nor an object of tokens: it is ignored"));
+            Vec::new()
+        }
+        None => Vec::new(),
+    };
+    for value in extra {
+        match added_token(value, true) {
+            Some(token) => tokens.push(token),
+            None => tracing::warn!("{}", config.bad(key, &format!("{value} is no token: it is ignored"))),
+        }
+    }
+    tokens.retain(|token| !token.content.is_empty());
+    tokens
+}
+
+/// The special token under `key`.
+pub fn special_token(config: &Config, key: &str) -> Result<Option<AddedToken>> {
+    let Some(value) = config.get(key) else { return Ok(None) };
+    let token = added_token(value, true);
+    token.map(Some).ok_or_else(|| config.bad(key, "neither a text nor an object with a content"))
+}
+
+/// A token that is given as text or as an object.
+fn added_token(value: &Value, special: bool) -> Option<AddedToken> {
+    if let Some(text) = value.as_str() {
+        return Some(AddedToken::from(text, special));
+    }
+    let flag = |key: &str, default| value.get(key).and_then(Value::as_bool).unwrap_or(default);
+    let special = special || flag("special", false);
+    let token = AddedToken::from(value.get("content")?.as_str()?, special)
+        .single_word(flag("single_word", false))
+        .lstrip(flag("lstrip", false))
+        .rstrip(flag("rstrip", false))
+        .normalized(flag("normalized", !special));
+    Some(token)
+}
+
+/// `tokenizer_config.json`, with the tokens of `special_tokens_map.json` in place of its own unless it lists all tokens,
+/// as newer files do.
+pub fn config(dir: &Path) -> Result<Option<Config>> {
+    let path = dir.join("tokenizer_config.json");
+    let config = Config::read_if_there(&path)?;
+    let lists_all = config.as_ref().is_some_and(|config| config.get(LISTED).is_some());
+    let map = if lists_all { None } else { Config::read_if_there(&dir.join("special_tokens_map.json"))? };
+    let Some(map) = map else { return Ok(config) };
+    let config = config.unwrap_or_else(|| Config::new(path, Map::new()));
+    let values = map.entries().filter(|(_, value)| !value.is_null());
+    let values: Map<_, _> = values.map(|(key, value)| (key.clone(), value.clone())).collect();
+    Ok(Some(config.with(values.into())))
+}
