@@ -73,7 +73,8 @@ pub struct LoadConfig {
     pub prefix_cache_tokens: Option<usize>,
     /// Events a stream buffers before its sequence pauses for its reader (64).
     pub stream_buffer: usize,
-    /// A Jinja chat template in place of the model's own.
+    /// A Jinja chat template in place of the model's own. One that is none is [`Error::InvalidConfig`]; a model whose own
+    /// is none loads all the same, and [`chat`](crate::TextModel::chat) says why it cannot be used.
     pub chat_template: Option<String>,
     /// Threads that compute on the CPU; `None`: one on each core. They are the model's own, spin while there is a forward
     /// pass, and sleep while there is none. What a model answers does not depend on their number.
@@ -290,7 +291,7 @@ const MAX_THREADS: usize = 1 << 10;
 /// | `temperature`, `top_k`, `top_p`, `min_p`, `seed`, penalties, `logit_bias` | yes | yes | yes | no effect |
 /// | `max_tokens`, `prompt_lookup` | yes | yes | no effect | no effect |
 /// | `stop`, `stop_tokens`, `min_tokens`, `ignore_eos` | yes | yes | refused | refused |
-/// | `template_vars` | no effect | yes | no effect | no effect |
+/// | `template_vars`, `continue_final_message` | no effect | yes | no effect | no effect |
 /// | `return_logits` | refused | refused | yes | refused |
 ///
 /// What is refused is answered with [`Error::InvalidConfig`], and so is a value that has no meaning, in any call.
@@ -393,6 +394,19 @@ pub struct GenerateConfig {
     /// assert_eq!(config.template_vars["tools"][0]["function"]["name"], "weather");
     /// ```
     pub template_vars: Map<String, Value>,
+    /// Whether [`chat`](crate::TextModel::chat) goes on with the last message in place of answering it (false): the
+    /// prompt ends with the last message's content, and the answer is what follows it. As in transformers, space at the
+    /// content's end stays unless the chat template trims it, and the content must be in what the template writes, or the
+    /// request is [`Error::InvalidConfig`].
+    ///
+    /// ```
+    /// use tokenflow::{GenerateConfig, Message};
+    ///
+    /// let turns = [Message::user("Name a prime."), Message::assistant("The smallest prime is")];
+    /// let config = GenerateConfig::new().continue_final_message(true);
+    /// # let _ = (turns, config);
+    /// ```
+    pub continue_final_message: bool,
 }
 
 /// When a request is given up.
@@ -468,6 +482,7 @@ impl Default for GenerateConfig {
             base_model: false,
             prompt_lookup: 0,
             template_vars: Map::new(),
+            continue_final_message: false,
         }
     }
 }
@@ -501,6 +516,8 @@ impl GenerateConfig {
         penalty_window: usize => penalty_window;
         /// Goes on past the model's own end-of-text tokens.
         ignore_eos: bool => ignore_eos;
+        /// Sets whether the model goes on with the last message of a chat.
+        continue_final_message: bool => continue_final_message;
         /// Fixes the randomness.
         seed: u64 => Some(seed);
         /// Gives each prompt of a batch a seed of its own.

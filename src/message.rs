@@ -14,6 +14,9 @@ pub enum Role {
     Assistant,
     /// The result of a tool the model called.
     Tool,
+    /// Instructions of the program's developer, which some models tell from those of the system. Templates that do not
+    /// know the role do with it what they do with any other.
+    Developer,
 }
 
 impl Role {
@@ -24,7 +27,14 @@ impl Role {
             Self::User => "user",
             Self::Assistant => "assistant",
             Self::Tool => "tool",
+            Self::Developer => "developer",
         }
+    }
+
+    /// Whether a role goes by this name.
+    pub(crate) fn is_known(name: &str) -> bool {
+        let known = [Self::System, Self::User, Self::Assistant, Self::Tool, Self::Developer];
+        known.iter().any(|role| role.as_str() == name)
     }
 }
 
@@ -119,5 +129,10 @@ impl Message {
     /// What a tool returned.
     pub fn tool(content: impl Into<String>) -> Self {
         Self::new(Role::Tool, content)
+    }
+
+    /// What the program's developer asks of the model.
+    pub fn developer(content: impl Into<String>) -> Self {
+        Self::new(Role::Developer, content)
     }
 }

@@ -158,7 +158,8 @@ impl TextModel for LocalModel {
     }
 
     fn chat(&self, messages: &[Message], config: GenerateConfig) -> TokenStream {
-        self.start(Prompt::Chat(messages.to_vec()), config)
+        let prompt = if config.continue_final_message { Prompt::ContinuedChat } else { Prompt::Chat };
+        self.start(prompt(messages.to_vec()), config)
     }
 
     fn generate_ids(&self, prompt: &[u32], config: GenerateConfig) -> TokenStream {

@@ -36,9 +36,6 @@ pub struct ControlTokens {
     ids: HashSet<u32>,
     by_text: HashMap<String, ControlToken>,
     long_texts: Vec<String>,
-    /// Words in their texts.
-    words: HashSet<String>,
-    first_chars: HashSet<char>,
     texts: OnceLock<Automaton>,
     /// Those that begin or end a text, or end an answer.
     bounds: HashSet<u32>,
@@ -58,10 +55,7 @@ impl ControlTokens {
         self.ids.insert(id);
         if token.content.len() > MAX_TEXT_BYTES {
             self.long_texts.push(token.content.clone());
-        } else {
-            self.words.extend(token.content.split(|c| !is_word(c)).map(str::to_owned));
         }
-        self.first_chars.extend(token.content.chars().next());
         if !token.content.is_empty() {
             self.by_text.insert(token.content.clone(), ControlToken { id, token });
         }
@@ -103,42 +97,11 @@ impl ControlTokens {
         self.ids.contains(&id)
     }
 
-    pub fn tokens(&self) -> impl Iterator<Item = &ControlToken> {
-        self.by_text.values()
-    }
-
-    pub fn may_begin_with(&self, c: char) -> bool {
-        self.first_chars.contains(&c)
-    }
-
     /// The longest one that a text begins with.
     pub fn at_start_of(&self, text: &str) -> Option<&ControlToken> {
         let long = self.long_texts.iter().filter(|long| text.starts_with(long.as_str())).map(String::len).max();
         let len = long.or_else(|| self.texts().longest_at_start(text.as_bytes()))?;
         self.by_text.get(&text[..len])
-    }
-
-    /// Whether a text could be made part of one, or has one in it: templates may write down parts of them.
-    pub fn resembles(&self, text: &str) -> bool {
-        self.is_in(text) || self.is_part(text)
-    }
-
-    /// Whether a text could be made part of one.
-    pub fn is_part(&self, text: &str) -> bool {
-        self.words.contains(text) || self.short_texts().any(|whole| has_as_word(whole, text))
-    }
-
-    /// Whether a word could be made part of one, or has one in it.
-    pub fn resembles_word(&self, word: &str) -> bool {
-        self.words.contains(word) || self.is_in(word)
-    }
-
-    fn is_in(&self, text: &str) -> bool {
-        let mut prefix = 0;
-        text.bytes().any(|byte| {
-            prefix = self.texts().step(prefix, byte);
-            self.texts().found(prefix).is_some()
-        }) || self.long_texts.iter().any(|long| text.contains(long.as_str()))
     }
 
     fn short_texts(&self) -> impl Iterator<Item = &String> {
@@ -152,17 +115,6 @@ impl ControlTokens {
 
 fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
-}
-
-/// Whether a text is a part of another that does not begin or end within one of its words.
-fn has_as_word(whole: &str, part: &str) -> bool {
-    let cuts_word =
-        |before: Option<char>, after: Option<char>| before.is_some_and(is_word) && after.is_some_and(is_word);
-    whole.match_indices(part).any(|(at, _)| {
-        let end = at + part.len();
-        !cuts_word(whole[..at].chars().next_back(), part.chars().next())
-            && !cuts_word(part.chars().next_back(), whole[end..].chars().next())
-    })
 }
 
 /// Whether an added token that is not flagged as special is a turn marker if a template writes it: a tag such as

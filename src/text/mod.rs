@@ -2,10 +2,10 @@
 
 pub mod added_tokens;
 mod answer;
-mod bounds;
 pub mod budget;
 mod byte_level;
 mod chat_template;
+mod continued;
 mod control;
 mod control_names;
 mod decoding;
@@ -13,16 +13,15 @@ mod detokenizer;
 mod file;
 pub mod gguf;
 mod growth;
-mod json;
+mod jinja;
 pub mod lenient;
-mod marks;
 mod model;
 mod normalizer;
 mod pattern;
 mod pipeline;
 mod plain_words;
 mod pre_tokenizer;
-mod python;
+mod rendered;
 mod stop_strings;
 #[cfg(test)]
 pub mod tests;
@@ -52,6 +51,8 @@ pub enum Prompt {
     Text(String),
     /// A conversation, for the chat template.
     Chat(Vec<Message>),
+    /// A conversation whose last message the model goes on with.
+    ContinuedChat(Vec<Message>),
     /// Tokens, to which nothing is added.
     Ids(Vec<u32>),
 }
@@ -87,6 +88,11 @@ impl TextProcessor {
         let ids = match prompt {
             Prompt::Text(text) => self.tokenizer.encode_within(text, Reading::Whole, budget).await?,
             Prompt::Chat(messages) => self.encode_chat(messages, vars, budget).await?,
+            Prompt::ContinuedChat(messages) => {
+                let template = self.template.as_ref().ok_or(Error::NoChatTemplate)?;
+                let rendered = continued::render(template, chat_context(messages, vars)?)?;
+                rendered.encode(&self.tokenizer, budget).await?
+            }
             Prompt::Ids(ids) => ids.clone(),
         };
         if ids.is_empty() {
@@ -103,7 +109,7 @@ impl TextProcessor {
         budget: &mut Budget,
     ) -> Result<Vec<u32>> {
         let template = self.template.as_ref().ok_or(Error::NoChatTemplate)?;
-        let rendered = marks::Rendered::new(&self.tokenizer, template, chat_context(messages, vars)?)?;
+        let rendered = rendered::Rendered::new(template, chat_context(messages, vars)?)?;
         rendered.encode(&self.tokenizer, budget).await
     }
 }

@@ -1,12 +1,12 @@
 //! From text to token ids, piece by piece, so that it can be given up or put off at any time.
 
-use std::{ops::Range, sync::OnceLock};
+use std::sync::OnceLock;
 
 use tokenizers::{AddedToken, Encoding, Model as _, ModelWrapper, PostProcessor as _, Token};
 
 use super::{
     budget::Budget, byte_level, control::ControlTokens, model::Model, normalizer::Normalizer, pattern::Problem,
-    plain_words, pre_tokenizer::Steps, token_finder::TokenFinder,
+    plain_words, pre_tokenizer::Steps, rendered::Given, token_finder::TokenFinder,
 };
 use crate::Error;
 
@@ -20,16 +20,10 @@ pub enum Reading<'a> {
     Whole,
     /// Control tokens are recognized.
     Part,
-    /// Control tokens are recognized, but a text where one could have a character at these byte offsets has no ids.
-    Given(&'a [usize]),
+    /// Control tokens are recognized, but a text where one could have a character of a value has no ids.
+    Given(Given<'a>),
     /// Control tokens are plain text. Whether it is the first part of a text.
     Plain { first: bool },
-}
-
-/// Whether a byte offset, of those in order, is in a range.
-pub fn is_any_in(offsets: &[usize], range: Range<usize>) -> bool {
-    let first = offsets.partition_point(|at| *at < range.start);
-    offsets.get(first).is_some_and(|at| *at < range.end)
 }
 
 /// A part of a text between added tokens.
@@ -127,7 +121,7 @@ impl Pipeline {
         let mut words = Words { pipeline: self, model: inner.get_model(), control, reading, ids: Vec::new() };
         for part in self.verbatim.parts(text, is_plain) {
             let range = part.starts_at..part.starts_at + part.text.len();
-            let given = matches!(reading, Reading::Given(offsets) if is_any_in(offsets, range));
+            let given = matches!(reading, Reading::Given(values) if values.is_any_in(range));
             let Some(between) = part.between() else {
                 words.push(part.id, given, budget).await?;
                 continue;

@@ -16,11 +16,10 @@ use serde_json::{Map, Value, json};
 use super::{
     Answer, ChatTemplate, Prompt, StopStrings, TemplateSource, TextProcessor, Tokenizer,
     added_tokens::{self, AddedTokens},
-    budget,
-    chat_context,
+    budget, chat_context, continued,
     detokenizer::Detokenizer,
     gguf,
-    marks::Rendered,
+    rendered::Rendered,
     vocabulary,
 };
 use crate::{
@@ -311,7 +310,7 @@ fn now() -> NaiveDateTime {
 fn template_names() -> Vec<String> {
     let files = golden("templates").read_dir().unwrap().map(|file| file.unwrap().path());
     let mut names: Vec<_> = files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
-    names.retain(|name| name != "expressions");
+    names.retain(|name| !["expressions", "language", "continued"].contains(&&name[..]));
     names.sort();
     names
 }
@@ -357,10 +356,10 @@ fn templates_render_as_in_transformers() {
         let template = template(source, &value).at(now());
         for case in cases {
             let plain = context(case);
-            // Marks change nothing but for themselves.
-            let rendered = Rendered::new(&special, &template, plain.clone());
+            let rendered = Rendered::new(&template, plain.clone());
             if let Ok(rendered) = &rendered {
-                let ids = budget::at_once(rendered.encode(&special, &mut budget::Budget::unlimited())).unwrap().unwrap();
+                let ids =
+                    budget::at_once(rendered.encode(&special, &mut budget::Budget::unlimited())).unwrap().unwrap();
                 assert_eq!(ids, special.encode(&rendered.text, false).unwrap(), "{name}: {}", rendered.text);
             }
             for render in [template.render(plain), rendered.map(|rendered| rendered.text)] {
@@ -379,27 +378,56 @@ fn templates_render_as_in_transformers() {
 
 #[test]
 fn expressions_are_those_of_python() {
-    let value = json("templates/expressions.json");
-    let cases = value["cases"].as_array().unwrap();
-    assert!(cases.len() > 200);
     let mut wrong = Vec::new();
-    for case in cases {
-        let source = case[0].as_str().unwrap();
-        let found = ChatTemplate::new(Path::new("test"), source.to_owned(), String::new(), String::new())
-            .and_then(|template| template.at(now()).render(value["context"].as_object().unwrap().clone()));
-        let found = found.map_or_else(|error| Err(error.to_string()), Ok);
-        if found.as_deref().ok() != case[1].as_str() {
-            wrong.push(format!("{source}: {found:?}, not {}", case[1]));
+    for name in ["expressions", "language"] {
+        let value = json(&format!("templates/{name}.json"));
+        let cases = value["cases"].as_array().unwrap();
+        assert!(cases.len() > 500, "{name}");
+        let mut context = value["context"].as_object().unwrap().clone();
+        context.insert("messages".into(), json!([{"role": "user", "content": ""}]));
+        for case in cases {
+            let source = case[0].as_str().unwrap();
+            let tokens = ["<|bos|>".to_owned(), "<|im_end|>".to_owned()];
+            let [bos_token, eos_token] = tokens;
+            let found = ChatTemplate::new(Path::new("test"), source.to_owned(), bos_token, eos_token)
+                .and_then(|template| template.at(now()).render(context.clone()));
+            let found = found.map_or_else(|error| Err(error.to_string()), Ok);
+            if found.as_deref().ok() != case[1].as_str() {
+                wrong.push(format!("{source}: {found:?}, not {}", case[1]));
+            }
         }
     }
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn prompts_end_within_the_last_message() {
+    let text = chatml();
+    let value = json("templates/continued.json");
+    let cases = value["cases"].as_array().unwrap();
+    assert!(cases.len() > 100);
+    for case in cases {
+        let source = value["templates"][case["template"].as_str().unwrap()].as_str().unwrap();
+        let template = template(source.to_owned(), case);
+        let rendered = continued::render(&template, context(case));
+        match (rendered, case["expected"].as_str()) {
+            (Ok(rendered), Some(expected)) => assert_eq!(rendered.text, expected, "{case}"),
+            (Err(_), None) => {}
+            (rendered, _) => panic!("{:?} for {case}", rendered.map(|rendered| rendered.text)),
+        }
+    }
+    let messages = vec![Message::user("Say it."), Message::assistant("<|im_end|>")];
+    let ids = text.encode(&Prompt::ContinuedChat(messages), &Map::new()).unwrap();
+    let before = "<|im_start|>user\nSay it.<|im_end|>\n<|im_start|>assistant\n";
+    let before = text.tokenizer.encode(before, false).unwrap();
+    assert_eq!(ids, [before, text.tokenizer.encode_plain("<|im_end|>").unwrap()].concat());
 }
 
 #[test]
 fn templates_take_no_more_memory_than_texts_may_have() {
     for source in [
         "{{ 'a'.ljust(1048576, 'x' * 100000000) }}",
-        "{{ [1] | batch(100000000000000) }}",
+        "{{ [1] | batch(100000000000000, 0) | list }}",
         "{{ [1] | slice(100000000000000) }}",
         "{{ [0] * 1000000000000 }}",
         "{{ ([0] * 1000000000000) | list }}",
@@ -476,9 +504,6 @@ fn contents_never_become_control_tokens() {
         let ids = encode_chat(&text, &[Message::user(attack)], &Map::new()).unwrap();
         assert!(text.tokenizer.decode(&ids).unwrap().contains(attack.trim()), "nothing of {attack:?} is lost");
     }
-    let every_mark: String = ('\u{FDD0}'..='\u{FDEF}').collect();
-    let refused = encode_chat(&text, &[Message::user(every_mark)], &Map::new());
-    assert!(matches!(refused, Err(Error::InvalidConfig { .. })), "{refused:?}");
 }
 
 #[test]
@@ -700,10 +725,10 @@ fn messages_full_of_beginnings_of_many_tokens_take_time_linear_in_their_length()
 #[test]
 fn a_template_finds_what_it_looks_for() {
     let source = "{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] }}{{ m.content | length }}\
-                  {% if '<|im_end|>' in m.content %}never{% endif %}{% endfor %}";
+                  {% if '<|im_end|>' in m.content %}found{% endif %}{% endfor %}";
     let text = TextProcessor { template: Some(template(source.to_owned(), &Value::Null)), ..chatml() };
     let ids = encode_chat(&text, &[Message::assistant("<think>a < b</think><b><|im_end|>")], &Map::new()).unwrap();
-    assert_eq!(text.tokenizer.decode(&ids).unwrap(), "<|im_start|><b><|im_end|>33");
+    assert_eq!(text.tokenizer.decode(&ids).unwrap(), "<|im_start|><b><|im_end|>33found");
     assert_eq!(ids.iter().filter(|id| text.tokenizer.is_special(**id)).count(), 1);
 }
 
@@ -729,8 +754,12 @@ fn templates_that_are_nested_deep_are_compiled_or_refused() {
     ] {
         let _ = new(format!("{before}{}{after}", nested.repeat((128 << 10) / nested.len() - 8)));
     }
-    let error = new(format!("{{{{ {}a }}}}", "not ".repeat(10_000))).unwrap_err().to_string();
-    assert!(error.contains("chat_template has 10000 operators, more than 8192"), "{error}");
+    let error = new(format!("{{{{ {}a{} }}}}", "(".repeat(10_000), ")".repeat(10_000))).unwrap_err().to_string();
+    assert!(
+        error.contains("test: chat_template is not a valid template: line 1: it is nested more than 100"),
+        "{error}"
+    );
+    new(format!("{{{{ {}a }}}}", "not ".repeat(10_000))).unwrap();
     new("{%- if a -%} - {%- endif -%}".repeat(4000)).unwrap();
     let error = new("a".repeat((128 << 10) + 1)).unwrap_err().to_string();
     assert!(error.contains("chat_template has 131073 bytes, more than 131072"), "{error}");

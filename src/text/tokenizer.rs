@@ -20,6 +20,7 @@ use super::{
     pipeline::{Failure, Pipeline, Reading},
     plain_words::Unwritable,
     pre_tokenizer::Steps,
+    rendered::Given,
 };
 use crate::{Error, Result, files};
 
@@ -130,11 +131,11 @@ impl Tokenizer {
         ids.ok_or_else(|| Error::internal("a text was not tokenized"))
     }
 
-    /// The ids of `text`, the characters at `given` of which are no part of a control token; none if they would be.
+    /// The ids of `text`, in which characters of values are no part of a control token; none if they would be.
     ///
     /// # Cancel safety
     /// As [`encode_within`](Self::encode_within).
-    pub async fn encode_given(&self, text: &str, given: &[usize], budget: &mut Budget) -> Result<Option<Vec<u32>>> {
+    pub async fn encode_given(&self, text: &str, given: Given<'_>, budget: &mut Budget) -> Result<Option<Vec<u32>>> {
         self.encode_checked(text, Reading::Given(given), budget).await
     }
 
@@ -160,13 +161,6 @@ impl Tokenizer {
 
     pub fn control(&self) -> &ControlTokens {
         &self.control
-    }
-
-    /// What a template, whose code has these strings, may look for in texts: they, and added tokens that are text, but
-    /// nothing that could be made part of a control token.
-    pub fn texts_known_to(&self, literals: &[String]) -> super::stop_strings::Automaton {
-        let texts = literals.iter().chain(&self.plain_added_texts).filter(|text| !self.control.resembles(text));
-        super::stop_strings::Automaton::new(texts.map(String::as_bytes))
     }
 
     /// The text of `ids`.

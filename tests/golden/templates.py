@@ -2,7 +2,8 @@
 
 Every `<name>.json` holds `chat_template` as tokenizer_config.json would, the tokens it may name, and cases
 of `messages` and `vars` with either the render, `expected`, or `error`: the message of raise_exception, or
-null for what Python cannot do. `expressions.json` holds small templates, each with its render or null.
+null for what Python cannot do. `expressions.json` and `language.json` hold small templates, each with its render or
+null; `continued.json` holds prompts that end within the last message.
 """
 
 import datetime
@@ -335,7 +336,46 @@ STATEMENTS = [
 ]
 
 
-def expressions(tokenizer):
+# The rest of Jinja: operators, macros, filters, tests and methods that the lists above leave out.
+OPERATORS = [
+    "'' and 'a'", "'a' and ''", "'a' and 'b'", "none and 1", "0 or none", "[] or {}", "1 and 2 or 3", "missing and 'x'", "+3", "+number", "- - 3", "-+-2", "-number ** 2",
+    "2 ** -1", "(-2) ** 3", "4 ** 0.5", "0 ** 0", "2 ** 100", "10 ** 20 % 7", "-7 // 2.0", "7 % -3", "-7 % -3", "7.5 % -2", "1e308 * 10", "5 % 0", "1 / 0", "5 // 0", "0 ** -1",
+    "'%s' % 'x'", "'%s and %s' % ('a', 1)", "'%d%%' % 5", "'%(a)s-%(b)d' % {'a': 'x', 'b': 2}", "'%5.2f|%-8s|%+d|% d' % (2.5, 'ab', 3, 4)", "'%x %X %o %#x %c %r' % (255, 255, 8, 255, 'z', 'q')",
+    "'%s' % ([1, 2],)", "'%s' % [1, 2]", "'%s %s' % 'a'", "'%s' % ('a', 'b')", "'%e %E %g %G' % (12345.678, 0.00012, 1e10, 1e-5)", "'%05d|%-5d|%.3d' % (42, 42, 7)", "'%*d' % (5, 3)", "'%s' % none", "'%s' % missing", "'x' % ()", "'%d' % 'a'", "'%i %u' % (3, 4.7)", "'%.2s|' % 'abc'",
+    "'a' 'b' ~ 'c'", "[1] + [2] * 2", "(1, 2) + (3,)", "(1, 2) * 2", "'ab' * -1", "2 * 'ab'", "true + true", "1 - true", "'a' - 'b'", "[] - []", "1 + none", "[1] + (2,)", "1 < 2 == true", "1 < 3 > 2", "[1, 2] < [1, 3]", "(1, 2) <= (1, 2)", "'a' < 1", "none < 1", "1 <= 1.0", "2 ** 53 == 2.0 ** 53",
+    "1 in [1.0]", "true in [1]", "'a' in {'a': 1}", "2 in range(0, 10, 2)", "3 in range(0, 10, 2)", "2.0 in range(3)", "none in none", "[] in [[]]", "'' in 'abc'", "1 in 'abc'", "1 not in [2]", "not 1 in [1]", "not not 'a'", "not none",
+    "1 if 0 else 2 if 0 else 3", "(1 if 0) is undefined", "'a' if 1 if 1", "1, 2", "(1,)", "()", "(1, (2, 3))", "[1, [2, (3,)]]", "{'a': (1, 2)}", "{1: 'a', none: 'b', 2.5: 'c', (1, 2): 'd', true: 'e'}", "{[]: 1}", "{'a': 1}['a']", "{'a': 1}.b is defined", "[1, 2, 3][1:][0]", "'abcdef'[4:1:-1]", "'abcdef'[::-2]", "[1, 2, 3][::-1]", "(1, 2, 3)[:2]", "range(10)[2:8:3] | list", "range(10)[::-3]", "range(5)", "range(1, 9, 2)", "[1][5]", "'abc'[10:]", "'abc'[1.5]", "[1, 2][true]", "number[0]", "list[none]", "dict[list]", "'abc'['upper']()", "'a\\\nb'", "'\\x41\\101\\u00e9\\U0001F600\\q'", "0x1F + 0b101 + 0o17", "1_000 + 1", "1e3", "1.5E-3", "00",
+    "x.y.z is defined", "missing.x", "missing['x']", "missing()", "missing + 1", "missing | length", "missing in [missing]", "number()", "'a'()", "text.nothing", "list.append", "list.append(1)", "dict.clear is defined", "text.__class__", "text.strip is defined", "[dict.get][0]('zeta')", "text.strip is callable", "dict.keys()", "dict.values()", "{'a': 1}.items()", "dict.keys() | length", "dict.keys()[0]", "'zeta' in dict.keys()", "1 in {'a': 1}.values()", "dict.keys() is sequence", "dict.keys() | tojson", "(1, [2]) | tojson", "range(2) | tojson", "number.real", "real.is_integer()", "number.bit_length()",
+]
+CALLS = [
+    "dict([('a', 1), ('b', 2)])", "dict([['a', 1]], c=3)", "dict({'a': 1}, a=2)", "dict(1)", "dict.fromkeys is defined", "namespace(a=1, b='x')", "namespace({'a': 1}).a", "namespace(_a=1)", "range(3, 0, -1) | list", "range(0)", "range()", "range(1000000)", "range(1.5)", "range(1, 2, 0)", "range is callable", "namespace is callable", "joiner is callable", "cycler('a').next is callable", "missing is callable", "1 is callable", "'lower' is filter", "'nope' is filter", "'odd' is test", "'nope' is test", "1 is escaped", "'a' | e is escaped", "'a' is sameas 'a'", "1 is sameas 1.0", "none is sameas none", "1 is ne 2", "1 is lt 2", "3 is greaterthan 2", "2 is lessthan 1", "1 is ge(1)", "'a' is in 'abc'", "7 is divisibleby 7", "7 is divisibleby(0)", "'a' is odd", "1.0 is integer", "1.0 is float", "true is number", "true is integer", "1 is boolean", "'aB' is lower", "'AB' is upper", "12 is lower", "list is iterable", "1 is iterable", "dict is sequence", "namespace() is mapping",
+    "'Hello World' is string and 1 is number", "[] is not none", "not 1 is odd", "'x' is nope", "raise_exception('a', 1)", "raise_exception(none)", "strftime_now()", "strftime_now('%Y') | int + 1", "'abc' | nope",
+]
+METHODS = [
+    "'hello'.find('l', 3)", "'hello'.find('l', -2, -1)", "'hello'.rfind('l', 0, 3)", "'hello'.index('l', 1)", "'wörldö'.find('ö', 2)", "'hello'.count('l', 3)", "'hello'.startswith('l', 2)", "'hello'.endswith('l', 0, 4)", "'hello'.startswith(('x', 'e'), 1)", "'abc'.startswith('', 5)", "'abc'.find('', 3)", "'abc'.find('', 4)", "'abc'.startswith(1)",
+    "'Hello World'.istitle()", "'Hello world'.istitle()", "''.istitle()", "'abc'.isascii()", "'é'.isascii()", "'a_1'.isidentifier()", "'1a'.isidentifier()", "'a b'.isprintable()", "'a\\n'.isprintable()", "'²'.isdigit()", "'²'.isdecimal()", "'½'.isnumeric()", "'½'.isdigit()", "'٣'.isdecimal()", "'Straße'.casefold()", "'a\\tb\\tc'.expandtabs(4)", "'a\\tb'.expandtabs()", "'abc'.translate({97: 'x', 98: none})", "'abc'.translate('abc'.maketrans('ab', 'xy'))", "'abc'.translate(''.maketrans({'a': '1'}))", "'{a}-{b}'.format_map({'a': 1, 'b': 2})",
+    "'{:>8}|{:<8}|{:^8}|{:*^9}'.format('ab', 'cd', 'ef', 'gh')", "'{:08.3f}|{:+}|{: }'.format(3.14159, 5, 7)", "'{:,} {:_} {:,.2f}'.format(1234567, 1234567, 9876543.21)", "'{:b} {:#x} {:o} {:c}'.format(10, 255, 8, 65)", "'{:.3} {:.3}'.format('abcdef', 3.14159)", "'{:e} {:g} {:%} {:.1%}'.format(12345.6, 0.0001, 0.25, 0.125)", "'{0!r} {0!s} {1!a}'.format('é', 'é')", "'{0[a]} {1[0]} {2.zeta}'.format({'a': 1}, [2], dict)", "'{:{}}|'.format('a', 5)", "'{:{w}.{p}f}'.format(2.5, w=8, p=3)", "'{{}} {}'.format(1)", "'{} {}'.format(1)", "'{a}'.format()", "'{'.format(1)", "'}'.format(1)", "'{:d}'.format('a')", "'{:s}'.format(1)", "'{}'.format(none)", "'{:5}'.format(none)", "'{:5}|{:<5}|{:05}'.format(1, 2, -3)", "'{} {}'.format(true, missing)", "'{:=+6d}'.format(7)", "'{:x<4}'.format(1)", "'{:,}'.format(1234.5)", "'{:08,}'.format(1234)", "'{:g}'.format(100000.0)", "'{:g}'.format(1000000.0)", "'{:.0f} {:.0f}'.format(0.5, 1.5)", "'{}'.format(1e16)", "'{:#.3g}'.format(1.0)",
+    "'abc'.center(8)", "'abc'.ljust(6, '.')", "'abc'.zfill(5)", "'+7'.zfill(4)", "'abc'.center(8, 'xy')", "'a,b;c'.replace(',', ';').split(';')", "'aXbXc'.split('X', maxsplit=1)", "'aXbXc'.rsplit('X', maxsplit=1)", "'abc'.partition('')", "'a b'.split(sep=' ')", "'abc'.join('xyz')", "'abc'.removeprefix('ab').removesuffix('c') == ''", "'abc'.strip('ac')", "'abc'.strip(1)", "'aaa'.replace('a', 'b', -1)", "'aaa'.replace('a', 'b', 0)", "'abc'.upper(1)", "'ΑΣ'.lower()", "'ǆ'.upper()", "'ﬁ'.upper()", "'o\\'neill x'.title()", "'a1b'.title()", "[1, 2, 1].count(1)", "[1, 2, 1].index(1, 1)", "[1].index(2)", "(1, 2).index(2)", "(1, 1).count(1)", "range(5).index(3)", "dict.get()", "dict.items() | list | first",
+]
+FILTERS = [
+    "'hello big world' | truncate(9)", "'hello big world' | truncate(9, true)", "'hello big world' | truncate(9, false, '…')", "'hello big world' | truncate(12, leeway=0)", "'hello' | truncate(2)", "'hello big world' | truncate(11)", "'one two, three-four' | wordcount", "12 | wordcount", "'' | wordcount", "'the quick brown fox jumps' | wordwrap(10)", "'the quick brown-fox jumps' | wordwrap(11)", "'abcdefghijkl' | wordwrap(5)", "'abcdefghijkl mn' | wordwrap(5, false)", "'a bb ccc' | wordwrap(4, wrapstring='|')", "'well-known e-mail x--y' | wordwrap(6)", "'a\\n\\nb c' | wordwrap(2)", "'well-known' | wordwrap(6, break_on_hyphens=false)", "'  lead in space' | wordwrap(6)",
+    "'abc' | center(9) ~ '|'", "'abc' | center ~ '|'", "12 | center(6)", "'<p>Hello <b>World</b> &amp; &lt;you&gt;</p><!-- no -->  x' | striptags", "'a < b' | striptags", "'a b/c?d=é&' | urlencode", "{'a b': 'c/d', 'e': 1} | urlencode", "[('a', 1), ('b', 'x y')] | urlencode", "1 | urlencode", "{'class': 'a', 'id': 1, 'no': none, 'q': '<\"'} | xmlattr", "{'a': 1} | xmlattr(false)", "{} | xmlattr", "{'a b': 1} | xmlattr", "'<a href=\"x\">\\'&' | forceescape", "'<a>' | e | e", "'<a>' | e | forceescape", "'<b>' | safe ~ '<i>'", "('<b>' | safe) + '<i>'", "'<b>' | e | upper", "('%s' | safe) % '<'", "['<'] | join('>' | safe)", "'<a>' | escape | string",
+    "1 | filesizeformat", "999 | filesizeformat", "1000 | filesizeformat", "123456789 | filesizeformat", "1024 | filesizeformat(true)", "123456789 | filesizeformat(true)", "'2000' | filesizeformat", "1e30 | filesizeformat", "0 | filesizeformat",
+    "['b', 'A', 'a', 'B'] | sort(true)", "['b', 'A', 'a', 'B'] | sort(case_sensitive=true)", "['b', 'A', 'a'] | sort(true, true)", "people | sort(attribute='age,name') | map(attribute='name') | list", "people | sort(true, attribute='age') | map(attribute='name') | list", "[3, none] | sort", "[1, 'a'] | sort", "[[2, 1], [1, 2]] | sort", "dict | dictsort(true)", "{'b': 1, 'A': 2, 'a': 3} | dictsort", "{'b': 1, 'A': 2, 'a': 3} | dictsort(true)", "{'b': 1, 'A': 2} | dictsort(false, 'value')", "{'b': 1, 'A': 2} | dictsort(reverse=true)", "{'b': 1} | dictsort(by='x')", "[1] | dictsort",
+    "2.5 | round(0, 'ceil')", "2.567 | round(1, 'floor')", "2.5 | round", "3.5 | round", "-2.5 | round", "2.675 | round(2)", "1234 | round(-2)", "1250 | round(-2)", "1234.5 | round(-2)", "7 | round(0, 'ceil')", "2.5 | round(0, 'x')", "'a' | round", "people | max(attribute='age')", "people | min(attribute='name')", "['b', 'A'] | max", "['b', 'A'] | max(true)", "[] | max is undefined", "[] | min", "[1, 'a'] | max", "'aaa' | replace('a', 'b', count=1)", "'aaa' | replace('a', 'b', none)", "[1, 2, 3] | sum(start=10)", "[[1], [2]] | sum(start=[])", "people | sum('age')", "['a'] | sum", "people | sum(attribute='name')",
+    "people | map(attribute='x', default='d') | list", "people | map('attr', 'name') | list", "dict | attr('zeta') is defined", "dict | attr('keys') is defined", "[1, 2] | map('nope') | list", "[1] | map | list", "['a', 'b'] | map('replace', 'a', 'c') | list", "list | map('upper') | join", "[1, 2, 3, 4] | select('divisibleby', 2) | list", "[0, 1, none] | select | list", "[0, 1] | reject | list", "people | selectattr('age', 'in', [25]) | list | length", "people | selectattr | list", "people | rejectattr('tags') | map(attribute='name') | list", "[1, 2] | select('nope') | list", "(list | map('upper')) is sequence", "(list | map('upper')) is iterable", "list | map('upper') | length", "'yes' if list | select('equalto', 'zzz') else 'no'", "(list | select)[0] is defined", "list | reverse | first", "(1, 2) | reverse | list", "'abc' | reverse", "dict | reverse | list", "dict | first", "dict | last", "range(3) | last", "list | map('upper') | last", "'' | first is undefined", "1 | first", "1 | list", "none | list",
+    "[1, 2, 3, 4, 5] | batch(2, 'x') | list", "[1, 2, 3, 4, 5] | slice(2) | list", "[1, 2, 3, 4, 5] | slice(3, 'x') | list", "['a', 'A', 'b', 'a'] | unique(true) | list", "people | unique(attribute='age') | map(attribute='name') | list", "[[1], [1]] | unique | list", "people | groupby('age')", "people | groupby('x', default='d') | map('first') | list", "(people | groupby('age'))[0].grouper", "(people | groupby('age'))[1].list | length", "'a' | default('b', true)", "'' | default('b', true)", "none | default", "none | default(boolean=true)", "missing | default(default_value=3)", "missing | default(x=1)", "'7' | int(base=8)", "'0x1f' | int(base=16)", "'0b11' | int(0, 2)", "'z' | int(-1)", "'1e3' | int", "none | int", "[] | int(3)", "' 12 ' | int", "'1_000' | int", "'inf' | float", "'nan' | float", "'1e400' | float", "'inf' | int(-1)", "missing | int", "none | float(1.5)", "-5 | abs", "-5.5 | abs", "'a' | abs", "true | abs",
+    "'a\\nb' | indent('>>')", "'a\\nb\\n' | indent(2, true, true)", "5 | indent", "'%s %s' | format(1, 2)", "'%(a)s' | format(a=1)", "'%s' | format(1, a=2)", "'x' | format", "[1, 2] | string | length", "dict | length", "{'b': 1, 'a': [1, 2]} | pprint", "[1, 'a', none] | pprint", "range(30) | list | pprint", "'abc' | trim('a')", "'abc' | list | join('-')", "[1, 2] | join(', ', 'x')", "1 | join", "dict | join(',')", "'see http://example.com/c, ok' | urlize", "'a' | title", "'a_b-c d' | title", "'(a [b <c' | title", "none | capitalize", "dict | items | list", "(dict | items) is sequence", "'x' | tojson(indent='a')", "[1, [2]] | tojson(indent=1)", "{1: 2, none: 3, true: 4} | tojson", "{'b': 1, 'a': 2} | tojson(sort_keys=true)", "[missing] | tojson", "namespace() | tojson", "('a' | safe) | tojson", "1e100 | tojson", "'\\u2028' | tojson",
+]
+BLOCKS = [
+    "{% macro m(a) %}{{ a }}{{ varargs }}{{ kwargs }}{% endmacro %}{{ m(1, 2, 3, x=4) }}", "{% macro m() %}{{ varargs | length }}{% for v in varargs %}{{ v }}{% endfor %}{% endmacro %}{{ m(1, 2) }}{{ m() }}", "{% macro m() %}{{ kwargs.a }}{{ kwargs | length }}{% endmacro %}{{ m(a=1, b=2) }}", "{% macro m() %}{% endmacro %}{{ m(1) }}", "{% macro m() %}{% endmacro %}{{ m(x=1) }}", "{% macro m(a, b=a) %}{{ a }}{{ b }}{% endmacro %}{{ m(1) }}{{ m(1, b=2) }}", "{% macro m(a) %}{{ a is defined }}{% endmacro %}{{ m() }}{{ m(none) }}", "{% macro m() %}{{ caller() if caller else 'none' }}{% endmacro %}{{ m() }}{% call m() %}in{% endcall %}", "{% macro m() %}{{ caller is defined }}{% endmacro %}{{ m() }}", "{% macro m() %}x{% endmacro %}{% call m() %}{% endcall %}", "{% macro m() %}{{ caller(1, b=2) }}{% endmacro %}{% call(a, b) m() %}{{ a }}{{ b }}{% endcall %}", "{% macro m(a, a2=1) %}{% endmacro %}{{ m.name }}{{ m.arguments }}{{ m }}", "{% macro m(a=1, b) %}{% endmacro %}", "{% macro outer() %}{% macro inner() %}i{% endmacro %}{{ inner() }}{% endmacro %}{{ outer() }}{{ inner is defined }}", "{% macro m() %}{{ loop is defined }}{% endmacro %}{% for x in [1] %}{{ m() }}{% endfor %}", "{% set x = 1 %}{% macro m() %}{% set x = 2 %}{{ x }}{% endmacro %}{{ m() }}{{ x }}", "{{ m is defined }}{% macro m() %}{% endmacro %}{{ m is defined }}", "{% for i in [1, 2] %}{% macro m() %}{{ i }}{% endmacro %}{{ m() }}{% endfor %}",
+    "{% set j = joiner() %}{% for x in list %}{{ j() }}{{ x }}{% endfor %}", "{% set j = joiner('|') %}{{ j() }}a{{ j() }}b{{ j() }}", "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}{{ c.current }}{{ c.reset() }}{{ c.current }}", "{{ cycler() }}", "{% for x in nothing %}{% endfor %}", "{% for x in none %}{% endfor %}", "{% for x in 5 %}{% endfor %}", "{% for c in 'abc' %}{{ c }}{{ loop.last }}{{ loop.index }}{% endfor %}", "{% for c in 'ab' if c != 'b' %}{{ loop.length }}{{ loop.last }}{% endfor %}", "{% set ns = namespace(n=0) %}{% for x in [1, 2, 3] if ns.n < 2 %}{% set ns.n = ns.n + 1 %}{{ x }}{% endfor %}", "{% for x in [1, 2, 3, 4] if x % 2 == 0 %}{{ loop.index }}{{ loop.first }}{{ loop.last }}{{ loop.length }}{{ loop.revindex }}{{ loop.previtem }}{{ loop.nextitem }};{% endfor %}", "{% for x in [] %}{% else %}e{% endfor %}", "{% for x in [1] if false %}{% else %}e{% endfor %}", "{% for x in [1] %}{% break %}{% else %}e{% endfor %}", "{% for x in [1, 2] %}{{ y }}{% set y = x %}{% endfor %}", "{% for x, y in [[1, 2], [3]] %}{{ x }}{% endfor %}", "{% for (a, b), c in [((1, 2), 3)] %}{{ a }}{{ b }}{{ c }}{% endfor %}", "{% for x in range(3) %}{{ loop.cycle('a', 'b') }}{% endfor %}", "{% for x in [1, 1, 2] %}{{ loop.changed(x) }}{% endfor %}", "{% for x in [1] %}{{ loop }}{% endfor %}", "{% for x in [1, 2] recursive %}{{ x }}{% if x == 2 %}{{ loop([3]) }}{{ loop.depth0 }}{% endif %}{% endfor %}", "{% for x in [1] %}{{ loop([1]) }}{% endfor %}", "{% for loop in [1] %}{% endfor %}", "{% for x in list | map('upper') %}{{ loop.index }}{{ x }}{{ loop.length }}{% endfor %}", "{% for k in dict.keys() %}{{ loop.length }}{% endfor %}", "{% break %}", "{% for a in [1, 2] %}{% for b in [1, 2] %}{{ loop.index }}{% endfor %}{{ loop.index }}{% endfor %}",
+    "{% set a, b = 1, 2 %}{{ a }}{{ b }}", "{% set a, b = [1] %}", "{% set x = 1, 2 %}{{ x }}", "{% set x | upper %}a{{ number }}{% endset %}{{ x }}", "{% set x | replace('a', 'b') | upper %}a{% endset %}{{ x }}", "{% set ns = namespace() %}{% set ns.a, x = 1, 2 %}{{ ns.a }}{{ x }}", "{% set x = 1 %}{% set x.a = 2 %}", "{% set ns = namespace(a=1) %}{% set ns._b = 1 %}", "{% set ns = namespace(a=1) %}{% set ns.self = ns %}{{ ns.self.self.a }}", "{{ namespace(a=1).b is defined }}{{ namespace(a=1)['a'] }}", "{% with a = 1, b = 2 %}{{ a + b }}{% endwith %}{{ a }}", "{% set a = 1 %}{% with a = 2, b = a %}{{ a }}{{ b }}{% endwith %}", "{% with %}{% set z = 1 %}{{ z }}{% endwith %}{{ z }}", "{% filter upper | replace('A', 'b') %}a{{ 1 }}{% endfilter %}", "{% filter indent(2) %}a\nb{% endfilter %}", "{% if false %}{{ 1 | nope }}{% endif %}x", "{% if 1 %}{{ 1 | nope }}{% endif %}", "{% if nothing %}a{% elif number == 7 %}b{% elif 1 %}c{% else %}d{% endif %}", "{% if 1 %}a", "{% endif %}", "{% nope %}", "{{ }}", "{{ 1 + }}", "{{ (1 }}", "{{ 'a }}", "{% block b %}{{ number }}{% endblock %}", "{% print 1, 2 %}", "{% include 'a' %}", "{% if false %}{% include 'a' %}{% endif %}x", "{% autoescape false %}<{{ '<' }}{% endautoescape %}", "{% raw %}{{ a }}{% b %}{% endraw %}", "a {%- raw -%} b {%- endraw -%} c", "{%- if 1 -%} a {%- endif -%} b", "{# {{ #}a{# %} -#} b", "a\n{#- c -#}\nb", "{{- 1 -}} a {{- 2 }}", "  {%+ if 1 %}a{% endif %}", "{% if 1 +%}\na{% endif %}", "a\n  {% set x = 1 %}  \n  b", "{% for x in [1, 2] -%}\n  {{ x }}\n{%- endfor %}\n", "line\n\n\n", "{{ '{{' }}{{ '%}' }}{{ {'a': {'b': 1}} }}", "{%- set x = 1 -%}\n\n{{ x }}", "{{ 1 if true }}{{ 1 if false }}", "{{ x if x is defined else 'u' }}", "{{ true }}{{ none }}{{ 1.0 }}", "{% set true = 1 %}", "{{ [1, 2, 3] | sum }}{{ loop is defined }}", "{% generation %}a{{ number }}{% endgeneration %}b", "{{ messages[0].role }}{{ messages[-1]['role'] }}{{ messages.0.role }}", "{% set m = messages[0] %}{{ m }}{{ m.items() | list }}", "{{ bos_token }}{{ eos_token }}{{ tools }}{{ documents is none }}",
+    "{{ '1234567890' * 3 }}{{ ('ab' * 3) | length }}", "{{ [1, 2] | map('string') | join }}{{ [[1, 2], [3]] | map('length') | list }}{{ [[3, 1]] | map('sort') | map('first') | list }}", "{% for x in [{'a': 1}, {'a': none}] | selectattr('a') %}{{ x.a }}{% endfor %}", "{{ dict(a=1).items() | list | tojson }}", "{% set d = {} %}{% for k, v in [('a', 1), ('b', 2)] %}{% set d = dict(d, **{k: v}) %}{% endfor %}{{ d }}", "{% macro f(n) %}{{ n if n < 2 else (f(n - 1) | int + f(n - 2) | int) }}{% endmacro %}{{ f(9) }}", "{% macro r(x) %}{% if x is mapping %}{ {%- for k, v in x | items %}{{ k }}:{{ r(v) }}{{ ',' if not loop.last }}{% endfor -%} }{% elif x is sequence and x is not string %}[{% for y in x %}{{ r(y) }}{{ ',' if not loop.last }}{% endfor %}]{% else %}{{ x | tojson }}{% endif %}{% endmacro %}{{ r(dict) }}{{ r(mixed) }}",
+]
+
+
+def expressions(tokenizer, sources):
     def result(source):
         tokenizer.chat_template = source
         try:
@@ -343,8 +383,44 @@ def expressions(tokenizer):
         except Exception:
             return None
 
-    written = ["{{ " + expression + " }}" for expression in STRINGS + VALUES + TESTS + JSONS]
-    return {"context": CONTEXT, "cases": [[source, result(source)] for source in written + STATEMENTS]}
+    return {"context": CONTEXT, "cases": [[source, result(source)] for source in sources]}
+
+
+def written(expressions):
+    return ["{{ " + expression + " }}" for expression in expressions]
+
+
+# Templates that keep, trim, cut or lose what the last message says.
+CONTINUED = {
+    "chatml": CHATML,
+    "trimmed": "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}",
+    "parts": "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}</>{% endfor %}",
+    "reasoning": "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}</>{% endfor %}",
+    "lost": "{% for m in messages %}{% if loop.first %}<{{ m.role }}>{{ m.content }}</>{% endif %}{% endfor %}",
+    "no content": "{% for m in messages %}<{{ m.role }}>{% endfor %}",
+    "prompts": "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{{ 'go' if add_generation_prompt }}",
+}
+LAST = [
+    "The answer is", "The answer is ", "  Sure:\n", "", " ", "<think>\nhm\n</think>\n\nYes", "twice twice",
+    [{"type": "text", "text": "one "}, {"type": "text", "text": "two "}, {"type": "image"}], [{"type": "image"}], None,
+]
+
+
+def continued(tokenizer):
+    """Prompts that end within the last message, or null where transformers refuses."""
+    cases = []
+    for name, template in CONTINUED.items():
+        for role in ["assistant", "user"]:
+            for last in LAST:
+                messages = [{"role": "user", "content": "Say: twice"}, {"role": role, "content": last}]
+                tokenizer.chat_template = template
+                try:
+                    result = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+                except Exception:
+                    result = None
+                cases.append({"template": name, "messages": messages, "expected": result})
+    return {"templates": CONTINUED, "cases": cases}
 
 
 class FixedDate(datetime.datetime):
@@ -366,7 +442,11 @@ def write(folder):
             "cases": [case(tokenizer, *given) for given in given_cases(name)],
         }
         common.write_json(folder / f"{name}.json", value)
-    common.write_json(folder / "expressions.json", expressions(tokenizer))
+    sources = written(STRINGS + VALUES + TESTS + JSONS) + STATEMENTS
+    common.write_json(folder / "expressions.json", expressions(tokenizer, sources))
+    sources = written(OPERATORS + CALLS + METHODS + FILTERS) + BLOCKS
+    common.write_json(folder / "language.json", expressions(tokenizer, sources))
+    common.write_json(folder / "continued.json", continued(tokenizer))
 
 
 def as_config(template):

@@ -376,7 +376,7 @@ async fn templates_that_fail_or_never_end() {
     assert!(matches!(chat(endless).await, Err(Error::ChatTemplate { .. })));
     let broken = LoadConfig::new().chat_template("{% if %}");
     let error = load_model(golden_path("mha_tied"), broken).await.err();
-    assert!(matches!(error, Some(Error::InvalidModel { .. })), "{error:?}");
+    assert!(matches!(error, Some(Error::InvalidConfig { field: "chat_template", .. })), "{error:?}");
 }
 
 #[tokio::test]

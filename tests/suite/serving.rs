@@ -169,11 +169,12 @@ async fn deadlines_hold_wherever_a_request_is() {
 
 #[tokio::test]
 async fn who_waits_for_a_long_prompt_to_become_tokens_can_be_given_up() {
-    // Takes a second, and is short.
-    let slow = "{% for i in range(30000) %}{% set sorted = range(1000) | sort %}{% endfor %}a";
+    // Takes a second, and is short. A template may work as long as what it is given is large.
+    let slow = "{% for i in range(20000) %}{% for j in range(200) %}{% endfor %}{% endfor %}a";
+    let large = "a".repeat(4 << 20);
     let model = model(LoadConfig::new().chat_template(slow).parallel_slots(1).queue_limit(3));
     let chat = |config| model.chat(&[Message::user("a")], config);
-    let mut slow = chat(GenerateConfig::new());
+    let mut slow = chat(GenerateConfig::new().template_var("large", large));
     tokio::time::sleep(Duration::from_millis(20)).await;
     let token = CancellationToken::new();
     let late = model.generate("a", GenerateConfig::new().deadline(Duration::from_millis(20)));

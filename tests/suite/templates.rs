@@ -118,3 +118,54 @@ async fn a_template_for_tools_is_used_with_tools() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_model_whose_template_is_bad_generates_and_says_why_it_does_not_chat() {
+    let config = |template: Value| {
+        let mut config: Value = read_json("mha_tied/tokenizer_config.json");
+        config["chat_template"] = template;
+        config.to_string()
+    };
+    let named = json!([{"name": "tool_use", "template": "x"}]);
+    for (file, content, reason) in [
+        ("chat_template.jinja", "{% if %}".to_owned(), "line 1"),
+        ("chat_template.jinja", "{% for m in messages %}".to_owned(), "endfor"),
+        ("chat_template.json", "{".to_owned(), ""),
+        ("tokenizer_config.json", config(named), "default"),
+        ("tokenizer_config.json", config(json!("{{ (1 }}")), "line 1"),
+        ("tokenizer_config.json", config(json!(7)), "default"),
+    ] {
+        let dir = TempDir::copy_of("mha_tied", "bad-template");
+        let _ = std::fs::remove_file(dir.0.join("chat_template.jinja"));
+        std::fs::write(dir.0.join(file), content).unwrap();
+        let model = load_model(&dir.0, LoadConfig::new()).await.unwrap();
+        model.generate("a", GenerateConfig::new().max_tokens(1)).text().await.unwrap();
+        let chat = model.chat(&[Message::user("a")], GenerateConfig::new().max_tokens(1)).text().await;
+        let error = chat.unwrap_err();
+        assert!(matches!(&error, Error::InvalidModel { path, .. } if path.ends_with(file)), "{file}: {error:?}");
+        assert!(error.to_string().contains(reason), "{error}");
+        let other = load_model(&dir.0, LoadConfig::new().chat_template("{{ messages[0].content }}")).await.unwrap();
+        other.chat(&[Message::user("a")], GenerateConfig::new().max_tokens(1)).text().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_chat_goes_on_with_its_last_message() {
+    let model = load_model(golden_path("mha_tied"), LoadConfig::new().chat_template("{{ messages[0].content }}!"));
+    let model = model.await.unwrap();
+    let config = || GenerateConfig::new().max_tokens(8);
+    let expected = model.generate("one two", config()).text().await.unwrap();
+    let continued = [Message::assistant("one two")];
+    let chat = model.chat(&continued, config().continue_final_message(true)).text().await;
+    assert_eq!(chat.unwrap(), expected);
+    let empty = [Message::user("a").field("content", Value::Null)];
+    let refused = model.chat(&empty, config().continue_final_message(true)).text().await;
+    assert!(matches!(refused, Err(Error::InvalidConfig { field: "continue_final_message", .. })), "{refused:?}");
+}
+
+#[test]
+fn developers_have_a_role() {
+    let message: Message = serde_json::from_value(json!({"role": "developer", "content": "Be brief."})).unwrap();
+    assert_eq!(message, Message::developer("Be brief."));
+    assert_eq!(serde_json::to_value(&message).unwrap(), json!({"role": "developer", "content": "Be brief."}));
+}

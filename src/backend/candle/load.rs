@@ -155,23 +155,30 @@ fn text(checkpoint: &Checkpoint, config: &LoadConfig, vocab_size: usize) -> Resu
                 bos_token: token("tokenizer.ggml.bos_token_id"),
                 eos_token: token("tokenizer.ggml.eos_token_id"),
                 end_ids: gguf::end_ids(&file.metadata, &tokenizer),
-                template: gguf_template(&file.metadata),
+                template: gguf_template(&file.path, &file.metadata),
                 tokenizer,
             }
         }
         Store::Safetensors(_) => directory_text(checkpoint, vocab_size)?,
     };
-    if let Some(source) = &config.chat_template {
-        found.template = Some(source.clone().into());
-    }
+    let replaces = config.chat_template.clone().map(|source| FoundTemplate::new(&checkpoint.path, Ok(source.into())));
+    let is_own = replaces.is_none();
+    let template = replaces.or(found.template);
     let end_of_text = found.tokenizer.id_of(&found.eos_token);
     let named = [end_of_text, found.tokenizer.id_of(&found.bos_token)];
     let ids: Vec<u32> = found.end_ids.iter().copied().chain(named.into_iter().flatten()).collect();
-    let templates = found.template.iter().flat_map(|source| [Some(&source.default), source.tool_use.as_ref()]);
-    found.tokenizer.control_also(&ids, templates.flatten().map(String::as_str));
-    let template = match found.template {
-        Some(source) => Some(ChatTemplate::new(&checkpoint.path, source, found.bos_token, found.eos_token)?),
-        None => None,
+    let sources = template.iter().filter_map(|template| template.source.as_ref().ok());
+    let sources = sources.flat_map(|source| [Some(&source.default), source.tool_use.as_ref()]);
+    found.tokenizer.control_also(&ids, sources.flatten().map(String::as_str));
+    let template = match template.map(|template| template.parse(found.bos_token, found.eos_token)).transpose() {
+        Ok(template) => template,
+        // The model can do all else.
+        Err(error) if is_own => {
+            tracing::warn!(%error, "the chat template cannot be used");
+            Some(ChatTemplate::unusable(error))
+        }
+        Err(Error::InvalidModel { reason, .. }) => return Err(Error::config("chat_template", reason)),
+        Err(error) => return Err(error),
     };
     Ok(TextProcessor { tokenizer: found.tokenizer, template, end_ids: found.end_ids, end_of_text })
 }
@@ -179,7 +186,7 @@ fn text(checkpoint: &Checkpoint, config: &LoadConfig, vocab_size: usize) -> Resu
 /// What a model's files say about text.
 struct TextParts {
     tokenizer: Tokenizer,
-    template: Option<TemplateSource>,
+    template: Option<FoundTemplate>,
     bos_token: String,
     eos_token: String,
     end_ids: Vec<u32>,
@@ -212,7 +219,7 @@ fn directory_text(checkpoint: &Checkpoint, vocab_size: usize) -> Result<TextPart
     end_ids.sort_unstable();
     end_ids.dedup();
     Ok(TextParts {
-        template: directory_template(dir, config.as_ref())?,
+        template: directory_template(dir, config.as_ref()),
         bos_token: special_token(config.as_ref(), "bos_token")?,
         eos_token,
         end_ids,
@@ -243,42 +250,63 @@ fn special_token(config: Option<&Config>, key: &str) -> Result<String> {
     Ok(token.map(|token| token.content).unwrap_or_default())
 }
 
-fn gguf_template(metadata: &Metadata) -> Option<TemplateSource> {
+/// A chat template, or why it cannot be read, and its file.
+struct FoundTemplate {
+    path: PathBuf,
+    source: Result<TemplateSource>,
+}
+
+impl FoundTemplate {
+    fn new(path: &Path, source: Result<TemplateSource>) -> Self {
+        Self { path: path.to_owned(), source }
+    }
+
+    fn parse(self, bos_token: String, eos_token: String) -> Result<ChatTemplate> {
+        ChatTemplate::new(&self.path, self.source?, bos_token, eos_token)
+    }
+}
+
+fn gguf_template(path: &Path, metadata: &Metadata) -> Option<FoundTemplate> {
     let default = heeded(metadata.opt_str("tokenizer.chat_template"))?.to_owned();
     let tool_use = heeded(metadata.opt_str("tokenizer.chat_template.tool_use")).map(str::to_owned);
-    Some(TemplateSource { default, tool_use })
+    Some(FoundTemplate::new(path, Ok(TemplateSource { default, tool_use })))
 }
 
 /// The chat template: a file of its own, or in the tokenizer's configuration.
-fn directory_template(dir: &Path, config: Option<&Config>) -> Result<Option<TemplateSource>> {
-    if let Some(default) = template_file(dir.join("chat_template.jinja"))? {
-        let tool_use = template_file(dir.join("additional_chat_templates/tool_use.jinja"))?;
-        return Ok(Some(TemplateSource { default, tool_use }));
+fn directory_template(dir: &Path, config: Option<&Config>) -> Option<FoundTemplate> {
+    let path = dir.join("chat_template.jinja");
+    if files::exists(&path) {
+        let tool_use = dir.join("additional_chat_templates/tool_use.jinja");
+        let source = template_file(&path).and_then(|default| {
+            let tool_use = files::exists(&tool_use).then(|| template_file(&tool_use)).transpose()?;
+            Ok(TemplateSource { default, tool_use })
+        });
+        return Some(FoundTemplate::new(&path, source));
     }
-    if let Some(config) = Config::read_if_there(&dir.join("chat_template.json"))? {
-        return named_template(&config);
+    let path = dir.join("chat_template.json");
+    match Config::read_if_there(&path) {
+        Ok(None) => named_template(&dir.join("tokenizer_config.json"), config?),
+        Ok(Some(config)) => named_template(&path, &config),
+        Err(error) => Some(FoundTemplate::new(&path, Err(error))),
     }
-    config.map_or(Ok(None), named_template)
 }
 
-fn template_file(path: PathBuf) -> Result<Option<String>> {
-    if !files::exists(&path) {
-        return Ok(None);
-    }
-    files::read_text(&path, files::MAX_TEMPLATE).map(Some)
+fn template_file(path: &Path) -> Result<String> {
+    files::read_text(path, files::MAX_TEMPLATE)
 }
 
 /// A template, or of several by name the ones called "default" and "tool_use".
-fn named_template(config: &Config) -> Result<Option<TemplateSource>> {
-    let Some(value) = config.get("chat_template") else { return Ok(None) };
+fn named_template(path: &Path, config: &Config) -> Option<FoundTemplate> {
+    let value = config.get("chat_template")?;
     if let Some(source) = value.as_str() {
-        return Ok(Some(source.to_owned().into()));
+        return Some(FoundTemplate::new(path, Ok(source.to_owned().into())));
     }
     let entries = value.as_array().map_or(&[][..], Vec::as_slice);
     let named = |name: &str| {
         let entry = entries.iter().find(|entry| entry.get("name").is_some_and(|found| found == name));
         entry.and_then(|entry| entry.get("template")?.as_str()).map(str::to_owned)
     };
-    let default = named("default").ok_or_else(|| config.bad("chat_template", "has no default template"))?;
-    Ok(Some(TemplateSource { default, tool_use: named("tool_use") }))
+    let default = named("default").ok_or_else(|| config.bad("chat_template", "has no default template"));
+    let source = default.map(|default| TemplateSource { default, tool_use: named("tool_use") });
+    Some(FoundTemplate::new(path, source))
 }

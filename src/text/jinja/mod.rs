@@ -1,0 +1,88 @@
+//! Jinja as transformers runs it, in bounds: each operation takes of one budget of work and memory, and nothing is nested
+//! deeper than its stack.
+
+mod args;
+mod ast;
+mod attributes;
+#[cfg(test)]
+mod bombs;
+mod budget;
+mod compare;
+mod dict;
+mod eval;
+mod expressions;
+mod filters;
+mod format;
+mod globals;
+mod html;
+mod json;
+mod letters;
+mod lexer;
+mod loops;
+mod methods;
+mod number;
+mod operators;
+mod parser;
+mod repr;
+mod spec;
+mod strings;
+mod tests;
+mod text;
+mod value;
+mod vm;
+
+pub use budget::Failure;
+
+use std::ops::Range;
+
+use chrono::NaiveDateTime;
+use serde_json::{Map, Value as Json};
+
+use budget::{Budget, Outcome};
+
+/// A template that was parsed.
+pub struct Template {
+    parsed: parser::Parsed,
+    source: String,
+}
+
+/// What a template wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    pub text: String,
+    /// The bytes that are from the values it was given, or were made of them, in order. All others stand in the template.
+    pub values: Vec<Range<usize>>,
+}
+
+impl Template {
+    pub fn parse(source: &str) -> Outcome<Self> {
+        Ok(Self { parsed: parser::parse(source)?, source: source.to_owned() })
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Renders it with values from outside, and with words of its maker, which count as its own. `now` is for
+    /// `strftime_now`.
+    pub fn render(
+        &self,
+        values: &Map<String, Json>,
+        words: &[(&str, &str)],
+        now: Option<NaiveDateTime>,
+    ) -> Outcome<Written> {
+        let size = values.values().map(json::size).sum();
+        let budget = Budget::new(size);
+        let value = |name: &String| {
+            if let Some((_, word)) = words.iter().find(|(word, _)| word == name) {
+                return value::Value::text(&budget, *word).map(Some);
+            }
+            values.get(name).map(|value| json::value(&budget, value, 0)).transpose()
+        };
+        let context = self.parsed.names.iter().map(value).collect::<Outcome<_>>()?;
+        let mut vm = vm::Vm::new(&self.parsed, budget, context)?;
+        vm.now = now;
+        let text = vm.render()?;
+        Ok(Written { values: text.value_ranges(), text: text.to_string() })
+    }
+}
