@@ -1,5 +1,5 @@
-//! Jinja as transformers runs it, in bounds: each operation takes of one budget of work and memory, and nothing is nested
-//! deeper than its stack.
+//! Jinja as transformers runs it, in bounds: each operation takes of one budget of work and memory, and nothing is
+//! nested deeper than its stack.
 
 mod args;
 mod ast;
@@ -50,7 +50,8 @@ pub struct Template {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     pub text: String,
-    /// The bytes that are from the values it was given, or were made of them, in order. All others stand in the template.
+    /// The bytes that are from the values it was given, or were made of them, in order. All others stand in the
+    /// template.
     pub values: Vec<Range<usize>>,
 }
 

@@ -156,7 +156,7 @@ pub fn nesting<'a>(items: impl Iterator<Item = &'a Value>) -> Outcome<usize> {
 }
 
 impl Generator {
-    pub fn new(items: List) -> Value {
+    pub fn value(items: List) -> Value {
         Value::Generator(Rc::new(Self { items, at: Cell::new(0) }))
     }
 
@@ -233,7 +233,7 @@ impl Value {
             Self::Float(number) => *number != 0.0,
             Self::Text(text) => !text.is_empty(),
             Self::List(items) | Self::Tuple(items) => !items.is_empty(),
-            Self::Dict(dict) | Self::View(_, dict) => dict.len() > 0,
+            Self::Dict(dict) | Self::View(_, dict) => !dict.is_empty(),
             Self::Range(steps) => steps.len() > 0,
             _ => true,
         }

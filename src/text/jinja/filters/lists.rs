@@ -17,7 +17,7 @@ fn nothing(hint: &'static str) -> Value {
 }
 
 fn generator(vm: &Vm<'_>, items: Vec<Value>) -> Outcome<Value> {
-    List::new(&vm.budget, items).map(Generator::new)
+    List::new(&vm.budget, items).map(Generator::value)
 }
 
 pub fn length(_: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
@@ -63,7 +63,7 @@ pub fn items(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
         Value::Undefined(_) => generator(vm, Vec::new()),
         Value::Dict(dict) => {
             let view = Value::View(super::super::value::View::Items, dict);
-            view.items(&vm.budget).map(Generator::new)
+            view.items(&vm.budget).map(Generator::value)
         }
         _ => fail("Can only get item pairs from a mapping."),
     }
@@ -114,7 +114,7 @@ pub fn reverse(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     }
     let items = value.items(&vm.budget)?;
     let reversed = List::new(&vm.budget, items.iter().rev().cloned().collect())?;
-    Ok(if matches!(value, Value::Generator(_)) { Value::List(reversed) } else { Generator::new(reversed) })
+    Ok(if matches!(value, Value::Generator(_)) { Value::List(reversed) } else { Generator::value(reversed) })
 }
 
 /// Items with what they are compared by: of an attribute if there is one, without case unless that matters.
