@@ -96,7 +96,9 @@ fn normalizers_are_those_of_the_tokenizers_crate() {
         };
         let mut tokens = Vec::new();
         for (id, content) in (5000..).zip(["<|im_end|>", "a", "U", "  ", "é", "--", "don't", "2345", "x▁y", "ABC"]) {
-            tokens.push(token(id, content, id % 4 < 2, id % 3 == 0));
+            // A control token of one letter would leave no way to write that letter.
+            let special = id % 3 == 0 && content.len() > 1;
+            tokens.push(token(id, content, id % 4 < 2, special));
         }
         check(&[("normalizer", normalizer), ("added_tokens", tokens.into())]);
     }
