@@ -219,7 +219,7 @@ fn directory_text(checkpoint: &Checkpoint, vocab_size: usize) -> Result<TextPart
     end_ids.sort_unstable();
     end_ids.dedup();
     Ok(TextParts {
-        template: directory_template(dir, config.as_ref()),
+        template: directory_template(dir, config.as_ref())?,
         bos_token: special_token(config.as_ref(), "bos_token")?,
         eos_token,
         end_ids,
@@ -272,27 +272,32 @@ fn gguf_template(path: &Path, metadata: &Metadata) -> Option<FoundTemplate> {
     Some(FoundTemplate::new(path, Ok(TemplateSource { default, tool_use })))
 }
 
-/// The chat template: a file of its own, or in the tokenizer's configuration.
-fn directory_template(dir: &Path, config: Option<&Config>) -> Option<FoundTemplate> {
+/// The chat template: a file of its own, or in the tokenizer's configuration. What is no regular file, or too large, is an
+/// error at once.
+fn directory_template(dir: &Path, config: Option<&Config>) -> Result<Option<FoundTemplate>> {
     let path = dir.join("chat_template.jinja");
     if files::exists(&path) {
+        let default = template_file(&path)?;
         let tool_use = dir.join("additional_chat_templates/tool_use.jinja");
-        let source = template_file(&path).and_then(|default| {
-            let tool_use = files::exists(&tool_use).then(|| template_file(&tool_use)).transpose()?;
-            Ok(TemplateSource { default, tool_use })
-        });
-        return Some(FoundTemplate::new(&path, source));
+        let tool_use = if files::exists(&tool_use) { Some(template_file(&tool_use)?) } else { None };
+        let source = default.and_then(|default| Ok(TemplateSource { default, tool_use: tool_use.transpose()? }));
+        return Ok(Some(FoundTemplate::new(&path, source)));
     }
     let path = dir.join("chat_template.json");
-    match Config::read_if_there(&path) {
-        Ok(None) => named_template(&dir.join("tokenizer_config.json"), config?),
+    Ok(match Config::read_if_there(&path) {
+        Ok(None) => config.and_then(|config| named_template(&dir.join("tokenizer_config.json"), config)),
         Ok(Some(config)) => named_template(&path, &config),
-        Err(error) => Some(FoundTemplate::new(&path, Err(error))),
-    }
+        Err(error) => {
+            files::open(&path)?;
+            Some(FoundTemplate::new(&path, Err(error)))
+        }
+    })
 }
 
-fn template_file(path: &Path) -> Result<String> {
-    files::read_text(path, files::MAX_TEMPLATE)
+/// The text of a file, or why it is none.
+fn template_file(path: &Path) -> Result<Result<String>> {
+    let bytes = files::read_limited(path, files::MAX_TEMPLATE)?;
+    Ok(String::from_utf8(bytes).map_err(|error| Error::model_because(path, "is not UTF-8", error)))
 }
 
 /// A template, or of several by name the ones called "default" and "tool_use".

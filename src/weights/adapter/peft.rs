@@ -24,6 +24,10 @@ const TENSOR_FILE: &str = "adapter_model.safetensors";
 /// What names of modules begin with.
 const PREFIX: &str = "base_model.model.";
 
+/// Bytes of a pattern that is no name.
+const MAX_PATTERN_LEN: usize = 4 << 10;
+/// Groups and classes of a pattern.
+const MAX_BRACKETS: usize = 64;
 /// Patterns of modules' names beside the names themselves, and the memory that each may take.
 const MAX_PATTERNS: usize = 256;
 const MAX_PATTERN_BYTES: usize = 256 << 10;
@@ -162,13 +166,20 @@ enum ModulePattern {
 }
 
 impl ModulePattern {
-    fn new(end: &str) -> std::result::Result<Self, regex::Error> {
+    fn new(end: &str) -> std::result::Result<Self, String> {
         if end.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '.') {
             return Ok(Self::Name(end.to_owned()));
         }
+        if end.len() > MAX_PATTERN_LEN {
+            return Err(format!("it has {} bytes, more than {MAX_PATTERN_LEN}", end.len()));
+        }
+        // Parsing takes quadratic time in how deep they are.
+        if end.matches(['(', '[']).count() > MAX_BRACKETS {
+            return Err(format!("it has more than {MAX_BRACKETS} groups and classes"));
+        }
         let mut pattern = RegexBuilder::new(&format!(r"^(.*\.)?({end})$"));
-        let pattern = pattern.size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES).build()?;
-        Ok(Self::Regex(Box::new(pattern)))
+        let pattern = pattern.size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES).build();
+        Ok(Self::Regex(Box::new(pattern.map_err(|error| error.to_string())?)))
     }
 
     fn is_match(&self, module: &str) -> bool {
