@@ -301,11 +301,13 @@ impl TokenSender {
     pub fn try_send(&self, tokens: Vec<Token>, metrics: GenerateMetrics) -> Result<(), Vec<Token>> {
         use mpsc::error::TrySendError::{Closed, Full};
         let Some(events) = &self.events else { return Err(tokens) };
-        let sent = waking(|| events.try_send(Event { tokens, metrics }));
+        let sent = waking(|| {
+            events.try_send(Event { tokens, metrics }).map_err(|error| match error {
+                Full(event) | Closed(event) => event.tokens,
+            })
+        });
         // What a waker panics about has been sent.
-        sent.unwrap_or(Ok(())).map_err(|error| match error {
-            Full(event) | Closed(event) => event.tokens,
-        })
+        sent.unwrap_or(Ok(()))
     }
 
     /// Waits until there is room, then hands the tokens over.
@@ -321,7 +323,7 @@ impl TokenSender {
     pub fn finish(mut self, reason: FinishReason, error: Option<Error>, metrics: GenerateMetrics) {
         if let Some(end) = self.end.take() {
             // The reader may be gone; then nobody needs to know.
-            let _ = waking(|| end.send(End { reason, error, metrics }));
+            waking(|| drop(end.send(End { reason, error, metrics })));
         }
     }
 
@@ -344,11 +346,11 @@ impl Drop for TokenSender {
     fn drop(&mut self) {
         if let Some(end) = self.end.take().filter(|_| thread::panicking()) {
             let error = Some(Error::internal("what computed this stream ended in a panic"));
-            let _ =
-                waking(|| end.send(End { reason: FinishReason::Error, error, metrics: GenerateMetrics::default() }));
+            let metrics = GenerateMetrics::default();
+            waking(|| drop(end.send(End { reason: FinishReason::Error, error, metrics })));
         }
         let (events, end) = (self.events.take(), self.end.take());
-        let _ = waking(|| drop((end, events)));
+        waking(|| drop((end, events)));
     }
 }
 

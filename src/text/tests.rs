@@ -581,7 +581,7 @@ fn mha_tied_with(tokens: &[(&str, Value)]) -> Value {
 }
 
 fn control_ids(text: &TextProcessor, messages: &[Message], vars: &Value) -> Vec<u32> {
-    let ids = encode_chat(&text, messages, vars.as_object().unwrap()).unwrap();
+    let ids = encode_chat(text, messages, vars.as_object().unwrap()).unwrap();
     ids.into_iter().filter(|id| text.tokenizer.control().contains(*id)).collect()
 }
 

@@ -193,10 +193,13 @@ fn patterns_of_adapters_are_bounded() {
     assert_none(faults);
 }
 
+/// What makes a healthy tokenizer.json hostile.
+type Change = Box<dyn FnOnce(&mut Value)>;
+
 #[test]
 fn tokenizers_are_bounded() {
     let words = |count: usize| (0..count).map(|at| (format!("t{at}"), json!(at))).collect::<serde_json::Map<_, _>>();
-    let cases: Vec<(&str, Box<dyn FnOnce(&mut Value)>)> = vec![
+    let cases: Vec<(&str, Change)> = vec![
         (
             "WordPiece of words without end",
             Box::new(move |tokenizer| {

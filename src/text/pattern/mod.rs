@@ -35,7 +35,7 @@ enum Kind {
     DigitGroups,
     /// `(?=(\d{3})+(?!\d))`: before each three digits, from the right.
     DigitBreaks,
-    Backtracking(Backtracking),
+    Backtracking(Box<Backtracking>),
 }
 
 impl Pattern {
@@ -63,7 +63,7 @@ impl Pattern {
             digits::BREAKS => Kind::DigitBreaks,
             _ => match Linear::new(pattern) {
                 Some(linear) => Kind::Linear(linear?),
-                None => Kind::Backtracking(Backtracking::new(pattern)?),
+                None => Kind::Backtracking(Box::new(Backtracking::new(pattern)?)),
             },
         }))
     }
