@@ -1,14 +1,22 @@
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, thread};
 
 use futures::{FutureExt, StreamExt, executor::block_on, stream::FuturesUnordered};
 use serde_json::{Map, Value};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 
 use super::state::State;
 use crate::{
     Error, Result,
     text::{Prompt, StopStrings, TextProcessor, budget::Budget},
 };
+
+/// Bytes of a prompt no part of which takes long.
+const SHORT_BYTES: usize = 32 << 10;
+/// Threads beside that of short texts: one of short chats, and those of long prompts.
+const LANES: usize = 3;
 
 /// A prompt that is to become tokens, for as long as somebody waits for them.
 pub struct Job {
@@ -31,7 +39,8 @@ pub struct PromptLimits {
 }
 
 /// The thread that turns prompts into tokens, a millisecond of each in turn, so that a long one holds up no other.
-/// Templates and long prompts take their time; here they hold up neither the caller nor the worker.
+/// Here they hold up neither the caller nor the worker. A template or an endless word is done at a stretch: chats and long
+/// prompts have threads of their own, from the first one on.
 pub struct TokenizerThread {
     pub text: Arc<TextProcessor>,
     pub limits: PromptLimits,
@@ -42,19 +51,67 @@ pub struct TokenizerThread {
 impl TokenizerThread {
     /// Runs until there is nobody who could send a job.
     pub fn run(self) {
-        let _alive = self.state.alive("tokenizer");
-        let Self { text, limits, jobs, .. } = self;
-        block_on(serve(&text, &limits, jobs));
+        let Self { text, limits, jobs, state } = self;
+        let places = jobs.max_capacity();
+        let serve = |jobs, elsewhere: &mut dyn FnMut(Job) -> Option<Job>| {
+            let _alive = state.alive("tokenizer");
+            block_on(serve(&text, &limits, jobs, elsewhere));
+        };
+        thread::scope(|scope| {
+            let mut lanes = [const { None }; LANES];
+            let start = || {
+                let (lane, jobs) = mpsc::channel(places);
+                let thread = thread::Builder::new().name("tokenizer".into());
+                thread.spawn_scoped(scope, move || serve(jobs, &mut Some)).ok().map(|_| lane)
+            };
+            let mut count = 0;
+            serve(jobs, &mut |job| {
+                let Some(number) = lane_of(&job, count) else { return Some(job) };
+                count += 1;
+                let lane = &mut lanes[number];
+                if lane.is_none() {
+                    *lane = start();
+                }
+                pass_on(lane.as_ref(), job)
+            });
+            // They end when there is nobody who could send them a job.
+            drop(lanes);
+        });
     }
 }
 
-async fn serve(text: &TextProcessor, limits: &PromptLimits, mut jobs: mpsc::Receiver<Job>) {
+/// The lane of a job that may hold up others; long ones take turns.
+fn lane_of(job: &Job, count: usize) -> Option<usize> {
+    let is_text = matches!(job.prompt, Prompt::Text(_) | Prompt::Ids(_));
+    match job.prompt.size(&job.vars) > SHORT_BYTES {
+        true => Some(1 + count % (LANES - 1)),
+        false if is_text => None,
+        false => Some(0),
+    }
+}
+
+/// Gives a job to a lane, or back if that cannot take it.
+fn pass_on(lane: Option<&mpsc::Sender<Job>>, job: Job) -> Option<Job> {
+    let Some(lane) = lane else { return Some(job) };
+    match lane.try_send(job) {
+        Ok(()) => None,
+        Err(TrySendError::Full(job) | TrySendError::Closed(job)) => Some(job),
+    }
+}
+
+/// Answers all jobs but those that `elsewhere` does not give back.
+async fn serve(
+    text: &TextProcessor,
+    limits: &PromptLimits,
+    mut jobs: mpsc::Receiver<Job>,
+    mut elsewhere: impl FnMut(Job) -> Option<Job>,
+) {
     let mut running = FuturesUnordered::new();
     loop {
         tokio::select! {
             biased;
             job = jobs.recv() => match job {
-                Some(job) => running.push(work(text, limits, job)),
+                Some(job) => running.extend(elsewhere(job).map(|job| work(text, limits, job))),
                 None => break,
             },
             Some(()) = running.next() => {}
@@ -99,7 +156,10 @@ async fn encode(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::tests::chatml;
+    use crate::{
+        Message,
+        text::tests::{chatml, chatml_with},
+    };
 
     const LIMITS: PromptLimits = PromptLimits { context_len: 1 << 30, vocab_size: usize::MAX };
 
@@ -124,11 +184,38 @@ mod tests {
         }
         block_on(async {
             tokio::select! {
-                () = serve(&processor, &LIMITS, jobs) => panic!("it goes on as long as there may be jobs"),
+                () = serve(&processor, &LIMITS, jobs, Some) => panic!("it goes on as long as there may be jobs"),
                 encoded = &mut short_encoded => assert!(encoded.unwrap().unwrap().len() > 10),
             }
         });
         assert!(long_encoded.try_recv().is_err() && other_encoded.try_recv().is_err(), "they take longer");
+    }
+
+    #[test]
+    fn a_template_and_an_endless_word_hold_up_no_short_text() {
+        let mut processor = chatml();
+        let slow = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}";
+        processor.template = chatml_with(slow);
+        let (sender, jobs) = mpsc::channel(8);
+        let state = Arc::default();
+        let thread = TokenizerThread { text: Arc::new(processor), limits: LIMITS, jobs, state };
+        let (chat, chat_encoded) = job(Prompt::Chat(vec![Message::user("a")]));
+        let (word, word_encoded) = job(Prompt::Text("a".repeat(1 << 20)));
+        let (short, short_encoded) = job(text(100));
+        for job in [chat, word, short] {
+            sender.try_send(job).ok().unwrap();
+        }
+        drop(sender);
+        thread::scope(|scope| {
+            scope.spawn(|| thread.run());
+            let order = FuturesUnordered::new();
+            for (name, encoded) in [("chat", chat_encoded), ("word", word_encoded), ("short", short_encoded)] {
+                order.push(async move { (name, encoded.await.unwrap().is_ok()) });
+            }
+            let order: Vec<_> = block_on(order.collect());
+            assert_eq!(order[0], ("short", true), "{order:?}");
+            assert!(order.contains(&("chat", false)) && order.contains(&("word", true)), "{order:?}");
+        });
     }
 
     #[test]
@@ -139,7 +226,7 @@ mod tests {
         sender.try_send(long).ok().unwrap();
         drop(sender);
         block_on(async {
-            let mut served = std::pin::pin!(serve(&processor, &LIMITS, jobs));
+            let mut served = std::pin::pin!(serve(&processor, &LIMITS, jobs, Some));
             assert!(futures::poll!(&mut served).is_pending());
             drop(encoded);
             // All of it would take thousands of turns.

@@ -57,6 +57,21 @@ pub enum Prompt {
     Ids(Vec<u32>),
 }
 
+impl Prompt {
+    /// About how many bytes go into the template or the tokenizer.
+    pub fn size(&self, vars: &Map<String, Value>) -> usize {
+        let of_message = |message: &Message| message.content.len() + jinja::size(&message.fields);
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Chat(messages) | Self::ContinuedChat(messages) => {
+                jinja::size(vars) + messages.iter().map(of_message).sum::<usize>()
+            }
+            // Nothing is done with them.
+            Self::Ids(_) => 0,
+        }
+    }
+}
+
 /// A model's tokenizer and chat template.
 pub struct TextProcessor {
     pub tokenizer: Tokenizer,

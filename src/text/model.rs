@@ -4,12 +4,14 @@ use std::{collections::HashSet, sync::OnceLock};
 
 use tokenizers::{Model as _, ModelWrapper, models::wordpiece::WordPiece};
 
-use super::pattern::Problem;
+use super::{budget::Budget, pattern::Problem};
 
 /// What SentencePiece's models have for a space.
 const SPACE: char = '▁';
 /// Bytes of words that are not worth a look at the vocabulary.
 const SHORT_WORD: usize = 4 << 10;
+/// Characters that are counted at a time.
+const COUNTED: usize = 512;
 /// Bytes of words that are cut where there is no space, too.
 const LONG_WORD: usize = 4 << 10;
 
@@ -21,6 +23,8 @@ pub struct Model {
     /// Characters that follow each other in tokens.
     neighbors: OnceLock<HashSet<(char, char)>>,
     longest: OnceLock<Longest>,
+    /// Characters that are tokens.
+    characters: OnceLock<HashSet<char>>,
 }
 
 /// The longest token.
@@ -38,6 +42,24 @@ impl Model {
                 chars: longest.chars.max(token.chars().count()),
             })
         })
+    }
+
+    /// The fewest tokens of a long word: a character that is a token is always in one, whatever becomes of others.
+    pub async fn least_tokens(&self, model: &ModelWrapper, word: &str, budget: &mut Budget) -> usize {
+        match model {
+            ModelWrapper::BPE(bpe) if bpe.continuing_subword_prefix.is_some() || bpe.end_of_word_suffix.is_some() => {
+                return 0;
+            }
+            ModelWrapper::BPE(_) | ModelWrapper::Unigram(_) => {}
+            _ => return 0,
+        }
+        let characters = self.characters.get_or_init(|| characters(model));
+        let (mut known, mut chars) = (0, word.chars());
+        while !chars.as_str().is_empty() {
+            known += chars.by_ref().take(COUNTED).filter(|c| characters.contains(c)).count();
+            budget.breathe().await;
+        }
+        known / self.longest_token(model).chars.max(1)
     }
 
     /// Appends the ids of a word.
@@ -78,6 +100,15 @@ fn before_spaces(model: &ModelWrapper) -> HashSet<char> {
         .filter(|(_, b)| *b == SPACE)
         .map(|(a, _)| a)
         .collect()
+}
+
+fn characters(model: &ModelWrapper) -> HashSet<char> {
+    let vocabulary = model.get_vocab();
+    let single = |token: &String| {
+        let mut chars = token.chars();
+        chars.next().filter(|_| chars.as_str().is_empty())
+    };
+    vocabulary.keys().filter_map(single).collect()
 }
 
 fn neighbors(model: &ModelWrapper) -> HashSet<(char, char)> {

@@ -13,6 +13,9 @@ use crate::Error;
 /// Bytes of a token of a Unigram model: at each place in a text, all tokens are tried that begin there.
 const MAX_UNIGRAM_BYTES: usize = 512;
 
+/// Bytes of a word that is looked at before it is tokenized, which is done at a stretch.
+const LONG_WORD: usize = 16 << 10;
+
 /// What is done with a text.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Reading<'a> {
@@ -199,6 +202,10 @@ impl Words<'_> {
             }
             while !rest.is_empty() {
                 let (word, after) = rest.split_at(if bytes { rest.len() } else { model.cut(self.model, rest) });
+                if word.len() > LONG_WORD && budget.may_exceed(word.len()) {
+                    let least = model.least_tokens(self.model, word, budget).await;
+                    budget.check(least)?;
+                }
                 let before = self.ids.len();
                 self.encode_word(word, between.given)?;
                 budget.spend(self.ids.len() - before)?;

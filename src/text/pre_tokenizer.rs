@@ -129,6 +129,7 @@ fn read(value: &Value, steps: &mut Vec<Step>) -> Result<(), Problem> {
             }
         }
         "Metaspace" => steps.push(Step::Metaspace(metaspace(value)?)),
+        "FixedLength" if value["length"] == 0 => return Err("length is 0".into()),
         // Those have no patterns of their own.
         _ => steps.push(Step::Foreign(Box::new(serde_json::from_value(value.clone())?))),
     }

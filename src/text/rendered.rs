@@ -22,12 +22,14 @@ pub struct Given<'a> {
 }
 
 impl Given<'_> {
-    /// Whether a character in this range comes from a value. Spaces do not count: control tokens may take them along.
+    /// Whether a character in this range comes from a value. Spaces beside others do not count: control tokens may take
+    /// them along.
     pub fn is_any_in(&self, range: Range<usize>) -> bool {
+        let is_blank = self.text[range.clone()].trim().is_empty();
         let first = self.values.partition_point(|value| value.end <= range.start);
         let values = self.values[first..].iter().take_while(|value| value.start < range.end);
         let mut parts = values.map(|value| value.start.max(range.start)..value.end.min(range.end));
-        parts.any(|part| !self.text[part].trim().is_empty())
+        parts.any(|part| is_blank || !self.text[part].trim().is_empty())
     }
 }
 

@@ -681,6 +681,14 @@ fn huge_control_tokens_are_control_tokens_too() {
 }
 
 #[test]
+fn control_tokens_of_white_space_come_of_no_message() {
+    let text = processor(tokenizer_of_json(&mha_tied_with(&[("\n\n", json!({}))])), "{{ messages[0].content }}b\n\n");
+    for content in ["a", "a\n\n", "a\n\nb\n\n\n\n", "\n\n"] {
+        assert_eq!(control_ids(&text, &[Message::user(content)], &json!({})), [400], "{content:?}");
+    }
+}
+
+#[test]
 fn names_of_fields_that_are_words_are_no_control_tokens() {
     let text = processor(tokenizer_of_json(&mha_tied_with(&[("EOT", json!({}))])), EVERYTHING);
     let tools = |name: &str| json!({"tools": [{"type": "function", name: {name: name}}]});

@@ -55,6 +55,11 @@ pub struct Written {
     pub values: Vec<Range<usize>>,
 }
 
+/// How many bytes values from outside hold, about.
+pub fn size(values: &Map<String, Json>) -> usize {
+    values.values().map(json::size).sum()
+}
+
 impl Template {
     pub fn parse(source: &str) -> Outcome<Self> {
         Ok(Self { parsed: parser::parse(source)?, source: source.to_owned() })
@@ -72,8 +77,7 @@ impl Template {
         words: &[(&str, &str)],
         now: Option<NaiveDateTime>,
     ) -> Outcome<Written> {
-        let size = values.values().map(json::size).sum();
-        let budget = Budget::new(size);
+        let budget = Budget::new(size(values));
         let value = |name: &String| {
             if let Some((_, word)) = words.iter().find(|(word, _)| word == name) {
                 return value::Value::text(&budget, *word).map(Some);

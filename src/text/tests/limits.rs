@@ -115,6 +115,7 @@ fn parts_of_files_that_take_too_much_are_refused() {
         ("added_tokens", json!([token("x".repeat(5 << 20))])),
         ("normalizer", json!({"type": "Sequence", "normalizers": deep})),
         ("normalizer", json!({"type": "Sequence", "normalizers": none})),
+        ("pre_tokenizer", json!({"type": "FixedLength", "length": 0})),
     ] {
         let error = with(&[(field, value)]).err().unwrap().to_string();
         assert!(error.contains("tokenizer.json") && error.contains(field), "{error}");
@@ -189,6 +190,20 @@ fn what_cannot_fit_is_refused_early() {
         }
     }
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn endless_words_that_cannot_fit_are_not_tokenized() {
+    let vocab = json!([["<unk>", 0.0], ["a", -1.0], ["aa", -1.5], ["aaaa", -2.0]]);
+    let model = json!({"type": "Unigram", "unk_id": 0, "vocab": vocab});
+    let parts = [("model", model), ("pre_tokenizer", Value::Null), ("added_tokens", json!([]))];
+    let tokenizer = with(&parts).unwrap();
+    match encode_within(&tokenizer, &"a".repeat(1 << 20), 512) {
+        Err(Error::PromptTooLong { tokens, limit: 512, .. }) => assert_eq!(tokens, 1 << 18),
+        other => panic!("{other:?}"),
+    }
+    // What is in no token may be one however long it is.
+    assert_eq!(encode_within(&tokenizer, &"b".repeat(1 << 20), 512).unwrap(), [0]);
 }
 
 #[test]
