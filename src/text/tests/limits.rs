@@ -189,6 +189,16 @@ fn what_cannot_fit_is_refused_early() {
             other => panic!("{name}: {other:?}"),
         }
     }
+    // A vocabulary that has not every byte.
+    let metadata = &json("gguf/tokenizers.json")["byte_level"]["metadata"];
+    let mut tokens = metadata["tokenizer.ggml.tokens"].clone();
+    let byte = tokens.as_array().unwrap().iter().position(|token| token == "\u{104}").unwrap();
+    tokens[byte] = "no such byte".into();
+    let lacking = tokenizer_of(metadata, &[("tokenizer.ggml.tokens", tokens)]).unwrap();
+    match encode_within(&lacking, &"a".repeat(4 << 20), 512) {
+        Err(Error::PromptTooLong { tokens, .. }) => assert!((513..4 << 20).contains(&tokens), "{tokens}"),
+        other => panic!("{other:?}"),
+    }
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
