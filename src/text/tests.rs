@@ -682,7 +682,7 @@ fn huge_control_tokens_are_control_tokens_too() {
 
 #[test]
 fn control_tokens_of_white_space_come_of_no_message() {
-    let text = processor(tokenizer_of_json(&mha_tied_with(&[("\n\n", json!({}))])), "{{ messages[0].content }}b\n\n");
+    let text = processor(tokenizer_of_json(&mha_tied_with(&[("\n\n", json!({}))])), "{{ messages[0].content }}b\n\nc");
     for content in ["a", "a\n\n", "a\n\nb\n\n\n\n", "\n\n"] {
         assert_eq!(control_ids(&text, &[Message::user(content)], &json!({})), [400], "{content:?}");
     }

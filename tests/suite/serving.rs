@@ -169,32 +169,37 @@ async fn deadlines_hold_wherever_a_request_is() {
 
 #[tokio::test]
 async fn who_waits_for_a_long_prompt_to_become_tokens_can_be_given_up() {
-    // Takes a second, and is short. A template may work as long as what it is given is large.
+    // Takes a second: a template may work as long as what it is given is large. Two of them keep all threads of long prompts.
     let slow = "{% for i in range(20000) %}{% for j in range(200) %}{% endfor %}{% endfor %}a";
     let large = "a".repeat(4 << 20);
-    let model = model(LoadConfig::new().chat_template(slow).parallel_slots(1).queue_limit(3));
+    let long = "a".repeat(40 << 10);
+    let model = model(LoadConfig::new().chat_template(slow).parallel_slots(1).queue_limit(4));
     let chat = |config| model.chat(&[Message::user("a")], config);
-    let mut slow = chat(GenerateConfig::new().template_var("large", large));
+    let mut slow = [(); 2].map(|()| chat(GenerateConfig::new().template_var("large", large.clone())));
     tokio::time::sleep(Duration::from_millis(20)).await;
     let token = CancellationToken::new();
-    let late = model.generate("a", GenerateConfig::new().deadline(Duration::from_millis(20)));
-    let cancelled = model.generate("a", GenerateConfig::new().cancellation(token.clone()));
-    let dropped = model.generate("a", GenerateConfig::new());
-    assert!(matches!(model.generate("a", GenerateConfig::new()).err(), Some(Error::Overloaded { limit: 3 })));
+    let late = model.generate(&long, GenerateConfig::new().deadline(Duration::from_millis(20)));
+    let cancelled = model.generate(&long, GenerateConfig::new().cancellation(token.clone()));
+    let dropped = model.generate(&long, GenerateConfig::new());
+    assert!(matches!(model.generate("a", GenerateConfig::new()).err(), Some(Error::Overloaded { limit: 4 })));
     token.cancel();
     drop(dropped);
     assert!(matches!(cancelled.text().await, Err(Error::Cancelled)));
     assert!(matches!(late.text().await, Err(Error::DeadlineExceeded)));
-    until(&*model, |stats| (stats.waiting, stats.cancelled, stats.failed) == (1, 2, 2)).await;
-    // They have left their places to others, which the one before them may leave, too.
-    let others = [(); 3].map(|()| model.generate("a", GenerateConfig::new().max_tokens(1)));
-    assert!(slow.next().now_or_never().is_none(), "its prompt is no tokens yet");
-    slow.cancellation_token().cancel();
+    until(&*model, |stats| (stats.waiting, stats.cancelled, stats.failed) == (2, 2, 2)).await;
+    // They have left their places to others, which those before them may leave, too.
+    let others = [(); 3].map(|()| model.generate(&long, GenerateConfig::new().max_tokens(1)));
+    for stream in &mut slow {
+        assert!(stream.next().now_or_never().is_none(), "its prompt is no tokens yet");
+        stream.cancellation_token().cancel();
+    }
     until(&*model, |stats| (stats.waiting, stats.passes) == (3, 0)).await;
     for other in others {
         assert_eq!(other.text().await.unwrap(), "w");
     }
-    assert!(matches!(slow.text().await, Err(Error::Cancelled)));
+    for stream in slow {
+        assert!(matches!(stream.text().await, Err(Error::Cancelled)));
+    }
 }
 
 #[tokio::test]
