@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::*;
+use super::{gguf_files::tokenizer_of, *};
 use crate::text::{Reading, budget::Budget};
 
 /// What texts repeat that are hard for patterns, models or normalizers.
