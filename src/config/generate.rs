@@ -107,7 +107,7 @@ pub struct GenerateConfig {
     /// from the time to the first token what another one has asked.
     pub cache_salt: Option<String>,
     /// The adapter that changes the model for this request, by the name that it was
-    /// [loaded](crate::TextModel::load_adapter) under. `None`: that of [`LoadConfig::adapter_path`] or the one that was
+    /// [loaded](crate::TextModel::load_adapter) under. `None`: that of [`LoadConfig::adapter_path`](crate::LoadConfig::adapter_path) or the one that was
     /// [trained](crate::TrainableModel::train), if there is one.
     pub adapter: Option<String>,
     /// Whether no adapter changes the model for this request, not even the one of requests that name none (`false`).
@@ -126,7 +126,7 @@ pub struct GenerateConfig {
     /// worth it by how often they were right, and fewer beside many streams. 8 is a good start, 64 the most. [`accepted_tokens`](crate::GenerateMetrics::accepted_tokens) tells how
     /// many of the [`drafted_tokens`](crate::GenerateMetrics::drafted_tokens) were right.
     ///
-    /// Guesses take what prompts leave of a pass ([`max_batched_tokens`](LoadConfig::max_batched_tokens)), and memory
+    /// Guesses take what prompts leave of a pass ([`max_batched_tokens`](crate::LoadConfig::max_batched_tokens)), and memory
     /// that nobody uses.
     pub prompt_lookup: usize,
     /// What [`chat`](crate::TextModel::chat) gives the model's chat template beside the messages: `tools`,

@@ -21,7 +21,7 @@ pub struct LoadConfig {
     pub gpu_layers: Option<usize>,
     /// Sequences decoded together; `None`: as many as the key/value cache holds.
     pub parallel_slots: Option<usize>,
-    /// An adapter directory of PEFT or MLX-LM, for all requests that name no [`adapter`](GenerateConfig::adapter).
+    /// An adapter directory of PEFT or MLX-LM, for all requests that name no [`adapter`](crate::GenerateConfig::adapter).
     pub adapter_path: Option<PathBuf>,
     /// Bytes the keys and values of all sequences may take. `None`: 1 GiB, or what one sequence of
     /// an explicit [`context_len`](Self::context_len) needs if that is more. Memory that no
