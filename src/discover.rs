@@ -30,8 +30,8 @@ pub struct DiscoveredModel {
 /// A GGUF model in several files is one, at the first of them.
 ///
 /// Skips what it cannot read or parse, and follows no link out of `base_dir`. The files are opened
-/// as the iterator gets to them; weights are not read. If `base_dir` cannot be listed, there are no models, and a warning in
-/// the log ([`tracing`]) says why; [`try_discover`] gives that as an error.
+/// as the iterator gets to them; weights are not read. If `base_dir` cannot be listed, there are no models, and a
+/// warning in the log ([`tracing`]) says why; [`try_discover`] gives that as an error.
 ///
 /// ```
 /// for model in tokenflow::discover("models") {

@@ -36,7 +36,8 @@ pub enum Error {
         tokens: usize,
         /// Tokens a sequence may hold.
         limit: usize,
-        /// Its index among the prompts of [`classify`](crate::TextModel::classify) or [`score`](crate::TextModel::score);
+        /// Its index among the prompts of [`classify`](crate::TextModel::classify) or
+        /// [`score`](crate::TextModel::score);
         /// `None` in other calls.
         prompt: Option<usize>,
     },

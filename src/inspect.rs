@@ -33,8 +33,8 @@ pub trait AttentionInspector: TextModel {
     ///
     /// Of `config` it heeds the [`adapter`](GenerateConfig::adapter) or its
     /// [absence](GenerateConfig::base_model), the [`cancellation`](GenerateConfig::cancellation) and
-    /// the [`deadline`](GenerateConfig::deadline); the others are about answers. Requests are answered meanwhile: they go first, layer
-    /// by layer, and neither their answers nor the cache of keys and values change.
+    /// the [`deadline`](GenerateConfig::deadline); the others are about answers. Requests are answered meanwhile: they
+    /// go first, layer by layer, and neither their answers nor the cache of keys and values change.
     ///
     /// # Errors
     /// [`Error::PromptTooLong`] beyond what the model takes or what the memory of [`InspectConfig::default`] holds;
@@ -130,8 +130,8 @@ pub struct Inspection {
     pub tokens: Vec<u32>,
     /// Keys and queries.
     pub snapshot: AttentionSnapshot,
-    /// If it was asked for, what part of its attention each token gives to each: `[layer][query head][seq_len * seq_len]`,
-    /// a row for each token. A row adds up to 1, or to less where the model has attention sinks.
+    /// If it was asked for, what part of its attention each token gives to each: `[layer][query head][seq_len *
+    /// seq_len]`, a row for each token. A row adds up to 1, or to less where the model has attention sinks.
     pub attention: Vec<Vec<Vec<f32>>>,
     /// If it was asked for, what the first layer takes, what each but the last gives, and what the head takes:
     /// `[num_layers + 1][seq_len * hidden_size]`.

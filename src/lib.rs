@@ -31,12 +31,13 @@
 //! request wherever it is. [`TextModel::stats`] tells what the model does.
 //!
 //! # Adapters
-//! [`TextModel::load_adapter`] adds an adapter (LoRA or DoRA) under a name, and [`GenerateConfig::adapter`] chooses it for a
-//! request. Requests with different adapters share passes, and none shares keys and values with another adapter's.
+//! [`TextModel::load_adapter`] adds an adapter (LoRA or DoRA) under a name, and [`GenerateConfig::adapter`] chooses it
+//! for a request. Requests with different adapters share passes, and none shares keys and values with another
+//! adapter's.
 //!
 //! # Training and inspection
-//! [`TrainableModel::train`] learns an adapter, and [`AttentionInspector::inspect`] reads what a model computes. Both run on
-//! threads of their own and take turns with the model's requests, which go first, layer by layer.
+//! [`TrainableModel::train`] learns an adapter, and [`AttentionInspector::inspect`] reads what a model computes. Both
+//! run on threads of their own and take turns with the model's requests, which go first, layer by layer.
 //!
 //! # Cancel safety
 //! Dropping a [`TokenStream`], or the future of [`TextModel::classify`] or
@@ -45,12 +46,13 @@
 //! Dropping the model ends all its streams with [`Error::Closed`].
 //!
 //! # Model files
-//! They are untrusted input: everything in them is checked before it is used. Only regular files are read, so a named pipe or
-//! a device in place of one is an error at once, and side files (configurations, tokenizers, templates, indices) up to
-//! limits.
+//! They are untrusted input: everything in them is checked before it is used. Only regular files are read, so a named
+//! pipe or a device in place of one is an error at once, and side files (configurations, tokenizers, templates,
+//! indices) up to limits.
 //!
 //! No file is mapped into memory. Weights are read piece by piece while a model loads: a file that is cut short
-//! meanwhile is an [`Error::InvalidModel`], and one whose bytes are changed gives weights of which some are the old ones. Once
+//! meanwhile is an [`Error::InvalidModel`], and one whose bytes are changed gives weights of which some are the old
+//! ones. Once
 //! [`load_model`] or [`TextModel::load_adapter`] has returned, their files may be changed and removed.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]

@@ -41,14 +41,15 @@ const COMPANIONS: [&str; 16] = [
     "LICENSE",
 ];
 
-/// Writes a Hugging Face directory to `out_dir`: the model of `model_dir` with the adapter of `adapter_dir` merged into its
-/// weights, in the types and files they are stored in.
+/// Writes a Hugging Face directory to `out_dir`: the model of `model_dir` with the adapter of `adapter_dir` merged
+/// into its weights, in the types and files they are stored in.
 ///
-/// It needs the memory of a few of the greatest matrices. `out_dir` appears once it is complete. The work runs on a thread of its own.
+/// It needs the memory of a few of the greatest matrices. `out_dir` appears once it is complete. The work runs on a
+/// thread of its own.
 ///
 /// # Errors
-/// [`Error::InvalidModel`] names what is wrong with the model or the adapter. Weights that are quantised are refused: what
-/// an adapter adds is mostly less than what they are rounded by.
+/// [`Error::InvalidModel`] names what is wrong with the model or the adapter. Weights that are quantised are refused:
+/// what an adapter adds is mostly less than what they are rounded by.
 /// [`Error::InvalidConfig`] if there is something at `out_dir`.
 ///
 /// # Cancel safety

@@ -54,12 +54,12 @@ pub trait TextModel: Send + Sync {
         TokenStream::failed(Error::Unsupported { capability: Capability::Tokenize })
     }
 
-    /// The ids of a text, as [`generate`](Self::generate) reads it: special tokens written in it are recognised, and the
-    /// tokens that the tokenizer puts around every text are there. It works on the calling thread.
+    /// The ids of a text, as [`generate`](Self::generate) reads it: special tokens written in it are recognised, and
+    /// the tokens that the tokenizer puts around every text are there. It works on the calling thread.
     ///
     /// # Errors
-    /// [`Error::Internal`] if the tokenizer fails, [`Error::Closed`] once the model is closed, [`Error::Unsupported`] if it
-    /// has no tokenizer of its own.
+    /// [`Error::Internal`] if the tokenizer fails, [`Error::Closed`] once the model is closed, [`Error::Unsupported`]
+    /// if it has no tokenizer of its own.
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let _ = text;
         Err(Error::Unsupported { capability: Capability::Tokenize })
@@ -74,8 +74,8 @@ pub trait TextModel: Send + Sync {
         Err(Error::Unsupported { capability: Capability::Tokenize })
     }
 
-    /// The id of a token, for [`stop_tokens`](GenerateConfig::stop_tokens) and [`logit_bias`](GenerateConfig::logit_bias),
-    /// if the vocabulary has it.
+    /// The id of a token, for [`stop_tokens`](GenerateConfig::stop_tokens) and
+    /// [`logit_bias`](GenerateConfig::logit_bias), if the vocabulary has it.
     ///
     /// `token` is written as in the vocabulary: special tokens as they are (`<|im_end|>`), pieces of text as the tokenizer
     /// has them, which is often with a mark for a space (`Ġthe`, `▁the`). [`encode`](Self::encode) finds the ids of
@@ -85,8 +85,8 @@ pub trait TextModel: Send + Sync {
         None
     }
 
-    /// The ids that end an answer, unless [`ignore_eos`](GenerateConfig::ignore_eos) is set. Empty if the model has none, or
-    /// does not tell.
+    /// The ids that end an answer, unless [`ignore_eos`](GenerateConfig::ignore_eos) is set. Empty if the model has
+    /// none, or does not tell.
     fn end_ids(&self) -> Vec<u32> {
         Vec::new()
     }
@@ -106,8 +106,8 @@ pub trait TextModel: Send + Sync {
     /// Continues many prompts in shared passes, and returns when all have ended.
     ///
     /// # Errors
-    /// A prompt's failure is its own, in [`BatchResult::err`], and the results are in the prompts' order. The call itself fails on an invalid
-    /// config or a closed model.
+    /// A prompt's failure is its own, in [`BatchResult::err`], and the results are in the prompts' order. The call
+    /// itself fails on an invalid config or a closed model.
     ///
     /// # Cancel safety
     /// Dropping the future frees everything it holds within one step.
@@ -115,14 +115,15 @@ pub trait TextModel: Send + Sync {
 
     /// Tells how likely the model finds each token of the prompts, given those before it: prefill only.
     ///
-    /// The tokens of each prompt come back with [`Token::logprobs`]; the first has none, for nothing is before it. Special
-    /// tokens and what the tokenizer adds are as with [`generate`](Self::generate). [`GenerateConfig::logprobs`] asks for
-    /// alternatives at each place, [`GenerateConfig::adapter`] and what concerns the request itself is heeded, the rest is
-    /// about answers: [`GenerateConfig`] lists it. What is cached of a prompt is computed again, 64 tokens a pass.
+    /// The tokens of each prompt come back with [`Token::logprobs`]; the first has none, for nothing is before it.
+    /// Special tokens and what the tokenizer adds are as with [`generate`](Self::generate).
+    /// [`GenerateConfig::logprobs`] asks for alternatives at each place, [`GenerateConfig::adapter`] and what concerns
+    /// the request itself is heeded, the rest is about answers: [`GenerateConfig`] lists it. What is cached of a
+    /// prompt is computed again, 64 tokens a pass.
     ///
     /// # Errors
-    /// The first prompt that fails fails the call, and the error says which one it was: see [`Error::at_prompt`]. A backend
-    /// that cannot score says [`Error::InvalidConfig`].
+    /// The first prompt that fails fails the call, and the error says which one it was: see [`Error::at_prompt`]. A
+    /// backend that cannot score says [`Error::InvalidConfig`].
     ///
     /// # Cancel safety
     /// Dropping the future frees everything it holds within one step.
@@ -153,7 +154,8 @@ pub trait TextModel: Send + Sync {
     /// Figures of the operation that ended last, **whoever began it**.
     ///
     /// Where requests share a model that is some other request as often as not, even right after one's own: each prompt
-    /// of a batch is an operation, and so is a stream that somebody has dropped. What a program wants of its own request is
+    /// of a batch is an operation, and so is a stream that somebody has dropped. What a program wants of its own
+    /// request is
     /// [`TokenStream::metrics`], which is of that stream alone; this is for programs with one request at a time.
     /// [`stats`](Self::stats) counts all of them.
     fn metrics(&self) -> GenerateMetrics;

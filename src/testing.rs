@@ -71,7 +71,8 @@ pub struct Pass {
 
 impl ScriptedModel {
     /// A model that answers a prompt with what `answer` makes of it, which is called once for each request, equal ones
-    /// too: for each prompt of `batch_generate`, `classify` and `score`, and once however a request is packed, cut or preempted.
+    /// too: for each prompt of `batch_generate`, `classify` and `score`, and once however a request is packed, cut or
+    /// preempted.
     ///
     /// The prompt of a chat has a line `role: content` for each message. A panic in `answer` is a panic
     /// in the model: the requests of that pass end with [`Error::Internal`].
@@ -164,7 +165,8 @@ struct Slot {
 /// What the function has answered a sequence.
 #[derive(Default)]
 struct Answered {
-    /// Answers, each ended, by the positions that they begin at: one, but for a prompt with several replies that is scored.
+    /// Answers, each ended, by the positions that they begin at: one, but for a prompt with several replies that is
+    /// scored.
     answers: Vec<(usize, Vec<u32>)>,
     /// The last position that was sampled after, and the hash of the tokens up to there.
     last: Option<(usize, u64)>,

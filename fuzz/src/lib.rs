@@ -1,7 +1,7 @@
 //! Support for the fuzz targets: a model directory with one hostile file, loaded and run.
 //!
-//! A target fails by a panic outside the crates that [`catch_panics_of`] lists, by an abort, or by libFuzzer's limits of
-//! time and memory. An error is a right answer.
+//! A target fails by a panic outside the crates that [`catch_panics_of`] lists, by an abort, or by libFuzzer's limits
+//! of time and memory. An error is a right answer.
 
 mod gguf;
 mod json;

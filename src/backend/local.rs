@@ -112,7 +112,8 @@ impl LocalModel {
         stream.err().cloned().map_or(Ok((tokens, stream.metrics())), Err)
     }
 
-    /// What a call answers that computes prompts only; the first that fails fails it, and the error says which one it was.
+    /// What a call answers that computes prompts only; the first that fails fails it, and the error says which one it
+    /// was.
     async fn of_all<T>(
         &self,
         config: &GenerateConfig,

@@ -26,8 +26,8 @@ const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_tok
 /// assert_eq!(config.max_tokens, 64);
 /// ```
 ///
-/// Builder methods of lists and maps add to what is there, those of single values replace it. The fields are public: assign
-/// one to begin a list anew.
+/// Builder methods of lists and maps add to what is there, those of single values replace it. The fields are public:
+/// assign one to begin a list anew.
 ///
 /// ```
 /// use tokenflow::GenerateConfig;
@@ -52,7 +52,8 @@ const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_tok
 pub struct GenerateConfig {
     /// Tokens to generate at most (256). A sequence also ends when its context is full.
     pub max_tokens: usize,
-    /// Tokens to generate at least (0), as far as the context holds them: before that many neither end-of-text tokens nor
+    /// Tokens to generate at least (0), as far as the context holds them: before that many neither end-of-text tokens
+    /// nor
     /// [`stop_tokens`](Self::stop_tokens) can be sampled, and no [`stop`](Self::stop) string ends the answer.
     pub min_tokens: usize,
     /// Divides the logits before sampling. 0, the default, takes the most likely token.
@@ -70,8 +71,8 @@ pub struct GenerateConfig {
     pub frequency_penalty: f32,
     /// Subtracted from a token's logit once the answer has it; 0 is off.
     pub presence_penalty: f32,
-    /// How many tokens the three penalties look back on, the latest of prompt and answer together. 0, the default, is all of
-    /// them, as in transformers and vLLM; llama.cpp has 64. Without a penalty it has no effect.
+    /// How many tokens the three penalties look back on, the latest of prompt and answer together. 0, the default, is
+    /// all of them, as in transformers and vLLM; llama.cpp has 64. Without a penalty it has no effect.
     ///
     /// `repeat_penalty(1.1).penalty_window(64)` keeps small models from repeating themselves without keeping them from
     /// the words of a long prompt.
@@ -82,8 +83,9 @@ pub struct GenerateConfig {
     pub stop_tokens: Vec<u32>,
     /// Strings that end the answer, of 4 MiB in all at most. They are never part of the text that is returned.
     pub stop: Vec<String>,
-    /// Whether the answer goes on past the model's own end-of-text tokens (`false`). They are tokens of the answer then, as
-    /// any other; special ones have no text. [`stop_tokens`](Self::stop_tokens) and [`stop`](Self::stop) still end it.
+    /// Whether the answer goes on past the model's own end-of-text tokens (`false`). They are tokens of the answer
+    /// then, as any other; special ones have no text. [`stop_tokens`](Self::stop_tokens) and [`stop`](Self::stop)
+    /// still end it.
     pub ignore_eos: bool,
     /// The same seed gives the same tokens, so equal prompts of a batch equal answers, unless
     /// [`seed_per_prompt`](Self::seed_per_prompt) is set. `None` seeds each request and each prompt differently.
@@ -107,7 +109,8 @@ pub struct GenerateConfig {
     /// from the time to the first token what another one has asked.
     pub cache_salt: Option<String>,
     /// The adapter that changes the model for this request, by the name that it was
-    /// [loaded](crate::TextModel::load_adapter) under. `None`: that of [`LoadConfig::adapter_path`](crate::LoadConfig::adapter_path) or the one that was
+    /// [loaded](crate::TextModel::load_adapter) under. `None`: that of
+    /// [`LoadConfig::adapter_path`](crate::LoadConfig::adapter_path) or the one that was
     /// [trained](crate::TrainableModel::train), if there is one.
     pub adapter: Option<String>,
     /// Whether no adapter changes the model for this request, not even the one of requests that name none (`false`).
@@ -123,11 +126,12 @@ pub struct GenerateConfig {
     /// Where the last tokens came before, in the prompt or the answer, what followed them then is guessed to follow
     /// again, and all guesses are checked in one forward pass. The answer is the same to the bit, and takes fewer
     /// passes if it repeats much: summaries, edits, extraction, code. Guesses cost time, so as many are made as are
-    /// worth it by how often they were right, and fewer beside many streams. 8 is a good start, 64 the most. [`accepted_tokens`](crate::GenerateMetrics::accepted_tokens) tells how
-    /// many of the [`drafted_tokens`](crate::GenerateMetrics::drafted_tokens) were right.
+    /// worth it by how often they were right, and fewer beside many streams. 8 is a good start, 64 the most.
+    /// [`accepted_tokens`](crate::GenerateMetrics::accepted_tokens) tells how many of the
+    /// [`drafted_tokens`](crate::GenerateMetrics::drafted_tokens) were right.
     ///
-    /// Guesses take what prompts leave of a pass ([`max_batched_tokens`](crate::LoadConfig::max_batched_tokens)), and memory
-    /// that nobody uses.
+    /// Guesses take what prompts leave of a pass ([`max_batched_tokens`](crate::LoadConfig::max_batched_tokens)), and
+    /// memory that nobody uses.
     pub prompt_lookup: usize,
     /// What [`chat`](crate::TextModel::chat) gives the model's chat template beside the messages: `tools`,
     /// `documents`, `enable_thinking`, `date_string` or whatever else the template reads. Nothing in them
@@ -148,8 +152,8 @@ pub struct GenerateConfig {
     pub template_vars: Map<String, Value>,
     /// Whether [`chat`](crate::TextModel::chat) goes on with the last message in place of answering it (false): the
     /// prompt ends with the last message's content, and the answer is what follows it. As in transformers, space at the
-    /// content's end stays unless the chat template trims it, and the content must be in what the template writes, or the
-    /// request is [`Error::InvalidConfig`].
+    /// content's end stays unless the chat template trims it, and the content must be in what the template writes, or
+    /// the request is [`Error::InvalidConfig`].
     ///
     /// ```
     /// use tokenflow::{GenerateConfig, Message};

@@ -21,7 +21,8 @@ pub struct LoadConfig {
     pub gpu_layers: Option<usize>,
     /// Sequences decoded together; `None`: as many as the key/value cache holds.
     pub parallel_slots: Option<usize>,
-    /// An adapter directory of PEFT or MLX-LM, for all requests that name no [`adapter`](crate::GenerateConfig::adapter).
+    /// An adapter directory of PEFT or MLX-LM, for all requests that name no
+    /// [`adapter`](crate::GenerateConfig::adapter).
     pub adapter_path: Option<PathBuf>,
     /// Bytes the keys and values of all sequences may take. `None`: 1 GiB, or what one sequence of
     /// an explicit [`context_len`](Self::context_len) needs if that is more. Memory that no
@@ -51,14 +52,15 @@ pub struct LoadConfig {
     pub prefix_cache_tokens: Option<usize>,
     /// Events a stream buffers before its sequence pauses for its reader (64).
     pub stream_buffer: usize,
-    /// A Jinja chat template in place of the model's own. One that is none is [`Error::InvalidConfig`]; a model whose own
-    /// is none loads all the same, and [`chat`](crate::TextModel::chat) says why it cannot be used.
+    /// A Jinja chat template in place of the model's own. One that is none is [`Error::InvalidConfig`]; a model whose
+    /// own is none loads all the same, and [`chat`](crate::TextModel::chat) says why it cannot be used.
     pub chat_template: Option<String>,
-    /// Threads that compute on the CPU; `None`: one on each core. They are the model's own, spin while there is a forward
-    /// pass, and sleep while there is none. What a model answers does not depend on their number.
+    /// Threads that compute on the CPU; `None`: one on each core. They are the model's own, spin while there is a
+    /// forward pass, and sleep while there is none. What a model answers does not depend on their number.
     pub threads: Option<usize>,
     /// What kernels run on where a model is on the CPU; `None`: the best that the machine
-    /// [has](InstructionSet::available). Answers do not depend on it: it is for tests, and to find out how fast others are.
+    /// [has](InstructionSet::available). Answers do not depend on it: it is for tests, and to find out how fast others
+    /// are.
     pub instruction_set: Option<InstructionSet>,
 }
 

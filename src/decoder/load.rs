@@ -141,8 +141,8 @@ impl<'a> Loader<'a> {
         self.survey(self.hub_name(module, false), matrix, self.bias(module, rows, bias)?, None)
     }
 
-    /// A linear map that is noted as a site of its module in the Hugging Face model: `part` says which rows of how many it
-    /// makes, if not all in order.
+    /// A linear map that is noted as a site of its module in the Hugging Face model: `part` says which rows of how
+    /// many it makes, if not all in order.
     fn survey(
         &self,
         module: Option<String>,
@@ -273,7 +273,8 @@ impl<'a> Loader<'a> {
         Ok(gates.into_iter().zip(ups).zip(downs).map(|((gate, up), down)| (Some(gate), up, down)).collect())
     }
 
-    /// For each expert these rows of its matrix as a linear map, out of a tensor of `shape` that has the matrices of all.
+    /// For each expert these rows of its matrix as a linear map, out of a tensor of `shape` that has the matrices of
+    /// all.
     fn stacked(
         &self,
         module: &str,

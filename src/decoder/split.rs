@@ -11,8 +11,8 @@ const TILES_EACH: usize = 4;
 /// Rows of a group, at least: with fewer it takes longer to read weights than to multiply them.
 const GROUP_ROWS: usize = 4;
 
-/// A batch in tiles that threads take through the layers one behind the other, if there are so many rows that this is faster
-/// than to share each operation. No two of them have rows in one block of the cache.
+/// A batch in tiles that threads take through the layers one behind the other, if there are so many rows that this is
+/// faster than to share each operation. No two of them have rows in one block of the cache.
 pub fn in_tiles(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     let rows = batch.rows();
     if rows < 2 * threads * TILE_ROWS {
@@ -30,8 +30,8 @@ pub fn in_tiles(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     Some(tiles)
 }
 
-/// A batch whose rows are all sampled in groups of whole sequences, one for each thread and none with much more than its
-/// share of the rows.
+/// A batch whose rows are all sampled in groups of whole sequences, one for each thread and none with much more than
+/// its share of the rows.
 pub fn by_sequences(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     let rows = batch.rows();
     if batch.sampled.len() < rows || rows < threads * GROUP_ROWS {
@@ -49,9 +49,9 @@ pub fn by_sequences(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     (greatest * threads * 7 <= rows * 8).then_some(groups)
 }
 
-/// Whether groups of sequences are better computed apart than by all threads together, as it was lately. Together threads
-/// read weights once, but wait for each other and for what the other ones have computed. How long that takes depends on how
-/// far their cores are from each other, which on a virtual machine changes at any time.
+/// Whether groups of sequences are better computed apart than by all threads together, as it was lately. Together
+/// threads read weights once, but wait for each other and for what the other ones have computed. How long that takes
+/// depends on how far their cores are from each other, which on a virtual machine changes at any time.
 #[derive(Debug)]
 pub struct Choice {
     apart: bool,

@@ -8,8 +8,8 @@ use super::blocks::{BlockPool, BlockTable, Realm};
 /// Names a sequence in the scheduler; later ones are greater.
 pub type SequenceId = u64;
 
-/// Rows of a pass, beside those of streams, that logits are computed for: each takes as many numbers as the vocabulary has
-/// tokens.
+/// Rows of a pass, beside those of streams, that logits are computed for: each takes as many numbers as the vocabulary
+/// has tokens.
 const MAX_SCORED_TOKENS: usize = 64;
 
 /// How often the sequence that waits for longest lets those of higher priority pass.
@@ -253,8 +253,8 @@ impl Scheduler {
         self.preemptions
     }
 
-    /// The next pass; empty if there is nothing to compute. `pace` says how many tokens of prompts and drafts may share the
-    /// pass with streams which wait for their next token.
+    /// The next pass; empty if there is nothing to compute. `pace` says how many tokens of prompts and drafts may
+    /// share the pass with streams which wait for their next token.
     pub fn schedule(&mut self, pace: impl Fn(Streams) -> usize) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         let ids = |of: fn(&Progress) -> bool| -> Vec<SequenceId> {
@@ -288,8 +288,8 @@ impl Scheduler {
         chunks
     }
 
-    /// Admits sequences, those only that are served before `outranked`, and gives how much of the budget is taken with them.
-    /// They share what the pass will compute: nothing of it may give way any more.
+    /// Admits sequences, those only that are served before `outranked`, and gives how much of the budget is taken with
+    /// them. They share what the pass will compute: nothing of it may give way any more.
     fn take_newcomers(
         &mut self,
         budget: &Budget,
@@ -443,8 +443,8 @@ impl Scheduler {
         self.sequences.get(&id).map(|progress| progress.rank)
     }
 
-    /// The first in rank, unless the one that waits for longest has been overtaken too often; if `unscored`, of those only that
-    /// are not scored.
+    /// The first in rank, unless the one that waits for longest has been overtaken too often; if `unscored`, of those
+    /// only that are not scored.
     fn next_waiting(&self, unscored: bool) -> Option<SequenceId> {
         let scored = |id: &SequenceId| self.sequences.get(id).is_some_and(|progress| progress.scored);
         let candidates = || self.candidates().filter(|id| !(unscored && scored(id)));

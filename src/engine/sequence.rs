@@ -127,7 +127,8 @@ impl Sequence {
         self.adapter.as_ref().map(|loaded| loaded.adapter.clone())
     }
 
-    /// Takes the logits after its last token and after each one of a draft, or after each one of a chunk that is scored,
+    /// Takes the logits after its last token and after each one of a draft, or after each one of a chunk that is
+    /// scored,
     /// `[rows, vocab_size]`, and delivers what is decided.
     pub fn advance(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> Step {
         if !chunk.scored {

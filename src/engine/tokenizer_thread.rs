@@ -39,8 +39,8 @@ pub struct PromptLimits {
 }
 
 /// The thread that turns prompts into tokens, a millisecond of each in turn, so that a long one holds up no other.
-/// Here they hold up neither the caller nor the worker. A template or an endless word is done at a stretch: chats and long
-/// prompts have threads of their own, from the first one on.
+/// Here they hold up neither the caller nor the worker. A template or an endless word is done at a stretch: chats and
+/// long prompts have threads of their own, from the first one on.
 pub struct TokenizerThread {
     pub text: Arc<TextProcessor>,
     pub limits: PromptLimits,

@@ -29,8 +29,8 @@ use crate::{
     text::TextProcessor,
 };
 
-/// How long a request waits for those that have come with it. Without them a pass would begin at once, and they would have
-/// to share the next ones with its stream.
+/// How long a request waits for those that have come with it. Without them a pass would begin at once, and they would
+/// have to share the next ones with its stream.
 const MAX_GATHERING: Duration = Duration::from_millis(5);
 
 /// What reaches the worker from outside.
@@ -166,7 +166,8 @@ impl Worker {
         }
     }
 
-    /// Takes requests that have come with the first ones, as soon as their prompts are tokens, so that they share passes.
+    /// Takes requests that have come with the first ones, as soon as their prompts are tokens, so that they share
+    /// passes.
     fn gather(&mut self) {
         let until = Instant::now() + MAX_GATHERING;
         while self.state.in_flight() > self.sequences.len() {

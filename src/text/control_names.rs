@@ -75,8 +75,8 @@ pub fn is_control(name: &str) -> bool {
         && (ENDS.contains(&name) || FILL.contains(&name) || FILL_ENDS.iter().any(|(_, names)| names.contains(&name)))
 }
 
-/// Names of ends that end only a part of an answer beside others in the vocabulary: harmony's and Solar's messages in it
-/// end too, and Gemma 4 has `</s>` as text.
+/// Names of ends that end only a part of an answer beside others in the vocabulary: harmony's and Solar's messages in
+/// it end too, and Gemma 4 has `</s>` as text.
 pub fn not_an_end(has: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let call = has("<|call|>") || has("<|calls|>");
     let mut names = Vec::new();

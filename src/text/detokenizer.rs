@@ -15,8 +15,8 @@ const MAX_CHAR_BYTES: usize = 4;
 /// Control tokens have no text.
 ///
 /// At most three bytes wait for the rest of their character. Where single bytes are tokens, the decoding of the whole
-/// has no character of a run of them that is no UTF-8. Characters before the first wrong byte of the run have been given
-/// by then: only there do the pieces differ from it.
+/// has no character of a run of them that is no UTF-8. Characters before the first wrong byte of the run have been
+/// given by then: only there do the pieces differ from it.
 pub struct Detokenizer {
     text: Arc<TextProcessor>,
     state: State,

@@ -1,5 +1,5 @@
-//! How much longer the steps of a `tokenizer.json` make a text: each multiplies what the one before has written, and those
-//! of a few kilobytes would take all memory.
+//! How much longer the steps of a `tokenizer.json` make a text: each multiplies what the one before has written, and
+//! those of a few kilobytes would take all memory.
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ use serde_json::Value;
 use super::file::Parts;
 use crate::{Error, Result};
 
-/// The most bytes that a byte may become. What models name comes to a few hundred at most, where they have SentencePiece's
-/// charsmap.
+/// The most bytes that a byte may become. What models name comes to a few hundred at most, where they have
+/// SentencePiece's charsmap.
 const MAX_GROWTH: f64 = 4096.0;
 
 /// The most tokens that a post-processor may make of one. Those of models put a few around a text.
@@ -43,8 +43,8 @@ pub fn check(path: &Path, steps: &Parts) -> Result<()> {
     Ok(())
 }
 
-/// The most bytes, or tokens, that a step and those in it make of one. The crate knows some steps by their fields, without
-/// a `type`.
+/// The most bytes, or tokens, that a step and those in it make of one. The crate knows some steps by their fields,
+/// without a `type`.
 pub fn growth(step: &Value) -> f64 {
     let Some(fields) = step.as_object() else { return 1.0 };
     let len = |key: &str| fields.get(key).and_then(Value::as_str).map_or(0, str::len) as f64;
@@ -68,8 +68,8 @@ pub fn growth(step: &Value) -> f64 {
     own * replaced * (1.0 + len("prepend")) * mapped * repeated * inner
 }
 
-/// The longest text, each ends with a zero, in a charsmap of SentencePiece: base64 of the size of a trie, the trie, and what
-/// characters become.
+/// The longest text, each ends with a zero, in a charsmap of SentencePiece: base64 of the size of a trie, the trie,
+/// and what characters become.
 fn longest_text(charsmap: &str) -> usize {
     let bytes = BASE64.decode(charsmap).unwrap_or_default();
     let Some((size, rest)) = bytes.split_first_chunk() else { return 1 };

@@ -170,7 +170,8 @@ fn bytes_that_never_become_a_character_do_not_wait() {
     for (name, text, _) in tokenizers() {
         let byte = |byte: u8| {
             let fallback = text.tokenizer.id_of(&format!("<0x{byte:02X}>"));
-            // The first 68 of the bytes that stand for other characters, U+0100 and on, are 0 to 32, 127 to 160 and 173.
+            // The first 68 of the bytes that stand for other characters, U+0100 and on, are 0 to 32, 127 to 160 and
+            // 173.
             fallback.or_else(|| text.tokenizer.id_of(&char::from(byte).to_string()))
         };
         let answer_of = |ids: &[u32]| {

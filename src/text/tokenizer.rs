@@ -86,8 +86,8 @@ impl Tokenizer {
         Ok(this)
     }
 
-    /// Makes control tokens of `bounds`, which begin or end a text or end an answer, and of turn markers that a template
-    /// writes, although they are not flagged as special.
+    /// Makes control tokens of `bounds`, which begin or end a text or end an answer, and of turn markers that a
+    /// template writes, although they are not flagged as special.
     pub fn control_also<'a>(&mut self, bounds: &[u32], templates: impl Iterator<Item = &'a str>) {
         self.control.bound(bounds);
         let templates: Vec<&str> = templates.collect();

@@ -10,11 +10,12 @@ pub struct LoraConfig {
     pub rank: usize,
     /// What is added is multiplied by `alpha / rank` (16).
     pub alpha: f32,
-    /// The linear maps that are adapted, by what their modules' names end with (`q_proj`, `v_proj`); `all-linear` stands
-    /// for all of the layers.
+    /// The linear maps that are adapted, by what their modules' names end with (`q_proj`, `v_proj`); `all-linear`
+    /// stands for all of the layers.
     pub target_keys: Vec<String>,
-    /// Whether products with the weights are in bfloat16 with sums of 32 bits, about twice as fast where the machine has
-    /// instructions for it, and the adapter is saved in bfloat16 (`false`: all in 32 bits). It is learned in 32 bits.
+    /// Whether products with the weights are in bfloat16 with sums of 32 bits, about twice as fast where the machine
+    /// has instructions for it, and the adapter is saved in bfloat16 (`false`: all in 32 bits). It is learned in 32
+    /// bits.
     pub bfloat16: bool,
     /// Whether it is multiplied by `alpha / √rank` instead ([rsLoRA](https://arxiv.org/abs/2312.03732)).
     pub rank_stabilised: bool,
@@ -22,8 +23,8 @@ pub struct LoraConfig {
     pub dora: bool,
     /// What the random numbers of a new adapter are made from (0).
     pub seed: u64,
-    /// A directory of PEFT or MLX-LM with an adapter to begin with, whose ranks, scales and modules take the place of those
-    /// here.
+    /// A directory of PEFT or MLX-LM with an adapter to begin with, whose ranks, scales and modules take the place of
+    /// those here.
     pub initial: Option<PathBuf>,
 }
 
@@ -156,7 +157,8 @@ pub struct TrainConfig {
     pub epochs: usize,
     /// Ends training after that many steps; `None`: after all epochs.
     pub max_steps: Option<usize>,
-    /// Examples that go through the model together (4), side by side without padding: short ones cost no more than they are.
+    /// Examples that go through the model together (4), side by side without padding: short ones cost no more than
+    /// they are.
     pub batch_size: usize,
     /// Such batches that a step learns from (1).
     pub gradient_accumulation: usize,

@@ -1,4 +1,5 @@
-//! Fine-tuning: low-rank adapters ([LoRA](https://arxiv.org/abs/2106.09685)) learned beside the requests of the same model.
+//! Fine-tuning: low-rank adapters ([LoRA](https://arxiv.org/abs/2106.09685)) learned beside the requests of the same
+//! model.
 
 mod adamw;
 mod chat;
@@ -45,7 +46,8 @@ use crate::{Result, TextModel};
 /// ```
 #[async_trait]
 pub trait TrainableModel: TextModel {
-    /// Begins a new adapter, which [`train`](Self::train) is to teach from now on. It changes nothing yet; one that begins as
+    /// Begins a new adapter, which [`train`](Self::train) is to teach from now on. It changes nothing yet; one that
+    /// begins as
     /// [`LoraConfig::initial`] is used by requests that name no adapter from now on.
     ///
     /// Returns at once with a new adapter, whose numbers a thread of its own finds; [`Adapter::save`] waits for them.
@@ -54,8 +56,8 @@ pub trait TrainableModel: TextModel {
     /// [`apply_lora_async`](Self::apply_lora_async) is for those.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) names the field at fault; an unknown target is answered with
-    /// those that are known.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) names the field at fault; an unknown target is answered
+    /// with those that are known.
     fn apply_lora(&self, config: LoraConfig) -> Result<Box<dyn Adapter>>;
 
     /// As [`apply_lora`](Self::apply_lora), on a thread of its own, and returns when the adapter is there. A model that
@@ -75,8 +77,8 @@ pub trait TrainableModel: TextModel {
 
     /// Teaches the adapter that was applied last; without one, that of [`LoraConfig::default`].
     ///
-    /// Returns at once. Training has a thread of its own and takes turns with the model's requests, which go first, layer
-    /// by layer. Requests that name no adapter use the learned one once training has ended, or has been
+    /// Returns at once. Training has a thread of its own and takes turns with the model's requests, which go first,
+    /// layer by layer. Requests that name no adapter use the learned one once training has ended, or has been
     /// [evaluated](TrainConfig::eval_split); those that began before end as they began.
     ///
     /// The same examples, configurations and seeds give the same adapter, to the bit, on one machine and build.
@@ -97,8 +99,8 @@ pub trait TrainableModel: TextModel {
     /// training diverged. [`Error::ChatTemplate`](crate::Error::ChatTemplate) says which chat the template refuses.
     ///
     /// # Cancel safety
-    /// Dropping the stream ends training within one layer of the step under way, of which nothing is kept; the adapter is
-    /// that of the step before, for requests as well, once its loss on a few examples has been looked at.
+    /// Dropping the stream ends training within one layer of the step under way, of which nothing is kept; the adapter
+    /// is that of the step before, for requests as well, once its loss on a few examples has been looked at.
     /// [`TrainStream::stop`] waits for that. The same is left of a training that fails.
     fn train(&self, examples: Vec<TrainExample>, config: TrainConfig) -> TrainStream;
 }

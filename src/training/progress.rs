@@ -91,7 +91,8 @@ impl TrainStream {
     /// How training ended, for `?`; it is fine as long as it has not.
     ///
     /// # Errors
-    /// As [`TrainableModel::train`](crate::TrainableModel::train), and [`Error::Closed`] if the model was closed meanwhile.
+    /// As [`TrainableModel::train`](crate::TrainableModel::train), and [`Error::Closed`] if the model was closed
+    /// meanwhile.
     pub fn result(&self) -> Result<()> {
         self.end.clone().unwrap_or(Ok(()))
     }

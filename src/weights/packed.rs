@@ -123,9 +123,9 @@ impl<'a> Module<'a> {
         matrix.map(StoredMatrix::Mlx).ok_or_else(|| self.bad("has tensors of other sizes or types than MLX writes"))
     }
 
-    /// [MXFP4](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf): floats of 4 bits,
-    /// the lower half of a byte first, and for each 32 of them the exponent of a scale. They become ggml's blocks, whose
-    /// lower halves are the first 16.
+    /// [MXFP4](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf): floats of 4
+    /// bits, the lower half of a byte first, and for each 32 of them the exponent of a scale. They become ggml's
+    /// blocks, whose lower halves are the first 16.
     fn mxfp4(&self, codes: &str, scales: &str) -> Result<Rows<'static>> {
         let (rows, columns) = (self.rows, self.columns);
         if !columns.is_multiple_of(32) {

@@ -225,8 +225,8 @@ fn is_weights(name: &str) -> bool {
 /// The file that an index names for each tensor, if there is an index.
 ///
 /// # Errors
-/// If it is no regular file or names others than those of its directory. What else is wrong with it matters only if it is
-/// needed.
+/// If it is no regular file or names others than those of its directory. What else is wrong with it matters only if it
+/// is needed.
 fn read_index(path: &Path) -> Result<Option<Result<BTreeMap<String, String>>>> {
     if !files::exists(path) {
         return Ok(None);

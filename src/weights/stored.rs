@@ -114,8 +114,8 @@ impl Rows<'_> {
     }
 }
 
-/// Rows of `row_len` bytes, one after the other. All between the first and the last are read at once, unless most of them
-/// are of no use.
+/// Rows of `row_len` bytes, one after the other. All between the first and the last are read at once, unless most of
+/// them are of no use.
 pub fn gather(
     bytes: &Bytes<'_>,
     row_len: usize,
@@ -136,8 +136,8 @@ pub fn gather(
     Ok(gathered)
 }
 
-/// What `make` makes of bands of `rows` rows of `row_len` bytes, as many at a time as there are threads. It may read a band
-/// into a buffer.
+/// What `make` makes of bands of `rows` rows of `row_len` bytes, as many at a time as there are threads. It may read a
+/// band into a buffer.
 pub fn bands<M: Send>(
     rows: usize,
     row_len: usize,

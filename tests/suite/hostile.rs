@@ -1,5 +1,5 @@
-//! Files of strangers: each is loaded and run in a process of its own, which must end by itself, in bounded time and memory,
-//! with an answer or an error that names the file.
+//! Files of strangers: each is loaded and run in a process of its own, which must end by itself, in bounded time and
+//! memory, with an answer or an error that names the file.
 
 use std::{
     env, fs,
@@ -102,7 +102,8 @@ fn peak_of(status_file: &str) -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
-/// Runs a model with one file replaced, and returns what is wrong with how it ended: it must answer, or name one of `names`.
+/// Runs a model with one file replaced, and returns what is wrong with how it ended: it must answer, or name one of
+/// `names`.
 fn fault(name: &str, dir: &TempDir, names: &[&str]) -> Option<String> {
     let Outcome { report, peak_bytes, duration } = outcome(&dir.0);
     let parts = report.split(SEPARATOR);

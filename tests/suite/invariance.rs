@@ -163,8 +163,8 @@ fn quantised_files() {
 
 #[test]
 fn usual_models() {
-    // 32 and 16 bits, one key/value head, experts, positions that depend on the length, sinks, MXFP4, linear biases, experts
-    // in groups.
+    // 32 and 16 bits, one key/value head, experts, positions that depend on the length, sinks, MXFP4, linear biases,
+    // experts in groups.
     let mut accepted = 0;
     let dense = ["gqa_llama3", "mqa_yarn", "phi3_long_v4", "dynamic", "gpt_oss_v4", "bloom_v5"];
     for name in dense.into_iter().chain(["mixtral_v4", "mxfp4_moe", "glm4_moe_v5"]) {

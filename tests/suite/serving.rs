@@ -169,7 +169,8 @@ async fn deadlines_hold_wherever_a_request_is() {
 
 #[tokio::test]
 async fn who_waits_for_a_long_prompt_to_become_tokens_can_be_given_up() {
-    // Takes a second: a template may work as long as what it is given is large. Two of them keep all threads of long prompts.
+    // Takes a second: a template may work as long as what it is given is large. Two of them keep all threads of long
+    // prompts.
     let slow = "{% for i in range(20000) %}{% for j in range(200) %}{% endfor %}{% endfor %}a";
     let large = "a".repeat(4 << 20);
     let long = "a".repeat(40 << 10);

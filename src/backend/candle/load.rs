@@ -272,8 +272,8 @@ fn gguf_template(path: &Path, metadata: &Metadata) -> Option<FoundTemplate> {
     Some(FoundTemplate::new(path, Ok(TemplateSource { default, tool_use })))
 }
 
-/// The chat template: a file of its own, or in the tokenizer's configuration. What is no regular file, or too large, is an
-/// error at once.
+/// The chat template: a file of its own, or in the tokenizer's configuration. What is no regular file, or too large,
+/// is an error at once.
 fn directory_template(dir: &Path, config: Option<&Config>) -> Result<Option<FoundTemplate>> {
     let path = dir.join("chat_template.jinja");
     if files::exists(&path) {

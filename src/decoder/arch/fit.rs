@@ -1,5 +1,5 @@
-//! What files say of a model that its configuration does not: the names of tensors, and whether the output matrix is the
-//! embedding.
+//! What files say of a model that its configuration does not: the names of tensors, and whether the output matrix is
+//! the embedding.
 
 use crate::{
     Result,
@@ -32,7 +32,8 @@ fn weight(module: &str) -> String {
     format!("{module}.weight")
 }
 
-/// What names begin with where it is not what they usually do: models are saved without their head, or as parts of others.
+/// What names begin with where it is not what they usually do: models are saved without their head, or as parts of
+/// others.
 fn stored_prefix(names: &Names, checkpoint: &Checkpoint) -> Option<StoredPrefix> {
     let usual = names.base();
     if usual.is_empty() || checkpoint.contains(&weight(names.embedding)) {

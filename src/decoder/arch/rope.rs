@@ -27,8 +27,8 @@ pub fn spec(config: &Config, kind: &str, max_positions: usize, head_dim: usize) 
     Ok(RopeSpec { theta, dims, pairs: Pairs::Halves, scaling })
 }
 
-/// What a configuration says about the layers of a kind. Where it has both keys, the older one is in place of the other, but
-/// for the kinds of layers, to whose parameters it is added: as transformers resolves it.
+/// What a configuration says about the layers of a kind. Where it has both keys, the older one is in place of the
+/// other, but for the kinds of layers, to whose parameters it is added: as transformers resolves it.
 pub fn parameters(config: &Config, kind: &str) -> Result<Option<Config>> {
     let older = config.opt_object("rope_scaling")?.filter(|older| older.entries().next().is_some());
     let newer = config.opt_object("rope_parameters")?;
@@ -44,8 +44,8 @@ pub fn parameters(config: &Config, kind: &str) -> Result<Option<Config>> {
 pub const FULL: &str = "full_attention";
 const ORIGINAL: &str = "original_max_position_embeddings";
 
-/// The tokens that a sequence may have: as many as the scaling is for, where it goes beyond those of the configuration. The
-/// factors of Llama 3 and LongRoPE are in those already.
+/// The tokens that a sequence may have: as many as the scaling is for, where it goes beyond those of the
+/// configuration. The factors of Llama 3 and LongRoPE are in those already.
 pub fn context(config: &Config, rope: &RopeSpec, max_positions: usize) -> Result<usize> {
     let stretched = match rope.scaling {
         RopeScaling::Linear { factor } => {

@@ -197,8 +197,8 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
         rope.insert("rope_type".into(), json!("factors"));
         rope.insert("factors".into(), json!(file.numbers("rope_freqs.weight")?));
     }
-    // The model's own factor is under either name. llama.cpp multiplies what it computes itself by the first, and with YaRN
-    // forgets the second.
+    // The model's own factor is under either name. llama.cpp multiplies what it computes itself by the first, and with
+    // YaRN forgets the second.
     for name in ["scaling.attn_factor", "scaling.yarn_attn_factor"].map(key) {
         let Some(factor) = metadata.opt_f64(&name)? else { continue };
         if matches!(rope.get("rope_type").and_then(Value::as_str), Some("yarn" | "longrope")) {
