@@ -3,7 +3,9 @@
 use std::{
     fs::{self, File, FileType, Metadata, OpenOptions},
     io::{ErrorKind, Read},
-    path::Path,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use crate::{Error, Result};
@@ -60,6 +62,16 @@ pub fn exists(path: &Path) -> bool {
         Ok(_) => true,
         Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
     }
+}
+
+/// A name beside `path` for a file or directory while it is written, to be renamed to `path` once it is whole. Each call gives
+/// another name, so writers of the same path do not meet.
+pub fn temp_sibling(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    path.with_file_name(name)
 }
 
 fn check(path: &Path, metadata: &Metadata) -> Result<()> {

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, GenerateConfig, Result, TextModel,
     config::{check_adapter, setters},
-    decoder::{Batch, Network, Span, Watch},
-    engine::{Access, Aside},
+    decoder::{AttentionCapture, Batch, Network, Span},
+    engine::{BackgroundJobs, ModelLease},
     text::Prompt,
 };
 
@@ -140,7 +140,7 @@ pub struct Inspection {
 
 /// Reads what a prompt makes the model compute. `goes_on` is asked before each layer.
 pub fn inspect(
-    aside: &Aside,
+    background: &BackgroundJobs,
     prompt: String,
     context_len: usize,
     config: &InspectConfig,
@@ -149,11 +149,11 @@ pub fn inspect(
     check_adapter(config.adapter.as_deref(), config.base_model)?;
     let adapter = match config.base_model {
         true => None,
-        false => aside.adapters.get(config.adapter.as_deref())?,
+        false => background.adapters.get(config.adapter.as_deref())?,
     };
-    let tokens = aside.text.encode(&Prompt::Text(prompt), &Default::default())?;
-    let access = aside.access()?;
-    let network = &*access.network;
+    let tokens = background.text.encode(&Prompt::Text(prompt), &Default::default())?;
+    let lease = background.lease()?;
+    let network = &*lease.network;
     let (len, limit) = (tokens.len(), context_len.min(longest(network, config, context_len)));
     if len > limit {
         return Err(Error::PromptTooLong { tokens: len, limit, prompt: None });
@@ -161,21 +161,21 @@ pub fn inspect(
     if let Some(id) = tokens.iter().find(|id| **id as usize >= network.vocab_size()) {
         return Err(Error::config("prompt", format!("token {id} is not in the model's vocabulary")));
     }
-    let regime = network.regime(len, len);
+    let rope_variant = network.rope_variant(len, len);
     let adapter = adapter.map(|loaded| loaded.adapter);
-    let span = Span { len, context_len: len, regime, adapter, ..Span::default() };
+    let span = Span { len, context_len: len, rope_variant, adapter, ..Span::default() };
     let batch = Batch { positions: (0..len as u32).collect(), tokens, spans: vec![span], sampled: Vec::new() };
-    let seen = access.on_threads("inspection", || layers(&access, &batch, config, goes_on))?;
+    let seen = lease.on_threads("inspection", || layers(&lease, &batch, config, goes_on))?;
     Ok(Inspection { tokens: batch.tokens, ..seen })
 }
 
 fn layers(
-    access: &Access,
+    lease: &ModelLease,
     batch: &Batch,
     config: &InspectConfig,
     goes_on: impl Fn() -> Result<()>,
 ) -> Result<Inspection> {
-    let (network, seq_len) = (&*access.network, batch.tokens.len());
+    let (network, seq_len) = (&*lease.network, batch.tokens.len());
     let heads = network.heads();
     let mut seen = Inspection {
         snapshot: AttentionSnapshot {
@@ -189,17 +189,17 @@ fn layers(
         },
         ..Inspection::default()
     };
-    let watch = Watch::new(config.attention);
-    let pass = network.watched_pass(batch, &watch)?;
+    let capture = AttentionCapture::new(config.attention);
+    let pass = network.capturing_pass(batch, &capture)?;
     let mut x = network.embed(batch)?;
     for layer in 0..network.num_layers() {
         goes_on()?;
-        let _turn = access.turn()?;
+        let _slot = lease.slot()?;
         if config.hidden_states {
             seen.hidden_states.push(x.flatten_all()?.to_vec1()?);
         }
         x = network.layer(layer, &x, &pass)?;
-        let found = watch.take()?;
+        let found = capture.take()?;
         seen.snapshot.keys.push(found.keys);
         seen.snapshot.queries.push(found.queries);
         seen.attention.extend(found.weights);

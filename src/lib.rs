@@ -72,17 +72,18 @@ pub mod hub;
 mod inspect;
 mod instruction_set;
 mod kernels;
+mod load;
 mod memory;
 mod merge;
 mod message;
+mod metrics;
 mod model;
-mod seconds;
+mod serde_seconds;
 mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod text;
 mod training;
-mod unfinished;
 mod weights;
 
 pub use config::{
@@ -92,11 +93,11 @@ pub use discover::{DiscoveredModel, discover, try_discover};
 pub use error::{Capability, Cause, Error, Result};
 pub use inspect::{AttentionInspector, AttentionSnapshot, InspectConfig, Inspection};
 pub use instruction_set::InstructionSet;
+pub use load::{load_model, load_trainable};
 pub use merge::merge_adapter;
 pub use message::{Message, Role};
-pub use model::{
-    BatchResult, ClassifyResult, GenerateMetrics, ModelInfo, ModelStats, TextModel, load_model, load_trainable,
-};
+pub use metrics::{GenerateMetrics, ModelInfo, ModelStats};
+pub use model::{BatchResult, ClassifyResult, TextModel};
 pub use stream::{FinishReason, Token, TokenLogprobs, TokenSender, TokenStream};
 pub use training::{
     Adapter, LoraConfig, OnBadExample, Schedule, TrainConfig, TrainExample, TrainProgress, TrainStream, TrainableModel,

@@ -17,8 +17,7 @@ use crate::{
     AdapterFile, Error, LoraTensors, Result, blocking,
     decoder::{self, Spec},
     files,
-    unfinished::unfinished,
-    weights::{Checkpoint, RawTensor, SafetensorsDir, Store},
+    weights::{Checkpoint, RawTensor, SafetensorsDir, TensorStore},
 };
 
 /// Files of a model's directory beside its weights.
@@ -76,7 +75,7 @@ fn merge(model: &Path, adapter: &Path, out: &Path) -> Result<()> {
     }
     let checkpoint = Checkpoint::open(model)?;
     let spec = decoder::spec(&checkpoint)?;
-    let Store::Safetensors(dir) = &checkpoint.store else {
+    let TensorStore::Safetensors(dir) = &checkpoint.store else {
         return Err(Error::model(model, "is a GGUF file; adapters are merged into Hugging Face directories"));
     };
     if checkpoint.quantization() != (0, 0) {
@@ -84,7 +83,7 @@ fn merge(model: &Path, adapter: &Path, out: &Path) -> Result<()> {
     }
     let adapter = AdapterFile::read(adapter)?;
     let changes = changes(dir, &spec, &adapter)?;
-    let begun = unfinished(out);
+    let begun = files::temp_sibling(out);
     let written = write(dir, &changes, model, &begun).and_then(|()| fs::rename(&begun, out).map_err(cannot(out)));
     if written.is_err() {
         // What went wrong first is what matters.
@@ -100,14 +99,18 @@ fn cannot(path: &Path) -> impl Fn(std::io::Error) -> Error {
 
 /// A weight's change.
 #[derive(Clone, Copy)]
-struct Change<'a> {
+struct WeightChange<'a> {
     tensors: &'a LoraTensors,
     /// Whether the weight is stored as `[inputs, outputs]`.
     transposed: bool,
 }
 
 /// What changes each tensor.
-fn changes<'a>(dir: &SafetensorsDir, spec: &Spec, adapter: &'a AdapterFile) -> Result<BTreeMap<String, Change<'a>>> {
+fn changes<'a>(
+    dir: &SafetensorsDir,
+    spec: &Spec,
+    adapter: &'a AdapterFile,
+) -> Result<BTreeMap<String, WeightChange<'a>>> {
     let change = |(module, tensors): (&String, &'a LoraTensors)| {
         let bad = |reason: String| Error::model(&adapter.path, format!("module {module} {reason}"));
         let head = module == spec.layout.names.head;
@@ -126,7 +129,7 @@ fn changes<'a>(dir: &SafetensorsDir, spec: &Spec, adapter: &'a AdapterFile) -> R
         if tensor.shape != shape {
             return Err(bad(format!("changes a weight of {shape:?}; the model's is of {:?}", tensor.shape)));
         }
-        Ok((name, Change { tensors, transposed }))
+        Ok((name, WeightChange { tensors, transposed }))
     };
     let changes = adapter.modules.iter().map(change).collect::<Result<BTreeMap<_, _>>>()?;
     match changes.len() == adapter.modules.len() {
@@ -143,7 +146,7 @@ fn tensor_name(dir: &SafetensorsDir, spec: &Spec, module: &str) -> Option<String
 }
 
 /// Writes all files of the new directory.
-fn write(dir: &SafetensorsDir, changes: &BTreeMap<String, Change<'_>>, model: &Path, out: &Path) -> Result<()> {
+fn write(dir: &SafetensorsDir, changes: &BTreeMap<String, WeightChange<'_>>, model: &Path, out: &Path) -> Result<()> {
     fs::create_dir_all(out).map_err(cannot(out))?;
     for name in COMPANIONS.into_iter().filter(|name| files::exists(&model.join(name))) {
         let to = out.join(name);
@@ -174,7 +177,7 @@ fn write(dir: &SafetensorsDir, changes: &BTreeMap<String, Change<'_>>, model: &P
 /// A tensor with what changes it, computed as it is written.
 struct Merged<'a> {
     tensor: RawTensor<'a>,
-    change: Option<Change<'a>>,
+    change: Option<WeightChange<'a>>,
     /// Why a tensor could not be read: the writer takes no errors.
     failed: &'a OnceLock<Error>,
 }
@@ -211,7 +214,7 @@ impl View for Merged<'_> {
     }
 }
 
-impl Change<'_> {
+impl WeightChange<'_> {
     /// The changed weight, of numbers of `N` bytes.
     fn merge<const N: usize>(
         self,

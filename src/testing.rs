@@ -30,9 +30,10 @@ use tokenizers::{
 
 use crate::{
     Error, LoadConfig, ModelInfo, Result, TextModel,
-    backend::{cache_plan::CachePlan, local::LocalModel},
+    backend::native::{CacheBudget, NativeModel},
     decoder::{BLOCK_TOKENS, Batch, Forward, Span},
-    engine::{Engine, Options},
+    engine::{Engine, EngineOptions},
+    kernels::Isa,
     text::{ChatTemplate, TextProcessor, Tokenizer},
 };
 
@@ -103,7 +104,7 @@ impl ScriptedModel {
         let Self { answer, on_pass, mut config } = self;
         config.validate()?;
         config.kv_cache_bytes.get_or_insert(CACHE_BYTES);
-        let cache = CachePlan::new(&config, MAX_POSITIONS, BLOCK_TOKENS * SLOT_BYTES)?;
+        let cache = CacheBudget::new(&config, MAX_POSITIONS, BLOCK_TOKENS * SLOT_BYTES)?;
         let text = Arc::new(text(&config)?);
         let vocab_size = text.tokenizer.vocab_size();
         let info = ModelInfo {
@@ -122,20 +123,20 @@ impl ScriptedModel {
             slots: HashMap::new(),
             answered: HashMap::new(),
         };
-        let options = Options {
+        let options = EngineOptions {
             name: "scripted".into(),
             context_len: cache.context_len,
             vocab_size,
             queue_limit: config.queue_limit,
             stream_buffer: config.stream_buffer,
             threads: Some(1),
-            isa: config.isa()?,
+            isa: Isa::choose(config.instruction_set)?,
             limits: cache.limits(&config),
             weight_bytes: 0,
             block_bytes: BLOCK_TOKENS * SLOT_BYTES,
         };
         let engine = Engine::start(Box::new(decoder), text.clone(), options)?;
-        Ok(Box::new(LocalModel::new(info, text, engine, None)))
+        Ok(Box::new(NativeModel::new(info, text, engine, None)))
     }
 }
 
@@ -147,14 +148,14 @@ struct Script {
     reply: u32,
     end: u32,
     /// What is in each slot of the cache.
-    slots: HashMap<usize, Slot>,
+    slots: HashMap<usize, CachedToken>,
     /// Sequences that have been answered.
     answered: HashMap<u64, Answered>,
 }
 
 /// A token in the cache.
 #[derive(Clone, Copy)]
-struct Slot {
+struct CachedToken {
     token: u32,
     /// The position after the last [`REPLY`] of the prompt up to here; 0 if there is none.
     reply_end: usize,
@@ -201,12 +202,12 @@ impl Script {
         let reply_end = if begins { position + 1 } else { before.map_or(0, |before| before.reply_end) };
         let mut hasher = DefaultHasher::new();
         (before.map(|before| before.prefix), token).hash(&mut hasher);
-        let slot = Slot { token, reply_end, prefix: hasher.finish() };
+        let slot = CachedToken { token, reply_end, prefix: hasher.finish() };
         self.slots.insert(span.slot(position, BLOCK_TOKENS), slot);
         Ok(())
     }
 
-    fn load(&self, span: &Span, position: usize) -> Result<Slot> {
+    fn load(&self, span: &Span, position: usize) -> Result<CachedToken> {
         let slot = self.slots.get(&span.slot(position, BLOCK_TOKENS));
         slot.copied().ok_or_else(|| Error::internal("a slot of the cache was never written"))
     }

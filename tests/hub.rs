@@ -16,7 +16,7 @@ use std::{
 
 use tokenflow::{
     Error,
-    hub::{Hub, Progress},
+    hub::{DownloadProgress, Hub},
 };
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -161,8 +161,8 @@ fn model_files() -> Files {
 }
 
 /// A callback that keeps what it is told.
-fn recorder() -> (Arc<Mutex<Vec<Progress>>>, impl FnMut(Progress) + Send + 'static) {
-    let steps = Arc::<Mutex<Vec<Progress>>>::default();
+fn recorder() -> (Arc<Mutex<Vec<DownloadProgress>>>, impl FnMut(DownloadProgress) + Send + 'static) {
+    let steps = Arc::<Mutex<Vec<DownloadProgress>>>::default();
     let kept = steps.clone();
     (steps, move |step| kept.lock().unwrap().push(step))
 }
@@ -182,7 +182,7 @@ fn reason(result: tokenflow::Result<PathBuf>) -> String {
 }
 
 #[tokio::test]
-async fn a_file_is_fetched_once() {
+async fn file_is_fetched_once() {
     let cache = Folder::new();
     let server = Server::new(Files::from([("model.gguf", bytes(3_000_000))]));
     let hub = server.hub(&cache);
@@ -200,7 +200,7 @@ async fn a_file_is_fetched_once() {
 }
 
 #[tokio::test]
-async fn an_interrupted_download_is_resumed() {
+async fn interrupted_download_resumes() {
     let cache = Folder::new();
     let server = Server::new(Files::from([("model.gguf", bytes(100_000))]));
     let blobs = cache.0.join("models--owner--tiny").join("blobs");
@@ -211,7 +211,7 @@ async fn an_interrupted_download_is_resumed() {
 }
 
 #[tokio::test]
-async fn a_download_that_was_all_but_finished_is_finished() {
+async fn complete_part_file_becomes_the_blob() {
     let cache = Folder::new();
     let server = Server::new(Files::from([("model.gguf", bytes(100_000))]));
     let blobs = cache.0.join("models--owner--tiny").join("blobs");
@@ -229,7 +229,7 @@ async fn a_download_that_was_all_but_finished_is_finished() {
 }
 
 #[tokio::test]
-async fn a_hostile_server_writes_into_the_cache_only() {
+async fn hostile_server_cannot_write_outside_the_cache() {
     let folder = Folder::new();
     let cache = folder.0.join("cache");
     let server = Server::new(Files::from([("etag.gguf", bytes(10)), ("commit.gguf", bytes(10))]));
@@ -242,7 +242,7 @@ async fn a_hostile_server_writes_into_the_cache_only() {
 }
 
 #[tokio::test]
-async fn callers_at_the_same_time_share_a_download() {
+async fn concurrent_callers_share_a_download() {
     let cache = Folder::new();
     let server = Server::new(Files::from([("model.gguf", bytes(500_000))]));
     let hub = server.hub(&cache);
@@ -252,7 +252,7 @@ async fn callers_at_the_same_time_share_a_download() {
 }
 
 #[tokio::test]
-async fn a_refusal_names_the_file() {
+async fn refusal_names_the_file() {
     let cache = Folder::new();
     let server = Server::new(model_files());
     let hub = server.hub(&cache);
@@ -265,7 +265,7 @@ async fn a_refusal_names_the_file() {
 }
 
 #[tokio::test]
-async fn a_closed_port_is_noticed_at_once() {
+async fn closed_port_fails_at_once() {
     let cache = Folder::new();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let hub = Hub::new().endpoint(format!("http://127.0.0.1:{port}")).cache_dir(&cache.0);
@@ -276,7 +276,7 @@ async fn a_closed_port_is_noticed_at_once() {
 }
 
 #[tokio::test]
-async fn a_server_that_never_answers_is_given_up() {
+async fn silent_server_times_out() {
     let cache = Folder::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let hub = Hub::new().endpoint(format!("http://{}", listener.local_addr().unwrap())).cache_dir(&cache.0);
@@ -287,7 +287,7 @@ async fn a_server_that_never_answers_is_given_up() {
 }
 
 #[tokio::test]
-async fn bad_names_never_reach_the_server() {
+async fn invalid_names_never_reach_the_server() {
     let cache = Folder::new();
     let server = Server::new(model_files());
     let hub = server.hub(&cache);
@@ -303,7 +303,7 @@ async fn bad_names_never_reach_the_server() {
 }
 
 #[tokio::test]
-async fn a_model_comes_whole_and_stays() {
+async fn model_snapshot_is_complete_and_works_offline() {
     let cache = Folder::new();
     let server = Server::new(model_files());
     let hub = server.hub(&cache);
@@ -337,7 +337,7 @@ async fn a_model_comes_whole_and_stays() {
 }
 
 #[tokio::test]
-async fn a_repository_without_weights_is_no_model() {
+async fn repository_without_weights_is_refused() {
     let cache = Folder::new();
     let server = Server::new(Files::from([("config.json", b"{}".to_vec()), ("model.gguf", bytes(10))]));
     let reason = reason(server.hub(&cache).model(REPO, |_| ()).await);

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use tokenflow::hub::{Hub, Progress};
+use tokenflow::hub::{DownloadProgress, Hub};
 
 pub type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
@@ -82,7 +82,7 @@ pub async fn smollm2_gguf() -> Result<PathBuf> {
 }
 
 /// Draws a progress line.
-fn show(step: Progress) {
+fn show(step: DownloadProgress) {
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let (done, total) = (megabytes(step.downloaded_bytes), megabytes(step.total_bytes));
     eprint!("\r{:<32} {done:8.1} of {total:.1} MB", step.file);

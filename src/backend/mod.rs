@@ -2,9 +2,7 @@
 //!
 //! `cpu`, `cuda` and `metal` are there without a call to [`register`].
 
-pub(crate) mod cache_plan;
-mod candle;
-pub(crate) mod local;
+pub(crate) mod native;
 
 use std::{
     collections::BTreeMap,
@@ -47,7 +45,7 @@ pub trait Backend: Send + Sync {
 type Registry = BTreeMap<String, Arc<dyn Backend>>;
 
 static REGISTRY: LazyLock<RwLock<Registry>> = LazyLock::new(|| {
-    let own = candle::backends().map(|backend| (backend.name().to_owned(), backend));
+    let own = native::backends().map(|backend| (backend.name().to_owned(), backend));
     RwLock::new(own.into_iter().collect())
 });
 

@@ -1,7 +1,7 @@
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use super::setters;
-use crate::{Error, InstructionSet, Result, kernels::Isa};
+use crate::{Error, InstructionSet, Result};
 
 /// How a model is loaded. `LoadConfig::new()` and the builder methods.
 ///
@@ -139,11 +139,6 @@ impl LoadConfig {
     pub fn progress(mut self, progress: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
         self.progress = Some(ProgressFn(Arc::new(progress)));
         self
-    }
-
-    /// What kernels run on.
-    pub(crate) fn isa(&self) -> Result<Isa> {
-        self.instruction_set.map_or_else(|| Ok(Isa::detect()), |set| set.among(&Isa::available()))
     }
 
     /// Refuses values that no model could honour.

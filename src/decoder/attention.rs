@@ -3,19 +3,21 @@ use std::sync::Arc;
 use candle_core::{D, Result, Tensor};
 
 use super::{
-    Batch, Pass, Span, Spec, Watch,
+    AttentionCapture, Batch, Pass, Span, Spec,
+    differentiable::{composed, ternary, with_f32},
     kv_cache::{BLOCK_TOKENS, Cached, LayerCache},
     linear::Linear,
     load::Loader,
     norm::Norm,
-    op::{composed, ternary, with_f32},
-    spec::{LayerSpec, NormOver, QueryGrowth},
+    spec::{AttentionTemperature, LayerSpec, NormOver},
 };
 use crate::kernels::{
     Isa,
-    attention::{Scoring, attend, slope},
-    attention_gradient::{self, Sequences},
-    paged_cache::{Heads, Held},
+    attention::{
+        CacheView, Heads, Scoring, attend,
+        gradient::{self as attention_gradient, PackedSequences},
+        slope,
+    },
 };
 
 /// The attention of a layer with its projections.
@@ -32,7 +34,7 @@ pub struct Attention {
     norm_after_rope: bool,
     /// Bounds queries, keys and values.
     clip: Option<f64>,
-    query_growth: Option<QueryGrowth>,
+    temperature: Option<AttentionTemperature>,
     /// Which rotation turns queries and keys by their positions.
     rope: Option<usize>,
     out: Linear,
@@ -46,19 +48,19 @@ pub struct Projected {
     pub values: Tensor,
 }
 
-/// Whole sequences, for as long as gradients may be asked for.
+/// WholeSequences sequences, for as long as gradients may be asked for.
 #[derive(Clone)]
-struct Whole {
+struct WholeSequences {
     lens: Arc<[usize]>,
     sinks: Option<Arc<[f32]>>,
     heads: Heads,
     scoring: Scoring<'static>,
 }
 
-impl Whole {
-    fn sequences(&self) -> Sequences<'_> {
+impl WholeSequences {
+    fn sequences(&self) -> PackedSequences<'_> {
         let scoring = Scoring { sinks: self.sinks.as_deref(), ..self.scoring };
-        Sequences { lens: &self.lens, heads: self.heads, scoring }
+        PackedSequences { lens: &self.lens, heads: self.heads, scoring }
     }
 }
 
@@ -87,14 +89,14 @@ impl Attention {
         Ok(Self {
             heads,
             scoring: spec.scoring(layer),
-            sinks: spec.attention.sinks.then(|| load.numbers(names.sinks, heads.num_heads)).transpose()?.map(Arc::from),
+            sinks: spec.attention.sinks.then(|| load.values(names.sinks, heads.num_heads)).transpose()?.map(Arc::from),
             query,
             key,
             value,
             norms,
             norm_after_rope: spec.attention.qk_norm.is_some_and(|norm| norm.after_rope),
             clip: spec.attention.clip,
-            query_growth: spec.attention.query_growth,
+            temperature: spec.attention.temperature,
             rope: layer.rope,
             out: load.linear(names.out, [spec.hidden_size, width], spec.attention.out_bias)?,
             isa: load.isa,
@@ -125,8 +127,8 @@ impl Attention {
         if self.norm_after_rope {
             (queries, keys) = self.normed(queries, keys)?;
         }
-        if let Some(growth) = self.query_growth {
-            let scales: Vec<f32> = pass.batch.positions.iter().map(|position| growth.at(*position)).collect();
+        if let Some(temperature) = self.temperature {
+            let scales: Vec<f32> = pass.batch.positions.iter().map(|position| temperature.at(*position)).collect();
             let scales = Tensor::new(scales, queries.device())?.to_dtype(queries.dtype())?.unsqueeze(1)?;
             queries = composed([&queries], move |[queries]| queries.broadcast_mul(&scales))?;
         }
@@ -140,8 +142,8 @@ impl Attention {
         let attended = match cache {
             Some(cache) => self.attend(pass.batch, queries, cache)?,
             None => {
-                if let Some(watch) = pass.watch {
-                    self.show(queries, keys, watch)?;
+                if let Some(capture) = pass.capture {
+                    self.show(queries, keys, capture)?;
                 }
                 self.within(pass.batch, queries, keys, values)?
             }
@@ -160,8 +162,8 @@ impl Attention {
     /// row's own sequence up to the row's position. Same shape back.
     fn attend(&self, batch: &Batch, queries: &Tensor, cache: Cached<'_>) -> Result<Tensor> {
         match cache {
-            Cached::Layer(LayerCache::Paged(cache)) => self.paged(queries, cache.held(&batch.sequences())),
-            Cached::Part(cache, part) => self.paged(queries, cache.held(part)),
+            Cached::Layer(LayerCache::Paged(cache)) => self.paged(queries, cache.view(&batch.sequences())),
+            Cached::Part(cache, part) => self.paged(queries, cache.view(part)),
             Cached::Layer(LayerCache::Tensors { keys, values }) => {
                 let spans = batch.spans.iter().map(|span| self.gathered(span, queries, keys, values));
                 Tensor::cat(&spans.collect::<Result<Vec<_>>>()?, 0)
@@ -169,39 +171,37 @@ impl Attention {
         }
     }
 
-    fn paged(&self, queries: &Tensor, held: Held<'_>) -> Result<Tensor> {
+    fn paged(&self, queries: &Tensor, cache: CacheView<'_>) -> Result<Tensor> {
         let scoring = Scoring { sinks: self.sinks.as_deref(), ..self.scoring };
-        let out = with_f32(queries, |queries| attend(held, queries, scoring, self.isa))?;
+        let out = with_f32(queries, |queries| attend(cache, queries, scoring, self.isa))?;
         Tensor::from_vec(out, queries.shape(), queries.device())
     }
 
     /// As `attend`, of whole sequences, and differentiable.
     fn within(&self, batch: &Batch, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
         let lens = batch.spans.iter().map(|span| span.len).collect();
-        let whole = Whole { lens, sinks: self.sinks.clone(), heads: self.heads, scoring: self.scoring };
+        let whole = WholeSequences { lens, sinks: self.sinks.clone(), heads: self.heads, scoring: self.scoring };
         let (back, isa) = (whole.clone(), self.isa);
         ternary(
             [queries, keys, values],
             queries.dim(1)?,
-            move |numbers| Ok(attention_gradient::forward(whole.sequences(), numbers, isa)),
-            move |numbers, out, gradient| {
-                Ok(attention_gradient::backward(back.sequences(), numbers, out, gradient, isa))
-            },
+            move |values| Ok(attention_gradient::forward(whole.sequences(), values, isa)),
+            move |values, out, gradient| Ok(attention_gradient::backward(back.sequences(), values, out, gradient, isa)),
         )
     }
 
     /// Shows what one whole sequence is attended to with.
-    fn show(&self, queries: &Tensor, keys: &Tensor, watch: &Watch) -> Result<()> {
+    fn show(&self, queries: &Tensor, keys: &Tensor, capture: &AttentionCapture) -> Result<()> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
         let len = queries.dim(0)?;
         let by_head = |x: &Tensor, heads| x.reshape((len, heads, head_dim))?.transpose(0, 1)?.contiguous();
         let (queries, keys) = (by_head(queries, num_heads)?, by_head(keys, num_kv_heads)?);
-        let weights = watch.weights.then(|| {
+        let weights = capture.weights.then(|| {
             let shared = (num_kv_heads, num_heads / num_kv_heads, len, head_dim);
             let keys = keys.unsqueeze(1)?.broadcast_as(shared)?.reshape((num_heads, len, head_dim))?;
             self.weights(&queries, &keys)
         });
-        watch.note(&queries, &keys, weights.transpose()?.as_ref())
+        capture.note(&queries, &keys, weights.transpose()?.as_ref())
     }
 
     /// One sequence at a time in tensor operations, for devices without a kernel of our own.

@@ -1,7 +1,7 @@
 use std::{ops::Range, sync::Arc};
 
-use super::Adapter;
-use crate::kernels::paged_cache::{BLOCK_TOKENS, Sequence};
+use super::LoraAdapter;
+use crate::kernels::attention::{BLOCK_TOKENS, PagedSequence};
 
 /// The tokens of one forward pass: pieces of many sequences side by side, without padding.
 #[derive(Debug, Clone, Default)]
@@ -22,9 +22,11 @@ impl Batch {
     }
 
     /// What its sequences hold in a cache.
-    pub fn sequences(&self) -> Vec<Sequence<'_>> {
+    pub fn sequences(&self) -> Vec<PagedSequence<'_>> {
         let spans = self.spans.iter();
-        spans.map(|span| Sequence { rows: span.len, context_len: span.context_len, blocks: &span.blocks }).collect()
+        spans
+            .map(|span| PagedSequence { rows: span.len, context_len: span.context_len, blocks: &span.blocks })
+            .collect()
     }
 
     /// Some of its rows.
@@ -85,12 +87,12 @@ pub struct Span {
     pub len: usize,
     /// Tokens of the sequence that are cached once this pass is done; `len` of them are new.
     pub context_len: usize,
-    /// How its positions are encoded: see [`Forward::regime`](super::Forward::regime).
-    pub regime: usize,
+    /// How its positions are encoded: see [`Forward::rope_variant`](super::Forward::rope_variant).
+    pub rope_variant: usize,
     /// The cache blocks that hold the sequence, in order.
     pub blocks: Vec<u32>,
     /// What changes the model for it.
-    pub adapter: Option<Arc<Adapter>>,
+    pub adapter: Option<Arc<LoraAdapter>>,
 }
 
 impl Span {

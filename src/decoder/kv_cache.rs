@@ -1,16 +1,15 @@
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Batch, Spec, op::with_f32};
+use super::{Batch, Spec, differentiable::with_f32};
 use crate::{
     Error,
     kernels::{
         Isa,
-        paged_cache::{PagedCache, Parts, SharedCache},
-        stored::StoredType,
+        attention::{KvDtype, MicroBatches, PagedCache, SharedCache},
     },
 };
 
-pub use crate::kernels::paged_cache::BLOCK_TOKENS;
+pub use crate::kernels::attention::BLOCK_TOKENS;
 
 /// Keys and values of all layers, in slots that sequences hold block by block.
 pub struct KvCache {
@@ -35,15 +34,15 @@ pub enum LayerCache {
 
 impl KvCache {
     /// Room for `blocks` blocks. On the CPU the memory is reserved, and resident once used.
-    pub fn new(spec: &Spec, blocks: usize, stored_type: StoredType, device: &Device) -> crate::Result<Self> {
-        let layer = |_| LayerCache::new(spec, blocks, stored_type, device);
+    pub fn new(spec: &Spec, blocks: usize, kv_dtype: KvDtype, device: &Device) -> crate::Result<Self> {
+        let layer = |_| LayerCache::new(spec, blocks, kv_dtype, device);
         Ok(Self { layers: (0..spec.num_layers()).map(layer).collect::<crate::Result<_>>()? })
     }
 
     /// The memory one block takes.
-    pub fn block_bytes(spec: &Spec, stored_type: StoredType) -> usize {
+    pub fn block_bytes(spec: &Spec, kv_dtype: KvDtype) -> usize {
         // Sizes that no tensor has been held against yet may be absurd.
-        stored_type.block_bytes(spec.heads()).saturating_mul(spec.num_layers())
+        kv_dtype.block_bytes(spec.heads()).saturating_mul(spec.num_layers())
     }
 
     pub fn layers(&mut self) -> &mut [LayerCache] {
@@ -51,7 +50,7 @@ impl KvCache {
     }
 
     /// The layers for threads that store these parts and read what is stored; `None` for devices without our own kernels.
-    pub fn shared<'a>(&'a mut self, parts: &'a Parts<'a>) -> Option<Vec<SharedCache<'a>>> {
+    pub fn shared<'a>(&'a mut self, parts: &'a MicroBatches<'a>) -> Option<Vec<SharedCache<'a>>> {
         let shared = |layer: &'a mut LayerCache| match layer {
             LayerCache::Paged(cache) => Some(cache.shared(parts)),
             LayerCache::Tensors { .. } => None,
@@ -61,13 +60,13 @@ impl KvCache {
 }
 
 impl LayerCache {
-    fn new(spec: &Spec, blocks: usize, stored_type: StoredType, device: &Device) -> crate::Result<Self> {
+    fn new(spec: &Spec, blocks: usize, kv_dtype: KvDtype, device: &Device) -> crate::Result<Self> {
         if !device.is_cpu() {
-            let dtype = match stored_type {
-                StoredType::F32 => DType::F32,
-                StoredType::F16 => DType::F16,
-                StoredType::Bf16 => DType::BF16,
-                StoredType::Int8 => {
+            let dtype = match kv_dtype {
+                KvDtype::F32 => DType::F32,
+                KvDtype::F16 => DType::F16,
+                KvDtype::Bf16 => DType::BF16,
+                KvDtype::Int8 => {
                     let reason = "keys and values of 8 bits, which only models on the CPU can have";
                     return Err(Error::config("kv_cache_type", reason));
                 }
@@ -77,7 +76,7 @@ impl LayerCache {
             let zeros = || Tensor::zeros(shape, dtype, device);
             return Ok(Self::Tensors { keys: zeros()?, values: zeros()? });
         }
-        let cache = PagedCache::new(spec.heads(), blocks, stored_type).ok_or_else(|| {
+        let cache = PagedCache::new(spec.heads(), blocks, kv_dtype).ok_or_else(|| {
             let reason = format!("the machine has no memory for a cache of {} tokens", blocks * BLOCK_TOKENS);
             Error::config("kv_cache_bytes", reason)
         })?;

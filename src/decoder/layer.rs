@@ -47,17 +47,17 @@ pub struct Layer {
 impl Layer {
     pub fn load(load: &Loader<'_>, spec: &Spec, index: usize) -> crate::Result<Self> {
         let load = &load.layer(index);
-        let (order, names, hidden) = (spec.order, &load.layout.names, spec.hidden_size);
+        let (placement, names, hidden) = (spec.norm_placement, &load.layout.names, spec.hidden_size);
         let norm = |there: bool, name| there.then(|| load.norm(name, spec.norm, hidden, hidden)).transpose();
         Ok(Self {
-            attention_norm: norm(order.attention_norm, names.attention_norm)?,
+            attention_norm: norm(placement.attention_norm, names.attention_norm)?,
             attention: Attention::load(load, spec, &spec.layers[index])?,
-            attention_out_norm: norm(order.attention_out_norm, names.attention_out_norm)?,
-            mlp_norm: norm(order.mlp_norm, names.mlp_norm)?,
+            attention_out_norm: norm(placement.attention_out_norm, names.attention_out_norm)?,
+            mlp_norm: norm(placement.mlp_norm, names.mlp_norm)?,
             mlp: Mlp::load(load, &spec.layers[index].mlp, hidden)?,
-            mlp_out_norm: norm(order.mlp_out_norm, names.mlp_out_norm)?,
-            norm_of_sum: order.norm_of_sum,
-            parallel: order.parallel,
+            mlp_out_norm: norm(placement.mlp_out_norm, names.mlp_out_norm)?,
+            norm_of_sum: placement.norm_of_sum,
+            parallel: placement.parallel,
             scale: spec.residual_scale,
             isa: load.isa,
         })

@@ -1,7 +1,7 @@
 //! How checkpoints store what a [`Spec`] describes.
 
 use super::Spec;
-use crate::kernels::rows::Pairs;
+use crate::kernels::rows::RopeStyle;
 
 /// The names of tensors and the forms they are stored in.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ pub struct Layout {
     /// Whether one matrix for queries, keys and values has for each key head its queries, the key and the value.
     pub qkv_by_head: bool,
     /// Which rows of a head's queries and keys are next to each other.
-    pub pairs: Pairs,
+    pub rope_style: RopeStyle,
     /// That of mlx-lm's directories where it is another one: they are told by the name of the embedding.
     pub mlx: Option<&'static Layout>,
 }
@@ -44,7 +44,7 @@ impl Layout {
         experts_transposed: false,
         gate_up_in_turn: false,
         qkv_by_head: false,
-        pairs: Pairs::Halves,
+        rope_style: RopeStyle::NeoX,
         mlx: None,
     };
 
@@ -80,14 +80,16 @@ impl Layout {
             spec.architecture,
             "llama" | "mixtral" | "smollm3" | "granite" | "granitemoe" | "olmo" | "arcee" | "ministral3"
         );
-        let pairs = if turned { Pairs::Neighbours } else { Pairs::Halves };
+        let rope_style = if turned { RopeStyle::Interleaved } else { RopeStyle::NeoX };
         let mut names = Names::GGUF;
         match spec.architecture {
             "seed_oss" | "gpt_oss" | "glm4_moe" => names.mlp_norm = names.attention_out_norm,
-            "falcon" if spec.order.mlp_norm => (names.attention_norm, names.mlp_norm) = ("attn_norm_2", "attn_norm"),
+            "falcon" if spec.norm_placement.mlp_norm => {
+                (names.attention_norm, names.mlp_norm) = ("attn_norm_2", "attn_norm")
+            }
             _ => {}
         }
-        Self { names, pairs, ..Self::LLAMA }
+        Self { names, rope_style, ..Self::LLAMA }
     }
 }
 

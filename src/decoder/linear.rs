@@ -3,22 +3,21 @@ use std::sync::Arc;
 use candle_core::{DType, Error, Module, Result, Tensor, quantized::QMatMul};
 
 use super::{
+    differentiable::{self, rows_of, with_f32},
     lora::AdaptedRows,
-    op::{self, rows_of, with_f32},
     tape::{is_tracked, note},
 };
 use crate::{
     kernels::{
         Isa,
-        dense::DenseMatrix,
-        quantized::{QuantMatrix, multiply_all, multiply_gated},
+        dense::{DenseMatrix, transposed},
+        quant::{QuantMatrix, multiply_all, multiply_gated},
         rows::{self, Activation},
-        transposed,
     },
     weights::Matrix,
 };
 
-/// `y = x Wᵀ + b` with a dense or quantised `W`, `[outputs, inputs]`.
+/// `y = x Wᵀ + b` with a dense or quantized `W`, `[outputs, inputs]`.
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
@@ -26,8 +25,8 @@ pub struct Linear {
     isa: Isa,
     /// Whether activations are rounded to bfloat16 if the weights are of that.
     rounded: bool,
-    /// Its index among the model's [`Sites`](super::lora::Sites), if adapters may change it.
-    site: Option<usize>,
+    /// Its index among the model's [`LoraTargets`](super::lora::LoraTargets), if adapters may change it.
+    target: Option<usize>,
 }
 
 enum Weight {
@@ -47,13 +46,13 @@ impl Linear {
             Matrix::Packed(matrix) => Weight::Packed(matrix),
             Matrix::Quantized(tensor) => Weight::Quantized(QMatMul::from_arc(tensor)?),
         };
-        Ok(Self { weight, bias, bytes, isa, rounded, site: None })
+        Ok(Self { weight, bias, bytes, isa, rounded, target: None })
     }
 
-    /// As the site of this index.
+    /// As the target of this index.
     #[must_use]
-    pub fn at(self, site: Option<usize>) -> Self {
-        Self { site, ..self }
+    pub fn at(self, target: Option<usize>) -> Self {
+        Self { target, ..self }
     }
 
     /// The memory the weight takes.
@@ -77,7 +76,7 @@ impl Linear {
                     true => Ok(matrix.multiply_rounded(x, isa)),
                     false => Ok(matrix.multiply(x, isa)),
                 };
-                op::linear(x, matrix.rows, forward, move |gradient| match rounded {
+                differentiable::linear(x, matrix.rows, forward, move |gradient| match rounded {
                     true => Ok(transposed::multiply_rounded(&gradient, &*back, isa)),
                     false => Ok(transposed::multiply(&gradient, &*back, isa)),
                 })?
@@ -85,11 +84,11 @@ impl Linear {
             Weight::Packed(matrix) => {
                 let back = matrix.clone();
                 let forward = |x: &[f32]| Ok(matrix.multiply(x, isa));
-                op::linear(x, matrix.rows, forward, move |gradient| {
+                differentiable::linear(x, matrix.rows, forward, move |gradient| {
                     Ok(back.multiply_transposed(&gradient, rounded, isa))
                 })?
             }
-            // Quantised products take and give f32.
+            // Quantized products take and give f32.
             Weight::Quantized(weight) => weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?,
         };
         match &self.bias {
@@ -102,7 +101,7 @@ impl Linear {
         }
     }
 
-    /// As `forward`, to numbers in memory. What our own kernels compute is there already.
+    /// As `forward`, to values in memory. What our own kernels compute is there already.
     pub fn forward_to_vec(&self, x: &Tensor) -> Result<Vec<f32>> {
         match &self.weight {
             Weight::Panels(matrix) if self.bias.is_none() => with_f32(x, |x| match self.rounded {
@@ -117,8 +116,8 @@ impl Linear {
     /// As `forward`, with what adapters change in some rows.
     pub fn adapted(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Tensor> {
         let y = self.forward_as(x, self.rounded || rows.are_rounded())?;
-        match self.site.filter(|_| !rows.is_empty()) {
-            Some(site) => rows.apply(site, x, y),
+        match self.target.filter(|_| !rows.is_empty()) {
+            Some(target) => rows.apply(target, x, y),
             None => Ok(y),
         }
     }
@@ -128,24 +127,24 @@ impl Linear {
         let Some(matrices) = Self::all_packed(linears, x) else {
             return all(linears.map(|linear| linear.adapted(x, rows)));
         };
-        let numbers = with_f32(x, |x| multiply_all(matrices, x, linears[0].isa))?;
+        let values = with_f32(x, |x| multiply_all(matrices, x, linears[0].isa))?;
         let mut index = 0;
-        all(numbers.map(|numbers| {
+        all(values.map(|values| {
             let linear = linears[index];
             index += 1;
-            linear.completed(rows_of(numbers, matrices[index - 1].rows)?, x, rows)
+            linear.completed(rows_of(values, matrices[index - 1].rows)?, x, rows)
         }))
     }
 
     /// `activation(gate(x)) * up(x)`, if they can be computed together.
     pub fn gated(gate: &Self, up: &Self, x: &Tensor, rows: &AdaptedRows<'_>, by: Activation) -> Result<Option<Tensor>> {
-        let adapted = |linear: &Self| linear.bias.is_some() || linear.site.is_some() && !rows.is_empty();
+        let adapted = |linear: &Self| linear.bias.is_some() || linear.target.is_some() && !rows.is_empty();
         if adapted(gate) || adapted(up) {
             return Ok(None);
         }
         let Some(matrices) = Self::all_packed([gate, up], x) else { return Ok(None) };
         match with_f32(x, |x| multiply_gated(matrices, x, by, gate.isa))? {
-            Some(numbers) => rows_of(numbers, matrices[0].rows).map(Some),
+            Some(values) => rows_of(values, matrices[0].rows).map(Some),
             None => Ok(None),
         }
     }
@@ -168,8 +167,8 @@ impl Linear {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,
         };
-        match self.site.filter(|_| !rows.is_empty()) {
-            Some(site) => rows.apply(site, x, y),
+        match self.target.filter(|_| !rows.is_empty()) {
+            Some(target) => rows.apply(target, x, y),
             None => Ok(y),
         }
     }
@@ -177,8 +176,8 @@ impl Linear {
     /// As `forward_to_vec`, with what adapters change in some rows.
     pub fn adapted_to_vec(&self, x: &Tensor, rows: &AdaptedRows<'_>) -> Result<Vec<f32>> {
         let mut y = self.forward_to_vec(x)?;
-        if let Some(site) = self.site.filter(|_| !rows.is_empty()) {
-            with_f32(x, |x| rows.apply_to(site, x, &mut y))?;
+        if let Some(target) = self.target.filter(|_| !rows.is_empty()) {
+            with_f32(x, |x| rows.apply_to(target, x, &mut y))?;
         }
         Ok(y)
     }
@@ -203,20 +202,20 @@ pub fn add(x: &Tensor, y: &Tensor, scale: f32, isa: Isa) -> Result<Tensor> {
     let sum = rows_of(with_f32(x, |x| with_f32(y, |y| add(x, y)))??, x.dim(1)?)?;
     note(&[x, y], &sum, || {
         move |gradient: Vec<f32>| {
-            let by_y = gradient.iter().map(|number| number * scale).collect();
-            Ok(vec![gradient, by_y])
+            let grad_y = gradient.iter().map(|value| value * scale).collect();
+            Ok(vec![gradient, grad_y])
         }
     });
     Ok(sum)
 }
 
 /// Looks up token vectors.
-pub struct Embedding {
+pub struct EmbeddingTable {
     matrix: Matrix,
     dtype: DType,
 }
 
-impl Embedding {
+impl EmbeddingTable {
     pub fn new(matrix: Matrix, dtype: DType) -> Self {
         Self { matrix, dtype }
     }

@@ -7,13 +7,13 @@ use super::{
     Placement, Spec,
     layout::{Layout, MlpNames},
     linear::Linear,
-    lora::{Site, Surveyor},
+    lora::{LoraTarget, LoraTargetsBuilder},
     norm::Norm,
     spec::{DenseSpec, ExpertsSpec, NormSpec},
 };
 use crate::{
     Error, Quantize, Result,
-    kernels::{Isa, rows::Pairs},
+    kernels::{Isa, rows::RopeStyle},
     weights::{Checkpoint, Matrix, StoredMatrix},
 };
 
@@ -27,13 +27,13 @@ pub struct Loader<'a> {
     /// That of the Hugging Face model, after which adapters call modules.
     hub_layout: &'a Layout,
     /// Where linear maps are noted that adapters may change.
-    surveyor: Option<&'a Surveyor>,
+    builder: Option<&'a LoraTargetsBuilder>,
     /// The layer that modules are in, if any.
     layer: Option<usize>,
     pub device: &'a Device,
-    /// The type of activations and of weights that are not quantised.
+    /// The type of activations and of weights that are not quantized.
     pub dtype: DType,
-    /// Bits to quantise matrices to that are not quantised yet.
+    /// Bits to quantize matrices to that are not quantized yet.
     quantize: Option<Quantize>,
     /// Whether activations are rounded to bfloat16 where the matrix is of that.
     rounded: bool,
@@ -42,13 +42,18 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    pub fn new(checkpoint: &'a Checkpoint, spec: &'a Spec, surveyor: &'a Surveyor, placement: &'a Placement) -> Self {
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        spec: &'a Spec,
+        builder: &'a LoraTargetsBuilder,
+        placement: &'a Placement,
+    ) -> Self {
         let Placement { device, dtype, quantize, rounded, isa, .. } = placement;
         let (dtype, quantize, rounded, isa) = (*dtype, *quantize, *rounded, *isa);
         let layout = &spec.layout;
         let hub_layout = spec.hub_layout.as_ref().unwrap_or(layout);
-        let (surveyor, layer) = (Some(surveyor), None);
-        Self { checkpoint, layout, hub_layout, surveyor, layer, device, dtype, quantize, rounded, isa }
+        let (builder, layer) = (Some(builder), None);
+        Self { checkpoint, layout, hub_layout, builder, layer, device, dtype, quantize, rounded, isa }
     }
 
     /// Keeps what it loads and what meets it as they are, adapters or not.
@@ -58,7 +63,7 @@ impl<'a> Loader<'a> {
 
     /// Keeps adapters away from what it loads.
     pub fn unadapted(&self) -> Self {
-        Self { surveyor: None, ..*self }
+        Self { builder: None, ..*self }
     }
 
     /// For the modules of a layer.
@@ -113,11 +118,11 @@ impl<'a> Loader<'a> {
     }
 
     fn transposed<'b>(&self, name: &str, stored: StoredMatrix<'b>) -> Result<StoredMatrix<'b>> {
-        stored.transposed()?.ok_or_else(|| Error::model(&self.checkpoint.path, format!("tensor {name} is quantised")))
+        stored.transposed()?.ok_or_else(|| Error::model(&self.checkpoint.path, format!("tensor {name} is quantized")))
     }
 
     /// A module's numbers that are no matrix.
-    pub fn numbers(&self, module: &str, len: usize) -> Result<Vec<f32>> {
+    pub fn values(&self, module: &str, len: usize) -> Result<Vec<f32>> {
         self.checkpoint.vector(&self.name(module, "weight"), len)
     }
 
@@ -132,31 +137,31 @@ impl<'a> Loader<'a> {
 
     pub fn linear(&self, module: &str, shape: [usize; 2], bias: bool) -> Result<Linear> {
         let weight = self.place(self.weight(module, shape)?)?;
-        self.survey(self.hub_name(module, false), weight, self.bias(module, shape[0], bias)?, None)
+        self.adaptable(self.hub_name(module, false), weight, self.bias(module, shape[0], bias)?, None)
     }
 
     /// The head that has the embedding's matrix.
     pub fn head(&self, matrix: Matrix, rows: usize, bias: bool) -> Result<Linear> {
         let module = self.layout.names.head;
-        self.survey(self.hub_name(module, false), matrix, self.bias(module, rows, bias)?, None)
+        self.adaptable(self.hub_name(module, false), matrix, self.bias(module, rows, bias)?, None)
     }
 
-    /// A linear map that is noted as a site of its module in the Hugging Face model: `part` says which rows of how
+    /// A linear map that is noted as a target of its module in the Hugging Face model: `part` says which rows of how
     /// many it makes, if not all in order.
-    fn survey(
+    fn adaptable(
         &self,
         module: Option<String>,
         weight: Matrix,
         bias: Option<Tensor>,
         part: Option<(Vec<usize>, usize)>,
     ) -> Result<Linear> {
-        let site = match (self.surveyor, module) {
-            (Some(surveyor), Some(module)) => {
+        let target = match (self.builder, module) {
+            (Some(builder), Some(module)) => {
                 let (rows, module_outputs) = match part {
                     Some((rows, of)) => (Some(rows), of),
                     None => (None, weight.shape()?[0]),
                 };
-                let site = Site {
+                let target = LoraTarget {
                     layer: self.layer,
                     module,
                     rows,
@@ -165,11 +170,11 @@ impl<'a> Loader<'a> {
                     bias: bias.clone(),
                     isa: self.isa,
                 };
-                Some(surveyor.add(site))
+                Some(builder.add(target))
             }
             _ => None,
         };
-        Ok(Linear::new(weight, bias, self.rounded, self.isa)?.at(site))
+        Ok(Linear::new(weight, bias, self.rounded, self.isa)?.at(target))
     }
 
     /// What the Hugging Face model calls a module of several linear maps, or of one.
@@ -201,7 +206,7 @@ impl<'a> Loader<'a> {
         let part = |(rows, in_hub): (&Vec<usize>, Vec<usize>)| {
             let weight = self.place(weight.take(rows.iter().copied())?)?;
             let bias = biases.as_ref().map(|biases| self.vector(rows.iter().map(|row| biases[*row]).collect()));
-            self.survey(hub_name.clone(), weight, bias.transpose()?, Some((in_hub, shape[0])))
+            self.adaptable(hub_name.clone(), weight, bias.transpose()?, Some((in_hub, shape[0])))
         };
         stored.iter().zip(in_hub).map(part).collect()
     }
@@ -213,17 +218,17 @@ impl<'a> Loader<'a> {
         let (head_dim, bias) = (attention.head_dim, attention.qkv_bias);
         let heads = [attention.num_heads, attention.num_kv_heads, attention.num_kv_heads];
         let widths = heads.map(|heads| heads.saturating_mul(head_dim));
-        if self.layout.pairs == Pairs::Neighbours && !head_dim.is_multiple_of(2) {
+        if self.layout.rope_style == RopeStyle::Interleaved && !head_dim.is_multiple_of(2) {
             let reason = format!("heads of {head_dim} have no two halves");
             return Err(Error::model(&self.checkpoint.path, reason));
         }
         let linears = if self.contains(names.query) {
             let load = |((module, turns), width): ((&str, bool), usize)| {
                 let shape = [width, spec.hidden_size];
-                if turns && self.layout.pairs == Pairs::Neighbours {
-                    let rows = |layout: &Layout| match layout.pairs {
-                        Pairs::Neighbours => vec![in_halves(width, head_dim)],
-                        Pairs::Halves => vec![(0..width).collect()],
+                if turns && self.layout.rope_style == RopeStyle::Interleaved {
+                    let rows = |layout: &Layout| match layout.rope_style {
+                        RopeStyle::Interleaved => vec![in_halves(width, head_dim)],
+                        RopeStyle::NeoX => vec![(0..width).collect()],
                     };
                     return Ok(self.parts(module, shape, bias, rows)?.remove(0));
                 }
@@ -304,7 +309,7 @@ impl<'a> Loader<'a> {
         self.checkpoint.vector(&self.name(module, parameter), experts)
     }
 
-    /// A norm of `len` numbers, of which `size` are normalised together. A `{}` in the name stands for one such piece.
+    /// A norm of `len` numbers, of which `size` are normalized together. A `{}` in the name stands for one such piece.
     pub fn norm(&self, module: &str, spec: NormSpec, len: usize, size: usize) -> Result<Norm> {
         let read = |parameter: &str| -> Result<Vec<f32>> {
             let part = |part: usize| {

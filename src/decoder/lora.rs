@@ -9,15 +9,19 @@ use std::{
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout as TensorLayout, Tensor};
 use rayon::prelude::*;
 
-use super::{Batch, layout::Layout, op::numbers, trained::Trained};
+use super::{Batch, differentiable::values, layout::Layout, trainable_lora::TrainableLora};
 use crate::{
     Error, Result,
-    kernels::{Isa, dense::DenseMatrix, panels::ElementType, pieces},
+    kernels::{
+        Isa,
+        dense::{DenseMatrix, ElementType},
+        threads::parallel,
+    },
     weights::{AdapterFile, LoraTensors, Matrix},
 };
 
 /// A linear map that adapters may change.
-pub struct Site {
+pub struct LoraTarget {
     /// The layer it is in, if any.
     pub layer: Option<usize>,
     /// The name of its module in the Hugging Face model.
@@ -31,7 +35,7 @@ pub struct Site {
     pub isa: Isa,
 }
 
-impl Site {
+impl LoraTarget {
     /// The lengths of the weight's rows with B and A of an adapter in them.
     pub fn norms(&self, tensors: &LoraTensors) -> Result<Vec<f32>> {
         let [outputs, _] = self.weight.shape()?;
@@ -47,49 +51,49 @@ impl Site {
 
 /// Where a model's linear maps are noted as they are loaded.
 #[derive(Default)]
-pub struct Surveyor(Mutex<Vec<Site>>);
+pub struct LoraTargetsBuilder(Mutex<Vec<LoraTarget>>);
 
-impl Surveyor {
-    /// Notes a site and gives its index.
-    pub fn add(&self, site: Site) -> usize {
-        let mut sites = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sites.push(site);
-        sites.len() - 1
+impl LoraTargetsBuilder {
+    /// Notes a target and gives its index.
+    pub fn add(&self, target: LoraTarget) -> usize {
+        let mut targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.push(target);
+        targets.len() - 1
     }
 
     /// All of them, of a model that calls modules as `layout` does.
-    pub fn finish(self, layout: &Layout) -> Sites {
-        let sites = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    pub fn finish(self, layout: &Layout) -> LoraTargets {
+        let targets = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut modules: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        for (index, site) in sites.iter().enumerate() {
-            modules.entry(site.module.clone()).or_default().push(index);
+        for (index, target) in targets.iter().enumerate() {
+            modules.entry(target.module.clone()).or_default().push(index);
         }
-        Sites { sites, modules, layout: layout.clone() }
+        LoraTargets { targets, modules, layout: layout.clone() }
     }
 }
 
 /// The linear maps of a model that adapters may change.
-pub struct Sites {
-    sites: Vec<Site>,
-    /// The sites of each module.
+pub struct LoraTargets {
+    targets: Vec<LoraTarget>,
+    /// The targets of each module.
     modules: BTreeMap<String, Vec<usize>>,
     layout: Layout,
 }
 
-impl Sites {
+impl LoraTargets {
     /// Makes an adapter for this model of what a file has.
-    pub fn resolve(&self, file: &AdapterFile) -> Result<Adapter> {
-        let mut changes: Vec<Option<Change>> = self.sites.iter().map(|_| None).collect();
+    pub fn resolve(&self, file: &AdapterFile) -> Result<LoraAdapter> {
+        let mut deltas: Vec<Option<LoraDelta>> = self.targets.iter().map(|_| None).collect();
         for (tensors, indices) in self.matched(file)? {
             let a = Arc::new(panels(tensors.a.iter().copied(), tensors.rank, tensors.inputs()));
             for &index in indices {
-                changes[index] = Some(Change::new(&self.sites[index], tensors, a.clone())?);
+                deltas[index] = Some(LoraDelta::new(&self.targets[index], tensors, a.clone())?);
             }
         }
-        Ok(Adapter { changes })
+        Ok(LoraAdapter { deltas })
     }
 
-    /// The modules of a file, in order, with the sites that each of them changes.
+    /// The modules of a file, in order, with the targets that each of them changes.
     pub fn matched<'a>(&self, file: &'a AdapterFile) -> Result<Vec<(&'a LoraTensors, &[usize])>> {
         let mut seen = BTreeSet::new();
         let matched = |(module, tensors): (&String, &'a LoraTensors)| {
@@ -99,9 +103,9 @@ impl Sites {
                 bad(format!("is no linear map of this model that can be changed; they are called {known}"))
             })?;
             for &index in indices {
-                let site = &self.sites[index];
-                let [_, inputs] = site.weight.shape()?;
-                let (theirs, ours) = ([tensors.outputs(), tensors.inputs()], [site.module_outputs, inputs]);
+                let target = &self.targets[index];
+                let [_, inputs] = target.weight.shape()?;
+                let (theirs, ours) = ([tensors.outputs(), tensors.inputs()], [target.module_outputs, inputs]);
                 if theirs != ours {
                     return Err(bad(format!("is of {theirs:?} in the adapter and of {ours:?} in the model")));
                 }
@@ -114,7 +118,7 @@ impl Sites {
         file.modules.iter().map(matched).collect()
     }
 
-    /// The sites of a module, whichever of the model's names it has.
+    /// The targets of a module, whichever of the model's names it has.
     fn find(&self, module: &str) -> Option<&[usize]> {
         self.layout.usual_names(module).iter().find_map(|name| self.modules.get(name)).map(Vec::as_slice)
     }
@@ -124,17 +128,17 @@ impl Sites {
         self.layout.full_name(module)
     }
 
-    pub fn get(&self, index: usize) -> &Site {
-        &self.sites[index]
+    pub fn get(&self, index: usize) -> &LoraTarget {
+        &self.targets[index]
     }
 
     pub fn len(&self) -> usize {
-        self.sites.len()
+        self.targets.len()
     }
 
-    /// The modules, each with the indices of its sites.
+    /// The modules, each with the indices of its targets.
     pub fn modules(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.modules.iter().map(|(module, sites)| (module.as_str(), sites.as_slice()))
+        self.modules.iter().map(|(module, targets)| (module.as_str(), targets.as_slice()))
     }
 
     /// The last parts of the modules' names.
@@ -145,31 +149,31 @@ impl Sites {
 
 /// What an adapter makes of a model's linear maps.
 #[derive(Default)]
-pub struct Adapter {
-    /// One for each of the model's sites.
-    changes: Vec<Option<Change>>,
+pub struct LoraAdapter {
+    /// One for each of the model's targets.
+    deltas: Vec<Option<LoraDelta>>,
 }
 
-impl Adapter {
+impl LoraAdapter {
     /// The memory it takes.
     pub fn bytes(&self) -> usize {
-        self.changes.iter().flatten().map(|change| change.a.bytes() + change.b.bytes()).sum()
+        self.deltas.iter().flatten().map(|delta| delta.a.bytes() + delta.b.bytes()).sum()
     }
 }
 
-impl fmt::Debug for Adapter {
+impl fmt::Debug for LoraAdapter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Adapter").field("sites", &self.changes.iter().flatten().count()).finish_non_exhaustive()
+        f.debug_struct("LoraAdapter").field("targets", &self.deltas.iter().flatten().count()).finish_non_exhaustive()
     }
 }
 
 /// How the output of a linear map changes: to `y + B A x`, or `factor * (y + B A x) + offset`.
-struct Change {
+struct LoraDelta {
     /// `[rank, inputs]`, shared by the linear maps that are one module.
     a: Arc<DenseMatrix>,
     /// `[outputs, rank]`, with the scale in it.
     b: DenseMatrix,
-    magnitudes: Option<Magnitudes>,
+    magnitudes: Option<DoraMagnitudes>,
     isa: Isa,
 }
 
@@ -177,31 +181,31 @@ struct Change {
 const CHUNK_ROWS: usize = 32;
 
 /// What brings rows to their lengths, the bias left alone.
-struct Magnitudes {
+struct DoraMagnitudes {
     factors: Vec<f32>,
     offsets: Vec<f32>,
 }
 
-impl Change {
-    fn new(site: &Site, tensors: &LoraTensors, a: Arc<DenseMatrix>) -> Result<Self> {
-        let [outputs, _] = site.weight.shape()?;
+impl LoraDelta {
+    fn new(target: &LoraTarget, tensors: &LoraTensors, a: Arc<DenseMatrix>) -> Result<Self> {
+        let [outputs, _] = target.weight.shape()?;
         let (rank, scale) = (tensors.rank, tensors.scale as f32);
-        let b = (0..outputs).flat_map(|row| &tensors.b[site.module_row(row) * rank..][..rank]).map(|b| scale * b);
+        let b = (0..outputs).flat_map(|row| &tensors.b[target.module_row(row) * rank..][..rank]).map(|b| scale * b);
         let magnitudes = tensors.magnitude.as_ref().map(|magnitude| {
-            let norms = site.norms(tensors)?.into_iter().enumerate();
-            let factors: Vec<f32> = norms.map(|(row, norm)| magnitude[site.module_row(row)] / norm).collect();
-            let bias = site.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)?.to_vec1::<f32>()).transpose()?;
+            let norms = target.norms(tensors)?.into_iter().enumerate();
+            let factors: Vec<f32> = norms.map(|(row, norm)| magnitude[target.module_row(row)] / norm).collect();
+            let bias = target.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)?.to_vec1::<f32>()).transpose()?;
             let bias = bias.unwrap_or_else(|| vec![0.0; outputs]);
             let offsets = factors.iter().zip(bias).map(|(factor, bias)| (1.0 - factor) * bias).collect();
-            Ok::<_, Error>(Magnitudes { factors, offsets })
+            Ok::<_, Error>(DoraMagnitudes { factors, offsets })
         });
-        Ok(Self { a, b: panels(b, outputs, rank), magnitudes: magnitudes.transpose()?, isa: site.isa })
+        Ok(Self { a, b: panels(b, outputs, rank), magnitudes: magnitudes.transpose()?, isa: target.isa })
     }
 
     /// Changes some rows of the output `y`. What becomes of a row does not depend on the others.
     fn apply(&self, rows: &[u32], x: &[f32], y: &mut [f32]) {
         let (inputs, outputs) = (self.a.columns, self.b.rows);
-        pieces::for_chunks_mut(y, CHUNK_ROWS * outputs, |chunk, y| {
+        parallel::for_chunks_mut(y, CHUNK_ROWS * outputs, |chunk, y| {
             let x = &x[chunk * CHUNK_ROWS * inputs..][..y.len() / outputs * inputs];
             let before = |end: usize| rows.partition_point(|row| (*row as usize) < end);
             let first = chunk * CHUNK_ROWS;
@@ -223,7 +227,7 @@ impl Change {
         for (row, sums) in rows.iter().zip(sums.chunks_exact(outputs)) {
             let y = &mut y[row * outputs..][..outputs];
             y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
-            if let Some(Magnitudes { factors, offsets }) = &self.magnitudes {
+            if let Some(DoraMagnitudes { factors, offsets }) = &self.magnitudes {
                 y.iter_mut().zip(factors).zip(offsets).for_each(|((y, factor), offset)| *y = factor * *y + offset);
             }
         }
@@ -239,15 +243,15 @@ fn panels(values: impl Iterator<Item = f32>, rows: usize, columns: usize) -> Den
 #[derive(Default)]
 pub struct AdaptedRows<'a> {
     /// Each adapter with its rows, in order.
-    groups: Vec<(&'a Adapter, Vec<u32>)>,
+    groups: Vec<(&'a LoraAdapter, Vec<u32>)>,
     /// What changes all rows.
-    trained: Option<&'a Trained>,
+    trained: Option<&'a TrainableLora>,
 }
 
 impl<'a> AdaptedRows<'a> {
     /// Those of a batch.
     pub fn of(batch: &'a Batch) -> Self {
-        let mut groups: Vec<(&Adapter, Vec<u32>)> = Vec::new();
+        let mut groups: Vec<(&LoraAdapter, Vec<u32>)> = Vec::new();
         for span in &batch.spans {
             let Some(adapter) = span.adapter.as_deref() else { continue };
             let rows = span.start as u32..(span.start + span.len) as u32;
@@ -260,7 +264,7 @@ impl<'a> AdaptedRows<'a> {
     }
 
     /// All rows, by an adapter that is being trained.
-    pub fn all(trained: &'a Trained) -> Self {
+    pub fn all(trained: &'a TrainableLora) -> Self {
         Self { groups: Vec::new(), trained: Some(trained) }
     }
 
@@ -270,13 +274,13 @@ impl<'a> AdaptedRows<'a> {
 
     /// Whether products of these rows may be in bfloat16.
     pub fn are_rounded(&self) -> bool {
-        self.trained.is_some_and(Trained::is_rounded)
+        self.trained.is_some_and(TrainableLora::is_rounded)
     }
 
     /// Those of a tensor that has some of the rows.
     #[must_use]
     pub fn select(&self, rows: &[u32]) -> Self {
-        let among = |(adapter, of): &(&'a Adapter, Vec<u32>)| {
+        let among = |(adapter, of): &(&'a LoraAdapter, Vec<u32>)| {
             let chosen = rows.iter().zip(0u32..).filter(|(row, _)| of.binary_search(row).is_ok());
             (*adapter, chosen.map(|(_, at)| at).collect::<Vec<_>>())
         };
@@ -284,31 +288,31 @@ impl<'a> AdaptedRows<'a> {
         Self { groups, trained: self.trained }
     }
 
-    /// Changes the output `y` that the linear map of a site has for `x`, in place if nothing is being trained.
-    pub fn apply(&self, site: usize, x: &Tensor, y: Tensor) -> candle_core::Result<Tensor> {
+    /// Changes the output `y` that the linear map of a target has for `x`, in place if nothing is being trained.
+    pub fn apply(&self, target: usize, x: &Tensor, y: Tensor) -> candle_core::Result<Tensor> {
         if let Some(trained) = self.trained {
-            return trained.apply(site, x, y);
+            return trained.apply(target, x, y);
         }
-        y.inplace_op2(x, &AtSite { rows: self, site })?;
+        y.inplace_op2(x, &AtTarget { rows: self, target })?;
         Ok(y)
     }
 
-    /// As `apply`, to numbers in memory, of adapters that are not being trained.
-    pub fn apply_to(&self, site: usize, x: &[f32], y: &mut [f32]) {
+    /// As `apply`, to values in memory, of adapters that are not being trained.
+    pub fn apply_to(&self, target: usize, x: &[f32], y: &mut [f32]) {
         for (adapter, rows) in &self.groups {
-            if let Some(change) = adapter.changes.get(site).and_then(Option::as_ref) {
-                change.apply(rows, x, y);
+            if let Some(delta) = adapter.deltas.get(target).and_then(Option::as_ref) {
+                delta.apply(rows, x, y);
             }
         }
     }
 }
 
-struct AtSite<'a> {
+struct AtTarget<'a> {
     rows: &'a AdaptedRows<'a>,
-    site: usize,
+    target: usize,
 }
 
-impl InplaceOp2 for AtSite<'_> {
+impl InplaceOp2 for AtTarget<'_> {
     fn name(&self) -> &'static str {
         "adapters"
     }
@@ -323,7 +327,7 @@ impl InplaceOp2 for AtSite<'_> {
         let (CpuStorage::F32(y), Some((start, end))) = (y, y_layout.contiguous_offsets()) else {
             candle_core::bail!("the tensor is not contiguous, or not of 32 bits")
         };
-        self.rows.apply_to(self.site, numbers(x, x_layout)?, &mut y[start..end]);
+        self.rows.apply_to(self.target, values(x, x_layout)?, &mut y[start..end]);
         Ok(())
     }
 }

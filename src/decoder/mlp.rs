@@ -3,11 +3,11 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor};
 
 use super::{
+    differentiable::{binary, composed, unary},
     layout::MlpNames,
     linear::Linear,
     load::{Loader, MlpLinears},
     lora::AdaptedRows,
-    op::{binary, composed, unary},
     router::Router,
     spec::{DenseSpec, ExpertsSpec, MlpSpec},
 };
@@ -18,8 +18,8 @@ use crate::kernels::{
 
 /// A feed-forward network.
 pub enum Mlp {
-    Dense(Dense),
-    Experts(Box<Experts>),
+    Dense(DenseMlp),
+    Experts(Box<MoeMlp>),
 }
 
 impl Mlp {
@@ -27,9 +27,9 @@ impl Mlp {
         match spec {
             MlpSpec::Dense(spec) => {
                 let matrices = load.mlp(&load.layout.names.mlp, spec, hidden_size)?;
-                Ok(Self::Dense(Dense::new(matrices, spec, load.isa)))
+                Ok(Self::Dense(DenseMlp::new(matrices, spec, load.isa)))
             }
-            MlpSpec::Experts(spec) => Experts::load(load, spec, hidden_size).map(Box::new).map(Self::Experts),
+            MlpSpec::Experts(spec) => MoeMlp::load(load, spec, hidden_size).map(Box::new).map(Self::Experts),
         }
     }
 
@@ -56,7 +56,7 @@ impl Mlp {
 }
 
 /// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
-pub struct Dense {
+pub struct DenseMlp {
     gate: Option<Linear>,
     up: Linear,
     down: Linear,
@@ -64,7 +64,7 @@ pub struct Dense {
     isa: Isa,
 }
 
-impl Dense {
+impl DenseMlp {
     fn new((gate, up, down): MlpLinears, spec: &DenseSpec, isa: Isa) -> Self {
         Self { gate, up, down, activation: spec.activation, isa }
     }
@@ -97,8 +97,8 @@ impl Dense {
                     columns,
                     move |[x, up]| Ok(activate(x, Some(up), activation, isa)),
                     move |[x, up], gradient| {
-                        let (by_x, by_up) = gradients::activate(x, Some(up), gradient, activation, isa);
-                        Ok([by_x, by_up.unwrap_or_default()])
+                        let (grad_x, grad_up) = gradients::activate(x, Some(up), gradient, activation, isa);
+                        Ok([grad_x, grad_up.unwrap_or_default()])
                     },
                 ),
                 None => unary(
@@ -129,21 +129,21 @@ impl Dense {
 }
 
 /// Many networks, of which each token goes through a few.
-pub struct Experts {
+pub struct MoeMlp {
     router: Linear,
-    experts: Vec<Dense>,
+    experts: Vec<DenseMlp>,
     choice: Router,
-    shared: Option<Shared>,
+    shared: Option<SharedExpert>,
 }
 
 /// A network that all tokens go through.
-struct Shared {
-    network: Dense,
+struct SharedExpert {
+    network: DenseMlp,
     /// The sigmoid of this multiplies its output.
     gate: Option<Linear>,
 }
 
-impl Experts {
+impl MoeMlp {
     fn load(load: &Loader<'_>, spec: &ExpertsSpec, hidden_size: usize) -> crate::Result<Self> {
         let names = &load.layout.names;
         let networks = if load.contains(names.experts.down) {
@@ -158,8 +158,12 @@ impl Experts {
             (0..spec.num_experts).map(network).collect::<crate::Result<_>>()?
         };
         let shared = match &spec.shared {
-            Some(shared) => Some(Shared {
-                network: Dense::new(load.mlp(&names.shared, &shared.network, hidden_size)?, &shared.network, load.isa),
+            Some(shared) => Some(SharedExpert {
+                network: DenseMlp::new(
+                    load.mlp(&names.shared, &shared.network, hidden_size)?,
+                    &shared.network,
+                    load.isa,
+                ),
                 gate: match shared.gated {
                     true => Some(load.linear(names.shared_gate, [1, hidden_size], false)?),
                     false => None,
@@ -170,10 +174,10 @@ impl Experts {
         Ok(Self {
             // It is small, and a rounded choice would be another one.
             router: load.as_stored().linear(names.router, [spec.num_experts, hidden_size], spec.router_bias)?,
-            experts: networks.into_iter().map(|network| Dense::new(network, &spec.expert, load.isa)).collect(),
+            experts: networks.into_iter().map(|network| DenseMlp::new(network, &spec.expert, load.isa)).collect(),
             choice: Router {
                 per_token: spec.per_token,
-                normalise: spec.normalise,
+                normalize: spec.normalize,
                 routing: spec.routing,
                 biases: spec.routing.biases.then(|| load.router_biases(spec.num_experts)).transpose()?.map(Arc::from),
             },
@@ -183,7 +187,7 @@ impl Experts {
 
     fn bytes(&self) -> usize {
         let shared = self.shared.as_ref().map_or(0, |shared| shared.network.bytes());
-        self.router.bytes() + shared + self.experts.iter().map(Dense::bytes).sum::<usize>()
+        self.router.bytes() + shared + self.experts.iter().map(DenseMlp::bytes).sum::<usize>()
     }
 
     fn forward(&self, x: &Tensor, adapted: &AdaptedRows<'_>) -> Result<Tensor> {
@@ -209,7 +213,7 @@ impl Experts {
             })?;
         }
         match &self.shared {
-            Some(Shared { network, gate }) => {
+            Some(SharedExpert { network, gate }) => {
                 let mut y = network.forward(x, adapted)?;
                 if let Some(gate) = gate {
                     let gate = gate.adapted(x, adapted)?;

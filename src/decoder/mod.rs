@@ -3,7 +3,9 @@
 
 mod arch;
 mod attention;
+mod attention_capture;
 mod batch;
+mod differentiable;
 mod kv_cache;
 mod layer;
 mod layout;
@@ -12,7 +14,6 @@ mod load;
 mod lora;
 mod mlp;
 mod norm;
-mod op;
 mod pass;
 mod rope;
 mod router;
@@ -20,36 +21,39 @@ mod run;
 mod spec;
 mod split;
 mod tape;
-mod trained;
-mod watch;
+mod trainable_lora;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 pub use arch::{model_type, spec};
+pub use attention_capture::AttentionCapture;
 pub use batch::{Batch, Span};
+use differentiable::{composed, cross_entropy};
 pub use kv_cache::BLOCK_TOKENS;
 use kv_cache::KvCache;
 use layer::Layer;
-use linear::{Embedding, Linear};
+use linear::{EmbeddingTable, Linear};
 use load::Loader;
-use lora::{AdaptedRows, Surveyor};
-pub use lora::{Adapter, Site, Sites};
+use lora::{AdaptedRows, LoraTargetsBuilder};
+pub use lora::{LoraAdapter, LoraTarget, LoraTargets};
 use norm::Norm;
-use op::{composed, cross_entropy};
 pub use pass::Pass;
 use rope::Rope;
 use spec::HeadSpec;
 pub use spec::Spec;
 use split::Choices;
 pub use tape::Tape;
-pub use trained::Trained;
-pub use watch::Watch;
+pub use trainable_lora::TrainableLora;
 
 use crate::{
     Error, Quantize, Result,
-    kernels::{Isa, paged_cache::Heads, rows::scale_and_cap, stored::StoredType},
+    kernels::{
+        Isa,
+        attention::{Heads, KvDtype},
+        rows::scale_and_cap,
+    },
     weights::Checkpoint,
 };
 
@@ -57,12 +61,12 @@ use crate::{
 pub trait Forward: Send {
     /// Computes a batch, stores its keys and values, and returns the logits of the rows that
     /// [`Batch::sampled`] names: `[sampled rows, vocab_size]`. It is shared by the threads of the caller's
-    /// [team](crate::kernels::team).
+    /// [thread pool](crate::kernels::threads::ThreadPool).
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>>;
 
     /// How positions are encoded in a sequence of `len` tokens, of which `prompt_len` were its prompt. What was
-    /// computed in one regime is of no use in another: a sequence whose regime changes is computed anew.
-    fn regime(&self, prompt_len: usize, len: usize) -> usize {
+    /// computed with one variant is of no use with another: a sequence whose variant changes is computed anew.
+    fn rope_variant(&self, prompt_len: usize, len: usize) -> usize {
         let _ = (prompt_len, len);
         0
     }
@@ -85,9 +89,9 @@ pub struct Network {
     spec: Spec,
     device: Device,
     dtype: DType,
-    embedding: Embedding,
+    embedding: EmbeddingTable,
     /// The vectors of positions.
-    positions: Option<Embedding>,
+    positions: Option<EmbeddingTable>,
     /// Where vectors of tokens are not of the hidden size: to it, and back.
     projections: Option<[Linear; 2]>,
     embedding_norm: Option<Norm>,
@@ -96,15 +100,15 @@ pub struct Network {
     head: Linear,
     ropes: Vec<Rope>,
     isa: Isa,
-    sites: Sites,
+    targets: LoraTargets,
 }
 
 /// Where and how a decoder's weights are placed.
 pub struct Placement {
     pub device: Device,
-    /// The type of activations and of weights that are not quantised.
+    /// The type of activations and of weights that are not quantized.
     pub dtype: DType,
-    /// Bits to quantise matrices to that are not quantised yet.
+    /// Bits to quantize matrices to that are not quantized yet.
     pub quantize: Option<Quantize>,
     /// Whether activations are rounded to bfloat16 where they meet a matrix of that.
     pub rounded: bool,
@@ -113,7 +117,7 @@ pub struct Placement {
     /// Blocks of [`BLOCK_TOKENS`] tokens that the key/value cache holds.
     pub cache_blocks: usize,
     /// What keys and values are stored as.
-    pub stored_type: StoredType,
+    pub kv_dtype: KvDtype,
 }
 
 impl Decoder {
@@ -124,13 +128,13 @@ impl Decoder {
         placement: &Placement,
         progress: impl Fn(usize, usize),
     ) -> Result<Self> {
-        let Placement { device, dtype, isa, cache_blocks, stored_type, .. } = placement;
-        let surveyor = Surveyor::default();
-        let load = &Loader::new(checkpoint, &spec, &surveyor, placement);
+        let Placement { device, dtype, isa, cache_blocks, kv_dtype, .. } = placement;
+        let builder = LoraTargetsBuilder::default();
+        let load = &Loader::new(checkpoint, &spec, &builder, placement);
         let names = &spec.layout.names;
         let (hidden, embedded) = (spec.hidden_size, spec.embedding_size);
         let vocabulary = [spec.vocab_size, embedded];
-        let embedding = |name, shape| Ok::<_, Error>(Embedding::new(load.matrix(name, shape)?, *dtype));
+        let embedding = |name, shape| Ok::<_, Error>(EmbeddingTable::new(load.matrix(name, shape)?, *dtype));
         let norm = |name| load.norm(name, spec.norm, hidden, hidden);
         let tokens = embedding(names.embedding, vocabulary)?;
         let head = match spec.head.tied {
@@ -166,10 +170,10 @@ impl Decoder {
             device: device.clone(),
             dtype: *dtype,
             isa: *isa,
-            sites: surveyor.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout)),
+            targets: builder.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout)),
             spec: spec.clone(),
         };
-        let cache = KvCache::new(&spec, *cache_blocks, *stored_type, device)?;
+        let cache = KvCache::new(&spec, *cache_blocks, *kv_dtype, device)?;
         Ok(Self { network: Arc::new(network), cache, choices: Choices::default() })
     }
 
@@ -179,8 +183,8 @@ impl Decoder {
     }
 
     /// The memory one block of the cache takes.
-    pub fn block_bytes(spec: &Spec, stored_type: StoredType) -> usize {
-        KvCache::block_bytes(spec, stored_type)
+    pub fn block_bytes(spec: &Spec, kv_dtype: KvDtype) -> usize {
+        KvCache::block_bytes(spec, kv_dtype)
     }
 
     /// The memory the weights take.
@@ -195,17 +199,17 @@ impl Network {
     /// What all layers of a pass share.
     fn pass<'a>(&self, batch: &'a Batch, adapted: AdaptedRows<'a>) -> candle_core::Result<Pass<'a>> {
         let rotations = self.ropes.iter().map(|rope| rope.at(batch, self.dtype));
-        Ok(Pass { batch, rotations: rotations.collect::<candle_core::Result<_>>()?, adapted, watch: None })
+        Ok(Pass { batch, rotations: rotations.collect::<candle_core::Result<_>>()?, adapted, capture: None })
     }
 
     /// A pass over whole sequences with an adapter that is being trained.
-    pub fn training_pass<'a>(&self, batch: &'a Batch, trained: &'a Trained) -> candle_core::Result<Pass<'a>> {
+    pub fn training_pass<'a>(&self, batch: &'a Batch, trained: &'a TrainableLora) -> candle_core::Result<Pass<'a>> {
         self.pass(batch, AdaptedRows::all(trained))
     }
 
     /// A pass over whole sequences that can be watched.
-    pub fn watched_pass<'a>(&self, batch: &'a Batch, watch: &'a Watch) -> candle_core::Result<Pass<'a>> {
-        Ok(Pass { watch: Some(watch), ..self.pass(batch, AdaptedRows::of(batch))? })
+    pub fn capturing_pass<'a>(&self, batch: &'a Batch, capture: &'a AttentionCapture) -> candle_core::Result<Pass<'a>> {
+        Ok(Pass { capture: Some(capture), ..self.pass(batch, AdaptedRows::of(batch))? })
     }
 
     /// What the first layer takes, `[rows, hidden]`.
@@ -280,8 +284,8 @@ impl Network {
         self.spec.vocab_size
     }
 
-    pub fn sites(&self) -> &Sites {
-        &self.sites
+    pub fn targets(&self) -> &LoraTargets {
+        &self.targets
     }
 
     /// What the CPU's kernels run on.
@@ -294,9 +298,9 @@ impl Network {
         self.device.is_cpu()
     }
 
-    /// See [`Forward::regime`].
-    pub fn regime(&self, prompt_len: usize, len: usize) -> usize {
-        self.ropes.iter().map(|rope| rope.regime(prompt_len, len)).max().unwrap_or(0)
+    /// See [`Forward::rope_variant`].
+    pub fn rope_variant(&self, prompt_len: usize, len: usize) -> usize {
+        self.ropes.iter().map(|rope| rope.rope_variant(prompt_len, len)).max().unwrap_or(0)
     }
 
     /// What the head takes.
@@ -337,7 +341,7 @@ impl Forward for Decoder {
         }
     }
 
-    fn regime(&self, prompt_len: usize, len: usize) -> usize {
-        self.network.regime(prompt_len, len)
+    fn rope_variant(&self, prompt_len: usize, len: usize) -> usize {
+        self.network.rope_variant(prompt_len, len)
     }
 }

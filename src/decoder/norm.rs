@@ -1,22 +1,22 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::{
-    op::{unary, with_f32},
+    differentiable::{unary, with_f32},
     spec::NormSpec,
 };
 use crate::kernels::{
     Isa, gradients,
-    rows::{self, normalise},
+    rows::{self, NormKind, normalise},
 };
 
-/// Normalises pieces of vectors.
+/// Normalizes pieces of vectors.
 #[derive(Clone)]
 pub struct Norm {
     weight: Tensor,
     bias: Option<Tensor>,
-    /// Numbers that are normalised together.
+    /// Numbers that are normalized together.
     size: usize,
-    centred: bool,
+    kind: NormKind,
     eps: f64,
     isa: Isa,
 }
@@ -24,37 +24,38 @@ pub struct Norm {
 impl Norm {
     /// `weight` and `bias` are as long as a piece, or as several pieces that then have their own.
     pub fn new(weight: Tensor, bias: Option<Tensor>, size: usize, spec: NormSpec, isa: Isa) -> Self {
-        Self { weight, bias, size, centred: spec.centred, eps: spec.eps, isa }
+        Self { weight, bias, size, kind: spec.kind, eps: spec.eps, isa }
     }
 
-    /// Normalises the pieces of each row, `[rows, pieces * size]`.
+    /// Normalizes the pieces of each row, `[rows, pieces * size]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if !x.device().is_cpu() {
             return self.in_tensors(x);
         }
         let (this, back) = (self.clone(), self.clone());
-        let forward = move |x: &[f32]| this.with_numbers(|norm| normalise(x, norm, this.isa));
+        let forward = move |x: &[f32]| this.with_values(|norm| normalise(x, norm, this.isa));
         unary(x, x.dim(1)?, forward, move |x, gradient| {
-            back.with_numbers(|norm| gradients::normalise(x, gradient, norm, back.isa))
+            back.with_values(|norm| gradients::normalise(x, gradient, norm, back.isa))
         })
     }
 
     /// Gives what the CPU's own kernels take.
-    fn with_numbers<R>(&self, compute: impl FnOnce(rows::Norm<'_>) -> R) -> Result<R> {
+    fn with_values<R>(&self, compute: impl FnOnce(rows::Norm<'_>) -> R) -> Result<R> {
         with_f32(&self.weight, |weight| match &self.bias {
-            Some(bias) => with_f32(bias, |bias| compute(self.of_numbers(weight, Some(bias)))),
-            None => Ok(compute(self.of_numbers(weight, None))),
+            Some(bias) => with_f32(bias, |bias| compute(self.of_values(weight, Some(bias)))),
+            None => Ok(compute(self.of_values(weight, None))),
         })?
     }
 
-    fn of_numbers<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>) -> rows::Norm<'a> {
-        rows::Norm { weight, bias, size: self.size, centred: self.centred, eps: self.eps as f32 }
+    fn of_values<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>) -> rows::Norm<'a> {
+        rows::Norm { weight, bias, size: self.size, kind: self.kind, eps: self.eps as f32 }
     }
 
     fn in_tensors(&self, x: &Tensor) -> Result<Tensor> {
         let pieces = self.weight.elem_count() / self.size;
         let wide = x.to_dtype(DType::F32)?.contiguous()?.reshape(((), pieces, self.size))?;
-        let wide = if self.centred { wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)? } else { wide };
+        let wide =
+            if self.kind == NormKind::LayerNorm { wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)? } else { wide };
         let scale = (wide.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
         let weight = self.weight.to_dtype(DType::F32)?.reshape((1, pieces, self.size))?;
         let mut y = wide.broadcast_div(&scale)?.broadcast_mul(&weight)?;

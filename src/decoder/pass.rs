@@ -1,4 +1,4 @@
-use super::{Batch, Watch, lora::AdaptedRows, rope::Rotation};
+use super::{AttentionCapture, Batch, lora::AdaptedRows, rope::Rotation};
 
 /// What all layers of a forward pass share.
 pub struct Pass<'a> {
@@ -8,5 +8,5 @@ pub struct Pass<'a> {
     /// The rows that adapters change.
     pub adapted: AdaptedRows<'a>,
     /// Who wants to see the attention to whole sequences.
-    pub watch: Option<&'a Watch>,
+    pub capture: Option<&'a AttentionCapture>,
 }

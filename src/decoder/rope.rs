@@ -5,12 +5,12 @@ use candle_nn::rotary_emb::{rope_i, rope_thd};
 
 use super::{
     Batch,
-    op::{self, with_f32},
+    differentiable::{self, with_f32},
     spec::{RopeScaling, RopeSpec},
 };
 use crate::kernels::{
     Isa,
-    rows::{Pairs, rotate},
+    rows::{RopeStyle, rotate},
 };
 
 /// Rotary position embedding ([RoFormer](https://arxiv.org/abs/2104.09864)) of heads.
@@ -29,7 +29,7 @@ pub struct Rope {
 pub struct Rotation {
     cos: Tensor,
     sin: Tensor,
-    pairs: Pairs,
+    style: RopeStyle,
     isa: Isa,
 }
 
@@ -43,8 +43,8 @@ impl Rope {
         Self { spec: spec.clone(), frequencies, scale: scale as f32, device: device.clone(), isa }
     }
 
-    /// What the rotation of a sequence depends on besides positions; see [`Forward::regime`](super::Forward::regime).
-    pub fn regime(&self, prompt_len: usize, len: usize) -> usize {
+    /// What the rotation of a sequence depends on besides positions; see [`Forward::rope_variant`](super::Forward::rope_variant).
+    pub fn rope_variant(&self, prompt_len: usize, len: usize) -> usize {
         match self.spec.scaling {
             RopeScaling::Dynamic { original_positions, .. } if prompt_len > original_positions => prompt_len,
             RopeScaling::Long { original_positions, .. } if len > original_positions => original_positions + 1,
@@ -61,7 +61,7 @@ impl Rope {
                 let turned = |frequencies: &[f32], angles: &mut Vec<f32>| {
                     angles.extend(frequencies.iter().map(|frequency| *position as f32 * frequency));
                 };
-                match self.length(span.regime, *position as usize) {
+                match self.length(span.rope_variant, *position as usize) {
                     0 => turned(&self.frequencies, &mut angles),
                     length => turned(&frequencies(&self.spec, length), &mut angles),
                 }
@@ -71,17 +71,17 @@ impl Rope {
             let values: Vec<f32> = angles.iter().map(|angle| of(*angle) * self.scale).collect();
             Tensor::from_vec(values, shape, &self.device)?.to_dtype(dtype)
         };
-        Ok(Rotation { cos: tensor(f32::cos)?, sin: tensor(f32::sin)?, pairs: self.spec.pairs, isa: self.isa })
+        Ok(Rotation { cos: tensor(f32::cos)?, sin: tensor(f32::sin)?, style: self.spec.style, isa: self.isa })
     }
 
     /// The length of sequence whose frequencies turn a token; 0 if they are the usual ones.
-    fn length(&self, regime: usize, position: usize) -> usize {
+    fn length(&self, rope_variant: usize, position: usize) -> usize {
         match self.spec.scaling {
             // What is generated beyond the original positions is turned as if it were the end of a prompt.
             RopeScaling::Dynamic { original_positions, .. } if position >= original_positions => {
-                regime.max(position + 1)
+                rope_variant.max(position + 1)
             }
-            _ => regime,
+            _ => rope_variant,
         }
     }
 }
@@ -92,9 +92,9 @@ impl Rotation {
         let (rows, width) = x.dims2()?;
         if x.device().is_cpu() {
             let turn = |back: bool| {
-                let Self { cos, sin, pairs, isa } = self.clone();
+                let Self { cos, sin, style, isa } = self.clone();
                 move |x: &[f32]| {
-                    let turn = |cos: &[f32], sin: &[f32]| rotate(x, width, head_dim, (cos, sin), pairs, isa);
+                    let turn = |cos: &[f32], sin: &[f32]| rotate(x, width, head_dim, (cos, sin), style, isa);
                     with_f32(&cos, |cos| {
                         with_f32(&sin, |sin| match back {
                             false => turn(cos, sin),
@@ -104,14 +104,14 @@ impl Rotation {
                 }
             };
             let back = turn(true);
-            return op::linear(x, width, turn(false), move |gradient| back(&gradient));
+            return differentiable::linear(x, width, turn(false), move |gradient| back(&gradient));
         }
         let dims = 2 * self.cos.dim(1)?;
         let heads = x.reshape((1, rows, width / head_dim, head_dim))?;
         let turned = heads.narrow(3, 0, dims)?.contiguous()?;
-        let turned = match self.pairs {
-            Pairs::Halves => rope_thd(&turned, &self.cos, &self.sin)?,
-            Pairs::Neighbours => {
+        let turned = match self.style {
+            RopeStyle::NeoX => rope_thd(&turned, &self.cos, &self.sin)?,
+            RopeStyle::Interleaved => {
                 let turned = turned.transpose(1, 2)?.contiguous()?;
                 rope_i(&turned, &self.cos, &self.sin)?.transpose(1, 2)?
             }
@@ -177,7 +177,7 @@ mod tests {
             high_freq_factor: 4.0,
             original_positions: 8192.0,
         };
-        let spec = RopeSpec { theta: 500_000.0, dims: 128, pairs: Pairs::Halves, scaling };
+        let spec = RopeSpec { theta: 500_000.0, dims: 128, style: RopeStyle::NeoX, scaling };
         let scaled = frequencies(&spec, 0);
         let plain = frequencies(&RopeSpec { scaling: RopeScaling::None, ..spec }, 0);
         assert_eq!(scaled[0], plain[0]);

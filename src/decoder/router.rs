@@ -3,8 +3,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{
-    op::unary,
-    spec::{Gating, Groups, Routing},
+    differentiable::unary,
+    spec::{ExpertGroups, Gating, RoutingSpec},
 };
 
 /// Which experts a token goes through, and the weights of what they make of it.
@@ -12,8 +12,8 @@ use super::{
 pub struct Router {
     pub per_token: usize,
     /// Whether the weights of a token's experts add up to one.
-    pub normalise: bool,
-    pub routing: Routing,
+    pub normalize: bool,
+    pub routing: RoutingSpec,
     /// Added to the scores for the choice alone.
     pub biases: Option<Arc<[f32]>>,
 }
@@ -37,11 +37,11 @@ impl Router {
         if let Some(biases) = &self.biases {
             ranks.iter_mut().zip(&**biases).for_each(|(rank, bias)| *rank += bias);
         }
-        if let Some(Groups { count, per_token }) = self.routing.groups {
+        if let Some(ExpertGroups { count, per_token }) = self.routing.groups {
             leave_groups(&mut ranks, count, per_token);
         }
         let best = best(&ranks, self.per_token);
-        let sum: f32 = match (self.normalise, self.routing.gating) {
+        let sum: f32 = match (self.normalize, self.routing.gating) {
             (true, _) => best.iter().map(|expert| scores[*expert]).sum(),
             (false, Gating::Softmax) => scores.iter().sum(),
             (false, Gating::Sigmoid) => 1.0,
@@ -54,21 +54,22 @@ impl Router {
     /// Of the weights a logarithm grows by: `w' = w (ln s)' - w (ln S)'`, where `S` is what scores `s` are divided by.
     fn gradient(&self, logits: &[f32], gradient: &[f32]) -> Vec<f32> {
         let (scores, weights) = (self.scores(logits), self.of_row(logits));
-        let by_logs: Vec<f32> = weights.iter().zip(gradient).map(|(weight, by_weight)| weight * by_weight).collect();
-        let sum: f32 = by_logs.iter().sum();
-        let all = !self.normalise && self.routing.gating == Gating::Softmax;
+        let grad_logs: Vec<f32> =
+            weights.iter().zip(gradient).map(|(weight, grad_weight)| weight * grad_weight).collect();
+        let sum: f32 = grad_logs.iter().sum();
+        let all = !self.normalize && self.routing.gating == Gating::Softmax;
         let divides = |expert: usize| match self.routing.gating {
-            Gating::Sigmoid if !self.normalise => false,
+            Gating::Sigmoid if !self.normalize => false,
             _ => all || weights[expert] != 0.0,
         };
         let divisor: f32 = (0..scores.len()).filter(|expert| divides(*expert)).map(|expert| scores[expert]).sum();
-        let by_log =
-            |expert: usize| by_logs[expert] - if divides(expert) { sum * scores[expert] / divisor } else { 0.0 };
-        let by_logit = |expert: usize| match self.routing.gating {
-            Gating::Softmax => by_log(expert),
-            Gating::Sigmoid => by_log(expert) * (1.0 - scores[expert]),
+        let grad_log =
+            |expert: usize| grad_logs[expert] - if divides(expert) { sum * scores[expert] / divisor } else { 0.0 };
+        let grad_logit = |expert: usize| match self.routing.gating {
+            Gating::Softmax => grad_log(expert),
+            Gating::Sigmoid => grad_log(expert) * (1.0 - scores[expert]),
         };
-        (0..scores.len()).map(by_logit).collect()
+        (0..scores.len()).map(grad_logit).collect()
     }
 
     /// Up to a factor that is the same for all experts.
@@ -83,7 +84,7 @@ impl Router {
     }
 }
 
-/// The greatest of some numbers, the first of equal ones first.
+/// The greatest of some values, the first of equal ones first.
 fn best(ranks: &[f32], count: usize) -> Vec<usize> {
     let mut best: Vec<usize> = (0..ranks.len()).collect();
     best.sort_by(|a, b| ranks[*b].total_cmp(&ranks[*a]));
@@ -113,11 +114,11 @@ mod tests {
     fn gradients_are_what_small_steps_show() {
         let (experts, logits) = (6, [0.3f32, -0.8, 1.1, 0.2, -0.1, 0.7, 1.4, 0.0, -0.6, 0.9, 0.1, -1.2]);
         let wanted: Vec<f32> = (0..12).map(|i| (i * 5 % 7) as f32 - 3.0).collect();
-        for (gating, normalise) in
+        for (gating, normalize) in
             [(Gating::Softmax, true), (Gating::Softmax, false), (Gating::Sigmoid, true), (Gating::Sigmoid, false)]
         {
-            let routing = Routing { gating, groups: None, weight_scale: 1.5, biases: false };
-            let router = Router { per_token: 3, normalise, routing, biases: None };
+            let routing = RoutingSpec { gating, groups: None, weight_scale: 1.5, biases: false };
+            let router = Router { per_token: 3, normalize, routing, biases: None };
             let x = Tensor::from_slice(&logits, (2, experts), &Device::Cpu).unwrap();
             let (weights, tape) = Tape::record([&x], || router.weights(&x)).unwrap();
             let found = tape.back(&weights, wanted.clone(), Isa::detect()).unwrap().take(&x).unwrap();
@@ -132,7 +133,7 @@ mod tests {
                     at(&logits)
                 };
                 let expected = (moved(1e-2) - moved(-1e-2)) / 2e-2;
-                assert!((f64::from(found) - expected).abs() < 1e-3, "{gating:?} {normalise} {i}: {found} {expected}");
+                assert!((f64::from(found) - expected).abs() < 1e-3, "{gating:?} {normalize} {i}: {found} {expected}");
             }
         }
     }

@@ -7,23 +7,23 @@ use candle_core::{Result, Tensor};
 use super::{
     Batch, Network, Pass,
     attention::Projected,
+    differentiable::with_f32,
     kv_cache::{Cached, KvCache, LayerCache},
     layer::{Begun, Layer},
     lora::AdaptedRows,
-    op::with_f32,
     split::{self, Choices},
 };
 use crate::kernels::{
     Isa,
-    paged_cache::{Parts, SharedCache},
-    pieces, stages, team,
+    attention::{MicroBatches, SharedCache},
+    threads::{current_num_threads, parallel, pipeline},
 };
 
 impl Network {
     /// Stores the keys and values of a batch and gives what its last layer does to the rows that are sampled, if any are:
     /// `[rows, hidden]`.
     pub(super) fn hidden(&self, batch: &Batch, cache: &mut KvCache, choices: &mut Choices) -> Result<Option<Tensor>> {
-        let threads = team::threads();
+        let threads = current_num_threads();
         let divisible = threads > 1 && self.is_on_cpu() && self.layers.iter().all(Layer::is_small);
         let groups = divisible.then(|| split::by_sequences(batch, threads)).flatten();
         let together = |cache: &mut KvCache| match divisible.then(|| split::in_tiles(batch, threads)).flatten() {
@@ -72,10 +72,10 @@ impl Network {
     /// By threads that take groups of sequences, of which all rows are sampled, through all layers, and do not meet before
     /// the end.
     fn apart(&self, batch: &Batch, groups: &[Batch], cache: &mut KvCache) -> Result<Vec<Tensor>> {
-        let parts = Parts::new(groups.iter().map(Batch::sequences).collect()).filter(Parts::are_apart);
+        let parts = MicroBatches::new(groups.iter().map(Batch::sequences).collect()).filter(MicroBatches::are_apart);
         let caches = parts.as_ref().and_then(|parts| cache.shared(parts));
         let Some(caches) = caches else { return self.whole(batch, cache) };
-        pieces::map(groups, |group, batch| self.alone(batch, &caches, group)).into_iter().collect()
+        parallel::map(groups, |group, batch| self.alone(batch, &caches, group)).into_iter().collect()
     }
 
     /// Takes a group of sequences through all layers.
@@ -92,13 +92,13 @@ impl Network {
 
     /// By threads that take tiles of the rows from layer to layer, one behind the other.
     fn in_tiles(&self, batch: &Batch, tiles: &[Batch], cache: &mut KvCache) -> Result<Vec<Tensor>> {
-        let parts = Parts::new(tiles.iter().map(Batch::sequences).collect());
+        let parts = MicroBatches::new(tiles.iter().map(Batch::sequences).collect());
         let caches = parts.as_ref().and_then(|parts| cache.shared(parts));
         let Some(caches) = caches else { return self.whole(batch, cache) };
         let tiles = tiles.iter().map(|tile| Ok((self.pass(tile, AdaptedRows::of(tile))?, None)));
         let mut tiles = tiles.collect::<Result<Vec<(Pass<'_>, Option<(Tensor, Begun)>)>>>()?;
         // A stage ends the layer before and begins one, so that keys and values of all rows before are there in the next.
-        stages::go_through(&mut tiles, self.layers.len(), |index, tile, (pass, begun)| {
+        pipeline::run(&mut tiles, self.layers.len(), |index, tile, (pass, begun)| {
             let x = match begun.take() {
                 None => self.embed(pass.batch)?,
                 Some((x, begun)) => {
@@ -117,7 +117,7 @@ impl Network {
             Some(begun) => self.finish_sampled(last, begun, pass, Cached::Layer(cache)),
             None => Ok(None),
         };
-        pieces::map(&tiles, |_, tile| finish(tile)).into_iter().filter_map(Result::transpose).collect()
+        parallel::map(&tiles, |_, tile| finish(tile)).into_iter().filter_map(Result::transpose).collect()
     }
 
     /// What a layer does to the rows that are sampled, if any are.

@@ -1,8 +1,7 @@
 use super::layout::Layout;
 use crate::kernels::{
-    attention::Scoring,
-    paged_cache::Heads,
-    rows::{Activation, Pairs},
+    attention::{Heads, Scoring},
+    rows::{Activation, NormKind, RopeStyle},
 };
 
 /// Everything an architecture decides, in the terms of this decoder.
@@ -19,15 +18,15 @@ pub struct Spec {
     pub embedding_scale: f64,
     /// Whether there is a vector for each position, which is added to the token's.
     pub learned_positions: bool,
-    /// Whether the sum of both is normalised.
+    /// Whether the sum of both is normalized.
     pub embedding_norm: bool,
     pub norm: NormSpec,
     pub attention: AttentionSpec,
     /// The encodings of positions that layers choose from.
     pub ropes: Vec<RopeSpec>,
     pub layers: Vec<LayerSpec>,
-    pub order: Order,
-    /// Whether what the last layer gives is normalised.
+    pub norm_placement: NormPlacement,
+    /// Whether what the last layer gives is normalized.
     pub final_norm: bool,
     /// Multiplies what attention and feed-forward networks add to the residual stream.
     pub residual_scale: f32,
@@ -56,11 +55,11 @@ impl Spec {
     }
 }
 
-/// How vectors are normalised.
+/// How vectors are normalized.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormSpec {
-    /// Whether the mean is taken away first.
-    pub centred: bool,
+    /// LayerNorm or RMSNorm.
+    pub kind: NormKind,
     /// Whether there are weights, or all are 1.
     pub weight: bool,
     pub bias: bool,
@@ -86,7 +85,7 @@ pub struct AttentionSpec {
     /// Whether each query head has a number that takes part in the softmax as the score of a key without a value.
     pub sinks: bool,
     /// How queries grow with their positions.
-    pub query_growth: Option<QueryGrowth>,
+    pub temperature: Option<AttentionTemperature>,
     /// Multiplies the slopes of linear biases ([ALiBi](https://arxiv.org/abs/2108.12409)), if there are any.
     pub alibi: Option<f64>,
     /// Bounds the numbers of queries, keys and values.
@@ -95,18 +94,18 @@ pub struct AttentionSpec {
 
 /// Queries are multiplied by `1 + beta * ln(1 + floor(position / positions))`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct QueryGrowth {
+pub struct AttentionTemperature {
     pub beta: f64,
     pub positions: usize,
 }
 
-impl QueryGrowth {
+impl AttentionTemperature {
     pub fn at(&self, position: u32) -> f32 {
         (1.0 + self.beta * (1.0 + (position as usize / self.positions) as f64).ln()) as f32
     }
 }
 
-/// How queries and keys are normalised.
+/// How queries and keys are normalized.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkNorm {
     pub over: NormOver,
@@ -115,7 +114,7 @@ pub struct QkNorm {
     pub after_rope: bool,
 }
 
-/// What is normalised together.
+/// What is normalized together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormOver {
     /// Each head, all with the same weights.
@@ -140,8 +139,8 @@ pub struct LayerSpec {
 
 /// The norms of a layer and what they and the residual stream are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Order {
-    /// Whether the attention's input is normalised.
+pub struct NormPlacement {
+    /// Whether the attention's input is normalized.
     pub attention_norm: bool,
     /// Whether its output is.
     pub attention_out_norm: bool,
@@ -154,7 +153,7 @@ pub struct Order {
     pub parallel: bool,
 }
 
-impl Order {
+impl NormPlacement {
     /// Norms before both.
     pub const PRE_NORM: Self = Self {
         attention_norm: true,
@@ -201,24 +200,24 @@ pub struct ExpertsSpec {
     /// What each of them is.
     pub expert: DenseSpec,
     /// Whether the scores of those chosen are made to sum to 1.
-    pub normalise: bool,
-    pub routing: Routing,
+    pub normalize: bool,
+    pub routing: RoutingSpec,
     /// A network that all tokens go through.
     pub shared: Option<SharedSpec>,
 }
 
 /// How a router chooses.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Routing {
+pub struct RoutingSpec {
     pub gating: Gating,
     /// Whether biases are added to the scores for the choice alone.
     pub biases: bool,
-    pub groups: Option<Groups>,
+    pub groups: Option<ExpertGroups>,
     /// Multiplies the weights of those chosen.
     pub weight_scale: f32,
 }
 
-impl Routing {
+impl RoutingSpec {
     /// The most likely ones.
     pub const SOFTMAX: Self = Self { gating: Gating::Softmax, biases: false, groups: None, weight_scale: 1.0 };
 }
@@ -232,7 +231,7 @@ pub enum Gating {
 
 /// Experts are in as many groups of the same size, of which those of a token are in a few.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Groups {
+pub struct ExpertGroups {
     pub count: usize,
     pub per_token: usize,
 }
@@ -262,7 +261,7 @@ pub struct RopeSpec {
     pub theta: f64,
     /// Numbers of a head that are turned, from the first on.
     pub dims: usize,
-    pub pairs: Pairs,
+    pub style: RopeStyle,
     pub scaling: RopeScaling,
 }
 

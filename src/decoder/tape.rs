@@ -17,20 +17,20 @@ thread_local! {
 /// What operations noted, in their order.
 #[derive(Default)]
 pub struct Tape {
-    steps: Vec<Step>,
+    steps: Vec<TapeEntry>,
     /// What gradients are wanted of, and what was computed from it.
     tracked: HashSet<TensorId>,
 }
 
 /// An operation.
-struct Step {
+struct TapeEntry {
     inputs: Vec<TensorId>,
     output: TensorId,
-    back: Back,
+    back: Backward,
 }
 
 /// The gradients by all inputs, from that by the output.
-type Back = Box<dyn FnOnce(Vec<f32>) -> Result<Vec<Vec<f32>>>>;
+type Backward = Box<dyn FnOnce(Vec<f32>) -> Result<Vec<Vec<f32>>>>;
 
 /// Gradients by tensors.
 pub struct Gradients {
@@ -66,7 +66,7 @@ impl Tape {
     pub fn back(self, output: &Tensor, gradient: Vec<f32>, isa: Isa) -> Result<Gradients> {
         let mut gradients = Gradients { found: HashMap::new(), isa };
         gradients.add(output.id(), gradient);
-        for Step { inputs, output, back } in self.steps.into_iter().rev() {
+        for TapeEntry { inputs, output, back } in self.steps.into_iter().rev() {
             // What nothing was made of has none.
             let Some(gradient) = gradients.found.remove(&output) else { continue };
             for (input, gradient) in inputs.into_iter().zip(back(gradient)?) {
@@ -89,7 +89,7 @@ where
         if inputs.iter().any(|input| tape.tracked.contains(&input.id())) {
             tape.tracked.insert(output.id());
             let inputs = inputs.iter().map(|input| input.id()).collect();
-            tape.steps.push(Step { inputs, output: output.id(), back: Box::new(back()) });
+            tape.steps.push(TapeEntry { inputs, output: output.id(), back: Box::new(back()) });
         }
     });
 }

@@ -3,7 +3,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Error, Result, decoder::Adapter};
+use crate::{Error, Result, decoder::LoraAdapter};
 
 /// Names an adapter for as long as its model lives: no other one gets it.
 pub type AdapterId = u64;
@@ -16,18 +16,18 @@ pub struct Adapters {
 
 #[derive(Default)]
 struct Known {
-    by_name: BTreeMap<String, Loaded>,
+    by_name: BTreeMap<String, LoadedAdapter>,
     /// For requests that name none.
-    default: Option<Loaded>,
+    default: Option<LoadedAdapter>,
     next_id: AdapterId,
     closed: bool,
 }
 
 /// An adapter that is there.
 #[derive(Debug, Clone)]
-pub struct Loaded {
+pub struct LoadedAdapter {
     pub id: AdapterId,
-    pub adapter: Arc<Adapter>,
+    pub adapter: Arc<LoraAdapter>,
 }
 
 impl Adapters {
@@ -35,7 +35,7 @@ impl Adapters {
     ///
     /// # Errors
     /// [`Error::Closed`]
-    pub fn add(&self, name: &str, adapter: Adapter) -> Result<()> {
+    pub fn add(&self, name: &str, adapter: LoraAdapter) -> Result<()> {
         let mut known = self.known();
         let loaded = known.loaded(adapter)?;
         known.by_name.insert(name.to_owned(), loaded);
@@ -46,7 +46,7 @@ impl Adapters {
     ///
     /// # Errors
     /// [`Error::Closed`]
-    pub fn set_default(&self, adapter: Adapter) -> Result<()> {
+    pub fn set_default(&self, adapter: LoraAdapter) -> Result<()> {
         let mut known = self.known();
         known.default = Some(known.loaded(adapter)?);
         Ok(())
@@ -62,7 +62,7 @@ impl Adapters {
     }
 
     /// The one of this name, or that of requests that name none.
-    pub fn get(&self, name: Option<&str>) -> Result<Option<Loaded>> {
+    pub fn get(&self, name: Option<&str>) -> Result<Option<LoadedAdapter>> {
         let known = self.known();
         match name {
             None => Ok(known.default.clone()),
@@ -87,12 +87,12 @@ impl Adapters {
 }
 
 impl Known {
-    fn loaded(&mut self, adapter: Adapter) -> Result<Loaded> {
+    fn loaded(&mut self, adapter: LoraAdapter) -> Result<LoadedAdapter> {
         if self.closed {
             return Err(Error::Closed);
         }
         self.next_id += 1;
-        Ok(Loaded { id: self.next_id, adapter: Arc::new(adapter) })
+        Ok(LoadedAdapter { id: self.next_id, adapter: Arc::new(adapter) })
     }
 
     fn unknown(&self, name: &str) -> Error {
@@ -108,10 +108,10 @@ mod tests {
     #[test]
     fn what_comes_after_the_end_is_not_kept() {
         let adapters = Adapters::default();
-        adapters.add("early", Adapter::default()).unwrap();
+        adapters.add("early", LoraAdapter::default()).unwrap();
         adapters.close();
-        assert!(matches!(adapters.add("late", Adapter::default()), Err(Error::Closed)));
-        assert!(matches!(adapters.set_default(Adapter::default()), Err(Error::Closed)));
+        assert!(matches!(adapters.add("late", LoraAdapter::default()), Err(Error::Closed)));
+        assert!(matches!(adapters.set_default(LoraAdapter::default()), Err(Error::Closed)));
         assert!(adapters.names().is_empty() && adapters.get(None).unwrap().is_none());
     }
 }

@@ -21,7 +21,7 @@ pub struct BlockPool {
     /// Blocks there may be.
     capacity: usize,
     /// Those that were ever taken.
-    blocks: Vec<Block>,
+    blocks: Vec<BlockState>,
     /// Those of them that hold nothing of use; the last one is taken next.
     empty: Vec<u32>,
     /// Published blocks that nobody holds, by the time of their release.
@@ -34,42 +34,42 @@ pub struct BlockPool {
 }
 
 #[derive(Debug, Default)]
-struct Block {
+struct BlockState {
     holders: usize,
-    content: Option<Content>,
+    content: Option<BlockContent>,
     /// When it became idle, while it is.
     released: u64,
 }
 
 /// What a published block holds.
 #[derive(Debug)]
-struct Content {
+struct BlockContent {
     id: u64,
     key: Arc<PrefixKey>,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct PrefixKey {
-    prefix: Prefix,
+    prefix: BlockPrefix,
     tokens: Box<[u32]>,
 }
 
 /// The tokens before a block.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Prefix {
+enum BlockPrefix {
     /// None.
-    Start(Realm),
+    Start(CacheNamespace),
     /// Those of the published content of this identity, and before.
     After(u64),
 }
 
 /// Within what sequences share blocks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Realm {
+pub struct CacheNamespace {
     /// What a caller keeps its prompts apart by.
     pub salt: Option<Arc<str>>,
     /// How positions are encoded.
-    pub regime: usize,
+    pub rope_variant: usize,
     /// What changes the model.
     pub adapter: Option<AdapterId>,
 }
@@ -78,20 +78,20 @@ pub struct Realm {
 #[derive(Debug)]
 pub struct BlockTable {
     pub blocks: Vec<u32>,
-    realm: Realm,
+    namespace: CacheNamespace,
     /// Blocks at the beginning whose contents are published, by this sequence or by others.
     published: usize,
     /// The prefix that those make.
-    prefix: Prefix,
+    prefix: BlockPrefix,
 }
 
 impl BlockTable {
-    pub fn new(realm: Realm) -> Self {
-        Self { blocks: Vec::new(), prefix: Prefix::Start(realm.clone()), realm, published: 0 }
+    pub fn new(namespace: CacheNamespace) -> Self {
+        Self { blocks: Vec::new(), prefix: BlockPrefix::Start(namespace.clone()), namespace, published: 0 }
     }
 
-    pub fn regime(&self) -> usize {
-        self.realm.regime
+    pub fn rope_variant(&self) -> usize {
+        self.namespace.rope_variant
     }
 }
 
@@ -133,13 +133,13 @@ impl BlockPool {
 
     /// Published blocks that hold the beginning of `tokens`, for an empty table.
     pub fn find(&self, table: &BlockTable, tokens: &[u32]) -> PrefixHit {
-        let mut hit = PrefixHit { blocks: Vec::new(), idle: 0, prefix: Prefix::Start(table.realm.clone()) };
+        let mut hit = PrefixHit { blocks: Vec::new(), idle: 0, prefix: BlockPrefix::Start(table.namespace.clone()) };
         for tokens in tokens.chunks_exact(self.block_tokens) {
             let key = PrefixKey { prefix: hit.prefix.clone(), tokens: tokens.into() };
             let Some(&block) = self.published.get(&key) else { break };
-            let Block { holders, content: Some(content), .. } = &self.blocks[block as usize] else { break };
+            let BlockState { holders, content: Some(content), .. } = &self.blocks[block as usize] else { break };
             hit.idle += usize::from(*holders == 0);
-            hit.prefix = Prefix::After(content.id);
+            hit.prefix = BlockPrefix::After(content.id);
             hit.blocks.push(block);
         }
         hit
@@ -177,7 +177,7 @@ impl BlockPool {
         if self.empty.is_empty() && self.blocks.len() < self.capacity {
             // One that was never taken comes after those that were, so that memory is touched only as it is needed.
             self.empty.push(self.blocks.len() as u32);
-            self.blocks.push(Block::default());
+            self.blocks.push(BlockState::default());
         } else if self.empty.is_empty() {
             self.evict();
         }
@@ -206,9 +206,9 @@ impl BlockPool {
             let block = *self.published.entry(key.clone()).or_insert(table.blocks[i]);
             let content = self.blocks[block as usize].content.get_or_insert_with(|| {
                 self.next_content += 1;
-                Content { id: self.next_content, key }
+                BlockContent { id: self.next_content, key }
             });
-            table.prefix = Prefix::After(content.id);
+            table.prefix = BlockPrefix::After(content.id);
             table.published = i + 1;
         }
     }
@@ -221,10 +221,10 @@ impl BlockPool {
         }
     }
 
-    /// Takes a table's blocks back, since they are of no use in the regime that follows.
-    pub fn enter(&mut self, table: &mut BlockTable, regime: usize) {
+    /// Takes a table's blocks back, since they are of no use with the rope variant that follows.
+    pub fn enter(&mut self, table: &mut BlockTable, rope_variant: usize) {
         self.release(table);
-        *table = BlockTable::new(Realm { regime, ..std::mem::take(&mut table.realm) });
+        *table = BlockTable::new(CacheNamespace { rope_variant, ..std::mem::take(&mut table.namespace) });
     }
 
     /// Takes back what a table has beyond `tokens` tokens, which none of its published blocks is.
@@ -236,7 +236,7 @@ impl BlockPool {
     /// Takes a table's blocks back.
     pub fn release(&mut self, table: &mut BlockTable) {
         self.take_back(std::mem::take(&mut table.blocks));
-        *table = BlockTable::new(std::mem::take(&mut table.realm));
+        *table = BlockTable::new(std::mem::take(&mut table.namespace));
     }
 
     fn take_back(&mut self, blocks: Vec<u32>) {
@@ -267,7 +267,7 @@ pub struct PrefixHit {
     pub blocks: Vec<u32>,
     /// How many of the blocks nobody holds.
     pub idle: usize,
-    prefix: Prefix,
+    prefix: BlockPrefix,
 }
 
 #[cfg(test)]
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     fn table_of(pool: &mut BlockPool, tokens: &[u32]) -> BlockTable {
-        let mut table = BlockTable::new(Realm::default());
+        let mut table = BlockTable::new(CacheNamespace::default());
         let hit = pool.find(&table, tokens);
         pool.share(&mut table, hit);
         assert!(pool.grow(&mut table, tokens.len()));
@@ -307,11 +307,11 @@ mod tests {
         let a = table_of(&mut pool, &[1, 2, 7, 7]);
         let b = table_of(&mut pool, &[3, 4, 7, 7]);
         assert_ne!(a.blocks[1], b.blocks[1]);
-        let salted = BlockTable::new(Realm { salt: Some("tenant".into()), ..Realm::default() });
+        let salted = BlockTable::new(CacheNamespace { salt: Some("tenant".into()), ..CacheNamespace::default() });
         assert!(pool.find(&salted, &[1, 2, 7, 7]).blocks.is_empty());
-        let other_positions = BlockTable::new(Realm { regime: 1, ..Realm::default() });
+        let other_positions = BlockTable::new(CacheNamespace { rope_variant: 1, ..CacheNamespace::default() });
         assert!(pool.find(&other_positions, &[1, 2, 7, 7]).blocks.is_empty());
-        let adapted = BlockTable::new(Realm { adapter: Some(1), ..Realm::default() });
+        let adapted = BlockTable::new(CacheNamespace { adapter: Some(1), ..CacheNamespace::default() });
         assert!(pool.find(&adapted, &[1, 2, 7, 7]).blocks.is_empty());
     }
 
@@ -323,7 +323,7 @@ mod tests {
         pool.release(&mut old);
         pool.release(&mut new);
         let mut other = table_of(&mut pool, &[9]);
-        let empty = BlockTable::new(Realm::default());
+        let empty = BlockTable::new(CacheNamespace::default());
         assert_eq!(pool.find(&empty, &[1, 1, 2, 2]).blocks.len(), 1, "the old tail went");
         assert_eq!(pool.find(&empty, &[3, 3, 4, 4]).blocks.len(), 2);
         pool.release(&mut other);
@@ -362,7 +362,7 @@ mod tests {
             for action in actions {
                 match action {
                     Action::Start(tokens) => {
-                        let mut table = BlockTable::new(Realm::default());
+                        let mut table = BlockTable::new(CacheNamespace::default());
                         let hit = pool.find(&table, &tokens);
                         for (i, block) in hit.blocks.iter().enumerate() {
                             prop_assert_eq!(&memory[*block as usize], &tokens[..(i + 1) * BLOCK]);

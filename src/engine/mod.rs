@@ -3,19 +3,19 @@
 
 mod adapters;
 mod admission;
-mod aside;
+mod background;
 mod blocks;
-mod draft;
-mod front;
-mod pace;
+mod compute_lock;
 mod penalties;
+mod prefill_budget;
+mod prompt_lookup;
+mod request_context;
 mod sampler;
 mod scheduler;
 mod sequence;
 mod state;
-mod ticket;
+mod tokenize_queue;
 mod tokenizer_thread;
-mod turns;
 mod worker;
 
 use std::{sync::Arc, thread, time::Instant};
@@ -27,20 +27,20 @@ use crate::{
     decoder::Forward,
     kernels::{
         Isa,
-        team::{self, Team},
+        threads::{ThreadPool, physical_cores},
     },
     text::{Prompt, StopStrings, TextProcessor},
 };
 pub use adapters::Adapters;
-use adapters::Loaded;
-use admission::{Place, Queue};
-pub use aside::{Access, Aside, Shift};
-use front::TokenizeQueue;
+use adapters::LoadedAdapter;
+use admission::{AdmissionQueue, Permit};
+pub use background::{BackgroundJobs, ComputeSlot, ModelLease};
+use compute_lock::{ComputeGuard, ComputeLock};
+use request_context::RequestContext;
 pub use scheduler::Limits;
-use state::State;
-use ticket::Ticket;
+use state::ModelState;
+use tokenize_queue::TokenizeQueue;
 use tokenizer_thread::{PromptLimits, TokenizerThread};
-use turns::{Turn, Turns};
 use worker::{Inbox, Worker};
 
 /// Requests of batches that may wait beside those of streams. Few, so that a long batch never stands
@@ -49,7 +49,7 @@ const BATCH_PLACES: usize = 64;
 
 /// How an engine is sized.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct EngineOptions {
     /// Names the threads.
     pub name: String,
     /// Tokens a sequence may hold.
@@ -74,14 +74,14 @@ pub struct Options {
 pub struct Engine {
     name: String,
     jobs: mpsc::Sender<(Prompt, Request)>,
-    queue: Arc<Queue>,
+    queue: Arc<AdmissionQueue>,
     batch_queue: Arc<Semaphore>,
     stream_buffer: usize,
     wake: Arc<Notify>,
-    state: Arc<State>,
+    state: Arc<ModelState>,
     pub adapters: Arc<Adapters>,
     /// Whose turn it is to compute.
-    turns: Arc<Turns>,
+    compute_lock: Arc<ComputeLock>,
     /// Threads that compute together.
     threads: usize,
 }
@@ -91,12 +91,12 @@ struct Request {
     config: GenerateConfig,
     stops: Arc<StopStrings>,
     mode: Mode,
-    adapter: Option<Loaded>,
-    ticket: Ticket,
+    adapter: Option<LoadedAdapter>,
+    context: RequestContext,
 }
 
 /// A place in a queue, and what changes the model for the request.
-type Admission = (Place, Option<Loaded>);
+type Admission = (Permit, Option<LoadedAdapter>);
 
 /// What a request asks for.
 enum Mode {
@@ -109,15 +109,15 @@ enum Mode {
 
 impl Engine {
     /// Starts the threads.
-    pub fn start(decoder: Box<dyn Forward>, text: Arc<TextProcessor>, options: Options) -> Result<Self> {
-        let state = Arc::new(State::default());
-        let (wake, turns) = (Arc::new(Notify::new()), Arc::new(Turns::default()));
+    pub fn start(decoder: Box<dyn Forward>, text: Arc<TextProcessor>, options: EngineOptions) -> Result<Self> {
+        let state = Arc::new(ModelState::default());
+        let (wake, compute_lock) = (Arc::new(Notify::new()), Arc::new(ComputeLock::default()));
         let slots = options.limits.slots();
         let places = (options.queue_limit + BATCH_PLACES).saturating_add(slots).min(Semaphore::MAX_PERMITS);
         let (jobs, front_jobs) = mpsc::channel(places);
         let (ready, worker_jobs) = mpsc::channel(places);
-        let threads = options.threads.unwrap_or_else(team::cores);
-        let team = Team::new(&options.name, threads).map_err(not_started)?;
+        let threads = options.threads.unwrap_or_else(physical_cores);
+        let pool = ThreadPool::new(&options.name, threads).map_err(not_started)?;
         let name = format!("{} 0", options.name);
         // What candle shares with rayon's threads stays on this one.
         let thread = rayon::ThreadPoolBuilder::new()
@@ -132,7 +132,7 @@ impl Engine {
         start(format!("{} text", options.name), || prompts.run())?;
         let front = TokenizeQueue { tokenizer, ready, state: state.clone() };
         start(format!("{} front", options.name), || front.run(front_jobs))?;
-        let queue = Arc::new(Queue::new(options.queue_limit, slots));
+        let queue = Arc::new(AdmissionQueue::new(options.queue_limit, slots));
         let engine = Self {
             name: options.name.clone(),
             jobs,
@@ -142,11 +142,11 @@ impl Engine {
             wake: wake.clone(),
             state: state.clone(),
             adapters: Arc::default(),
-            turns: turns.clone(),
+            compute_lock: compute_lock.clone(),
             threads,
         };
-        let inbox = Inbox { jobs: worker_jobs, wake, turns, queue };
-        let worker = Worker::new((decoder, team), text, options, inbox, state);
+        let inbox = Inbox { jobs: worker_jobs, wake, compute_lock, queue };
+        let worker = Worker::new((decoder, pool), text, options, inbox, state);
         thread.spawn(|| worker.run());
         Ok(engine)
     }
@@ -214,10 +214,10 @@ impl Engine {
         let deadline = config.deadline.and_then(|deadline| deadline.at(submitted));
         let span = tracing::debug_span!("request", model = self.name);
         let (state, in_flight) = (self.state.clone(), self.state.enter());
-        let ticket = Ticket { sender, submitted, deadline, place, span, state, in_flight };
+        let context = RequestContext { sender, submitted, deadline, place, span, state, in_flight };
         let stops = Arc::new(StopStrings::new(std::mem::take(&mut config.stop)));
         // A place in the queue is a place in the channel; only a closed one refuses.
-        match self.jobs.try_send((prompt, Request { config, stops, mode, adapter, ticket })) {
+        match self.jobs.try_send((prompt, Request { config, stops, mode, adapter, context })) {
             Ok(()) => stream,
             Err(_) => self.refuse(self.state.closed_error()),
         }
@@ -230,7 +230,7 @@ impl Engine {
     }
 
     /// What changes the model for such a request.
-    pub fn adapter(&self, config: &GenerateConfig) -> Result<Option<Loaded>> {
+    pub fn adapter(&self, config: &GenerateConfig) -> Result<Option<LoadedAdapter>> {
         self.check_open()?;
         if config.base_model { Ok(None) } else { self.adapters.get(config.adapter.as_deref()) }
     }
@@ -279,7 +279,7 @@ pub async fn unless_over<T>(
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     let deadline = config.deadline.and_then(|deadline| deadline.at(submitted));
-    ticket::unless_over(config.cancellation.as_ref(), deadline, work).await
+    request_context::unless_over(config.cancellation.as_ref(), deadline, work).await
 }
 
 fn start(thread: String, work: impl FnOnce() + Send + 'static) -> Result<()> {

@@ -53,13 +53,13 @@ impl Sampler {
         let banned = if self.step < self.min_tokens { self.ends.as_slice() } else { &[] };
         let chosen = match self.penalties.apply(logits, banned) {
             Cow::Borrowed(logits) => self.choose(logits, greatest),
-            Cow::Owned(penalised) => {
-                let greatest = self.greatest(&penalised)?;
+            Cow::Owned(penalized) => {
+                let greatest = self.greatest(&penalized)?;
                 if greatest == f32::NEG_INFINITY {
                     let field = self.penalties.banning_field().unwrap_or("min_tokens");
                     return Err(Error::config(field, "it leaves no token to choose"));
                 }
-                self.choose(&penalised, greatest)
+                self.choose(&penalized, greatest)
             }
         };
         self.step += 1;
@@ -84,7 +84,7 @@ impl Sampler {
         if self.temperature == 0.0 {
             return first_of(logits, greatest);
         }
-        let weights = Weights { logits, greatest, temperature: self.temperature, isa: self.isa };
+        let weights = TokenWeights { logits, greatest, temperature: self.temperature, isa: self.isa };
         let random = uniform(self.seed, self.step);
         if self.top_k > 0 && self.top_k < logits.len() {
             let best = best(logits, self.top_k).into_iter();
@@ -115,7 +115,7 @@ impl Sampler {
 
     /// Of the model's own distribution.
     fn logprobs(&self, logits: &[f32], greatest: f32, chosen: u32, alternatives: usize) -> TokenLogprobs {
-        let weights = Weights { logits, greatest, temperature: 1.0, isa: self.isa };
+        let weights = TokenWeights { logits, greatest, temperature: 1.0, isa: self.isa };
         let norm = f64::from(greatest) + weights.total().ln();
         let logprob = |logit: f32| (f64::from(logit) - norm) as f32;
         TokenLogprobs {
@@ -127,14 +127,14 @@ impl Sampler {
 
 /// What the tokens weigh in a draw, the most likely one 1. Never held as a whole: computing a chunk
 /// twice is cheaper.
-struct Weights<'a> {
+struct TokenWeights<'a> {
     logits: &'a [f32],
     greatest: f32,
     temperature: f32,
     isa: Isa,
 }
 
-impl Weights<'_> {
+impl TokenWeights<'_> {
     fn of(&self, logit: f32) -> f32 {
         let mut weight = [0.0];
         self.weigh(&[logit], &mut weight)
@@ -461,7 +461,7 @@ mod tests {
         fn draws_are_those_of_a_walk_over_all_weights(len in 1usize..3 * CHUNK, random in 0.0f64..1.0, step in 0u64..99) {
             let logits: Vec<f32> = (0..len).map(|i| (uniform(i as u64, step) * 8.0) as f32).collect();
             let greatest = logits::greatest(&logits, Isa::detect()).unwrap();
-            let weights = Weights { logits: &logits, greatest, temperature: 0.8, isa: Isa::detect() };
+            let weights = TokenWeights { logits: &logits, greatest, temperature: 0.8, isa: Isa::detect() };
             let exact = |logit: f32| (f64::from(logit - greatest) / f64::from(0.8f32)).exp();
             let total: f64 = logits.iter().map(|logit| exact(*logit)).sum();
             for drawn in [weights.draw(random), draw(&weights.at_least(0.0), random)] {

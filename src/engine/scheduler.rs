@@ -3,7 +3,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use super::blocks::{BlockPool, BlockTable, Realm};
+use super::blocks::{BlockPool, BlockTable, CacheNamespace};
 
 /// Names a sequence in the scheduler; later ones are greater.
 pub type SequenceId = u64;
@@ -47,7 +47,7 @@ impl Limits {
 pub struct Scheduler {
     limits: Limits,
     pool: BlockPool,
-    sequences: BTreeMap<SequenceId, Progress>,
+    sequences: BTreeMap<SequenceId, ScheduledSequence>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
     /// The sequence that waits for longest, and how many came before it that arrived later.
@@ -60,14 +60,14 @@ type Rank = (Reverse<i32>, SequenceId);
 
 /// The streams that a prompt shares a pass with.
 #[derive(Debug, Clone, Copy)]
-pub struct Streams {
+pub struct DecodeLoad {
     pub count: usize,
     /// Whether all have begun since the prompt came.
     pub newer: bool,
 }
 
 #[derive(Debug)]
-struct Progress {
+struct ScheduledSequence {
     tokens: Vec<u32>,
     computed: usize,
     /// Sequences from this one on came after its first token was sampled.
@@ -81,7 +81,7 @@ struct Progress {
 }
 
 /// Tokens of prompts and drafts that a pass may have.
-struct Budget {
+struct TokenBudget {
     /// Sequences from this one on came after a stream of the pass had begun.
     began_before: Option<SequenceId>,
     /// For those that came before all streams had begun.
@@ -89,7 +89,7 @@ struct Budget {
     with_older: usize,
 }
 
-impl Budget {
+impl TokenBudget {
     /// Up to those of a sequence.
     fn of(&self, id: SequenceId) -> usize {
         match self.began_before {
@@ -99,7 +99,7 @@ impl Budget {
     }
 }
 
-impl Progress {
+impl ScheduledSequence {
     fn left(&self) -> usize {
         self.tokens.len() - self.computed
     }
@@ -112,7 +112,7 @@ pub struct Arrival {
     /// Greater ones are served first.
     pub priority: i32,
     /// Cached prefixes are shared within the same one only.
-    pub realm: Realm,
+    pub namespace: CacheNamespace,
     /// Whether the logits after all of its tokens are wanted, so that what is cached of them is of no use.
     pub scored: bool,
 }
@@ -130,7 +130,7 @@ pub struct Chunk {
     /// Whether the logits after all of these tokens are wanted.
     pub scored: bool,
     /// How its positions are encoded.
-    pub regime: usize,
+    pub rope_variant: usize,
     pub blocks: Vec<u32>,
 }
 
@@ -149,15 +149,15 @@ impl Scheduler {
 
     /// Lets a sequence wait for its turn.
     pub fn add(&mut self, id: SequenceId, arrival: Arrival) {
-        let Arrival { tokens, priority, realm, scored } = arrival;
+        let Arrival { tokens, priority, namespace, scored } = arrival;
         let rank = (Reverse(priority), id);
         self.waiting.insert(rank);
-        let progress = Progress {
+        let progress = ScheduledSequence {
             tokens,
             computed: 0,
             began_before: None,
             draft: Vec::new(),
-            table: BlockTable::new(realm),
+            table: BlockTable::new(namespace),
             rank,
             paused: false,
             scored,
@@ -206,9 +206,11 @@ impl Scheduler {
     }
 
     /// Notes how the positions of a sequence are encoded from now on. If that is new, it is computed anew.
-    pub fn set_regime(&mut self, id: SequenceId, regime: usize) {
-        if let Some(progress) = self.sequences.get_mut(&id).filter(|progress| progress.table.regime() != regime) {
-            self.pool.enter(&mut progress.table, regime);
+    pub fn set_rope_variant(&mut self, id: SequenceId, rope_variant: usize) {
+        if let Some(progress) =
+            self.sequences.get_mut(&id).filter(|progress| progress.table.rope_variant() != rope_variant)
+        {
+            self.pool.enter(&mut progress.table, rope_variant);
             progress.computed = 0;
         }
     }
@@ -253,11 +255,11 @@ impl Scheduler {
         self.preemptions
     }
 
-    /// The next pass; empty if there is nothing to compute. `pace` says how many tokens of prompts and drafts may
+    /// The next pass; empty if there is nothing to compute. `prompt_tokens` says how many tokens of prompts and drafts may
     /// share the pass with streams which wait for their next token.
-    pub fn schedule(&mut self, pace: impl Fn(Streams) -> usize) -> Vec<Chunk> {
+    pub fn schedule(&mut self, prompt_tokens: impl Fn(DecodeLoad) -> usize) -> Vec<Chunk> {
         let mut chunks = Vec::new();
-        let ids = |of: fn(&Progress) -> bool| -> Vec<SequenceId> {
+        let ids = |of: fn(&ScheduledSequence) -> bool| -> Vec<SequenceId> {
             self.ready().filter(|progress| of(progress)).map(|progress| progress.rank.1).collect()
         };
         let (decodes, prefills) = (ids(|progress| progress.left() == 1), ids(|progress| progress.left() > 1));
@@ -265,7 +267,7 @@ impl Scheduler {
         for id in decodes {
             self.take(id, 1, &mut chunks);
         }
-        let (budget, mut taken) = (self.budget(&chunks, pace), 0);
+        let (budget, mut taken) = (self.budget(&chunks, prompt_tokens), 0);
         let first = self.next_waiting(false).and_then(|id| self.rank(id));
         let outranked = |id: &SequenceId| first.is_some_and(|first| self.rank(*id).is_some_and(|rank| first < rank));
         let (outranked, others): (Vec<_>, Vec<_>) = prefills.into_iter().partition(outranked);
@@ -292,7 +294,7 @@ impl Scheduler {
     /// them. They share what the pass will compute: nothing of it may give way any more.
     fn take_newcomers(
         &mut self,
-        budget: &Budget,
+        budget: &TokenBudget,
         mut taken: usize,
         outranked: Option<SequenceId>,
         chunks: &mut Vec<Chunk>,
@@ -316,11 +318,11 @@ impl Scheduler {
     }
 
     /// What may share a pass with the chunks of streams.
-    fn budget(&self, streams: &[Chunk], pace: impl Fn(Streams) -> usize) -> Budget {
+    fn budget(&self, streams: &[Chunk], prompt_tokens: impl Fn(DecodeLoad) -> usize) -> TokenBudget {
         let (count, most) = (streams.len(), self.limits.max_batched_tokens);
-        let paced = |newer| if count == 0 { most } else { most.min(pace(Streams { count, newer })) };
+        let paced = |newer| if count == 0 { most } else { most.min(prompt_tokens(DecodeLoad { count, newer })) };
         let began_before = streams.iter().filter_map(|chunk| self.sequences.get(&chunk.id)?.began_before).min();
-        Budget { began_before, with_newer: paced(true), with_older: paced(false) }
+        TokenBudget { began_before, with_newer: paced(true), with_older: paced(false) }
     }
 
     /// Adds drafts to the chunks they follow, in equal parts of what others have left of the budget.
@@ -348,7 +350,7 @@ impl Scheduler {
     }
 
     /// Running sequences that are not paused, in rank.
-    fn ready(&self) -> impl Iterator<Item = &Progress> {
+    fn ready(&self) -> impl Iterator<Item = &ScheduledSequence> {
         self.running.iter().filter_map(|(_, id)| self.sequences.get(id)).filter(|progress| !progress.paused)
     }
 
@@ -380,9 +382,9 @@ impl Scheduler {
         if !self.pool.grow(&mut progress.table, start + len) {
             return None;
         }
-        let (regime, blocks) = (progress.table.regime(), progress.table.blocks.clone());
+        let (rope_variant, blocks) = (progress.table.rope_variant(), progress.table.blocks.clone());
         let (samples, scored, draft) = (len == left, progress.scored, Vec::new());
-        chunks.push(Chunk { id, start, len, samples, draft, scored, regime, blocks });
+        chunks.push(Chunk { id, start, len, samples, draft, scored, rope_variant, blocks });
         Some(len)
     }
 

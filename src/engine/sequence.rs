@@ -5,25 +5,25 @@ use std::{
 
 use super::{
     Mode, Request,
-    adapters::Loaded,
-    admission::Place,
-    draft::Lookup,
+    adapters::LoadedAdapter,
+    admission::Permit,
+    prompt_lookup::PromptLookup,
+    request_context::{End, RequestContext},
     sampler::Sampler,
     scheduler::Chunk,
-    ticket::{End, Ticket},
 };
 use crate::{
     GenerateConfig, GenerateMetrics, Result, Token,
-    decoder::Adapter,
-    kernels::pieces,
-    model::rate,
+    decoder::LoraAdapter,
+    kernels::threads::parallel,
+    metrics::tokens_per_sec,
     stream::waking,
-    text::{Answer, TextProcessor},
+    text::{OutputText, TextProcessor},
 };
 
 /// A request that the worker has taken, and what turns logits into its answer.
 pub struct Sequence {
-    pub ticket: Ticket,
+    pub context: RequestContext,
     prompt_len: usize,
     /// The tokens of a prompt that is scored.
     prompt: Vec<u32>,
@@ -36,10 +36,10 @@ pub struct Sequence {
     max_tokens: usize,
     end_ids: Vec<u32>,
     mode: Mode,
-    adapter: Option<Loaded>,
+    adapter: Option<LoadedAdapter>,
     sampler: Sampler,
-    answer: Answer,
-    lookup: Option<Lookup>,
+    answer: OutputText,
+    lookup: Option<PromptLookup>,
     /// Tokens of drafts that were computed, and those of them that were right.
     drafted: usize,
     accepted: usize,
@@ -51,7 +51,7 @@ pub struct Sequence {
 
 /// What came of a sequence's logits.
 #[derive(Default)]
-pub struct Step {
+pub struct StepOutcome {
     /// Its next tokens: those of the draft that were right, and one more.
     pub tokens: Vec<u32>,
     pub end: Option<End>,
@@ -65,12 +65,12 @@ impl Sequence {
         context_len: usize,
         sampler: Sampler,
     ) -> Self {
-        let Request { config, stops, mode, adapter, ticket } = request;
-        ticket.span.in_scope(|| tracing::debug!(prompt_tokens = prompt.len(), "prompt encoded"));
+        let Request { config, stops, mode, adapter, context } = request;
+        context.span.in_scope(|| tracing::debug!(prompt_tokens = prompt.len(), "prompt encoded"));
         let GenerateConfig { max_tokens, min_tokens, ignore_eos, stop_tokens, prompt_lookup, .. } = config;
         let model_ends = if ignore_eos { &[] } else { text.end_ids.as_slice() };
         // Of a prompt that is scored, all is answer.
-        let context = if matches!(mode, Mode::Score) { &[] } else { prompt };
+        let preceding = if matches!(mode, Mode::Score) { &[] } else { prompt };
         let drafts = prompt_lookup > 0 && matches!(mode, Mode::Generate);
         Self {
             prompt_len: prompt.len(),
@@ -81,11 +81,11 @@ impl Sequence {
             max_tokens: max_tokens.min(context_len.saturating_sub(prompt.len())),
             end_ids: [model_ends, &stop_tokens].concat(),
             sampler,
-            answer: Answer::new(text.clone(), context, stops).going_on_for(min_tokens),
-            lookup: drafts.then(|| Lookup::new(prompt_lookup, prompt)),
+            answer: OutputText::new(text.clone(), preceding, stops).min_tokens(min_tokens),
+            lookup: drafts.then(|| PromptLookup::new(prompt_lookup, prompt)),
             drafted: 0,
             accepted: 0,
-            ticket,
+            context,
             mode,
             adapter,
             started: None,
@@ -101,7 +101,7 @@ impl Sequence {
         let first = self.started.is_none();
         if first {
             self.started = Some(Instant::now());
-            self.ticket.place.iter_mut().for_each(Place::begin);
+            self.context.place.iter_mut().for_each(Permit::begin);
             self.cached_len = cached_len;
         }
         first
@@ -123,24 +123,24 @@ impl Sequence {
     }
 
     /// What changes the model for it.
-    pub fn adapter(&self) -> Option<Arc<Adapter>> {
+    pub fn adapter(&self) -> Option<Arc<LoraAdapter>> {
         self.adapter.as_ref().map(|loaded| loaded.adapter.clone())
     }
 
     /// Takes the logits after its last token and after each one of a draft, or after each one of a chunk that is
     /// scored,
     /// `[rows, vocab_size]`, and delivers what is decided.
-    pub fn advance(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> Step {
+    pub fn advance(&mut self, chunk: &Chunk, logits: &[f32], memory: Memory) -> StepOutcome {
         if !chunk.scored {
             return self.follow(&chunk.draft, logits, memory);
         }
         let end = self.score(chunk, logits, memory).unwrap_or_else(|error| Some(error.into()));
-        Step { tokens: Vec::new(), end }
+        StepOutcome { tokens: Vec::new(), end }
     }
 
     /// Samples for as long as a draft is right.
-    fn follow(&mut self, draft: &[u32], logits: &[f32], memory: Memory) -> Step {
-        let (mut step, mut ready) = (Step::default(), Vec::new());
+    fn follow(&mut self, draft: &[u32], logits: &[f32], memory: Memory) -> StepOutcome {
+        let (mut step, mut ready) = (StepOutcome::default(), Vec::new());
         let mut draft_left = draft.iter();
         for logits in logits.chunks_exact(logits.len() / (1 + draft.len())) {
             step.end = self.sample(logits, &mut step.tokens, &mut ready).unwrap_or_else(|error| Some(error.into()));
@@ -164,7 +164,7 @@ impl Sequence {
         }
         let rows = logits.chunks_exact(logits.len() / chunk.len).zip(&self.prompt[chunk.start + 1..]);
         let rows: Vec<_> = rows.skip(self.scored - chunk.start - 1).collect();
-        let found = pieces::map(&rows, |_, (row, id)| self.sampler.score(row, **id));
+        let found = parallel::map(&rows, |_, (row, id)| self.sampler.score(row, **id));
         for logprobs in found {
             ready.extend(self.answer.push(self.prompt[self.scored], Some(logprobs?))?.ready);
             self.scored += 1;
@@ -217,7 +217,7 @@ impl Sequence {
         self.drafted += drafted;
         self.accepted += accepted;
         if accepted > 0 {
-            self.ticket.state.update(|stats| {
+            self.context.state.update(|stats| {
                 stats.accepted_tokens += accepted as u64;
                 stats.sampled_tokens += accepted as u64;
             });
@@ -243,7 +243,7 @@ impl Sequence {
         }
         // There is room: the sequence was not scheduled without. A reader that is gone is noticed
         // by its cancellation token.
-        let _ = self.ticket.sender.try_send(tokens, self.metrics(memory));
+        let _ = self.context.sender.try_send(tokens, self.metrics(memory));
     }
 
     /// The figures so far.
@@ -253,7 +253,7 @@ impl Sequence {
         let since = |from: Option<Instant>, to: Instant| from.map_or(Duration::ZERO, |from| to - from);
         let prefill_duration = since(self.started, self.first_sampled.unwrap_or(now));
         let decode_duration = since(self.first_sampled, self.last_sampled.unwrap_or(now));
-        let submitted = self.ticket.submitted;
+        let submitted = self.context.submitted;
         GenerateMetrics {
             prompt_tokens: self.prompt_len,
             generated_tokens: self.delivered,
@@ -265,8 +265,8 @@ impl Sequence {
             decode_duration,
             total_duration: now - submitted,
             time_to_first_token: self.first_sampled.map_or(Duration::ZERO, |first| first - submitted),
-            prefill_tokens_per_sec: rate(self.prompt_len - self.cached_len, prefill_duration),
-            decode_tokens_per_sec: rate(self.sampled.saturating_sub(1), decode_duration),
+            prefill_tokens_per_sec: tokens_per_sec(self.prompt_len - self.cached_len, prefill_duration),
+            decode_tokens_per_sec: tokens_per_sec(self.sampled.saturating_sub(1), decode_duration),
             peak_memory_bytes: memory.peak,
             active_memory_bytes: memory.active,
         }

@@ -8,12 +8,12 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::ticket::End;
+use super::request_context::End;
 use crate::{Error, FinishReason, GenerateMetrics, ModelStats};
 
 /// What the handle and the threads of an engine share.
 #[derive(Default)]
-pub struct State {
+pub struct ModelState {
     /// Fires when the model is to close.
     pub closing: CancellationToken,
     /// Fires when the worker has freed everything.
@@ -43,7 +43,7 @@ impl Drop for InFlight {
 
 /// Closes a model whose thread ends in a panic.
 pub struct Alive {
-    state: Arc<State>,
+    state: Arc<ModelState>,
     thread: &'static str,
 }
 
@@ -56,7 +56,7 @@ impl Drop for Alive {
     }
 }
 
-impl State {
+impl ModelState {
     /// Says that a thread runs, until it is dropped.
     pub fn alive(self: &Arc<Self>, thread: &'static str) -> Alive {
         Alive { state: self.clone(), thread }
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_model_whose_thread_has_died_closes_and_says_so() {
-        let state = Arc::new(State::default());
+        let state = Arc::new(ModelState::default());
         let of_thread = state.clone();
         thread::spawn(move || drop(of_thread.alive("tokenizer"))).join().unwrap();
         assert!(!state.closing.is_cancelled() && matches!(state.closed_error(), Error::Closed));

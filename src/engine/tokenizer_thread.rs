@@ -7,10 +7,10 @@ use tokio::sync::{
     oneshot,
 };
 
-use super::state::State;
+use super::state::ModelState;
 use crate::{
     Error, Result,
-    text::{Prompt, StopStrings, TextProcessor, budget::Budget},
+    text::{Prompt, StopStrings, TextProcessor, budget::TokenizeBudget},
 };
 
 /// Bytes of a prompt no part of which takes long.
@@ -19,7 +19,7 @@ const SHORT_BYTES: usize = 32 << 10;
 const LANES: usize = 3;
 
 /// A prompt that is to become tokens, for as long as somebody waits for them.
-pub struct Job {
+pub struct TokenizeJob {
     pub prompt: Prompt,
     /// What the chat template is given.
     pub vars: Map<String, Value>,
@@ -44,8 +44,8 @@ pub struct PromptLimits {
 pub struct TokenizerThread {
     pub text: Arc<TextProcessor>,
     pub limits: PromptLimits,
-    pub jobs: mpsc::Receiver<Job>,
-    pub state: Arc<State>,
+    pub jobs: mpsc::Receiver<TokenizeJob>,
+    pub state: Arc<ModelState>,
 }
 
 impl TokenizerThread {
@@ -53,7 +53,7 @@ impl TokenizerThread {
     pub fn run(self) {
         let Self { text, limits, jobs, state } = self;
         let places = jobs.max_capacity();
-        let serve = |jobs, elsewhere: &mut dyn FnMut(Job) -> Option<Job>| {
+        let serve = |jobs, elsewhere: &mut dyn FnMut(TokenizeJob) -> Option<TokenizeJob>| {
             let _alive = state.alive("tokenizer");
             block_on(serve(&text, &limits, jobs, elsewhere));
         };
@@ -81,7 +81,7 @@ impl TokenizerThread {
 }
 
 /// The lane of a job that may hold up others; long ones take turns.
-fn lane_of(job: &Job, count: usize) -> Option<usize> {
+fn lane_of(job: &TokenizeJob, count: usize) -> Option<usize> {
     let is_text = matches!(job.prompt, Prompt::Text(_) | Prompt::Ids(_));
     match job.prompt.size(&job.vars) > SHORT_BYTES {
         true => Some(1 + count % (LANES - 1)),
@@ -91,7 +91,7 @@ fn lane_of(job: &Job, count: usize) -> Option<usize> {
 }
 
 /// Gives a job to a lane, or back if that cannot take it.
-fn pass_on(lane: Option<&mpsc::Sender<Job>>, job: Job) -> Option<Job> {
+fn pass_on(lane: Option<&mpsc::Sender<TokenizeJob>>, job: TokenizeJob) -> Option<TokenizeJob> {
     let Some(lane) = lane else { return Some(job) };
     match lane.try_send(job) {
         Ok(()) => None,
@@ -103,8 +103,8 @@ fn pass_on(lane: Option<&mpsc::Sender<Job>>, job: Job) -> Option<Job> {
 async fn serve(
     text: &TextProcessor,
     limits: &PromptLimits,
-    mut jobs: mpsc::Receiver<Job>,
-    mut elsewhere: impl FnMut(Job) -> Option<Job>,
+    mut jobs: mpsc::Receiver<TokenizeJob>,
+    mut elsewhere: impl FnMut(TokenizeJob) -> Option<TokenizeJob>,
 ) {
     let mut running = FuturesUnordered::new();
     loop {
@@ -121,8 +121,8 @@ async fn serve(
 }
 
 /// Answers a job, or gives it up as soon as nobody waits for it.
-async fn work(text: &TextProcessor, limits: &PromptLimits, job: Job) {
-    let Job { prompt, vars, stops, answered, mut reply } = job;
+async fn work(text: &TextProcessor, limits: &PromptLimits, job: TokenizeJob) {
+    let TokenizeJob { prompt, vars, stops, answered, mut reply } = job;
     let encode = async {
         stops.automaton();
         encode(text, limits, (&prompt, &vars), answered).await
@@ -145,7 +145,7 @@ async fn encode(
     answered: bool,
 ) -> Result<Vec<u32>> {
     let PromptLimits { context_len: limit, vocab_size } = *limits;
-    let mut budget = Budget::in_turns(limit - usize::from(answered), limit);
+    let mut budget = TokenizeBudget::cooperative(limit - usize::from(answered), limit);
     let tokens = text.encode_within(prompt, vars, &mut budget).await?;
     if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
         return Err(Error::config("prompt", format!("token {id} is not in the model's vocabulary of {vocab_size}")));
@@ -163,9 +163,9 @@ mod tests {
 
     const LIMITS: PromptLimits = PromptLimits { context_len: 1 << 30, vocab_size: usize::MAX };
 
-    fn job(prompt: Prompt) -> (Job, oneshot::Receiver<Result<Vec<u32>>>) {
+    fn job(prompt: Prompt) -> (TokenizeJob, oneshot::Receiver<Result<Vec<u32>>>) {
         let (reply, encoded) = oneshot::channel();
-        (Job { prompt, vars: Map::new(), stops: Arc::default(), answered: true, reply }, encoded)
+        (TokenizeJob { prompt, vars: Map::new(), stops: Arc::default(), answered: true, reply }, encoded)
     }
 
     fn text(len: usize) -> Prompt {

@@ -10,22 +10,22 @@ use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
 use tokio::sync::{Notify, mpsc};
 
 use super::{
-    Options,
-    admission::Queue,
-    blocks::Realm,
-    front::Prepared,
-    pace::Pace,
+    EngineOptions,
+    admission::AdmissionQueue,
+    blocks::CacheNamespace,
+    compute_lock::ComputeLock,
+    prefill_budget::PrefillBudget,
+    request_context::{self, End},
     sampler::Sampler,
     scheduler::{Arrival, Chunk, Scheduler, SequenceId},
-    sequence::{Memory, Sequence, Step},
-    state::State,
-    ticket::{self, End},
-    turns::Turns,
+    sequence::{Memory, Sequence, StepOutcome},
+    state::ModelState,
+    tokenize_queue::TokenizedRequest,
 };
 use crate::{
     Error, Result,
     decoder::{Batch, Forward, Span},
-    kernels::{pieces, team::Team},
+    kernels::threads::{ThreadPool, parallel},
     text::TextProcessor,
 };
 
@@ -35,42 +35,43 @@ const MAX_GATHERING: Duration = Duration::from_millis(5);
 
 /// What reaches the worker from outside.
 pub struct Inbox {
-    pub jobs: mpsc::Receiver<Prepared>,
+    pub jobs: mpsc::Receiver<TokenizedRequest>,
     /// Rung when a reader has made room.
     pub wake: Arc<Notify>,
     /// Shared with whoever else computes with the model.
-    pub turns: Arc<Turns>,
+    pub compute_lock: Arc<ComputeLock>,
     /// Told how many requests could run.
-    pub queue: Arc<Queue>,
+    pub queue: Arc<AdmissionQueue>,
 }
 
 /// What owns a model's decoder, on one of the model's threads. Its loop is four moves: schedule, run, sample, deliver.
 pub struct Worker {
     decoder: Box<dyn Forward>,
     /// What passes are computed by.
-    team: Team,
+    pool: ThreadPool,
     text: Arc<TextProcessor>,
-    options: Options,
+    options: EngineOptions,
     inbox: Inbox,
-    state: Arc<State>,
+    state: Arc<ModelState>,
     scheduler: Scheduler,
-    pace: Pace,
+    prefill_budget: PrefillBudget,
     sequences: BTreeMap<SequenceId, Sequence>,
     peak_memory: usize,
 }
 
 impl Worker {
     pub fn new(
-        (decoder, team): (Box<dyn Forward>, Team),
+        (decoder, pool): (Box<dyn Forward>, ThreadPool),
         text: Arc<TextProcessor>,
-        options: Options,
+        options: EngineOptions,
         inbox: Inbox,
-        state: Arc<State>,
+        state: Arc<ModelState>,
     ) -> Self {
         let scheduler = Scheduler::new(options.limits.clone());
         let peak_memory = options.weight_bytes;
-        let (pace, sequences) = Default::default();
-        let worker = Self { decoder, team, text, options, inbox, state, scheduler, pace, sequences, peak_memory };
+        let (prefill_budget, sequences) = Default::default();
+        let worker =
+            Self { decoder, pool, text, options, inbox, state, scheduler, prefill_budget, sequences, peak_memory };
         worker.report();
         worker
     }
@@ -82,7 +83,7 @@ impl Worker {
         let _alive = self.state.alive("worker");
         while !self.state.closing.is_cancelled() {
             self.intake();
-            let chunks = self.scheduler.schedule(|streams| self.pace.prompt_tokens(streams));
+            let chunks = self.scheduler.schedule(|streams| self.prefill_budget.prompt_tokens(streams));
             if chunks.is_empty() {
                 self.note_capacity();
                 self.report();
@@ -100,7 +101,7 @@ impl Worker {
         }
         self.inbox.jobs.close();
         while let Ok(prepared) = self.inbox.jobs.try_recv() {
-            prepared.request.ticket.fail(self.state.closed_error());
+            prepared.request.context.fail(self.state.closed_error());
         }
         drop(self);
         drop(closed);
@@ -117,9 +118,9 @@ impl Worker {
         let now = Instant::now();
         let mut expired = Vec::new();
         for (id, sequence) in &self.sequences {
-            match sequence.ticket.expired(now) {
+            match sequence.context.expired(now) {
                 Some(error) => expired.push((*id, error)),
-                None => self.scheduler.set_paused(*id, !sequence.ticket.sender.has_room()),
+                None => self.scheduler.set_paused(*id, !sequence.context.sender.has_room()),
             }
         }
         for (id, error) in expired {
@@ -127,32 +128,33 @@ impl Worker {
         }
     }
 
-    fn add(&mut self, prepared: Prepared) {
-        let Prepared { id, mut request, tokens } = prepared;
+    fn add(&mut self, prepared: TokenizedRequest) {
+        let TokenizedRequest { id, mut request, tokens } = prepared;
         let salt = request.config.cache_salt.take().map(Arc::from);
         let adapter = request.adapter.as_ref().map(|loaded| loaded.id);
-        let realm = Realm { salt, regime: self.decoder.regime(tokens.len(), tokens.len()), adapter };
+        let namespace =
+            CacheNamespace { salt, rope_variant: self.decoder.rope_variant(tokens.len(), tokens.len()), adapter };
         let priority = request.config.priority;
         let entropy = RandomState::new().hash_one(id);
         let sampler = Sampler::new(&request.config, &tokens, &self.text.end_ids, entropy, self.options.isa);
         let sequence = Sequence::new(request, &tokens, self.text.clone(), self.options.context_len, sampler);
         let scored = sequence.is_scored();
-        self.scheduler.add(id, Arrival { tokens, priority, realm, scored });
+        self.scheduler.add(id, Arrival { tokens, priority, namespace, scored });
         self.sequences.insert(id, sequence);
     }
 
     /// Waits for a request, a reader that makes room, a cancellation, a deadline, or the end.
     fn sleep(&mut self) {
-        let tickets = || self.sequences.values().map(|sequence| &sequence.ticket);
+        let contexts = || self.sequences.values().map(|sequence| &sequence.context);
         let mut cancellations: FuturesUnordered<_> =
-            tickets().map(|ticket| ticket.sender.cancellation().cancelled()).collect();
-        let deadline = tickets().filter_map(|ticket| ticket.deadline).min();
+            contexts().map(|context| context.sender.cancellation().cancelled()).collect();
+        let deadline = contexts().filter_map(|context| context.deadline).min();
         let prepared = block_on(async {
             tokio::select! {
                 () = self.state.closing.cancelled() => None,
                 () = self.inbox.wake.notified() => None,
                 Some(()) = cancellations.next() => None,
-                () = ticket::reached(deadline) => None,
+                () = request_context::reached(deadline) => None,
                 prepared = self.inbox.jobs.recv() => match prepared {
                     Some(prepared) => Some(prepared),
                     // The front is gone; only the end is left to wait for.
@@ -175,7 +177,7 @@ impl Worker {
                 tokio::select! {
                     biased;
                     prepared = self.inbox.jobs.recv() => prepared,
-                    () = ticket::reached(Some(until)) => None,
+                    () = request_context::reached(Some(until)) => None,
                 }
             });
             let Some(prepared) = next else { return };
@@ -188,15 +190,15 @@ impl Worker {
         self.start(chunks);
         let batch = self.pack(chunks);
         let memory = self.memory();
-        let Self { decoder, team, inbox, sequences, pace, state, .. } = self;
+        let Self { decoder, pool, inbox, sequences, prefill_budget, state, .. } = self;
         let run = || {
-            team.pass(|| {
-                let turn = inbox.turns.pass();
+            pool.scope(|| {
+                let guard = inbox.compute_lock.lock_for_pass();
                 let begun = Instant::now();
                 let logits = decoder.forward(&batch)?;
                 let took = begun.elapsed();
-                drop(turn);
-                note_pass(chunks, took, pace, state);
+                drop(guard);
+                note_pass(chunks, took, prefill_budget, state);
                 advance(sequences, chunks, &logits, memory)
             })
         };
@@ -205,7 +207,7 @@ impl Worker {
         for chunk in chunks.iter().filter(|chunk| !chunk.samples) {
             self.scheduler.computed(chunk, &[]);
         }
-        let price = self.pace.draft_price(steps.len());
+        let price = self.prefill_budget.draft_price(steps.len());
         for (chunk, step) in steps {
             match chunk.samples {
                 true => self.append(chunk, step, price),
@@ -217,8 +219,8 @@ impl Worker {
     }
 
     /// Adds what was sampled after a chunk to its sequence and guesses what follows, or ends it.
-    fn append(&mut self, chunk: &Chunk, step: Step, price: f64) {
-        let Step { tokens, end } = step;
+    fn append(&mut self, chunk: &Chunk, step: StepOutcome, price: f64) {
+        let StepOutcome { tokens, end } = step;
         self.scheduler.computed(chunk, &tokens);
         if let Some(end) = end {
             return self.end(chunk.id, end);
@@ -226,10 +228,10 @@ impl Worker {
         if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
             let mut draft = sequence.guess(price);
             let len = chunk.start + chunk.len + tokens.len();
-            let regime = |len| self.decoder.regime(sequence.prompt_len(), len);
-            self.scheduler.set_regime(chunk.id, regime(len));
-            // A chunk is computed in one regime.
-            draft.truncate((1..=draft.len()).take_while(|more| regime(len + more) == regime(len)).count());
+            let rope_variant = |len| self.decoder.rope_variant(sequence.prompt_len(), len);
+            self.scheduler.set_rope_variant(chunk.id, rope_variant(len));
+            // A chunk is computed with one rope variant.
+            draft.truncate((1..=draft.len()).take_while(|more| rope_variant(len + more) == rope_variant(len)).count());
             self.scheduler.set_draft(chunk.id, draft);
         }
     }
@@ -265,7 +267,7 @@ impl Worker {
                 start: batch.tokens.len(),
                 len,
                 context_len: end,
-                regime: chunk.regime,
+                rope_variant: chunk.rope_variant,
                 blocks: chunk.blocks.clone(),
                 adapter: sequence.and_then(Sequence::adapter),
             });
@@ -287,7 +289,7 @@ impl Worker {
             self.note_capacity();
             self.report();
             let metrics = sequence.metrics(memory);
-            sequence.ticket.end(end, metrics);
+            sequence.context.end(end, metrics);
         }
     }
 
@@ -299,7 +301,7 @@ impl Worker {
 
     /// Publishes what the scheduler holds.
     fn report(&self) {
-        let Options { block_bytes, limits, .. } = &self.options;
+        let EngineOptions { block_bytes, limits, .. } = &self.options;
         self.state.update(|stats| {
             stats.running = self.scheduler.running();
             stats.preemptions = self.scheduler.preemptions();
@@ -319,14 +321,14 @@ impl Worker {
 }
 
 /// Learns from a pass and counts it, before anybody can have seen its tokens.
-fn note_pass(chunks: &[Chunk], took: Duration, pace: &mut Pace, state: &State) {
+fn note_pass(chunks: &[Chunk], took: Duration, prefill_budget: &mut PrefillBudget, state: &ModelState) {
     let drafted: usize = chunks.iter().map(|chunk| chunk.draft.len()).sum();
     let rows = chunks.iter().map(|chunk| chunk.len).sum::<usize>() + drafted;
     let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
     let sampled = chunks.iter().filter(|chunk| chunk.samples && !chunk.scored).count();
     match rows - streams - drafted {
-        prompts if drafted == 0 => pace.note(streams, prompts, took),
-        0 => pace.note_drafts(streams, drafted, took),
+        prompts if drafted == 0 => prefill_budget.note(streams, prompts, took),
+        0 => prefill_budget.note_drafts(streams, drafted, took),
         // Whose time it was is unknown.
         _ => {}
     }
@@ -356,7 +358,7 @@ fn advance<'a>(
     chunks: &'a [Chunk],
     mut logits: &[f32],
     memory: Memory,
-) -> Result<Vec<(&'a Chunk, Step)>> {
+) -> Result<Vec<(&'a Chunk, StepOutcome)>> {
     let rows = chunks.iter().map(sampled_rows).sum();
     if rows == 0 {
         return Ok(Vec::new());
@@ -366,13 +368,13 @@ fn advance<'a>(
     }
     let vocab_size = logits.len() / rows;
     let mut sequences: BTreeMap<_, _> = sequences.iter_mut().collect();
-    let mut turns = Vec::with_capacity(chunks.len());
+    let mut advancing = Vec::with_capacity(chunks.len());
     for chunk in chunks.iter().filter(|chunk| sampled_rows(chunk) > 0) {
         let own = logits.split_off(..sampled_rows(chunk) * vocab_size).unwrap_or_default();
-        turns.extend(sequences.remove(&chunk.id).map(|sequence| (chunk, sequence, own, None)));
+        advancing.extend(sequences.remove(&chunk.id).map(|sequence| (chunk, sequence, own, None)));
     }
-    pieces::for_each_mut(&mut turns, |_, (chunk, sequence, logits, step)| {
+    parallel::for_each_mut(&mut advancing, |_, (chunk, sequence, logits, step)| {
         *step = Some(sequence.advance(chunk, logits, memory));
     });
-    Ok(turns.into_iter().filter_map(|(chunk, _, _, step)| Some((chunk, step?))).collect())
+    Ok(advancing.into_iter().filter_map(|(chunk, _, _, step)| Some((chunk, step?))).collect())
 }

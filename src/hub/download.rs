@@ -1,42 +1,42 @@
-//! Puts files of repositories into the cache, where the Hub's other tools look for them.
+//! Storing a file in the cache, with resume and a lock between processes.
 //!
-//! hf-hub can do so, too, but makes paths of what a server answers without a look at it.
+//! hf-hub has its own downloader, but it builds paths from unchecked response headers.
 
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Read, Write},
     path::{Path, PathBuf},
     thread,
-    time::Instant,
 };
 
 use hf_hub::{
     CacheRepo,
     api::sync::{ApiError, Metadata},
 };
-use ureq::{
-    Agent,
-    http::{StatusCode, header},
+use ureq::http::StatusCode;
+
+use super::{
+    progress::{ProgressReporter, REPORT},
+    range_client::RangeClient,
+    repository::is_name,
 };
 
-use super::{CONNECT, Event, Events, Progress, REPORT, STALL, is_name};
-
-/// A file on its way into the cache.
+/// The download of one file into the cache.
 pub struct Download {
     url: String,
     size: u64,
-    /// Where the cache keeps what the file contains.
+    /// The cached content, named after its ETag.
     blob: PathBuf,
-    /// What there is of it yet.
+    /// The partial content.
     part: PathBuf,
     lock: PathBuf,
-    /// Its place in the snapshot, and the link that is there.
+    /// The file's place in the snapshot, and the target of the link there.
     pointer: PathBuf,
     link: String,
 }
 
 impl Download {
-    /// What the server says of `file`, which belongs into the snapshot of `commit`.
+    /// The download of `file` into the snapshot of `commit`. Refuses headers that are no plain file names.
     pub fn new(
         cache: &CacheRepo,
         (url, file): (String, &str),
@@ -61,10 +61,10 @@ impl Download {
         })
     }
 
-    /// Fetches what the cache does not have. Waits for others that fetch it already: none if nobody waits for the file
-    /// any more.
-    pub fn run(&self, client: &Client, reporter: &mut Reporter) -> Result<Option<PathBuf>, ApiError> {
-        reporter.step.total_bytes = self.size;
+    /// Fetches the file unless the cache has it, after waiting for other processes that fetch the same content. `None`
+    /// if the waiting future was dropped.
+    pub fn run(&self, client: &RangeClient, reporter: &mut ProgressReporter) -> Result<Option<PathBuf>, ApiError> {
+        reporter.set_total(self.size);
         for folder in [&self.blob, &self.pointer].into_iter().flat_map(|path| path.parent()) {
             fs::create_dir_all(folder)?;
         }
@@ -74,7 +74,7 @@ impl Download {
             fs::rename(&self.part, &self.blob)?;
         }
         if !self.pointer.exists() {
-            // A link to what is not there any more.
+            // A dangling link.
             let _ = fs::remove_file(&self.pointer);
             self.link()?;
         }
@@ -83,14 +83,14 @@ impl Download {
         Ok(Some(self.pointer.clone()))
     }
 
-    /// A lock that goes with the file, so with the process as well.
-    fn lock(&self, reporter: &mut Reporter) -> io::Result<Option<File>> {
+    /// Locks the content. The lock ends with the returned file, and so with the process.
+    fn lock(&self, reporter: &mut ProgressReporter) -> io::Result<Option<File>> {
         only_file(&self.lock)?;
         let lock = File::create(&self.lock)?;
         loop {
             match lock.try_lock() {
                 Ok(()) => return Ok(Some(lock)),
-                Err(TryLockError::WouldBlock) if reporter.events.is_closed() => return Ok(None),
+                Err(TryLockError::WouldBlock) if reporter.is_cancelled() => return Ok(None),
                 Err(TryLockError::WouldBlock) => thread::sleep(REPORT),
                 Err(TryLockError::Error(error)) => return Err(error),
             }
@@ -100,8 +100,8 @@ impl Download {
         }
     }
 
-    /// Fetches what is missing of `part`.
-    fn fetch(&self, client: &Client, reporter: &mut Reporter) -> Result<(), ApiError> {
+    /// Appends the missing bytes to `part`.
+    fn fetch(&self, client: &RangeClient, reporter: &mut ProgressReporter) -> Result<(), ApiError> {
         only_file(&self.part)?;
         let mut part = File::options().append(true).create(true).open(&self.part)?;
         let mut len = part.metadata()?.len();
@@ -114,7 +114,7 @@ impl Download {
         }
         let response = client.get(&self.url, len)?;
         if response.status() != StatusCode::PARTIAL_CONTENT {
-            // This server begins at the beginning, whatever it is asked for.
+            // The server ignores ranges and sends the whole file.
             part.set_len(0)?;
             len = 0;
         }
@@ -146,75 +146,18 @@ impl Download {
 
     #[cfg(windows)]
     fn link(&self) -> io::Result<()> {
-        // Not everybody may make links there.
+        // Symbolic links need a privilege on Windows.
         let link = self.link.replace('/', "\\");
         std::os::windows::fs::symlink_file(link, &self.pointer).or_else(|_| fs::rename(&self.blob, &self.pointer))
     }
 }
 
-/// Refuses to write into what is no file: a pipe for instance waits for who reads it.
+/// Refuses to write into pipes and devices: opening a pipe would block.
 fn only_file(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => {
             Err(io::Error::other(format!("{} is in the cache and is no regular file", path.display())))
         }
         _ => Ok(()),
-    }
-}
-
-/// What asks a server for parts of files.
-pub struct Client {
-    agent: Agent,
-    token: Option<String>,
-}
-
-impl Client {
-    pub fn new(token: Option<String>) -> Self {
-        let config = Agent::config_builder()
-            .timeout_resolve(Some(CONNECT))
-            .timeout_connect(Some(CONNECT))
-            .timeout_per_read(Some(STALL))
-            // Parts of what is compressed are of no use.
-            .accept_encoding("identity")
-            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost);
-        Self { agent: config.build().into(), token }
-    }
-
-    /// A file from byte `start` on.
-    fn get(&self, url: &str, start: u64) -> Result<ureq::http::Response<ureq::Body>, ApiError> {
-        let mut request = self.agent.get(url).header(header::RANGE, format!("bytes={start}-"));
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        Ok(request.call().map_err(Box::new)?)
-    }
-}
-
-/// Passes progress on, some of it: a read brings no more than a few kilobytes.
-pub struct Reporter {
-    step: Progress,
-    reported: Instant,
-    events: Events,
-}
-
-impl Reporter {
-    pub fn new(file: &str, events: &Events) -> Self {
-        let step = Progress { file: file.into(), downloaded_bytes: 0, total_bytes: 0 };
-        Self { step, reported: Instant::now(), events: events.clone() }
-    }
-
-    fn downloaded(&mut self, bytes: u64) {
-        // One that stands still says nothing, by which it is known.
-        if bytes != self.step.downloaded_bytes && self.reported.elapsed() >= REPORT {
-            self.step.downloaded_bytes = bytes;
-            self.report();
-        }
-        self.step.downloaded_bytes = bytes;
-    }
-
-    fn report(&mut self) {
-        self.reported = Instant::now();
-        // Nobody listens any more if the future was dropped.
-        let _ = self.events.send(Event::Progress(self.step.clone()));
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::Path};
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::lenient::heeded;
+use super::lenient::ignore_invalid;
 use crate::{Result, weights::Config};
 
 /// Special tokens with a name of their own, in the order in which new ones get ids. All other keys that end alike come
@@ -32,12 +32,16 @@ impl AddedTokens {
 
     /// The same, but what makes no sense is ignored: a `tokenizer.json` is enough.
     pub fn read_leniently(dir: &Path, config: &Config) -> Result<Self> {
-        Self::read_with(dir, config, |found| Ok(heeded(found)))
+        Self::read_with(dir, config, |found| Ok(ignore_invalid(found)))
     }
 
-    fn read_with(dir: &Path, config: &Config, checked: impl Fn(Result<Entry>) -> Result<Entry>) -> Result<Self> {
+    fn read_with(
+        dir: &Path,
+        config: &Config,
+        checked: impl Fn(Result<ListedToken>) -> Result<ListedToken>,
+    ) -> Result<Self> {
         let mut by_id = Vec::new();
-        let listed = heeded(config.opt_object(LISTED));
+        let listed = ignore_invalid(config.opt_object(LISTED));
         if let Some(list) = &listed {
             for (id, token) in list.entries() {
                 by_id.extend(checked(listed_token(list, id, token))?);
@@ -88,15 +92,15 @@ impl AddedTokens {
 }
 
 /// A token and the id that a file gives it.
-type Entry = Option<(u64, AddedToken)>;
+type ListedToken = Option<(u64, AddedToken)>;
 
-fn listed_token(list: &Config, id: &str, token: &Value) -> Result<Entry> {
+fn listed_token(list: &Config, id: &str, token: &Value) -> Result<ListedToken> {
     let number = id.parse().map_err(|_| list.bad(id, "its key is not an id"))?;
     let token = added_token(token, false).filter(|_| token.is_object());
     token.map(|token| Some((number, token))).ok_or_else(|| list.bad(id, "not a token with a content"))
 }
 
-fn bare_token(file: &Config, text: &str, id: &Value) -> Result<Entry> {
+fn bare_token(file: &Config, text: &str, id: &Value) -> Result<ListedToken> {
     let id = id.as_u64().ok_or_else(|| file.bad(text, "not an id"))?;
     Ok(Some((id, AddedToken::from(text, false))))
 }
@@ -106,7 +110,7 @@ fn named(config: &Config) -> Vec<AddedToken> {
     let others = config.keys().filter(|key| key.ends_with("_token") && !NAMED.contains(key));
     let others = others.filter(|key| config.get(key).is_some_and(|value| value.is_string() || value.is_object()));
     let mut tokens: Vec<_> =
-        NAMED.into_iter().chain(others).filter_map(|key| heeded(special_token(config, key))).collect();
+        NAMED.into_iter().chain(others).filter_map(|key| ignore_invalid(special_token(config, key))).collect();
     let key =
         if config.get("extra_special_tokens").is_some() { "extra_special_tokens" } else { "additional_special_tokens" };
     let extra: Vec<&Value> = match config.get(key) {

@@ -16,7 +16,7 @@ const TURN: Duration = Duration::from_millis(1);
 const CALLS: u32 = 32;
 
 /// What is left of what tokenizing a prompt may take.
-pub struct Budget {
+pub struct TokenizeBudget {
     /// Tokens the prompt may have, and those that the context holds.
     room: Option<(usize, usize)>,
     /// Tokens so far.
@@ -25,14 +25,14 @@ pub struct Budget {
     turn: Option<Instant>,
 }
 
-impl Budget {
+impl TokenizeBudget {
     /// As long as it takes, at once.
     pub fn unlimited() -> Self {
         Self { room: None, tokens: 0, calls: 0, turn: None }
     }
 
     /// In turns with others, for a prompt that has at most `most` tokens in a context of `limit`.
-    pub fn in_turns(most: usize, limit: usize) -> Self {
+    pub fn cooperative(most: usize, limit: usize) -> Self {
         Self { room: Some((most, limit)), tokens: 0, calls: 0, turn: Some(Instant::now()) }
     }
 
@@ -42,7 +42,7 @@ impl Budget {
     }
 
     /// Lets others have their turn if it is time.
-    pub async fn breathe(&mut self) {
+    pub async fn yield_if_due(&mut self) {
         let Some(begun) = self.turn else { return };
         self.calls += 1;
         if !self.calls.is_multiple_of(CALLS) || begun.elapsed() < TURN {

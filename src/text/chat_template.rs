@@ -6,7 +6,7 @@ use std::{
 use chrono::NaiveDateTime;
 use serde_json::{Map, Value};
 
-use super::jinja::{Failure, Template, Written};
+use super::jinja::{JinjaError, Template, Written};
 use crate::{Error, Result};
 
 /// A model's way to write a conversation down, in Jinja as transformers runs it.
@@ -50,7 +50,7 @@ impl ChatTemplate {
                 let reason = format!("{name} has {} bytes, more than {MAX_SOURCE_BYTES}", source.len());
                 return Err(Error::model(path, reason));
             }
-            let invalid = |failure: Failure| format!("{name} is not a valid template: {}", failure.reason);
+            let invalid = |failure: JinjaError| format!("{name} is not a valid template: {}", failure.reason);
             guarded(|| Template::parse(&source)).map_err(|failure| Error::model(path, invalid(failure)))
         };
         let default = parse(NAME, default)?;
@@ -107,6 +107,6 @@ impl ChatTemplate {
 }
 
 /// Makes an error of a panic, of which there should be none.
-fn guarded<T>(run: impl FnOnce() -> std::result::Result<T, Failure>) -> std::result::Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(Failure::new("it ended in a panic")))
+fn guarded<T>(run: impl FnOnce() -> std::result::Result<T, JinjaError>) -> std::result::Result<T, JinjaError> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(JinjaError::new("it ended in a panic")))
 }

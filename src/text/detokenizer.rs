@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{
     TextProcessor,
-    decoding::{Decoding, Piece},
+    token_decoder::{DecodedPiece, TokenDecoder},
 };
 use crate::Result;
 
@@ -19,10 +19,10 @@ const MAX_CHAR_BYTES: usize = 4;
 /// given by then: only there do the pieces differ from it.
 pub struct Detokenizer {
     text: Arc<TextProcessor>,
-    state: State,
+    state: DetokenizerState,
 }
 
-enum State {
+enum DetokenizerState {
     Bytes(ByteState),
     Pieces(PieceState),
     InContext(ContextState),
@@ -35,14 +35,17 @@ impl Detokenizer {
         let mut context: Vec<u32> = printed().take(CONTEXT_TOKENS).collect();
         context.reverse();
         let state = match text.tokenizer.decoding() {
-            Decoding::Bytes => State::Bytes(ByteState::default()),
-            Decoding::Pieces(pieces) => {
+            TokenDecoder::Bytes => DetokenizerState::Bytes(ByteState::default()),
+            TokenDecoder::Pieces(pieces) => {
                 let at_start = printed().nth(CONTEXT_TOKENS).is_none();
-                State::Pieces(PieceState { strips: pieces.strips.filter(|_| at_start), ..PieceState::default() })
+                DetokenizerState::Pieces(PieceState {
+                    strips: pieces.strips.filter(|_| at_start),
+                    ..PieceState::default()
+                })
             }
-            Decoding::InContext => {
+            TokenDecoder::InContext => {
                 let given = context.len();
-                State::InContext(ContextState { ids: std::mem::take(&mut context), given })
+                DetokenizerState::InContext(ContextState { ids: std::mem::take(&mut context), given })
             }
         };
         let mut this = Self { text, state };
@@ -55,14 +58,14 @@ impl Detokenizer {
         let (tokenizer, mut inside_character) = (&self.text.tokenizer, true);
         for id in context {
             match (&mut self.state, tokenizer.decoding()) {
-                (State::Bytes(state), _) => {
+                (DetokenizerState::Bytes(state), _) => {
                     state.push(&tokenizer.bytes_of(*id));
                     state.forget();
                 }
-                (State::Pieces(state), Decoding::Pieces(pieces)) => {
-                    let piece = tokenizer.piece_of(*id, pieces).unwrap_or(Piece::Text(String::new()));
+                (DetokenizerState::Pieces(state), TokenDecoder::Pieces(pieces)) => {
+                    let piece = tokenizer.piece_of(*id, pieces).unwrap_or(DecodedPiece::Text(String::new()));
                     // Of a character that began before, nothing is known.
-                    inside_character &= matches!(piece, Piece::Byte(0x80..=0xBF));
+                    inside_character &= matches!(piece, DecodedPiece::Byte(0x80..=0xBF));
                     if !inside_character {
                         state.push(piece);
                     }
@@ -79,28 +82,30 @@ impl Detokenizer {
             return Ok((!self.waits()).then(String::new));
         }
         match (&mut self.state, tokenizer.decoding()) {
-            (State::Bytes(state), _) => Ok(state.push(&tokenizer.bytes_of(id))),
-            (State::Pieces(state), Decoding::Pieces(pieces)) => Ok(state.push(tokenizer.piece_of(id, pieces)?)),
-            (State::Pieces(_), _) => Ok(Some(String::new())),
-            (State::InContext(state), _) => state.push(&self.text, id),
+            (DetokenizerState::Bytes(state), _) => Ok(state.push(&tokenizer.bytes_of(id))),
+            (DetokenizerState::Pieces(state), TokenDecoder::Pieces(pieces)) => {
+                Ok(state.push(tokenizer.piece_of(id, pieces)?))
+            }
+            (DetokenizerState::Pieces(_), _) => Ok(Some(String::new())),
+            (DetokenizerState::InContext(state), _) => state.push(&self.text, id),
         }
     }
 
     /// Whether the beginning of a character waits for its rest.
     pub fn waits(&self) -> bool {
         match &self.state {
-            State::Bytes(state) => !state.held.is_empty(),
-            State::Pieces(state) => !state.run.is_empty(),
-            State::InContext(state) => state.given < state.ids.len(),
+            DetokenizerState::Bytes(state) => !state.held.is_empty(),
+            DetokenizerState::Pieces(state) => !state.run.is_empty(),
+            DetokenizerState::InContext(state) => state.given < state.ids.len(),
         }
     }
 
     /// What is left when no more tokens come: an unfinished character.
     pub fn finish(&mut self) -> Result<String> {
         match &mut self.state {
-            State::Bytes(state) => Ok(lossy(std::mem::take(&mut state.held))),
-            State::Pieces(state) => Ok(state.end_run()),
-            State::InContext(state) => state.finish(&self.text),
+            DetokenizerState::Bytes(state) => Ok(lossy(std::mem::take(&mut state.held))),
+            DetokenizerState::Pieces(state) => Ok(state.end_run()),
+            DetokenizerState::InContext(state) => state.finish(&self.text),
         }
     }
 }
@@ -158,10 +163,10 @@ struct PieceState {
 }
 
 impl PieceState {
-    fn push(&mut self, piece: Piece) -> Option<String> {
+    fn push(&mut self, piece: DecodedPiece) -> Option<String> {
         let text = match piece {
-            Piece::Text(text) => self.end_run() + &self.stripped(text),
-            Piece::Byte(byte) => {
+            DecodedPiece::Text(text) => self.end_run() + &self.stripped(text),
+            DecodedPiece::Byte(byte) => {
                 self.run.push(byte);
                 match std::str::from_utf8(&self.run) {
                     Ok(_) if !self.broken => {

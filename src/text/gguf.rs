@@ -13,12 +13,12 @@ use tokenizers::{
 };
 
 use super::{
-    Tokenizer, control_names, lenient::heeded, normalizer::Normalizer, pre_tokenizer::Steps, token_finder,
-    tokenizer::surrounded, words::Words,
+    Tokenizer, added_token_finder, control_names, gguf_pre_tokenizer::GgufPreTokenizer, lenient::ignore_invalid,
+    normalizer::Normalizer, pre_tokenizer::PreTokenizer, tokenizer::surrounded,
 };
 use crate::{
     Error, Result,
-    weights::gguf::{Array, Metadata},
+    weights::gguf::{GgufArray, GgufMetadata},
 };
 
 /// What `tokenizer.ggml.token_type` says of a token.
@@ -36,9 +36,9 @@ const MAX_SPLIT_BYTES: usize = 1024;
 const MAX_MERGES_BYTES: usize = 256 << 20;
 
 /// Builds the tokenizer.
-pub fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
+pub fn tokenizer(path: &Path, metadata: &GgufMetadata) -> Result<Tokenizer> {
     let key = "tokenizer.ggml.model";
-    let mut vocabulary = Vocabulary::read(metadata)?;
+    let mut vocabulary = GgufVocabulary::read(metadata)?;
     let (mut inner, steps, around) = match metadata.opt_str(key)?.ok_or_else(|| metadata.missing(key))? {
         "gpt2" => byte_level(path, metadata, &mut vocabulary)?,
         "llama" => {
@@ -65,9 +65,9 @@ pub fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
 }
 
 /// The ids that end an answer.
-pub fn end_ids(metadata: &Metadata, tokenizer: &Tokenizer) -> Vec<u32> {
+pub fn end_ids(metadata: &GgufMetadata, tokenizer: &Tokenizer) -> Vec<u32> {
     let id_of_key = |key: &str| {
-        let id = heeded(metadata.opt_u32(key))?;
+        let id = ignore_invalid(metadata.opt_u32(key))?;
         if tokenizer.token_of(id).is_none() {
             tracing::warn!("{}", metadata.bad(key, &format!("{id} is not in the vocabulary: it is ignored")));
             return None;
@@ -93,7 +93,7 @@ pub fn end_ids(metadata: &Metadata, tokenizer: &Tokenizer) -> Vec<u32> {
 }
 
 /// The tokens, all different, and their types.
-struct Vocabulary<'a> {
+struct GgufVocabulary<'a> {
     tokens: &'a [String],
     ids: Vocab,
     types: &'a [i64],
@@ -101,8 +101,8 @@ struct Vocabulary<'a> {
     text: Vec<&'static str>,
 }
 
-impl<'a> Vocabulary<'a> {
-    fn read(metadata: &'a Metadata) -> Result<Self> {
+impl<'a> GgufVocabulary<'a> {
+    fn read(metadata: &'a GgufMetadata) -> Result<Self> {
         let key = "tokenizer.ggml.tokens";
         let tokens = metadata.strings(key)?;
         let mut ids = Vocab::with_capacity(tokens.len());
@@ -116,7 +116,7 @@ impl<'a> Vocabulary<'a> {
         let key = "tokenizer.ggml.token_type";
         let types: &[i64] = match metadata.opt_array(key)? {
             None => &[],
-            Some(Array::Ints(types)) if types.len() >= tokens.len() => types,
+            Some(GgufArray::Ints(types)) if types.len() >= tokens.len() => types,
             Some(_) => return Err(metadata.bad(key, &format!("is not an array of {} whole numbers", tokens.len()))),
         };
         let text = if ids.contains_key(control_names::GEMMA4_TOOL_RESPONSE) { vec!["</s>"] } else { Vec::new() };
@@ -135,9 +135,9 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// The token whose id a key has, or the default id where there is none that is in the vocabulary.
-    fn token(&self, metadata: &Metadata, key: &str, default: Option<u32>) -> Option<(String, u32)> {
+    fn token(&self, metadata: &GgufMetadata, key: &str, default: Option<u32>) -> Option<(String, u32)> {
         let token = |id: u32| self.tokens.get(id as usize).map(|token| (token.clone(), id));
-        let id = heeded(metadata.opt_u32(key));
+        let id = ignore_invalid(metadata.opt_u32(key));
         if let Some(id) = id.filter(|id| token(*id).is_none()) {
             let why = format!("{id} is not in the vocabulary of {} tokens: it is ignored", self.tokens.len());
             tracing::warn!("{}", metadata.bad(key, &why));
@@ -148,19 +148,19 @@ impl<'a> Vocabulary<'a> {
 
 /// What a kind of tokenizer puts around every text unless the file says otherwise.
 #[derive(Default)]
-struct Around {
+struct SurroundingTokens {
     adds_bos: bool,
     bos: Option<u32>,
     eos: Option<u32>,
 }
 
 /// A tokenizer, its steps if it does not have them itself, and what is put around texts.
-type Built = (tokenizers::Tokenizer, Option<(Normalizer, Steps)>, Around);
+type BuiltTokenizer = (tokenizers::Tokenizer, Option<(Normalizer, PreTokenizer)>, SurroundingTokens);
 
-fn byte_level(path: &Path, metadata: &Metadata, vocabulary: &mut Vocabulary<'_>) -> Result<Built> {
+fn byte_level(path: &Path, metadata: &GgufMetadata, vocabulary: &mut GgufVocabulary<'_>) -> Result<BuiltTokenizer> {
     let key = "tokenizer.ggml.pre";
     let kind = metadata.opt_str(key)?.unwrap_or("default");
-    let words = Words::of(kind)
+    let words = GgufPreTokenizer::of(kind)
         .ok_or_else(|| metadata.bad(key, &format!("{kind:?} is not a pre-tokenizer of this version")))?;
     let bpe = BPE::builder().ignore_merges(words.whole);
     let merges = merges(metadata, vocabulary)?;
@@ -172,14 +172,18 @@ fn byte_level(path: &Path, metadata: &Metadata, vocabulary: &mut Vocabulary<'_>)
     let normalizer = if words.nfc { json!({"type": "NFC"}) } else { Value::Null };
     let normalizer = Normalizer::read(&normalizer).map_err(|error| bad_vocabulary(path, error))?;
     let steps = words.steps().map_err(|error| metadata.bad(key, &error.to_string()))?;
-    Ok((inner, Some((normalizer, steps)), Around { adds_bos: words.adds_bos, ..Around::default() }))
+    Ok((
+        inner,
+        Some((normalizer, steps)),
+        SurroundingTokens { adds_bos: words.adds_bos, ..SurroundingTokens::default() },
+    ))
 }
 
 /// The tokenizer takes the vocabulary's ids, so that large ones need not be copied.
 fn build(
-    metadata: &Metadata,
+    metadata: &GgufMetadata,
     bpe: BpeBuilder,
-    vocabulary: &mut Vocabulary<'_>,
+    vocabulary: &mut GgufVocabulary<'_>,
     merges: Merges,
 ) -> Result<tokenizers::Tokenizer> {
     let bpe = bpe.vocab_and_merges(std::mem::take(&mut vocabulary.ids), merges).build();
@@ -187,7 +191,7 @@ fn build(
 }
 
 /// The merges that the file lists.
-fn merges(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Merges> {
+fn merges(metadata: &GgufMetadata, vocabulary: &GgufVocabulary<'_>) -> Result<Merges> {
     let key = "tokenizer.ggml.merges";
     let longest = vocabulary.tokens.iter().map(String::len).max().unwrap_or(0);
     let merges = metadata.strings(key)?.iter().map(|merge| match merge.split_once(' ') {
@@ -200,13 +204,13 @@ fn merges(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Merges> {
 }
 
 /// SentencePiece's merges: any two neighbours that make a token, in the order of its score.
-fn merges_by_score(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Merges> {
+fn merges_by_score(metadata: &GgufMetadata, vocabulary: &GgufVocabulary<'_>) -> Result<Merges> {
     let key = "tokenizer.ggml.scores";
-    let Vocabulary { tokens, ids, .. } = vocabulary;
+    let GgufVocabulary { tokens, ids, .. } = vocabulary;
     let whole_numbers: Vec<f64>;
     let scores = match metadata.opt_array(key)? {
-        Some(Array::Floats(scores)) if scores.len() >= tokens.len() => scores,
-        Some(Array::Ints(scores)) if scores.len() >= tokens.len() => {
+        Some(GgufArray::Floats(scores)) if scores.len() >= tokens.len() => scores,
+        Some(GgufArray::Ints(scores)) if scores.len() >= tokens.len() => {
             whole_numbers = scores.iter().map(|score| *score as f64).collect();
             &whole_numbers
         }
@@ -241,7 +245,12 @@ fn merges_by_score(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<M
 }
 
 /// A SentencePiece model: BPE of characters, where spaces are "▁" and what is in no token becomes bytes.
-fn sentence_piece(path: &Path, metadata: &Metadata, vocabulary: &mut Vocabulary<'_>, merges: Merges) -> Result<Built> {
+fn sentence_piece(
+    path: &Path,
+    metadata: &GgufMetadata,
+    vocabulary: &mut GgufVocabulary<'_>,
+    merges: Merges,
+) -> Result<BuiltTokenizer> {
     let spm = metadata.opt_str("tokenizer.ggml.model")? == Some("llama");
     // The ids that Llama's files leave out.
     let default = |id| spm.then_some(id);
@@ -250,7 +259,7 @@ fn sentence_piece(path: &Path, metadata: &Metadata, vocabulary: &mut Vocabulary<
         bpe = bpe.unk_token(unknown);
     }
     let mut inner = build(metadata, bpe, vocabulary, merges)?;
-    let prefix = heeded(metadata.opt_bool("tokenizer.ggml.add_space_prefix")).unwrap_or(spm);
+    let prefix = ignore_invalid(metadata.opt_bool("tokenizer.ggml.add_space_prefix")).unwrap_or(spm);
     let replace = |from: &str, to: &str| Replace::new(from, to).map_err(|error| bad_vocabulary(path, error));
     let mut normalizers = Vec::<NormalizerWrapper>::new();
     let mut decoders: Vec<DecoderWrapper> =
@@ -262,18 +271,18 @@ fn sentence_piece(path: &Path, metadata: &Metadata, vocabulary: &mut Vocabulary<
     normalizers.push(replace(" ", "▁")?.into());
     inner.with_normalizer(Some(Normalizers::new(normalizers))).map_err(|error| bad_vocabulary(path, error))?;
     inner.with_decoder(Some(Decoders::new(decoders)));
-    Ok((inner, None, Around { adds_bos: true, bos: default(1), eos: default(2) }))
+    Ok((inner, None, SurroundingTokens { adds_bos: true, bos: default(1), eos: default(2) }))
 }
 
 /// Control tokens are special; those the model's makers added as text are not.
 fn add_tokens(
-    metadata: &Metadata,
-    vocabulary: &Vocabulary<'_>,
+    metadata: &GgufMetadata,
+    vocabulary: &GgufVocabulary<'_>,
     inner: &mut tokenizers::Tokenizer,
 ) -> tokenizers::Result<()> {
     // Phi-3's tokens take the space after them along, of which its files say nothing.
-    let phi3 = heeded(metadata.opt_str("general.architecture")) == Some("phi3")
-        && heeded(metadata.opt_str("tokenizer.ggml.model")) == Some("llama");
+    let phi3 = ignore_invalid(metadata.opt_str("general.architecture")) == Some("phi3")
+        && ignore_invalid(metadata.opt_str("tokenizer.ggml.model")) == Some("llama");
     let strips = |token: &str| phi3 && !["<unk>", "<s>", "<|endoftext|>"].contains(&token);
     let (mut special, mut plain) = (Vec::new(), Vec::new());
     for (id, token) in vocabulary.tokens.iter().enumerate() {
@@ -284,7 +293,7 @@ fn add_tokens(
             plain.push(added(false));
         }
     }
-    token_finder::check(special.iter().chain(&plain).map(|token| &*token.content))?;
+    added_token_finder::check(special.iter().chain(&plain).map(|token| &*token.content))?;
     inner.add_special_tokens(special)?;
     inner.add_tokens(plain)?;
     Ok(())
@@ -293,13 +302,13 @@ fn add_tokens(
 /// What the tokenizer puts around every text.
 fn surroundings(
     path: &Path,
-    metadata: &Metadata,
-    vocabulary: &Vocabulary<'_>,
-    around: Around,
+    metadata: &GgufMetadata,
+    vocabulary: &GgufVocabulary<'_>,
+    around: SurroundingTokens,
 ) -> Result<Option<PostProcessorWrapper>> {
     let token = |adds: bool, key: &str, default| vocabulary.token(metadata, key, default).filter(|_| adds);
-    let adds_bos = heeded(metadata.opt_bool("tokenizer.ggml.add_bos_token")).unwrap_or(around.adds_bos);
-    let adds_eos = heeded(metadata.opt_bool("tokenizer.ggml.add_eos_token")).unwrap_or(false);
+    let adds_bos = ignore_invalid(metadata.opt_bool("tokenizer.ggml.add_bos_token")).unwrap_or(around.adds_bos);
+    let adds_eos = ignore_invalid(metadata.opt_bool("tokenizer.ggml.add_eos_token")).unwrap_or(false);
     let bos = token(adds_bos, "tokenizer.ggml.bos_token_id", around.bos);
     let eos = token(adds_eos, "tokenizer.ggml.eos_token_id", around.eos);
     surrounded(bos, eos).map_err(|error| bad_vocabulary(path, error))

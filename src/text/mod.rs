@@ -1,39 +1,42 @@
 //! Between text and token ids: tokenizer, chat template, and text as it is generated.
 
-pub mod added_tokens;
-mod answer;
+mod added_token_finder;
+mod added_tokens;
 pub mod budget;
 mod byte_level;
 mod chat_template;
-mod continued;
-mod control;
+mod continued_chat;
 mod control_names;
-mod decoding;
+mod control_tokens;
 mod detokenizer;
-mod file;
-pub mod gguf;
-mod growth;
+mod encode_pipeline;
+mod expansion_limit;
+mod gguf;
+mod gguf_pre_tokenizer;
 mod jinja;
-pub mod lenient;
+mod lenient;
+mod load;
 mod model;
 mod normalizer;
+mod output_text;
 mod pattern;
-mod pipeline;
 mod plain_words;
 mod pre_tokenizer;
-mod rendered;
+mod rendered_prompt;
 mod stop_strings;
+mod template_files;
 #[cfg(test)]
 pub mod tests;
-mod token_finder;
+mod token_decoder;
 mod tokenizer;
-pub mod vocabulary;
-mod words;
+mod tokenizer_json;
+mod vocab_merges;
 
-pub use answer::Answer;
-use budget::Budget;
+use budget::TokenizeBudget;
 pub use chat_template::{ChatTemplate, TemplateSource};
-use pipeline::Reading;
+use encode_pipeline::EncodeMode;
+pub use load::load;
+pub use output_text::OutputText;
 pub use stop_strings::StopStrings;
 pub use tokenizer::Tokenizer;
 
@@ -85,7 +88,7 @@ pub struct TextProcessor {
 impl TextProcessor {
     /// The token ids of a prompt. `vars` are for the chat template.
     pub fn encode(&self, prompt: &Prompt, vars: &Map<String, Value>) -> Result<Vec<u32>> {
-        let mut budget = Budget::unlimited();
+        let mut budget = TokenizeBudget::unlimited();
         let encoded = budget::at_once(self.encode_within(prompt, vars, &mut budget));
         encoded.unwrap_or_else(|| Err(Error::internal("a prompt was not tokenized at once")))
     }
@@ -98,14 +101,14 @@ impl TextProcessor {
         &self,
         prompt: &Prompt,
         vars: &Map<String, Value>,
-        budget: &mut Budget,
+        budget: &mut TokenizeBudget,
     ) -> Result<Vec<u32>> {
         let ids = match prompt {
-            Prompt::Text(text) => self.tokenizer.encode_within(text, Reading::Whole, budget).await?,
+            Prompt::Text(text) => self.tokenizer.encode_within(text, EncodeMode::Document, budget).await?,
             Prompt::Chat(messages) => self.encode_chat(messages, vars, budget).await?,
             Prompt::ContinuedChat(messages) => {
                 let template = self.template.as_ref().ok_or(Error::NoChatTemplate)?;
-                let rendered = continued::render(template, chat_context(messages, vars)?)?;
+                let rendered = continued_chat::render(template, chat_context(messages, vars)?)?;
                 rendered.encode(&self.tokenizer, budget).await?
             }
             Prompt::Ids(ids) => ids.clone(),
@@ -121,10 +124,10 @@ impl TextProcessor {
         &self,
         messages: &[Message],
         vars: &Map<String, Value>,
-        budget: &mut Budget,
+        budget: &mut TokenizeBudget,
     ) -> Result<Vec<u32>> {
         let template = self.template.as_ref().ok_or(Error::NoChatTemplate)?;
-        let rendered = rendered::Rendered::new(template, chat_context(messages, vars)?)?;
+        let rendered = rendered_prompt::RenderedPrompt::new(template, chat_context(messages, vars)?)?;
         rendered.encode(&self.tokenizer, budget).await
     }
 }

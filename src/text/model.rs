@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::OnceLock};
 
 use tokenizers::{Model as _, ModelWrapper, models::wordpiece::WordPiece};
 
-use super::{budget::Budget, pattern::Problem};
+use super::{budget::TokenizeBudget, pattern::BoxError};
 
 /// What SentencePiece's models have for a space.
 const SPACE: char = '▁';
@@ -22,22 +22,22 @@ pub struct Model {
     before_spaces: OnceLock<HashSet<char>>,
     /// Characters that follow each other in tokens.
     neighbors: OnceLock<HashSet<(char, char)>>,
-    longest: OnceLock<Longest>,
+    longest: OnceLock<LongestToken>,
     /// Characters that are tokens.
     characters: OnceLock<HashSet<char>>,
 }
 
 /// The longest token.
 #[derive(Clone, Copy, Default)]
-pub struct Longest {
+pub struct LongestToken {
     pub bytes: usize,
     pub chars: usize,
 }
 
 impl Model {
-    pub fn longest_token(&self, model: &ModelWrapper) -> Longest {
+    pub fn longest_token(&self, model: &ModelWrapper) -> LongestToken {
         *self.longest.get_or_init(|| {
-            model.get_vocab().keys().fold(Longest::default(), |longest, token| Longest {
+            model.get_vocab().keys().fold(LongestToken::default(), |longest, token| LongestToken {
                 bytes: longest.bytes.max(token.len()),
                 chars: longest.chars.max(token.chars().count()),
             })
@@ -45,7 +45,7 @@ impl Model {
     }
 
     /// The fewest tokens of a long word: a character that is a token is always in one, whatever becomes of others.
-    pub async fn least_tokens(&self, model: &ModelWrapper, word: &str, budget: &mut Budget) -> usize {
+    pub async fn least_tokens(&self, model: &ModelWrapper, word: &str, budget: &mut TokenizeBudget) -> usize {
         match model {
             ModelWrapper::BPE(bpe) if bpe.continuing_subword_prefix.is_some() || bpe.end_of_word_suffix.is_some() => {
                 return 0;
@@ -57,13 +57,13 @@ impl Model {
         let (mut known, mut chars) = (0, word.chars());
         while !chars.as_str().is_empty() {
             known += chars.by_ref().take(COUNTED).filter(|c| characters.contains(c)).count();
-            budget.breathe().await;
+            budget.yield_if_due().await;
         }
         known / self.longest_token(model).chars.max(1)
     }
 
     /// Appends the ids of a word.
-    pub fn tokenize(&self, model: &ModelWrapper, word: &str, ids: &mut Vec<u32>) -> Result<(), Problem> {
+    pub fn tokenize(&self, model: &ModelWrapper, word: &str, ids: &mut Vec<u32>) -> Result<(), BoxError> {
         match model {
             ModelWrapper::WordPiece(pieces) => word_pieces(pieces, self.longest_token(model).bytes, word, ids),
             _ => {
@@ -117,7 +117,7 @@ fn neighbors(model: &ModelWrapper) -> HashSet<(char, char)> {
 }
 
 /// As the tokenizers crate, which would try every end of a word at every place in it.
-fn word_pieces(pieces: &WordPiece, longest: usize, word: &str, ids: &mut Vec<u32>) -> Result<(), Problem> {
+fn word_pieces(pieces: &WordPiece, longest: usize, word: &str, ids: &mut Vec<u32>) -> Result<(), BoxError> {
     let known = ids.len();
     let (mut at, mut piece) = (0, String::new());
     let too_long = word.chars().nth(pieces.max_input_chars_per_word).is_some();

@@ -7,9 +7,9 @@ use serde_json::Value;
 use tokenizers::{NormalizedString, Normalizer as _, NormalizerWrapper, normalizers::replace::ReplacePattern};
 
 use super::{
-    budget::Budget,
-    growth,
-    pattern::{Pattern, Problem},
+    budget::TokenizeBudget,
+    expansion_limit,
+    pattern::{BoxError, Pattern},
 };
 
 /// The most bytes that a text may become.
@@ -20,9 +20,9 @@ const CHUNK_BYTES: usize = 16 << 10;
 const FOREIGN_COST: f64 = 20.0;
 
 #[derive(Default)]
-pub struct Normalizer(Vec<Step>);
+pub struct Normalizer(Vec<NormalizerStep>);
 
-enum Step {
+enum NormalizerStep {
     Prepend(String),
     Replace {
         pattern: Pattern,
@@ -32,14 +32,14 @@ enum Step {
     Foreign {
         step: Box<NormalizerWrapper>,
         /// How much longer it makes a text.
-        growth: f64,
-        kind: Kind,
+        expansion: f64,
+        kind: NormalizerScope,
     },
 }
 
 /// What a step looks at.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum NormalizerScope {
     /// Characters and those that combine with them; it leaves ASCII alone.
     Composition,
     /// Characters and those that combine with them.
@@ -50,7 +50,7 @@ enum Kind {
 
 impl Normalizer {
     /// Reads a `normalizer`.
-    pub fn read(value: &Value) -> Result<Self, Problem> {
+    pub fn read(value: &Value) -> Result<Self, BoxError> {
         let mut steps = Vec::new();
         if !value.is_null() {
             read(value, &mut steps)?;
@@ -65,42 +65,43 @@ impl Normalizer {
     /// How many bytes of a text may become one, none if that is not known.
     pub fn most_shrinking(&self) -> Option<usize> {
         self.0.iter().try_fold(1, |product, step| match step {
-            Step::Prepend(_) => Some(product),
-            Step::Replace { pattern, content } => {
+            NormalizerStep::Prepend(_) => Some(product),
+            NormalizerStep::Replace { pattern, content } => {
                 let taken = pattern.as_text()?.len();
                 Some(product * taken.div_ceil(content.len().max(1)).max(1)).filter(|_| !content.is_empty())
             }
             // Three letters of a syllable are one afterwards.
-            Step::Foreign { kind: Kind::Composition, .. } => Some(product * 4),
-            Step::Foreign { .. } => None,
+            NormalizerStep::Foreign { kind: NormalizerScope::Composition, .. } => Some(product * 4),
+            NormalizerStep::Foreign { .. } => None,
         })
     }
 
     /// What a text becomes.
-    pub async fn normalize<'t>(&self, text: &'t str, budget: &mut Budget) -> Result<Cow<'t, str>, Problem> {
+    pub async fn normalize<'t>(&self, text: &'t str, budget: &mut TokenizeBudget) -> Result<Cow<'t, str>, BoxError> {
         let mut text = Cow::Borrowed(text);
         for step in &self.0 {
             match step {
-                Step::Prepend(prefix) if !text.is_empty() => text.to_mut().insert_str(0, prefix),
-                Step::Prepend(_) => {}
-                Step::Replace { pattern, content } => {
+                NormalizerStep::Prepend(prefix) if !text.is_empty() => text.to_mut().insert_str(0, prefix),
+                NormalizerStep::Prepend(_) => {}
+                NormalizerStep::Replace { pattern, content } => {
                     if let Some(replaced) = replaced(&text, pattern, content, budget).await? {
                         text = replaced.into();
                     }
                 }
-                Step::Foreign { kind: Kind::Composition, .. } if text.is_ascii() => {}
-                Step::Foreign { step, growth, kind } => {
+                NormalizerStep::Foreign { kind: NormalizerScope::Composition, .. } if text.is_ascii() => {}
+                NormalizerStep::Foreign { step, expansion, kind } => {
                     let mut made = String::with_capacity(text.len());
                     let mut rest = &*text;
                     while !rest.is_empty() {
-                        let (chunk, after) = rest.split_at(if *kind == Kind::Text { rest.len() } else { chunk(rest) });
-                        let longest = chunk.len() as f64 * growth;
+                        let (chunk, after) =
+                            rest.split_at(if *kind == NormalizerScope::Text { rest.len() } else { chunk(rest) });
+                        let longest = chunk.len() as f64 * expansion;
                         check_len(longest * FOREIGN_COST + made.len() as f64)?;
                         let mut normalized = NormalizedString::from(chunk);
                         step.normalize(&mut normalized)?;
                         made.push_str(normalized.get());
                         rest = after;
-                        budget.breathe().await;
+                        budget.yield_if_due().await;
                     }
                     text = made.into();
                 }
@@ -110,8 +111,8 @@ impl Normalizer {
     }
 
     /// What a text becomes, at once.
-    pub fn normalize_now(&self, text: &str) -> Result<String, Problem> {
-        let mut budget = Budget::unlimited();
+    pub fn normalize_now(&self, text: &str) -> Result<String, BoxError> {
+        let mut budget = TokenizeBudget::unlimited();
         super::budget::at_once(self.normalize(text, &mut budget)).ok_or("it was not done at once")?.map(Cow::into_owned)
     }
 }
@@ -123,9 +124,9 @@ impl tokenizers::Normalizer for Normalizer {
     }
 }
 
-fn read(value: &Value, steps: &mut Vec<Step>) -> Result<(), Problem> {
+fn read(value: &Value, steps: &mut Vec<NormalizerStep>) -> Result<(), BoxError> {
     #[derive(Deserialize)]
-    struct Replace {
+    struct ReplaceFields {
         pattern: ReplacePattern,
         content: String,
     }
@@ -134,24 +135,24 @@ fn read(value: &Value, steps: &mut Vec<Step>) -> Result<(), Problem> {
     }
     let kind = match value["type"].as_str().unwrap_or_default() {
         "Prepend" => {
-            steps.push(Step::Prepend(value["prepend"].as_str().ok_or("prepend is missing")?.to_owned()));
+            steps.push(NormalizerStep::Prepend(value["prepend"].as_str().ok_or("prepend is missing")?.to_owned()));
             return Ok(());
         }
         "Replace" => {
-            let Replace { pattern, content } = Replace::deserialize(value)?;
+            let ReplaceFields { pattern, content } = ReplaceFields::deserialize(value)?;
             let pattern = match &pattern {
                 ReplacePattern::String(text) => Pattern::text(text)?,
                 ReplacePattern::Regex(pattern) => Pattern::regex(pattern)?,
             };
-            steps.push(Step::Replace { pattern, content });
+            steps.push(NormalizerStep::Replace { pattern, content });
             return Ok(());
         }
-        "NFC" | "NFD" | "NFKC" | "NFKD" => Kind::Composition,
-        "Lowercase" | "Nmt" | "Precompiled" | "ByteLevel" | "StripAccents" => Kind::Characters,
-        _ => Kind::Text,
+        "NFC" | "NFD" | "NFKC" | "NFKD" => NormalizerScope::Composition,
+        "Lowercase" | "Nmt" | "Precompiled" | "ByteLevel" | "StripAccents" => NormalizerScope::Characters,
+        _ => NormalizerScope::Text,
     };
     let step = Box::new(serde_json::from_value(value.clone())?);
-    steps.push(Step::Foreign { step, growth: growth::growth(value), kind });
+    steps.push(NormalizerStep::Foreign { step, expansion: expansion_limit::expansion(value), kind });
     Ok(())
 }
 
@@ -160,15 +161,15 @@ async fn replaced(
     text: &str,
     pattern: &Pattern,
     content: &str,
-    budget: &mut Budget,
-) -> Result<Option<String>, Problem> {
+    budget: &mut TokenizeBudget,
+) -> Result<Option<String>, BoxError> {
     let (mut made, mut at, mut scan) = (String::new(), 0, pattern.scan());
     while let Some((start, end)) = scan.next(text)? {
         check_len(made.len() as f64 + (start - at + content.len()) as f64)?;
         made.push_str(&text[at..start]);
         made.push_str(content);
         at = end;
-        budget.breathe().await;
+        budget.yield_if_due().await;
     }
     if at == 0 && made.is_empty() {
         return Ok(None);
@@ -177,7 +178,7 @@ async fn replaced(
     Ok(Some(made))
 }
 
-fn check_len(len: f64) -> Result<(), Problem> {
+fn check_len(len: f64) -> Result<(), BoxError> {
     let most = MAX_BYTES as f64;
     if len > most { Err(format!("the normalizer makes a text of more than {most} bytes").into()) } else { Ok(()) }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokenizers::{Model as _, ModelWrapper, Token};
 
-use super::{control::ControlTokens, pattern::Problem};
+use super::{control_tokens::ControlTokens, pattern::BoxError};
 
 /// How often a word is cut anew where control tokens come of its parts, before it is cut into characters.
 const MAX_CUTS: usize = 16;
@@ -22,7 +22,7 @@ impl fmt::Display for Unwritable {
 impl std::error::Error for Unwritable {}
 
 /// The ids of a word, which is cut for as long as control tokens come of it.
-pub fn tokenize(model: &ModelWrapper, control: &ControlTokens, word: &str) -> Result<Vec<u32>, Problem> {
+pub fn tokenize(model: &ModelWrapper, control: &ControlTokens, word: &str) -> Result<Vec<u32>, BoxError> {
     let words = PlainWords { model, control };
     Ok(words.tokenize(word, 0)?.into_iter().map(|token| token.id).collect())
 }
@@ -33,7 +33,7 @@ struct PlainWords<'a> {
 }
 
 impl PlainWords<'_> {
-    fn tokenize(&self, word: &str, cuts: usize) -> Result<Vec<Token>, Problem> {
+    fn tokenize(&self, word: &str, cuts: usize) -> Result<Vec<Token>, BoxError> {
         let tokens = self.model.tokenize(word)?;
         let is_control = |token: &&Token| {
             let (from, end) = token.offsets;
@@ -68,7 +68,7 @@ impl PlainWords<'_> {
     }
 
     /// The bytes of a character, or what stands for one that is in no token.
-    fn spell(&self, character: &str) -> Result<Vec<Token>, Problem> {
+    fn spell(&self, character: &str) -> Result<Vec<Token>, BoxError> {
         let byte = |byte: u8| {
             let name = format!("<0x{byte:02X}>");
             self.model.token_to_id(&name).map(|id| Token::new(id, name, (0, character.len())))

@@ -6,13 +6,13 @@ use std::{ops::Range, sync::Arc, vec};
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{
-    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, SplitDelimiterBehavior,
+    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, SplitDelimiterBehavior,
     pre_tokenizers::split::SplitPattern,
 };
 
 use super::{
     byte_level,
-    pattern::{Pattern, Problem, Scan},
+    pattern::{BoxError, Pattern, PatternMatches},
 };
 
 /// GPT-2's words.
@@ -22,9 +22,9 @@ const MAX_FOREIGN_BYTES: usize = 16 << 20;
 
 /// Each step cuts the pieces of the one before.
 #[derive(Default)]
-pub struct Steps(Vec<Step>);
+pub struct PreTokenizer(Vec<PreTokenizerStep>);
 
-pub enum Step {
+pub enum PreTokenizerStep {
     Split {
         pattern: Pattern,
         behavior: SplitDelimiterBehavior,
@@ -42,39 +42,39 @@ pub enum Step {
 /// Spaces become another character, with which pieces begin.
 pub struct Metaspace {
     replacement: char,
-    prefix: Prefix,
+    prefix: PrependScheme,
     split: bool,
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq)]
 #[serde(rename_all = "snake_case")]
-enum Prefix {
+enum PrependScheme {
     First,
     Never,
     Always,
 }
 
-impl Step {
+impl PreTokenizerStep {
     /// What a pattern matches stands alone.
     pub fn isolated(pattern: Pattern) -> Self {
         Self::Split { pattern, behavior: SplitDelimiterBehavior::Isolated, invert: false }
     }
 
     /// GPT-2's words, and from there on bytes.
-    pub fn gpt2() -> Result<[Self; 2], Problem> {
+    pub fn gpt2() -> Result<[Self; 2], BoxError> {
         Ok([Self::isolated(Pattern::regex(GPT2)?), Self::Bytes])
     }
 }
 
-impl From<Vec<Step>> for Steps {
-    fn from(steps: Vec<Step>) -> Self {
+impl From<Vec<PreTokenizerStep>> for PreTokenizer {
+    fn from(steps: Vec<PreTokenizerStep>) -> Self {
         Self(steps)
     }
 }
 
-impl Steps {
+impl PreTokenizer {
     /// Reads a `pre_tokenizer`.
-    pub fn read(value: &Value) -> Result<Self, Problem> {
+    pub fn read(value: &Value) -> Result<Self, BoxError> {
         let mut steps = Vec::new();
         if !value.is_null() {
             read(value, &mut steps)?;
@@ -84,31 +84,31 @@ impl Steps {
 
     /// Whether words are bytes, as GPT-2 writes them.
     pub fn ends_in_bytes(&self) -> bool {
-        matches!(self.0.last(), Some(Step::Bytes))
+        matches!(self.0.last(), Some(PreTokenizerStep::Bytes))
     }
 
     /// Whether nothing of a text is left out.
     pub fn keeps_all(&self) -> bool {
         self.0.iter().all(|step| match step {
-            Step::Split { behavior, .. } => *behavior != SplitDelimiterBehavior::Removed,
-            Step::Foreign(step) => matches!(**step, PreTokenizerWrapper::Punctuation(_)),
-            Step::PrefixSpace | Step::Bytes | Step::Metaspace(_) => true,
+            PreTokenizerStep::Split { behavior, .. } => *behavior != SplitDelimiterBehavior::Removed,
+            PreTokenizerStep::Foreign(step) => matches!(**step, PreTokenizerWrapper::Punctuation(_)),
+            PreTokenizerStep::PrefixSpace | PreTokenizerStep::Bytes | PreTokenizerStep::Metaspace(_) => true,
         })
     }
 
     /// The words of a text; `first` if the prompt begins with it. If [`ends_in_bytes`](Self::ends_in_bytes), the last
     /// step is the caller's.
-    pub fn words(&self, text: &str, first: bool) -> Words<'_> {
+    pub fn words(&self, text: &str, first: bool) -> WordIter<'_> {
         let steps = match self.0.split_last() {
-            Some((Step::Bytes, before)) => before,
+            Some((PreTokenizerStep::Bytes, before)) => before,
             _ => &self.0,
         };
-        let piece = Piece { range: 0..text.len(), text: text.into(), first };
-        Words { steps, stack: Vec::new(), start: Some(piece) }
+        let piece = TextSlice { range: 0..text.len(), text: text.into(), first };
+        WordIter { steps, stack: Vec::new(), start: Some(piece) }
     }
 }
 
-fn read(value: &Value, steps: &mut Vec<Step>) -> Result<(), Problem> {
+fn read(value: &Value, steps: &mut Vec<PreTokenizerStep>) -> Result<(), BoxError> {
     if let Some(inner) = value.get("pretokenizers").and_then(Value::as_array) {
         return inner.iter().try_for_each(|value| read(value, steps));
     }
@@ -116,27 +116,27 @@ fn read(value: &Value, steps: &mut Vec<Step>) -> Result<(), Problem> {
         "Split" => steps.push(split(value)?),
         "Digits" => {
             let each = value["individual_digits"].as_bool().ok_or("individual_digits is missing")?;
-            steps.push(Step::isolated(Pattern::numeric(each)));
+            steps.push(PreTokenizerStep::isolated(Pattern::numeric(each)));
         }
         "ByteLevel" => {
             let flag = |key: &str| value.get(key).and_then(Value::as_bool);
             if flag("add_prefix_space").ok_or("add_prefix_space is missing")? {
-                steps.push(Step::PrefixSpace);
+                steps.push(PreTokenizerStep::PrefixSpace);
             }
             match flag("use_regex").unwrap_or(true) {
-                true => steps.extend(Step::gpt2()?),
-                false => steps.push(Step::Bytes),
+                true => steps.extend(PreTokenizerStep::gpt2()?),
+                false => steps.push(PreTokenizerStep::Bytes),
             }
         }
-        "Metaspace" => steps.push(Step::Metaspace(metaspace(value)?)),
+        "Metaspace" => steps.push(PreTokenizerStep::Metaspace(metaspace(value)?)),
         "FixedLength" if value["length"] == 0 => return Err("length is 0".into()),
         // Those have no patterns of their own.
-        _ => steps.push(Step::Foreign(Box::new(serde_json::from_value(value.clone())?))),
+        _ => steps.push(PreTokenizerStep::Foreign(Box::new(serde_json::from_value(value.clone())?))),
     }
     Ok(())
 }
 
-fn split(value: &Value) -> Result<Step, Problem> {
+fn split(value: &Value) -> Result<PreTokenizerStep, BoxError> {
     #[derive(Deserialize)]
     struct Fields {
         pattern: SplitPattern,
@@ -148,37 +148,37 @@ fn split(value: &Value) -> Result<Step, Problem> {
         SplitPattern::String(text) => Pattern::text(text)?,
         SplitPattern::Regex(pattern) => Pattern::regex(pattern)?,
     };
-    Ok(Step::Split { pattern, behavior, invert })
+    Ok(PreTokenizerStep::Split { pattern, behavior, invert })
 }
 
-fn metaspace(value: &Value) -> Result<Metaspace, Problem> {
+fn metaspace(value: &Value) -> Result<Metaspace, BoxError> {
     #[derive(Deserialize)]
     struct Fields {
         replacement: char,
         add_prefix_space: Option<bool>,
-        prepend_scheme: Option<Prefix>,
+        prepend_scheme: Option<PrependScheme>,
         split: Option<bool>,
     }
     let Fields { replacement, add_prefix_space, prepend_scheme, split } = Fields::deserialize(value)?;
     let prefix = match (add_prefix_space, prepend_scheme) {
-        (Some(false), Some(Prefix::First | Prefix::Always)) => {
+        (Some(false), Some(PrependScheme::First | PrependScheme::Always)) => {
             return Err("add_prefix_space does not match prepend_scheme".into());
         }
-        (Some(false), _) => Prefix::Never,
-        (_, scheme) => scheme.unwrap_or(Prefix::Always),
+        (Some(false), _) => PrependScheme::Never,
+        (_, scheme) => scheme.unwrap_or(PrependScheme::Always),
     };
     Ok(Metaspace { replacement, prefix, split: split.unwrap_or(true) })
 }
 
 /// A part of a text.
-pub struct Piece {
+pub struct TextSlice {
     text: Arc<str>,
     range: Range<usize>,
     /// Whether the prompt begins with it.
     first: bool,
 }
 
-impl Piece {
+impl TextSlice {
     pub fn text(&self) -> &str {
         &self.text[self.range.clone()]
     }
@@ -194,24 +194,24 @@ impl Piece {
 }
 
 /// The words of a text, in order.
-pub struct Words<'s> {
-    steps: &'s [Step],
+pub struct WordIter<'s> {
+    steps: &'s [PreTokenizerStep],
     /// What each step is at, the last one on top.
-    stack: Vec<Cutting<'s>>,
+    stack: Vec<PendingSplits<'s>>,
     /// The text, until it is begun.
-    start: Option<Piece>,
+    start: Option<TextSlice>,
 }
 
 /// A piece that a step is cutting.
-enum Cutting<'s> {
-    /// Matches stand alone, or are left out.
-    Lazy(Matches<'s>),
-    All(vec::IntoIter<Piece>),
+enum PendingSplits<'s> {
+    /// PatternSplits stand alone, or are left out.
+    Lazy(PatternSplits<'s>),
+    All(vec::IntoIter<TextSlice>),
 }
 
-struct Matches<'s> {
-    piece: Piece,
-    scan: Scan<'s>,
+struct PatternSplits<'s> {
+    piece: TextSlice,
+    scan: PatternMatches<'s>,
     /// How much has been given.
     at: usize,
     next: Option<Range<usize>>,
@@ -219,9 +219,9 @@ struct Matches<'s> {
     gives: (bool, bool),
 }
 
-impl Words<'_> {
+impl WordIter<'_> {
     /// The next word. None is empty.
-    pub fn next(&mut self) -> Result<Option<Piece>, Problem> {
+    pub fn next(&mut self) -> Result<Option<TextSlice>, BoxError> {
         if let Some(text) = self.start.take().filter(|text| !text.text().is_empty()) {
             match self.steps.first() {
                 Some(step) => self.stack.push(step.cut(text)?),
@@ -232,8 +232,8 @@ impl Words<'_> {
             let depth = self.stack.len();
             let Some(top) = self.stack.last_mut() else { return Ok(None) };
             let piece = match top {
-                Cutting::Lazy(matches) => matches.next()?,
-                Cutting::All(pieces) => pieces.next(),
+                PendingSplits::Lazy(matches) => matches.next()?,
+                PendingSplits::All(pieces) => pieces.next(),
             };
             match piece {
                 None => drop(self.stack.pop()),
@@ -247,8 +247,8 @@ impl Words<'_> {
     }
 }
 
-impl Matches<'_> {
-    fn next(&mut self) -> Result<Option<Piece>, Problem> {
+impl PatternSplits<'_> {
+    fn next(&mut self) -> Result<Option<TextSlice>, BoxError> {
         let (matches, others) = self.gives;
         loop {
             if let Some(found) = self.next.take() {
@@ -272,10 +272,10 @@ impl Matches<'_> {
     }
 }
 
-impl Step {
-    fn cut(&self, piece: Piece) -> Result<Cutting<'_>, Problem> {
+impl PreTokenizerStep {
+    fn cut(&self, piece: TextSlice) -> Result<PendingSplits<'_>, BoxError> {
         use SplitDelimiterBehavior::{Isolated, Removed};
-        let all = |pieces: Vec<Piece>| Ok(Cutting::All(pieces.into_iter()));
+        let all = |pieces: Vec<TextSlice>| Ok(PendingSplits::All(pieces.into_iter()));
         match self {
             Self::Split { pattern, behavior: Isolated, .. } => Ok(lazily(pattern, piece, (true, true))),
             Self::Split { pattern, behavior: Removed, invert } => Ok(lazily(pattern, piece, (*invert, !invert))),
@@ -292,12 +292,12 @@ impl Step {
     }
 }
 
-fn lazily(pattern: &Pattern, piece: Piece, gives: (bool, bool)) -> Cutting<'_> {
-    Cutting::Lazy(Matches { piece, scan: pattern.scan(), at: 0, next: None, gives })
+fn lazily(pattern: &Pattern, piece: TextSlice, gives: (bool, bool)) -> PendingSplits<'_> {
+    PendingSplits::Lazy(PatternSplits { piece, scan: pattern.scan(), at: 0, next: None, gives })
 }
 
 /// All of a text: what matches, and what is between.
-fn parts(pattern: &Pattern, text: &str, invert: bool) -> Result<Vec<(Range<usize>, bool)>, Problem> {
+fn parts(pattern: &Pattern, text: &str, invert: bool) -> Result<Vec<(Range<usize>, bool)>, BoxError> {
     let (mut parts, mut at, mut scan) = (Vec::new(), 0, pattern.scan());
     while let Some((start, end)) = scan.next(text)? {
         if at != start {
@@ -338,12 +338,12 @@ fn merged(mut parts: Vec<(Range<usize>, bool)>, behavior: SplitDelimiterBehavior
 }
 
 impl Metaspace {
-    fn cut(&self, piece: &Piece) -> Vec<Piece> {
+    fn cut(&self, piece: &TextSlice) -> Vec<TextSlice> {
         let mut text = piece.text().replace(' ', self.replacement.encode_utf8(&mut [0; 4]));
         let prefixed = match self.prefix {
-            Prefix::Always => true,
-            Prefix::First => piece.first,
-            Prefix::Never => false,
+            PrependScheme::Always => true,
+            PrependScheme::First => piece.first,
+            PrependScheme::Never => false,
         };
         if prefixed && !text.starts_with(self.replacement) {
             text.insert(0, self.replacement);
@@ -359,7 +359,7 @@ impl Metaspace {
     }
 }
 
-fn foreign(step: &PreTokenizerWrapper, piece: &Piece) -> Result<Vec<Piece>, Problem> {
+fn foreign(step: &PreTokenizerWrapper, piece: &TextSlice) -> Result<Vec<TextSlice>, BoxError> {
     let text = piece.text();
     if text.len() > MAX_FOREIGN_BYTES {
         return Err(format!("a text of {} bytes is too long for this pre_tokenizer", text.len()).into());
@@ -369,7 +369,7 @@ fn foreign(step: &PreTokenizerWrapper, piece: &Piece) -> Result<Vec<Piece>, Prob
     let parts = cut.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
     let pieces = parts.into_iter().enumerate().map(|(i, (part, ..))| {
         let changed = piece.changed(part.to_owned());
-        Piece { first: piece.first && i == 0, ..changed }
+        TextSlice { first: piece.first && i == 0, ..changed }
     });
     Ok(pieces.collect())
 }

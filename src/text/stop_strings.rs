@@ -20,10 +20,10 @@ impl StopStrings {
 
 /// The prefixes of all strings, by length. Those that continue a prefix are next to each other, by their last byte.
 #[derive(Debug, Clone)]
-pub struct Automaton(Vec<Prefix>);
+pub struct Automaton(Vec<AutomatonState>);
 
 #[derive(Debug, Clone, Default)]
-struct Prefix {
+struct AutomatonState {
     last_byte: u8,
     len: u32,
     /// The first of those that continue it; they end where those of the next prefix begin.
@@ -39,7 +39,7 @@ impl Automaton {
         let mut strings: Vec<&[u8]> = strings.filter(|bytes| !bytes.is_empty()).collect();
         strings.sort_unstable();
         strings.dedup();
-        let mut this = Self(vec![Prefix::default()]);
+        let mut this = Self(vec![AutomatonState::default()]);
         // Which strings begin with a prefix.
         let mut ranges = vec![(0, strings.len())];
         let mut at = 0;
@@ -54,7 +54,12 @@ impl Automaton {
                 let byte = strings[from][len];
                 let same = strings[from..end].partition_point(|string| string[len] == byte);
                 let fallback = if at == 0 { 0 } else { this.step(this.0[at].fallback, byte) };
-                this.0.push(Prefix { last_byte: byte, len: len as u32 + 1, fallback, ..Prefix::default() });
+                this.0.push(AutomatonState {
+                    last_byte: byte,
+                    len: len as u32 + 1,
+                    fallback,
+                    ..AutomatonState::default()
+                });
                 ranges.push((from, from + same));
                 from += same;
             }

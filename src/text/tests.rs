@@ -16,19 +16,19 @@ use chrono::{NaiveDate, NaiveDateTime};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Answer, ChatTemplate, Prompt, StopStrings, TemplateSource, TextProcessor, Tokenizer,
+    ChatTemplate, OutputText, Prompt, StopStrings, TemplateSource, TextProcessor, Tokenizer,
     added_tokens::{self, AddedTokens},
-    budget, chat_context, continued,
+    budget, chat_context, continued_chat,
     detokenizer::Detokenizer,
     gguf,
-    rendered::Rendered,
-    vocabulary,
+    rendered_prompt::RenderedPrompt,
+    vocab_merges,
 };
 use crate::{
     Error, Message,
     weights::{
         Config,
-        gguf::{GgufFile, Metadata},
+        gguf::{GgufFile, GgufMetadata},
     },
 };
 
@@ -63,8 +63,8 @@ fn tokenizers() -> Vec<(String, Arc<TextProcessor>, Value)> {
         (name.to_owned(), tokenizer, json(&format!("{name}/expected.json")))
     });
     let opt = golden("opt_v4");
-    let config = vocabulary::config(&opt, added_tokens::config(&opt).unwrap());
-    let opt = vocabulary::tokenizer(&opt, &config).unwrap();
+    let config = vocab_merges::config(&opt, added_tokens::config(&opt).unwrap());
+    let opt = vocab_merges::tokenizer(&opt, &config).unwrap();
     let opt = ("opt_v4".to_owned(), opt, json("opt_v4/expected.json"));
     let expected = json("gguf/expected.json");
     let files =
@@ -92,7 +92,7 @@ fn ids_are_those_of_transformers() {
 fn pieces_make_up_the_decoding_of_transformers() {
     for (name, text, expected) in tokenizers() {
         for (whole, ids) in cases(&expected, "decode_cases") {
-            let mut answer = Answer::new(text.clone(), &[], Arc::default());
+            let mut answer = OutputText::new(text.clone(), &[], Arc::default());
             let mut tokens = Vec::new();
             for id in &ids {
                 tokens.extend(answer.push(*id, None).unwrap().ready);
@@ -160,7 +160,7 @@ fn the_first_token_of_an_answer_keeps_its_space() {
     assert_eq!(answer_text(&text, prompt, answer).0, " dog");
     assert_eq!(answer_text(&text, &[], answer).0, "dog", "as the decoding of these alone");
     let stops = Arc::new(StopStrings::new(vec![" d".into()]));
-    let mut stopped = Answer::new(text.clone(), prompt, stops);
+    let mut stopped = OutputText::new(text.clone(), prompt, stops);
     let steps: Vec<_> = answer.iter().map(|id| stopped.push(*id, None).unwrap()).collect();
     assert!(steps.iter().any(|step| step.stopped), "{steps:?}");
 }
@@ -175,7 +175,7 @@ fn bytes_that_never_become_a_character_do_not_wait() {
             fallback.or_else(|| text.tokenizer.id_of(&char::from(byte).to_string()))
         };
         let answer_of = |ids: &[u32]| {
-            let mut answer = Answer::new(text.clone(), &[], Arc::default());
+            let mut answer = OutputText::new(text.clone(), &[], Arc::default());
             let mut tokens: Vec<_> = ids.iter().flat_map(|id| answer.push(*id, None).unwrap().ready).collect();
             tokens.extend(answer.finish().unwrap());
             assert_eq!(tokens.iter().map(|token| token.id).collect::<Vec<_>>(), ids, "{name}");
@@ -265,7 +265,7 @@ fn new_tokens_have_ids_for_which_the_model_has_room() {
 fn many_stop_strings_that_nearly_match_cost_no_more_than_a_few() {
     let text = Arc::new(chatml());
     let stops = (0..2000).map(|i| format!("{}{i}!", "a".repeat(1000))).collect();
-    let mut answer = Answer::new(text.clone(), &[], Arc::new(StopStrings::new(stops)));
+    let mut answer = OutputText::new(text.clone(), &[], Arc::new(StopStrings::new(stops)));
     let [a] = text.tokenizer.encode("a", false).unwrap()[..] else { panic!() };
     let begun = std::time::Instant::now();
     let mut released = 0;
@@ -359,10 +359,11 @@ fn templates_render_as_in_transformers() {
         let template = template(source, &value).at(now());
         for case in cases {
             let plain = context(case);
-            let rendered = Rendered::new(&template, plain.clone());
+            let rendered = RenderedPrompt::new(&template, plain.clone());
             if let Ok(rendered) = &rendered {
-                let ids =
-                    budget::at_once(rendered.encode(&special, &mut budget::Budget::unlimited())).unwrap().unwrap();
+                let ids = budget::at_once(rendered.encode(&special, &mut budget::TokenizeBudget::unlimited()))
+                    .unwrap()
+                    .unwrap();
                 assert_eq!(ids, special.encode(&rendered.text, false).unwrap(), "{name}: {}", rendered.text);
             }
             for render in [template.render(plain), rendered.map(|rendered| rendered.text)] {
@@ -412,7 +413,7 @@ fn prompts_end_within_the_last_message() {
     for case in cases {
         let source = value["templates"][case["template"].as_str().unwrap()].as_str().unwrap();
         let template = template(source.to_owned(), case);
-        let rendered = continued::render(&template, context(case));
+        let rendered = continued_chat::render(&template, context(case));
         match (rendered, case["expected"].as_str()) {
             (Ok(rendered), Some(expected)) => assert_eq!(rendered.text, expected, "{case}"),
             (Err(_), None) => {}
@@ -531,7 +532,7 @@ fn stop_strings_are_found_across_tokens_and_held_back_until_decided() {
     let text = Arc::new(chatml());
     let run = |input: &str, stops: &[&str]| {
         let stop_strings = StopStrings::new(stops.iter().map(|stop| (*stop).to_owned()).collect());
-        let mut answer = Answer::new(text.clone(), &[], Arc::new(stop_strings));
+        let mut answer = OutputText::new(text.clone(), &[], Arc::new(stop_strings));
         let mut out = String::new();
         for id in text.tokenizer.encode(input, false).unwrap() {
             let step = answer.push(id, None).unwrap();

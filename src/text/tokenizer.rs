@@ -12,15 +12,15 @@ use tokenizers::{
 
 use super::{
     added_tokens::AddedTokens,
-    budget::{self, Budget},
-    control::{ControlTokens, is_turn_marker, looks_like_control},
-    decoding::{self, Decoding, Piece, Pieces},
-    file,
+    budget::{self, TokenizeBudget},
+    control_tokens::{ControlTokens, is_turn_marker, looks_like_control},
+    encode_pipeline::{EncodeFailure, EncodeMode, EncodePipeline},
     normalizer::Normalizer,
-    pipeline::{Failure, Pipeline, Reading},
     plain_words::Unwritable,
-    pre_tokenizer::Steps,
-    rendered::Given,
+    pre_tokenizer::PreTokenizer,
+    rendered_prompt::ValueSpans,
+    token_decoder::{self, DecodedPiece, PieceDecoder, TokenDecoder},
+    tokenizer_json,
 };
 use crate::{Error, Result, files};
 
@@ -28,9 +28,9 @@ use crate::{Error, Result, files};
 pub struct Tokenizer {
     /// Its model, what is put around texts, and its decoder.
     inner: tokenizers::Tokenizer,
-    pipeline: Pipeline,
+    pipeline: EncodePipeline,
     path: PathBuf,
-    decoding: Decoding,
+    decoding: TokenDecoder,
     /// Tokens that are never printed.
     special_ids: HashSet<u32>,
     control: ControlTokens,
@@ -42,7 +42,7 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`, to which these tokens are added.
     pub fn read(path: &Path, added: AddedTokens) -> Result<Self> {
         let json = files::read_limited(path, files::MAX_VOCABULARY)?;
-        let parts = file::Parts::read(path, &json)?;
+        let parts = tokenizer_json::TokenizerJson::read(path, &json)?;
         let inner = guarded(|| {
             let mut inner = parts.tokenizer(&json)?;
             added.add_to(&mut inner)?;
@@ -54,17 +54,23 @@ impl Tokenizer {
 
     /// Wraps a tokenizer that was made of the file at `path`.
     pub fn new(path: &Path, inner: tokenizers::Tokenizer) -> Result<Self> {
-        let parts = file::Parts::of(&inner).map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
+        let parts = tokenizer_json::TokenizerJson::of(&inner)
+            .map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
         Self::with_steps(path, inner, parts.normalizer(path)?, parts.pre_tokenizer(path)?)
     }
 
     /// Wraps a tokenizer that was made of the file at `path`, with another normalizer and pre-tokenizer.
-    pub fn with_steps(path: &Path, inner: tokenizers::Tokenizer, normalizer: Normalizer, steps: Steps) -> Result<Self> {
+    pub fn with_steps(
+        path: &Path,
+        inner: tokenizers::Tokenizer,
+        normalizer: Normalizer,
+        steps: PreTokenizer,
+    ) -> Result<Self> {
         let mut inner = inner;
         // A prompt is never cut or padded behind its author's back.
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
-        let pipeline = guarded(|| Pipeline::new(&mut inner, normalizer, steps))
+        let pipeline = guarded(|| EncodePipeline::new(&mut inner, normalizer, steps))
             .map_err(|error| Error::model_because(path, "added_tokens or model: cannot be used", error))?;
         // One that has been special stays so, whatever is said of it later.
         let is_special = |token: &AddedToken| inner.get_added_vocabulary().is_special_token(&token.content);
@@ -73,7 +79,7 @@ impl Tokenizer {
         let plain_added_texts = plain.into_iter().map(|(_, token)| token.content).filter(|text| !text.is_empty());
         let mut this = Self {
             path: path.to_owned(),
-            decoding: Decoding::of(inner.get_decoder()),
+            decoding: TokenDecoder::of(inner.get_decoder()),
             special_ids: special.iter().map(|(id, _)| *id).collect(),
             control: ControlTokens::default(),
             plain_added_texts: plain_added_texts.collect(),
@@ -108,17 +114,17 @@ impl Tokenizer {
     /// The ids of `text`. Special tokens in it are recognized; `add_special_tokens` adds those the
     /// tokenizer puts around every text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        self.encode_now(text, if add_special_tokens { Reading::Whole } else { Reading::Part })
+        self.encode_now(text, if add_special_tokens { EncodeMode::Document } else { EncodeMode::Fragment })
     }
 
     /// The ids of `text`, control tokens in it taken as plain text.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_now(text, Reading::Plain { first: true })
+        self.encode_now(text, EncodeMode::Plain { first: true })
     }
 
-    fn encode_now(&self, text: &str, reading: Reading<'_>) -> Result<Vec<u32>> {
-        let mut budget = Budget::unlimited();
-        let encoded = budget::at_once(self.encode_within(text, reading, &mut budget));
+    fn encode_now(&self, text: &str, mode: EncodeMode<'_>) -> Result<Vec<u32>> {
+        let mut budget = TokenizeBudget::unlimited();
+        let encoded = budget::at_once(self.encode_within(text, mode, &mut budget));
         encoded.unwrap_or_else(|| Err(Error::internal("a text was not tokenized at once")))
     }
 
@@ -126,8 +132,13 @@ impl Tokenizer {
     ///
     /// # Cancel safety
     /// Dropping the future ends the work at once.
-    pub async fn encode_within(&self, text: &str, reading: Reading<'_>, budget: &mut Budget) -> Result<Vec<u32>> {
-        let ids = self.encode_checked(text, reading, budget).await?;
+    pub async fn encode_within(
+        &self,
+        text: &str,
+        mode: EncodeMode<'_>,
+        budget: &mut TokenizeBudget,
+    ) -> Result<Vec<u32>> {
+        let ids = self.encode_checked(text, mode, budget).await?;
         ids.ok_or_else(|| Error::internal("a text was not tokenized"))
     }
 
@@ -135,19 +146,29 @@ impl Tokenizer {
     ///
     /// # Cancel safety
     /// As [`encode_within`](Self::encode_within).
-    pub async fn encode_given(&self, text: &str, given: Given<'_>, budget: &mut Budget) -> Result<Option<Vec<u32>>> {
-        self.encode_checked(text, Reading::Given(given), budget).await
+    pub async fn encode_rendered(
+        &self,
+        text: &str,
+        given: ValueSpans<'_>,
+        budget: &mut TokenizeBudget,
+    ) -> Result<Option<Vec<u32>>> {
+        self.encode_checked(text, EncodeMode::Rendered(given), budget).await
     }
 
-    async fn encode_checked(&self, text: &str, reading: Reading<'_>, budget: &mut Budget) -> Result<Option<Vec<u32>>> {
-        let encoded = self.pipeline.encode((&self.inner, &self.control), text, reading, budget);
+    async fn encode_checked(
+        &self,
+        text: &str,
+        mode: EncodeMode<'_>,
+        budget: &mut TokenizeBudget,
+    ) -> Result<Option<Vec<u32>>> {
+        let encoded = self.pipeline.encode((&self.inner, &self.control), text, mode, budget);
         match AssertUnwindSafe(encoded).catch_unwind().await {
             Ok(Ok(ids)) => Ok(Some(ids)),
-            Ok(Err(Failure::Forged)) => Ok(None),
-            Ok(Err(Failure::Error(error))) => Err(error),
-            Ok(Err(Failure::Problem(problem))) => match problem.downcast_ref::<Unwritable>() {
+            Ok(Err(EncodeFailure::Forged)) => Ok(None),
+            Ok(Err(EncodeFailure::Error(error))) => Err(error),
+            Ok(Err(EncodeFailure::Internal(error))) => match error.downcast_ref::<Unwritable>() {
                 Some(unwritable) => Err(Error::config("messages", unwritable.to_string())),
-                None => Err(self.failed("encoding", problem)),
+                None => Err(self.failed("encoding", error)),
             },
             Err(_) => Err(self.failed("encoding", "it ended in a panic".into())),
         }
@@ -168,17 +189,17 @@ impl Tokenizer {
         guarded(|| self.inner.decode(ids, false)).map_err(|error| self.failed("decoding", error))
     }
 
-    pub fn decoding(&self) -> &Decoding {
+    pub fn decoding(&self) -> &TokenDecoder {
         &self.decoding
     }
 
     /// The bytes of a token that is bytes.
     pub fn bytes_of(&self, id: u32) -> Vec<u8> {
-        decoding::bytes(self.written(id))
+        token_decoder::bytes(self.written(id))
     }
 
     /// What a token is to a decoder of pieces.
-    pub fn piece_of(&self, id: u32, pieces: &Pieces) -> Result<Piece> {
+    pub fn piece_of(&self, id: u32, pieces: &PieceDecoder) -> Result<DecodedPiece> {
         guarded(|| pieces.piece(self.written(id))).map_err(|error| self.failed("decoding", error))
     }
 

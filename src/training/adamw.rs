@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_are_those_of_torch() {
+    fn steps_match_torch() {
         // torch.optim.AdamW, lr 0.1, weight_decay 0.01, of 0.5 with the gradients 0.3, -0.2, 0.05.
         let (mut adamw, mut parameter) = (AdamW::default(), vec![0.5]);
         for (gradient, expected) in [(0.3, 0.3995), (-0.2, 0.384_648), (0.05, 0.364_416)] {
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn clipped_gradients_are_as_long_as_the_limit() {
+    fn clipping_scales_the_global_norm() {
         let mut gradients = vec![vec![3.0], vec![0.0, 4.0]];
         assert_eq!(clip(&mut gradients, 10.0), 5.0);
         assert_eq!(gradients, [vec![3.0], vec![0.0, 4.0]]);

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     TrainConfig,
     adamw::{AdamW, Moments},
-    data::Sample,
-    lora::parameters,
+    dataset::Sample,
+    fnv::Fnv1a,
+    trained_adapter::parameters,
 };
 use crate::{AdapterFile, Error, Result, files};
 
@@ -23,7 +24,7 @@ const KEPT: usize = 2;
 
 /// Where a training is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct CheckpointState {
     /// Steps taken.
     pub step: usize,
     /// Those taken before the last evaluation.
@@ -38,7 +39,7 @@ pub struct State {
     pub fingerprint: String,
 }
 
-impl State {
+impl CheckpointState {
     /// Takes note of an evaluation.
     pub fn note(&mut self, loss: f32) {
         self.evaluated = self.step;
@@ -56,7 +57,7 @@ impl State {
 }
 
 /// Writes a checkpoint. A crash leaves it out, or whole; those before it stay until it is there.
-pub fn write(dir: &Path, state: &State, file: &mut AdapterFile, adamw: &AdamW) -> Result<()> {
+pub fn write(dir: &Path, state: &CheckpointState, file: &mut AdapterFile, adamw: &AdamW) -> Result<()> {
     let name = format!("step-{:06}", state.step);
     let part = dir.join(format!("{name}.part"));
     let failed = |error: io::Error| Error::model(&part, format!("the checkpoint could not be written: {error}"));
@@ -94,10 +95,10 @@ pub fn write(dir: &Path, state: &State, file: &mut AdapterFile, adamw: &AdamW) -
 }
 
 /// Puts what the latest whole checkpoint holds, if there is one, into all of these. It is to be of the same training.
-pub fn read(dir: &Path, state: &mut State, file: &mut AdapterFile, adamw: &mut AdamW) -> Result<()> {
+pub fn read(dir: &Path, state: &mut CheckpointState, file: &mut AdapterFile, adamw: &mut AdamW) -> Result<()> {
     let Some((_, latest)) = found(dir)?.pop() else { return Ok(()) };
     let path = latest.join(STATE);
-    let found: State =
+    let found: CheckpointState =
         serde_json::from_slice(&bytes(&path)?).map_err(|error| Error::model(&path, error.to_string()))?;
     if found.fingerprint != state.fingerprint {
         return Err(Error::config("checkpoint_dir", format!("{} has checkpoints of another training", dir.display())));
@@ -170,26 +171,8 @@ pub fn fingerprint(config: &TrainConfig, origin: u64, samples: &[Vec<Sample>]) -
         on_bad_example: fresh.on_bad_example,
         ..config.clone()
     };
-    let mut hash = Hash::default();
+    let mut hash = Fnv1a::default();
     hash.add(format!("{origin} {config:?}").bytes());
     samples.iter().flatten().for_each(|sample| hash.add(format!("{sample:?}").bytes()));
     format!("{:016x}", hash.0)
-}
-
-/// FNV-1a, the same in every build.
-pub struct Hash(pub u64);
-
-impl Default for Hash {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hash {
-    /// Takes a sequence in, and where it ends.
-    pub fn add<T: Into<u64>>(&mut self, items: impl Iterator<Item = T>) {
-        let end = std::iter::once(u64::MAX);
-        self.0 =
-            items.map(Into::into).chain(end).fold(self.0, |hash, item| (hash ^ item).wrapping_mul(0x0100_0000_01b3));
-    }
 }

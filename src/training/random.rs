@@ -1,10 +1,10 @@
 /// Numbers that a seed and a stream decide, the same in every build:
 /// [SplitMix64](https://doi.org/10.1145/2714064.2660195).
-pub struct Random {
+pub struct SplitMix64 {
     state: u64,
 }
 
-impl Random {
+impl SplitMix64 {
     pub fn new(seed: u64, stream: u64) -> Self {
         let mut this = Self { state: seed };
         this.state = this.next() ^ stream;

@@ -10,37 +10,37 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{
     TrainConfig, TrainExample, TrainProgress,
     adamw::{self, AdamW},
-    checkpoint::{self, State},
-    data::{self, Reader, Sample},
-    guard::Guard,
-    lora::{self, Learned},
-    progress::TrainSender,
-    step::Step,
+    checkpoint::{self, CheckpointState},
+    dataset::{self, ExampleReader, Sample},
+    divergence::DivergenceDetector,
+    forward_backward::ForwardBackward,
+    train_stream::TrainSender,
+    trained_adapter::{self, TrainedAdapter},
 };
 use crate::{
     AdapterFile, Error, Result,
-    decoder::Trained,
-    engine::{Access, Adapters},
+    decoder::TrainableLora,
+    engine::{Adapters, ModelLease},
     text::TextProcessor,
 };
 
 /// One training, from its first step to its last.
-pub struct Run {
-    pub access: Access,
+pub struct TrainingRun {
+    pub lease: ModelLease,
     pub text: Arc<TextProcessor>,
     pub adapters: Arc<Adapters>,
-    pub learned: Arc<Learned>,
+    pub learned: Arc<TrainedAdapter>,
     pub config: TrainConfig,
     pub sender: TrainSender,
 }
 
 /// What changes from step to step.
-struct Progress {
+struct RunState {
     file: AdapterFile,
     adamw: AdamW,
-    state: State,
+    state: CheckpointState,
     /// The state at the last checkpoint.
-    kept: State,
+    kept: CheckpointState,
     /// The latest adapter whose loss is known and fine, and the step it was learned in: what is left if training
     /// diverges.
     sound: (AdapterFile, usize),
@@ -48,12 +48,12 @@ struct Progress {
 }
 
 /// What there is to learn from.
-struct Samples<'a> {
+struct Dataset<'a> {
     learned: &'a [Sample],
     evaluated: &'a [Sample],
 }
 
-impl Run {
+impl TrainingRun {
     /// Lets go of the model.
     pub fn end(self) -> TrainSender {
         self.sender
@@ -64,7 +64,7 @@ impl Run {
         block_on(async {
             tokio::select! {
                 biased;
-                () = self.access.closing() => Err(Error::Closed),
+                () = self.lease.closing() => Err(Error::Closed),
                 () = self.sender.closed() => Err(Error::Cancelled),
                 place = place.acquire_owned() => place.map_err(|_| Error::Closed),
             }
@@ -72,10 +72,10 @@ impl Run {
     }
 
     pub fn all(&self, examples: &[TrainExample]) -> Result<()> {
-        let mut reader = Reader::new(&self.text, &self.access.network, &self.config);
+        let mut reader = ExampleReader::new(&self.text, &self.lease.network, &self.config);
         let samples = self.read(examples, &mut reader)?;
         let mut progress = self.begin(&samples)?;
-        let (learned, evaluated) = data::split(samples, &self.config);
+        let (learned, evaluated) = dataset::split(samples, &self.config);
         if learned.is_empty() {
             return Err(reader.first_skipped.unwrap_or_else(|| Error::config("examples", "there are none")));
         }
@@ -83,7 +83,7 @@ impl Run {
             return Err(Error::config(field, "no example is set aside to be asked for"));
         }
         let mut guard = self.guard(&learned, &mut progress)?;
-        let samples = Samples { learned: &learned, evaluated: &evaluated };
+        let samples = Dataset { learned: &learned, evaluated: &evaluated };
         let report =
             TrainProgress { skipped_examples: reader.skipped, cut_examples: reader.cut, ..TrainProgress::default() };
         let ended = self.steps(&samples, &mut guard, report, &mut progress);
@@ -91,11 +91,11 @@ impl Run {
     }
 
     /// The samples of each example that is not left out.
-    fn read(&self, examples: &[TrainExample], reader: &mut Reader<'_>) -> Result<Vec<Vec<Sample>>> {
+    fn read(&self, examples: &[TrainExample], reader: &mut ExampleReader<'_>) -> Result<Vec<Vec<Sample>>> {
         let mut samples = Vec::with_capacity(examples.len());
         for (index, example) in examples.iter().enumerate() {
             // There may be very many.
-            self.access.check_open()?;
+            self.lease.check_open()?;
             if self.sender.is_closed() {
                 return Err(Error::Cancelled);
             }
@@ -110,22 +110,22 @@ impl Run {
     }
 
     /// From the last checkpoint on, or from the adapter as it is.
-    fn begin(&self, samples: &[Vec<Sample>]) -> Result<Progress> {
+    fn begin(&self, samples: &[Vec<Sample>]) -> Result<RunState> {
         let mut file = self.learned.get()?;
         let mut adamw = AdamW::default();
         let fingerprint = checkpoint::fingerprint(&self.config, self.learned.origin()?, samples);
-        let mut state = State { fingerprint, ..State::default() };
+        let mut state = CheckpointState { fingerprint, ..CheckpointState::default() };
         if let Some(dir) = &self.config.checkpoint_dir {
             checkpoint::read(dir, &mut state, &mut file, &mut adamw)?;
             self.learned.set(&file);
         }
         let (kept, sound) = (state.clone(), (file.clone(), state.step));
-        Ok(Progress { file, adamw, state, kept, sound, has_diverged: false })
+        Ok(RunState { file, adamw, state, kept, sound, has_diverged: false })
     }
 
     /// Finds out what the loss is before the first step.
-    fn guard<'a>(&self, learned: &'a [Sample], progress: &mut Progress) -> Result<Guard<'a>> {
-        let probes = Guard::probes(learned);
+    fn guard<'a>(&self, learned: &'a [Sample], progress: &mut RunState) -> Result<DivergenceDetector<'a>> {
+        let probes = DivergenceDetector::probes(learned);
         let base_loss = match progress.state.base_loss {
             Some(loss) => loss,
             None => self.probed(&progress.file, &probes, &|| !self.sender.is_closed())?,
@@ -133,21 +133,21 @@ impl Run {
         for state in [&mut progress.state, &mut progress.kept] {
             state.base_loss = Some(base_loss);
         }
-        Ok(Guard::new(probes, base_loss))
+        Ok(DivergenceDetector::new(probes, base_loss))
     }
 
     fn steps(
         &self,
-        samples: &Samples<'_>,
-        guard: &mut Guard<'_>,
+        samples: &Dataset<'_>,
+        guard: &mut DivergenceDetector<'_>,
         counts: TrainProgress,
-        progress: &mut Progress,
+        progress: &mut RunState,
     ) -> Result<()> {
         let (config, learned) = (&self.config, samples.learned);
         let per_epoch = learned.len().div_ceil(config.step_examples());
         let total = config.max_steps.unwrap_or(usize::MAX).min(per_epoch.saturating_mul(config.epochs));
         let eval_every = config.eval_every.unwrap_or(per_epoch);
-        let is_due = |state: &State| {
+        let is_due = |state: &CheckpointState| {
             !samples.evaluated.is_empty() && (state.step.is_multiple_of(eval_every) || state.step == total)
         };
         // What ended training before may have come in between.
@@ -157,7 +157,7 @@ impl Run {
         while progress.state.step < total && !progress.state.is_enough(config.patience) {
             let step = progress.state.step;
             let (epoch, within) = (step / per_epoch, step % per_epoch);
-            let order = data::steps(learned.len(), epoch, config);
+            let order = dataset::steps(learned.len(), epoch, config);
             let of_step: Vec<&Sample> = order[within].iter().map(|index| &learned[*index]).collect();
             let mut report = self.step(&of_step, guard, config.rate(step, total), progress)?;
             (report.epoch, report.total_steps) = (epoch, total);
@@ -168,7 +168,7 @@ impl Run {
             if progress.state.step.is_multiple_of(config.checkpoint_every) && self.is_sound(guard, progress)? {
                 self.keep(progress)?;
             }
-            self.sender.step(report, self.access.closing())?;
+            self.sender.step(report, self.lease.closing())?;
         }
         Ok(())
     }
@@ -177,15 +177,15 @@ impl Run {
     fn step(
         &self,
         samples: &[&Sample],
-        guard: &mut Guard<'_>,
+        guard: &mut DivergenceDetector<'_>,
         rate: f32,
-        progress: &mut Progress,
+        progress: &mut RunState,
     ) -> Result<TrainProgress> {
         let begun = Instant::now();
-        let trained = Trained::new(self.access.network.sites(), &progress.file)?;
+        let trained = TrainableLora::new(self.lease.network.targets(), &progress.file)?;
         let step = self.with(&trained);
         let mut gradients: Vec<Vec<f32>> =
-            lora::parameters(&mut progress.file).iter().map(|values| vec![0.0; values.len()]).collect();
+            trained_adapter::parameters(&mut progress.file).iter().map(|values| vec![0.0; values.len()]).collect();
         let targets: usize = samples.iter().map(|sample| sample.targets()).sum();
         let mut sum = 0.0;
         for batch in samples.chunks(self.config.batch_size) {
@@ -203,7 +203,7 @@ impl Run {
         } else if guard.bad_step() {
             return Err(self.diverged(progress, &format!("{rate} led to a loss of {loss}")));
         }
-        let mut parameters = lora::parameters(&mut progress.file);
+        let mut parameters = trained_adapter::parameters(&mut progress.file);
         progress.adamw.step(&mut parameters, &gradients, rate, self.config.weight_decay);
         if !parameters.par_iter().all(|values| values.iter().all(|value| value.is_finite())) {
             return Err(self.diverged(progress, &format!("{rate} led to an adapter that is not finite")));
@@ -223,8 +223,13 @@ impl Run {
     }
 
     /// The mean loss of samples that are not learned from. Requests may use what has been learned from then on.
-    fn evaluate(&self, evaluated: &[Sample], guard: &mut Guard<'_>, progress: &mut Progress) -> Result<f32> {
-        let trained = Trained::new(self.access.network.sites(), &progress.file)?;
+    fn evaluate(
+        &self,
+        evaluated: &[Sample],
+        guard: &mut DivergenceDetector<'_>,
+        progress: &mut RunState,
+    ) -> Result<f32> {
+        let trained = TrainableLora::new(self.lease.network.targets(), &progress.file)?;
         let evaluated: Vec<&Sample> = evaluated.iter().collect();
         let loss = mean_loss(&self.with(&trained), &evaluated, self.config.batch_size)?;
         if !loss.is_finite() {
@@ -239,7 +244,7 @@ impl Run {
 
     /// Whether the adapter is one that requests may use: its loss is not far above that of the beginning, or that of
     /// the last one that was. It is asked at the end, too, when nobody listens any more.
-    fn is_sound(&self, guard: &mut Guard<'_>, progress: &mut Progress) -> Result<bool> {
+    fn is_sound(&self, guard: &mut DivergenceDetector<'_>, progress: &mut RunState) -> Result<bool> {
         if progress.sound.1 == progress.state.step {
             return Ok(true);
         }
@@ -256,13 +261,13 @@ impl Run {
 
     /// The mean loss of some samples with an adapter.
     fn probed(&self, file: &AdapterFile, probes: &[&Sample], is_wanted: &dyn Fn() -> bool) -> Result<f32> {
-        let trained = Trained::new(self.access.network.sites(), file)?;
-        let step = Step { is_wanted: Box::new(is_wanted), ..self.with(&trained) };
+        let trained = TrainableLora::new(self.lease.network.targets(), file)?;
+        let step = ForwardBackward { is_wanted: Box::new(is_wanted), ..self.with(&trained) };
         mean_loss(&step, probes, probes.len())
     }
 
     /// Goes back to what was sound.
-    fn diverged(&self, progress: &mut Progress, what: &str) -> Error {
+    fn diverged(&self, progress: &mut RunState, what: &str) -> Error {
         let (sound, step) = &progress.sound;
         let reason = format!(
             "training diverged after {} steps: {what}; what the first {step} of them taught is kept",
@@ -276,7 +281,7 @@ impl Run {
     }
 
     /// However training ended, requests use what `Adapter::save` writes; a model that closes has none.
-    fn settle(&self, ended: Result<()>, guard: &mut Guard<'_>, progress: &mut Progress) -> Result<()> {
+    fn settle(&self, ended: Result<()>, guard: &mut DivergenceDetector<'_>, progress: &mut RunState) -> Result<()> {
         let is_open = !matches!(ended, Err(Error::Closed));
         let checked = match is_open && progress.state.step > 0 && !progress.has_diverged {
             true => self.is_sound(guard, progress).and_then(|is_sound| match is_sound {
@@ -300,9 +305,9 @@ impl Run {
         }
     }
 
-    fn with<'a>(&'a self, trained: &'a Trained) -> Step<'a> {
-        Step {
-            access: &self.access,
+    fn with<'a>(&'a self, trained: &'a TrainableLora) -> ForwardBackward<'a> {
+        ForwardBackward {
+            lease: &self.lease,
             trained,
             is_wanted: Box::new(|| !self.sender.is_closed()),
             checkpoint_activations: self.config.checkpoint_activations,
@@ -310,15 +315,15 @@ impl Run {
     }
 
     /// Lets requests use what has been learned.
-    fn publish(&self, progress: &Progress) -> Result<()> {
-        let adapter = self.access.network.sites().resolve(&progress.file)?;
+    fn publish(&self, progress: &RunState) -> Result<()> {
+        let adapter = self.lease.network.targets().resolve(&progress.file)?;
         match self.learned.is_replaced.load(Ordering::Acquire) {
             true => Ok(()),
             false => self.adapters.set_default(adapter),
         }
     }
 
-    fn keep(&self, progress: &mut Progress) -> Result<()> {
+    fn keep(&self, progress: &mut RunState) -> Result<()> {
         if let Some(dir) = &self.config.checkpoint_dir {
             checkpoint::write(dir, &progress.state, &mut progress.file, &progress.adamw)?;
         }
@@ -327,7 +332,7 @@ impl Run {
     }
 }
 
-impl Progress {
+impl RunState {
     /// Takes note that the loss of the adapter as it is is sound.
     fn note_sound(&mut self) {
         if self.sound.1 != self.state.step {
@@ -338,7 +343,7 @@ impl Progress {
 }
 
 /// The mean loss of the targets of some samples, of which so many are computed together.
-fn mean_loss(step: &Step<'_>, samples: &[&Sample], batch_size: usize) -> Result<f32> {
+fn mean_loss(step: &ForwardBackward<'_>, samples: &[&Sample], batch_size: usize) -> Result<f32> {
     let sum: f64 = samples.chunks(batch_size).map(|batch| step.loss(batch)).sum::<Result<f64>>()?;
     Ok((sum / samples.iter().map(|sample| sample.targets()).sum::<usize>() as f64) as f32)
 }

@@ -7,15 +7,16 @@ use std::{
 use tokio::sync::Semaphore;
 
 use super::{
-    Adapter, LoraConfig, TrainConfig, TrainExample, TrainStream, lora::Learned, progress::TrainWatch, run::Run,
+    Adapter, LoraConfig, TrainConfig, TrainExample, TrainStream, run::TrainingRun, train_stream::TrainWatch,
+    trained_adapter::TrainedAdapter,
 };
-use crate::{Error, Result, engine::Aside, memory};
+use crate::{Error, Result, engine::BackgroundJobs, memory};
 
 /// What trains a model's adapters.
 pub struct Trainer {
-    aside: Aside,
+    background: BackgroundJobs,
     /// The adapter that was applied last.
-    applied: Mutex<Option<Arc<Learned>>>,
+    applied: Mutex<Option<Arc<TrainedAdapter>>>,
     /// The place of the one training at a time.
     place: Arc<Semaphore>,
     /// The training that began last. Those before it have ended, or are to.
@@ -23,9 +24,9 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    pub fn new(aside: Aside) -> Self {
+    pub fn new(background: BackgroundJobs) -> Self {
         let (applied, latest) = Default::default();
-        Self { aside, applied, place: Arc::new(Semaphore::new(1)), latest }
+        Self { background, applied, place: Arc::new(Semaphore::new(1)), latest }
     }
 
     pub fn apply_lora(&self, config: &LoraConfig) -> Result<Box<dyn Adapter>> {
@@ -39,34 +40,34 @@ impl Trainer {
         Ok(Box::new(learned))
     }
 
-    fn apply(&self, config: &LoraConfig) -> Result<Arc<Learned>> {
-        let access = self.aside.access()?;
+    fn apply(&self, config: &LoraConfig) -> Result<Arc<TrainedAdapter>> {
+        let lease = self.background.lease()?;
         let Some(path) = &config.initial else {
-            let learned = Learned::begin(access, config)?;
+            let learned = TrainedAdapter::begin(lease, config)?;
             *self.applied() = Some(learned.clone());
             return Ok(learned);
         };
-        let sites = access.network.sites();
-        let (learned, adapter) = Learned::read(sites, path, config)?;
+        let targets = lease.network.targets();
+        let (learned, adapter) = TrainedAdapter::read(targets, path, config)?;
         let mut applied = self.applied();
         // Its training may not have ended yet.
         applied.iter().for_each(|before| before.is_replaced.store(true, Ordering::Release));
-        self.aside.adapters.set_default(adapter)?;
+        self.background.adapters.set_default(adapter)?;
         *applied = Some(learned.clone());
         Ok(learned)
     }
 
-    fn applied(&self) -> MutexGuard<'_, Option<Arc<Learned>>> {
+    fn applied(&self) -> MutexGuard<'_, Option<Arc<TrainedAdapter>>> {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The adapter that is to be trained.
-    fn learned(&self) -> Result<Arc<Learned>> {
+    fn learned(&self) -> Result<Arc<TrainedAdapter>> {
         let mut applied = self.applied();
         if let Some(learned) = &*applied {
             return Ok(learned.clone());
         }
-        let learned = Learned::begin(self.aside.access()?, &LoraConfig::default())?;
+        let learned = TrainedAdapter::begin(self.background.lease()?, &LoraConfig::default())?;
         *applied = Some(learned.clone());
         Ok(learned)
     }
@@ -77,7 +78,7 @@ impl Trainer {
 
     fn start(&self, examples: Vec<TrainExample>, config: TrainConfig) -> Result<TrainStream> {
         config.validate()?;
-        let access = self.aside.access()?;
+        let lease = self.background.lease()?;
         let (sender, stream) = TrainStream::channel();
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if latest.as_ref().is_some_and(TrainWatch::is_wanted) {
@@ -86,12 +87,12 @@ impl Trainer {
         let learned = self.learned()?;
         *latest = Some(sender.watch());
         drop(latest);
-        let (text, adapters) = (self.aside.text.clone(), self.aside.adapters.clone());
-        let run = Run { access, text, adapters, learned, config, sender };
+        let (text, adapters) = (self.background.text.clone(), self.background.adapters.clone());
+        let run = TrainingRun { lease, text, adapters, learned, config, sender };
         let place = self.place.clone();
         let work = move || {
             let place = run.wait_for(place);
-            let train = || run.access.on_threads("training", || run.all(&examples));
+            let train = || run.lease.on_threads("training", || run.all(&examples));
             let ended = match &place {
                 Ok(_) => catch_unwind(AssertUnwindSafe(train))
                     .unwrap_or_else(|panic| Err(Error::panicked("a training", panic.as_ref()))),

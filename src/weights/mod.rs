@@ -1,45 +1,45 @@
 //! Where tensors come from: files, checked and read piece by piece.
 
 mod adapter;
-mod config;
-mod formats;
 pub mod gguf;
-mod json;
-mod matrix;
-mod mlx;
-mod packed;
+mod hf_config;
+mod mlx_matrix;
+mod python_json;
+mod quantized_modules;
 mod safetensors;
-mod source;
-mod stored;
+mod stored_matrix;
+mod unsupported_formats;
+mod weight_file;
+mod weight_matrix;
 
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 
 pub use adapter::{AdapterFile, LoraTensors};
-pub use config::Config;
 use gguf::GgufFile;
-pub use matrix::Matrix;
-use packed::Module;
+pub use hf_config::Config;
+use quantized_modules::QuantizedModule;
 pub use safetensors::{INDEX_FILE, RawTensor, SafetensorsDir, WeightFiles};
-use source::FileBytes;
-pub use stored::StoredMatrix;
-use stored::{Bytes, Rows, to_f32};
+pub use stored_matrix::StoredMatrix;
+use stored_matrix::{RowMatrix, TensorBytes, to_f32};
+use weight_file::FileBytes;
+pub use weight_matrix::Matrix;
 
-pub use formats::no_tokenizer;
+pub use unsupported_formats::no_tokenizer;
 
-use crate::{Error, Result, files, kernels::ggml::GgmlType};
+use crate::{Error, Result, files, kernels::quant::GgmlType};
 
 /// A model's files: its configuration under Hugging Face's names, and its tensors.
 pub struct Checkpoint {
     /// The directory or file the model was loaded from.
     pub path: PathBuf,
     pub config: Config,
-    pub store: Store,
+    pub store: TensorStore,
 }
 
 /// The file format of a [`Checkpoint`].
-pub enum Store {
+pub enum TensorStore {
     Safetensors(SafetensorsDir),
     Gguf(GgufFile),
 }
@@ -67,25 +67,25 @@ impl Checkpoint {
         if path.is_dir() {
             let config = path.join("config.json");
             if !files::exists(&config)
-                && let Some(error) = formats::no_config(path)
+                && let Some(error) = unsupported_formats::no_config(path)
             {
                 return Err(error);
             }
             let (config, dir) = (Config::read(&config)?, SafetensorsDir::open(path)?);
-            formats::check(&config, &dir)?;
-            Ok(Self { path: path.to_owned(), config, store: Store::Safetensors(dir) })
+            unsupported_formats::check(&config, &dir)?;
+            Ok(Self { path: path.to_owned(), config, store: TensorStore::Safetensors(dir) })
         } else {
             let file = GgufFile::open(path)?;
             let config = gguf::config(&file)?;
-            Ok(Self { path: path.to_owned(), config, store: Store::Gguf(file) })
+            Ok(Self { path: path.to_owned(), config, store: TensorStore::Gguf(file) })
         }
     }
 
-    /// Bits per weight and weights per scale; zeros if the weights are not quantised.
+    /// Bits per weight and weights per scale; zeros if the weights are not quantized.
     pub fn quantization(&self) -> (u32, u32) {
         match &self.store {
-            Store::Safetensors(_) => self.config.quantization(),
-            Store::Gguf(file) => file.quantization(),
+            TensorStore::Safetensors(_) => self.config.quantization(),
+            TensorStore::Gguf(file) => file.quantization(),
         }
     }
 
@@ -96,16 +96,16 @@ impl Checkpoint {
 
     fn has_tensor(&self, name: &str) -> bool {
         match &self.store {
-            Store::Safetensors(dir) => dir.contains(name),
-            Store::Gguf(file) => file.contains(name),
+            TensorStore::Safetensors(dir) => dir.contains(name),
+            TensorStore::Gguf(file) => file.contains(name),
         }
     }
 
     /// The names of all tensors of a directory.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let dir = match &self.store {
-            Store::Safetensors(dir) => Some(dir),
-            Store::Gguf(_) => None,
+            TensorStore::Safetensors(dir) => Some(dir),
+            TensorStore::Gguf(_) => None,
         };
         dir.into_iter().flat_map(SafetensorsDir::names)
     }
@@ -133,8 +133,8 @@ impl Checkpoint {
     /// A tensor, whatever its shape.
     pub fn tensor(&self, name: &str) -> Result<StoredTensor<'_>> {
         match &self.store {
-            Store::Safetensors(dir) => dir.get(name),
-            Store::Gguf(file) => file.get(name),
+            TensorStore::Safetensors(dir) => dir.get(name),
+            TensorStore::Gguf(file) => file.get(name),
         }
     }
 
@@ -143,9 +143,9 @@ impl Checkpoint {
         let columns = shape.last().copied().unwrap_or(1);
         // What no tensor has been held against yet may be absurd.
         let rows = shape[..shape.len().saturating_sub(1)].iter().fold(1, |rows: usize, n| rows.saturating_mul(*n));
-        if let Store::Safetensors(_) = self.store
+        if let TensorStore::Safetensors(_) = self.store
             && let Some(module) = name.strip_suffix(".weight")
-            && let Some(matrix) = Module::new(self, module, rows, columns).read()?
+            && let Some(matrix) = QuantizedModule::new(self, module, rows, columns).read()?
         {
             return Ok(matrix);
         }
@@ -155,15 +155,15 @@ impl Checkpoint {
         if significant(tensor.shape) != significant(shape) {
             return Err(shape_error(name, &tensor, shape));
         }
-        tensor.check_numbers(name)?;
+        tensor.check_values(name)?;
         if let Encoding::Ggml(kind) = tensor.encoding
             && !columns.is_multiple_of(kind.block_len())
         {
             // The tensor has whole blocks along another dimension.
             return Err(shape_error(name, &tensor, shape));
         }
-        let (encoding, bytes) = (tensor.encoding, Bytes::File(tensor.bytes));
-        Ok(StoredMatrix::Rows(Rows { rows, columns, encoding, bytes, precise: false }))
+        let (encoding, bytes) = (tensor.encoding, TensorBytes::File(tensor.bytes));
+        Ok(StoredMatrix::Rows(RowMatrix { rows, columns, encoding, bytes, precise: false }))
     }
 
     /// The numbers of a tensor of `len` elements.
@@ -172,14 +172,14 @@ impl Checkpoint {
         if tensor.shape.iter().product::<usize>() != len {
             return Err(shape_error(name, &tensor, &[len]));
         }
-        tensor.numbers(name)
+        tensor.values(name)
     }
 }
 
 impl StoredTensor<'_> {
-    /// All numbers in order, if they are not quantised.
-    fn numbers(&self, name: &str) -> Result<Vec<f32>> {
-        self.check_numbers(name)?;
+    /// All numbers in order, if they are not quantized.
+    fn values(&self, name: &str) -> Result<Vec<f32>> {
+        self.check_values(name)?;
         match self.encoding {
             Encoding::Dense(dtype) => to_f32(&self.bytes.read()?, dtype),
             Encoding::Ggml(kind) => {
@@ -188,8 +188,8 @@ impl StoredTensor<'_> {
         }
     }
 
-    /// Refuses what only quantised modules have.
-    fn check_numbers(&self, name: &str) -> Result<()> {
+    /// Refuses what only quantized modules have.
+    fn check_values(&self, name: &str) -> Result<()> {
         match self.encoding {
             Encoding::Ggml(_) | Encoding::Dense(DType::F32 | DType::F16 | DType::BF16) => Ok(()),
             Encoding::Dense(dtype) => {
@@ -200,7 +200,7 @@ impl StoredTensor<'_> {
     }
 }
 
-/// The tensors that a weight of this name may be in if it is quantised.
+/// The tensors that a weight of this name may be in if it is quantized.
 fn packed_names(name: &str) -> impl Iterator<Item = String> {
     let module = name.strip_suffix(".weight").into_iter();
     module.flat_map(|module| [".qweight", "_blocks"].map(|form| format!("{module}{form}")))

@@ -10,9 +10,9 @@ use safetensors::{Dtype, tensor::Metadata};
 
 use super::{
     Encoding, StoredTensor,
-    config::Config,
-    formats,
-    source::{FileBytes, WeightFile},
+    hf_config::Config,
+    unsupported_formats,
+    weight_file::{FileBytes, WeightFile},
 };
 use crate::{Error, Result, files};
 
@@ -26,7 +26,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// The open `*.safetensors` files of a directory.
 pub struct SafetensorsDir {
     files: Vec<WeightFile>,
-    tensors: BTreeMap<String, Entry>,
+    tensors: BTreeMap<String, TensorEntry>,
     /// Tensors that an index puts into files that are not there, and those files.
     absent: BTreeMap<String, String>,
 }
@@ -39,7 +39,7 @@ pub struct RawTensor<'a> {
     pub bytes: FileBytes<'a>,
 }
 
-struct Entry {
+struct TensorEntry {
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -87,7 +87,8 @@ impl SafetensorsDir {
         let (data, metadata) = read_header(&file)?;
         for (name, info) in metadata.tensors() {
             let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
-            let entry = Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), start, end };
+            let entry =
+                TensorEntry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), start, end };
             if let Some(before) = self.tensors.insert(name.clone(), entry) {
                 let before = self.files[before.file].path().display();
                 tracing::warn!(name, %before, counts = %path.display(), "a tensor is in two files");
@@ -195,7 +196,7 @@ impl WeightFiles {
         let absent: BTreeMap<_, _> = indexed.iter().filter(|(_, file)| !is_there[file.as_str()]).collect();
         match (paths.is_empty(), absent.first_key_value()) {
             (true, Some((name, file))) => Err(absent_file(&dir.join(file), name)),
-            (true, None) => Err(formats::no_weights(dir)),
+            (true, None) => Err(unsupported_formats::no_weights(dir)),
             _ => Ok(Self {
                 paths,
                 absent: absent.into_iter().map(|(name, file)| (name.clone(), file.clone())).collect(),

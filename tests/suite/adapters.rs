@@ -44,7 +44,7 @@ async fn logits(model: &dyn TextModel, text: &str, config: GenerateConfig) -> Ve
 }
 
 #[tokio::test]
-async fn logits_and_tokens_are_those_of_peft_and_mlx_lm() {
+async fn logits_and_tokens_match_peft_and_mlx_lm() {
     for name in adapters() {
         let (path, expected, model) = adapter(&name);
         let prompts = &expected["prompts"];
@@ -57,7 +57,7 @@ async fn logits_and_tokens_are_those_of_peft_and_mlx_lm() {
 }
 
 #[tokio::test]
-async fn gguf_files_take_the_adapters_of_their_models() {
+async fn gguf_files_accept_adapters_of_their_models() {
     let mut checked = 0;
     for name in adapters() {
         let (path, expected, model) = adapter(&name);
@@ -71,7 +71,7 @@ async fn gguf_files_take_the_adapters_of_their_models() {
 }
 
 #[tokio::test]
-async fn quantised_weights_take_adapters() {
+async fn quantized_weights_accept_adapters() {
     for name in ["q_v", "dora_bias", "fused_dora"] {
         let (path, expected, model) = adapter(name);
         let config = LoadConfig::new().quantize(tokenflow::Quantize::Int8).adapter_path(path);
@@ -119,7 +119,7 @@ async fn requests_choose_adapters_by_name() {
 }
 
 #[tokio::test]
-async fn a_request_reaches_the_base_model_though_there_is_a_default_adapter() {
+async fn base_model_is_reachable_beside_a_default_adapter() {
     let (path, expected, name) = adapter("q_v");
     let (plain, adapted) = (golden_model(&name).await, adapted(&name, &path).await);
     let text = expected["prompts"][1]["text"].as_str().unwrap();
@@ -148,7 +148,7 @@ async fn a_request_reaches_the_base_model_though_there_is_a_default_adapter() {
 }
 
 #[tokio::test]
-async fn adapters_have_names() {
+async fn empty_adapter_names_are_refused() {
     let field = |error: Error| match error {
         Error::InvalidConfig { field, .. } => field,
         other => panic!("{other:?}"),
@@ -174,7 +174,7 @@ async fn adapters_have_names() {
 }
 
 #[tokio::test]
-async fn a_request_ends_with_the_adapter_it_began_with() {
+async fn running_request_keeps_its_adapter() {
     let model = golden_model_with("gqa_llama3", LoadConfig::new().stream_buffer(1)).await;
     let config = || GenerateConfig::new().adapter("a").max_tokens(40).stop_tokens(Vec::new());
     model.load_adapter("a", &golden_path("adapters/q_v")).await.unwrap();
@@ -189,7 +189,7 @@ async fn a_request_ends_with_the_adapter_it_began_with() {
 }
 
 #[tokio::test]
-async fn an_adapter_of_the_same_name_shares_no_cache_with_the_one_before() {
+async fn replaced_adapter_shares_no_prefix_cache() {
     let model = golden_model("gqa_llama3").await;
     let (path, expected, _) = adapter("q_v");
     let text = expected["prompts"][1]["text"].as_str().unwrap();
@@ -211,14 +211,14 @@ async fn an_adapter_of_the_same_name_shares_no_cache_with_the_one_before() {
 }
 
 #[tokio::test]
-async fn models_without_linear_maps_take_none() {
+async fn scripted_model_refuses_adapters() {
     let model = ScriptedModel::new(|_| String::new()).build().unwrap();
     let error = model.load_adapter("a", &golden_path("adapters/q_v")).await.unwrap_err();
     assert!(matches!(error, Error::InvalidConfig { field: "adapter", .. }), "{error:?}");
 }
 
 #[tokio::test]
-async fn what_is_written_is_what_was_read() {
+async fn adapter_files_round_trip() {
     for name in adapters() {
         let (path, expected, model) = adapter(&name);
         let read = AdapterFile::read(&path).unwrap();
@@ -240,7 +240,7 @@ async fn what_is_written_is_what_was_read() {
 }
 
 #[test]
-fn writers_of_one_directory_do_not_meet() {
+fn concurrent_writers_leave_a_whole_adapter() {
     let adapter = AdapterFile::read(golden_path("adapters/q_v")).unwrap();
     let dir = TempDir::new("written-together");
     std::thread::scope(|scope| {
@@ -253,7 +253,7 @@ fn writers_of_one_directory_do_not_meet() {
 }
 
 #[test]
-fn what_could_not_be_written_leaves_nothing() {
+fn failed_write_leaves_no_temporary_files() {
     let adapter = AdapterFile::read(golden_path("adapters/q_v")).unwrap();
     let dir = TempDir::new("not-written");
     fs::create_dir(dir.0.join("adapter_model.safetensors")).unwrap();
@@ -262,7 +262,7 @@ fn what_could_not_be_written_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn merged_models_answer_as_adapted_ones() {
+async fn merged_models_match_adapted_models() {
     for name in adapters().iter().filter(|name| *name != "tied_head") {
         let (path, expected, model) = adapter(name);
         let dir = TempDir::new("merged");
@@ -281,7 +281,7 @@ async fn merged_models_answer_as_adapted_ones() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_merged_is_refused() {
+async fn unmergeable_adapters_are_refused() {
     let dir = TempDir::new("not-merged");
     let (out, q_v) = (dir.0.join("out"), golden_path("adapters/q_v"));
     for (model, adapter, needle) in [
@@ -299,7 +299,7 @@ async fn what_cannot_be_merged_is_refused() {
 }
 
 #[tokio::test]
-async fn experts_with_modules_of_their_own_take_adapters() {
+async fn separate_expert_modules_accept_adapters() {
     let module = |expert: usize, name: &str| format!("model.layers.1.block_sparse_moe.experts.{expert}.{name}");
     let noise = |len: usize, seed: usize| (0..len).map(|i| ((i * 7919 + seed) % 1009) as f32 / 900.0 - 0.5).collect();
     let change = |(expert, name, outputs, inputs): (usize, &str, usize, usize)| {
@@ -322,7 +322,7 @@ async fn experts_with_modules_of_their_own_take_adapters() {
 }
 
 #[tokio::test]
-async fn maps_around_the_layers_take_none() {
+async fn projections_around_the_layers_refuse_adapters() {
     let model = golden_model("opt_350m_v4").await;
     for (name, outputs, inputs) in [("project_in", 32, 20), ("project_out", 20, 32)] {
         let module = format!("model.decoder.{name}");
@@ -351,7 +351,7 @@ async fn refused(change: impl FnOnce(&Path), needles: &[&str]) {
 }
 
 #[tokio::test]
-async fn settings_that_are_not_supported() {
+async fn unsupported_peft_settings_are_refused() {
     for (key, value) in [
         ("peft_type", json!("LOHA")),
         ("peft_type", json!(null)),
@@ -383,7 +383,7 @@ async fn settings_that_are_not_supported() {
 }
 
 #[tokio::test]
-async fn damaged_adapters() {
+async fn damaged_adapters_are_refused() {
     let weights = |dir: &Path| dir.join("adapter_model.safetensors");
     refused(|dir| fs::remove_file(weights(dir)).unwrap(), &["adapter_model.safetensors"]).await;
     refused(|dir| fs::remove_file(dir.join("adapter_config.json")).unwrap(), &["adapter_config.json"]).await;
@@ -429,7 +429,7 @@ async fn refused_tensors(change: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, 
 }
 
 #[tokio::test]
-async fn tensors_that_do_not_fit() {
+async fn adapter_tensors_of_wrong_shape_are_refused() {
     const Q: &str = "base_model.model.model.layers.0.self_attn.q_proj";
     let named = |part: &str| format!("{Q}.{part}");
     refused_tensors(|t| drop(t.remove(&named("lora_B.weight"))), &["model.layers.0.self_attn.q_proj", "has no B"])
@@ -467,7 +467,7 @@ async fn tensors_that_do_not_fit() {
 }
 
 #[tokio::test]
-async fn mlx_lm_settings_that_are_not_supported() {
+async fn unsupported_mlx_lm_settings_are_refused() {
     for (pointer, value, needle) in [
         ("/fine_tune_type", json!("full"), "fine_tune_type"),
         ("/lora_parameters/rank", json!(8), "lora_parameters.rank"),

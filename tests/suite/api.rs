@@ -39,7 +39,7 @@ fn text(tokens: &[Token]) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_has_its_least_tokens_and_no_end_among_them() {
+async fn min_tokens_suppresses_end_tokens() {
     let model = echo();
     let end = model.end_ids();
     for lookup in [0, 8] {
@@ -63,7 +63,7 @@ async fn an_answer_has_its_least_tokens_and_no_end_among_them() {
 }
 
 #[tokio::test]
-async fn stop_strings_count_only_if_they_end_after_the_least_tokens() {
+async fn stop_strings_match_only_after_min_tokens() {
     let model = ScriptedModel::new(|_| "one two, one two, aaaa b".into()).build().unwrap();
     let answer = async |stop: &str, least| {
         let config = GenerateConfig::new().stop(vec![stop.into()]).min_tokens(least);
@@ -81,7 +81,7 @@ async fn stop_strings_count_only_if_they_end_after_the_least_tokens() {
 }
 
 #[tokio::test]
-async fn an_answer_goes_on_past_end_of_text() {
+async fn ignore_eos_generates_past_end_of_text() {
     let model = echo();
     let end = model.end_ids()[0];
     for lookup in [0, 8] {
@@ -99,7 +99,7 @@ async fn an_answer_goes_on_past_end_of_text() {
 
 /// On a real model, greedy and sampled, alone and in a batch, with guesses and with log-probabilities.
 #[tokio::test]
-async fn least_tokens_change_only_what_would_have_ended() {
+async fn min_tokens_changes_only_short_answers() {
     let model = golden_model("gqa_llama3").await;
     let ends = model.end_ids();
     assert!(!ends.is_empty());
@@ -133,7 +133,7 @@ async fn least_tokens_change_only_what_would_have_ended() {
 }
 
 #[tokio::test]
-async fn equal_prompts_differ_if_each_has_a_seed_of_its_own() {
+async fn per_prompt_seeds_vary_equal_prompts() {
     let model = golden_model("mha_tied").await;
     let config = GenerateConfig::new().max_tokens(12).temperature(1.5).seed(40);
     let run = async |config: GenerateConfig| -> Vec<Vec<u32>> {
@@ -158,7 +158,7 @@ async fn equal_prompts_differ_if_each_has_a_seed_of_its_own() {
 }
 
 #[tokio::test]
-async fn errors_say_which_prompt_failed() {
+async fn errors_name_the_failing_prompt() {
     let model = golden_model_with("mha_tied", LoadConfig::new().context_len(16)).await;
     let long = "much too long ".repeat(20);
     let prompts = ["a", "b", &long, "c"];
@@ -180,7 +180,7 @@ async fn errors_say_which_prompt_failed() {
 }
 
 #[tokio::test]
-async fn what_cannot_matter_to_a_prediction_is_refused() {
+async fn classify_and_score_refuse_generation_settings() {
     let model = golden_model("mha_tied").await;
     for (config, named) in [
         (GenerateConfig::new().min_tokens(3), "invalid min_tokens: 3"),
@@ -196,7 +196,7 @@ async fn what_cannot_matter_to_a_prediction_is_refused() {
 }
 
 #[tokio::test]
-async fn ids_go_in_and_come_out() {
+async fn token_ids_round_trip() {
     for name in ["mha_tied", "gqa_llama3", "gemma3_v5", "gguf/tiny-q8_0.gguf"] {
         let model = golden_model(name).await;
         let config = || GenerateConfig::new().max_tokens(8);
@@ -223,7 +223,7 @@ async fn ids_go_in_and_come_out() {
 }
 
 #[tokio::test]
-async fn a_script_is_asked_once_for_each_request() {
+async fn scripted_closure_runs_once_per_request() {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
     let answer = move |prompt: &str| format!("{} to {prompt}", count.fetch_add(1, Ordering::SeqCst));
@@ -248,7 +248,7 @@ async fn a_script_is_asked_once_for_each_request() {
 
 /// In little memory, so that requests are preempted and find what others have left in the cache.
 #[tokio::test]
-async fn answers_to_equal_requests_are_not_mixed_up() {
+async fn equal_scripted_requests_keep_their_own_answers() {
     let mut asked = 0;
     let answer = move |_: &str| {
         asked += 1;
@@ -278,7 +278,7 @@ async fn answers_to_equal_requests_are_not_mixed_up() {
 }
 
 #[tokio::test]
-async fn a_script_can_be_long() {
+async fn long_scripted_answer_takes_linear_time() {
     let model = ScriptedModel::new(|prompt| prompt.repeat(2)).build().unwrap();
     let prompt = "All work and no play. ".repeat(900);
     let config = GenerateConfig::new().max_tokens(usize::MAX);
@@ -287,7 +287,7 @@ async fn a_script_can_be_long() {
 }
 
 #[tokio::test]
-async fn a_scripts_own_template_and_ids_are_answered() {
+async fn scripted_model_takes_templates_and_token_ids() {
     let config = LoadConfig::new().chat_template("{{ messages[0].content }}!");
     let model = ScriptedModel::new(|prompt| format!("<{prompt}>")).load_config(config).build().unwrap();
     let chat = model.chat(&[Message::user("Hi")], GenerateConfig::new()).text();
@@ -297,7 +297,7 @@ async fn a_scripts_own_template_and_ids_are_answered() {
 }
 
 #[tokio::test]
-async fn a_script_says_how_likely_its_answers_are() {
+async fn scripted_model_reports_logprobs() {
     let model = ScriptedModel::new(|prompt| format!("{prompt} it is")).build().unwrap();
     let logprobs = async |text: &str| -> Vec<f32> {
         let tokens = model.score(&[text], GenerateConfig::new()).await.unwrap().remove(0);
@@ -312,7 +312,7 @@ async fn a_script_says_how_likely_its_answers_are() {
 }
 
 #[tokio::test]
-async fn answers_and_figures_are_written_as_json() {
+async fn tokens_metrics_and_stats_serialize_as_json() {
     let model = echo();
     let mut stream = model.generate("to the sea", GenerateConfig::new().logprobs(1));
     let tokens: Vec<Token> = (&mut stream).collect().await;

@@ -44,7 +44,7 @@ async fn lines(url: String, content: &'static str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_answer_comes_as_events() {
+async fn answer_streams_as_events() {
     let (_model, url) =
         serve(ScriptedModel::new(|prompt| format!("{prompt:?}, you said: line 1\nline 2 — 你好"))).await;
     let lines = lines(url, "Hello").await;
@@ -55,13 +55,13 @@ async fn an_answer_comes_as_events() {
 }
 
 #[tokio::test]
-async fn an_answer_may_be_empty() {
+async fn empty_answer_sends_only_done() {
     let (_model, url) = serve(ScriptedModel::new(|_| String::new())).await;
     assert_eq!(lines(url, "Hello").await, ["event: done", "data: {}", ""]);
 }
 
 #[tokio::test]
-async fn an_answer_that_is_cut_off_ends_with_the_error() {
+async fn failed_answer_ends_with_an_error_event() {
     let (model, hold) = held_model();
     let (model, url) = serve(model).await;
     let answer = tokio::spawn(lines(url, "Go on"));
@@ -74,7 +74,7 @@ async fn an_answer_that_is_cut_off_ends_with_the_error() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_frees_its_sequence_within_one_step() {
+async fn disconnect_frees_the_sequence_within_one_step() {
     let (model, hold) = held_model();
     let (model, url) = serve(model).await;
     let body = spawn_blocking(move || {
@@ -96,7 +96,7 @@ async fn a_client_that_goes_away_frees_its_sequence_within_one_step() {
 }
 
 #[tokio::test]
-async fn failures_are_statuses() {
+async fn errors_map_to_statuses() {
     let (model, url) = serve(talkative().load_config(LoadConfig::new().context_len(256))).await;
     let question = "x".repeat(1000);
     let target = url.clone();

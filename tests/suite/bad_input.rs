@@ -36,7 +36,7 @@ fn set(dir: &TempDir, key: &str, value: serde_json::Value) {
 }
 
 #[tokio::test]
-async fn missing_and_empty_places() {
+async fn missing_and_empty_paths_are_refused() {
     invalid("/nowhere/at/all", &["/nowhere/at/all", "no such file"]).await;
     let empty = TempDir::new("empty");
     invalid(&empty.0, &["config.json", "cannot be read"]).await;
@@ -49,7 +49,7 @@ async fn missing_and_empty_places() {
 }
 
 #[tokio::test]
-async fn damaged_vocabularies() {
+async fn damaged_vocabularies_are_refused() {
     let dir = TempDir::copy_of("opt_v4", "vocabulary");
     for (file, text, needles) in [
         ("merges.txt", "#version: 0.2\na\n", &["merges.txt", "line 2", "\"a\""] as &[_]),
@@ -69,7 +69,7 @@ async fn damaged_vocabularies() {
 }
 
 #[tokio::test]
-async fn merges_into_no_token() {
+async fn merge_into_an_unknown_token_is_refused() {
     let dir = TempDir::copy_of("mha_tied", "merges");
     let model = serde_json::json!({"type": "BPE", "vocab": {"aa": 0, "bb": 1}, "merges": [["aa", "bb"]]});
     fs::write(dir.0.join("tokenizer.json"), serde_json::json!({"version": "1.0", "model": model}).to_string()).unwrap();
@@ -77,7 +77,7 @@ async fn merges_into_no_token() {
 }
 
 #[tokio::test]
-async fn damaged_safetensors() {
+async fn damaged_safetensors_are_refused() {
     let dir = TempDir::copy_of("mha_tied", "damaged");
     let weights = dir.0.join("model.safetensors");
     let whole = fs::read(&weights).unwrap();
@@ -102,7 +102,7 @@ async fn damaged_safetensors() {
 }
 
 #[tokio::test]
-async fn configs_that_make_no_sense() {
+async fn nonsensical_model_configs_are_refused() {
     for (key, value) in [
         ("hidden_size", serde_json::json!(0)),
         ("hidden_size", serde_json::json!("big")),
@@ -183,7 +183,7 @@ async fn configs_that_make_no_sense() {
 }
 
 #[tokio::test]
-async fn an_index_cannot_leave_its_directory() {
+async fn shard_index_cannot_leave_its_directory() {
     let dir = TempDir::copy_of("mha_tied", "index");
     let index = serde_json::json!({"weight_map": {"a": "../model.safetensors"}});
     fs::write(dir.0.join("model.safetensors.index.json"), index.to_string()).unwrap();
@@ -191,7 +191,7 @@ async fn an_index_cannot_leave_its_directory() {
 }
 
 #[tokio::test]
-async fn damaged_gguf_files() {
+async fn damaged_gguf_files_are_refused() {
     let dir = TempDir::new("gguf");
     let path = dir.0.join("model.gguf");
     let whole = fs::read(golden_path("gguf/tiny-q8_0.gguf")).unwrap();
@@ -211,7 +211,7 @@ async fn damaged_gguf_files() {
 }
 
 #[tokio::test]
-async fn gguf_arrays_that_would_take_all_memory() {
+async fn huge_gguf_arrays_are_refused() {
     let dir = TempDir::new("gguf");
     let path = dir.0.join("model.gguf");
     // A key "a" with an array of bytes, as long as a file that takes no room.
@@ -226,7 +226,7 @@ async fn gguf_arrays_that_would_take_all_memory() {
 }
 
 #[tokio::test]
-async fn gguf_blocks_along_another_dimension() {
+async fn gguf_blocks_along_another_dimension_are_refused() {
     let mut bytes = fs::read(golden_path("gguf/tiny-q8_0.gguf")).unwrap();
     let mut set = |name: &str, skip: usize, value: &[u8]| {
         let at = bytes.windows(name.len()).position(|window| window == name.as_bytes()).unwrap() + name.len() + skip;
@@ -244,7 +244,7 @@ async fn gguf_blocks_along_another_dimension() {
 }
 
 #[tokio::test]
-async fn load_configs_that_cannot_be_honoured() {
+async fn impossible_load_configs_are_refused() {
     let foreign = if cfg!(target_arch = "aarch64") { InstructionSet::Avx2 } else { InstructionSet::Neon };
     for (config, name) in [
         (LoadConfig::new().context_len(0), "context_len"),
@@ -271,7 +271,7 @@ async fn load_configs_that_cannot_be_honoured() {
 }
 
 #[tokio::test]
-async fn the_greatest_numbers_that_are_allowed() {
+async fn largest_allowed_settings_work() {
     let greatest = LoadConfig::new().parallel_slots(usize::MAX).max_batched_tokens(usize::MAX);
     let greatest = greatest.prefix_cache_tokens(usize::MAX).queue_limit(1 << 20).stream_buffer(1 << 20);
     let config = GenerateConfig::new().max_tokens(usize::MAX).top_k(usize::MAX).temperature(1.0).seed(7);
@@ -287,7 +287,7 @@ async fn the_greatest_numbers_that_are_allowed() {
 }
 
 #[tokio::test]
-async fn backends_that_are_not_there() {
+async fn unknown_and_unavailable_backends_are_errors() {
     let load = async |name: &str| load_model(golden_path("mha_tied"), LoadConfig::new().backend(name)).await.err();
     assert!(matches!(load("abacus").await, Some(Error::BackendNotFound { name, .. }) if name == "abacus"));
     for name in ["cuda", "metal"] {
@@ -300,7 +300,7 @@ async fn backends_that_are_not_there() {
 }
 
 #[tokio::test]
-async fn backends_that_cannot_train() {
+async fn untrainable_backends_are_refused() {
     struct Reader;
     #[async_trait::async_trait]
     impl backend::Backend for Reader {
@@ -323,7 +323,7 @@ async fn backends_that_cannot_train() {
 }
 
 #[tokio::test]
-async fn requests_that_cannot_be_served() {
+async fn invalid_requests_are_refused() {
     let model = golden_model("mha_tied").await;
     let refused = async |config: GenerateConfig, name: &str| {
         let mut stream = model.generate("a", config.clone());
@@ -352,7 +352,7 @@ async fn requests_that_cannot_be_served() {
 }
 
 #[tokio::test]
-async fn one_prompt_of_a_batch_fails_alone() {
+async fn one_failing_prompt_leaves_its_batch_alone() {
     let config = LoadConfig::new().context_len(16);
     let model = golden_model_with("mha_tied", config).await;
     let long = "much too long ".repeat(50);
@@ -364,7 +364,7 @@ async fn one_prompt_of_a_batch_fails_alone() {
 }
 
 #[tokio::test]
-async fn templates_that_fail_or_never_end() {
+async fn failing_and_endless_templates_are_errors() {
     let chat = async |template: &str| {
         let config = LoadConfig::new().chat_template(template);
         let model = golden_model_with("mha_tied", config).await;
@@ -380,7 +380,7 @@ async fn templates_that_fail_or_never_end() {
 }
 
 #[tokio::test]
-async fn damaged_quantised_directories() {
+async fn damaged_quantized_directories_are_refused() {
     let rewritten = |golden: &str, name: &str, from: &str, to: &str| {
         let dir = TempDir::copy_of(golden, name);
         let path = dir.0.join("model.safetensors");
@@ -434,7 +434,7 @@ async fn damaged_quantised_directories() {
 }
 
 #[tokio::test]
-async fn parts_of_a_gguf_model_that_are_not_there_or_not_the_first() {
+async fn incomplete_split_gguf_is_refused() {
     let dir = TempDir::new("parts");
     let part = |number: u32| format!("granite_v5-0000{number}-of-00004.gguf");
     for number in [1, 2, 4] {
@@ -447,7 +447,7 @@ async fn parts_of_a_gguf_model_that_are_not_there_or_not_the_first() {
 }
 
 #[tokio::test]
-async fn a_panic_in_a_callback_is_an_error_with_its_message() {
+async fn callback_panic_is_an_error_with_its_message() {
     let config = LoadConfig::new().progress(|at| panic!("no bar for layer {}", at.layers));
     let error = load_model(golden_path("gqa_llama3"), config).await.err().unwrap();
     assert!(matches!(error, Error::Internal { .. }), "{error:?}");

@@ -5,7 +5,7 @@ use tokenflow::discover;
 use crate::{TempDir, golden_path};
 
 #[test]
-fn it_finds_directories_and_gguf_files_one_level_deep_in_order() {
+fn finds_models_one_level_deep_in_order() {
     let base = TempDir::new("discover");
     let put = |golden: &str, place: &str| {
         let to = base.0.join(place);
@@ -35,7 +35,7 @@ fn it_finds_directories_and_gguf_files_one_level_deep_in_order() {
 }
 
 #[test]
-fn files_that_loading_would_not_read_do_not_count() {
+fn counts_only_files_that_loading_reads() {
     let base = TempDir::new("discover-files");
     let put = |place: &str| {
         let to = base.0.join(place);
@@ -66,7 +66,7 @@ fn files_that_loading_would_not_read_do_not_count() {
 }
 
 #[test]
-fn a_place_that_is_not_there_has_no_models() {
+fn missing_folder_has_no_models() {
     assert_eq!(discover("/nowhere/at/all").count(), 0);
 }
 
@@ -87,7 +87,7 @@ fn links_out_of_the_folder_are_not_followed() {
 
 #[cfg(unix)]
 #[test]
-fn a_cache_of_the_hub_models_in_parts_and_quantised_ones() {
+fn finds_hub_cache_sharded_and_quantized_models() {
     let base = TempDir::new("discover-hub");
     let model = base.0.join("models--org--name");
     let snapshot = model.join("snapshots/0123abcd");

@@ -29,7 +29,7 @@ async fn endless(model: &dyn TextModel) -> GenerateConfig {
 }
 
 #[tokio::test]
-async fn the_pieces_of_a_stream_are_its_text() {
+async fn stream_pieces_concatenate_to_the_text() {
     let model = model().await;
     for seed in 0..20 {
         let config = || GenerateConfig::new().max_tokens(60).temperature(1.5).seed(seed);
@@ -41,7 +41,7 @@ async fn the_pieces_of_a_stream_are_its_text() {
 }
 
 #[tokio::test]
-async fn the_same_seed_gives_the_same_tokens_and_another_one_others() {
+async fn seed_determines_the_tokens() {
     let model = model().await;
     let run = async |seed| {
         model.generate(PROMPT, GenerateConfig::new().max_tokens(40).temperature(1.5).seed(seed)).text().await.unwrap()
@@ -51,7 +51,7 @@ async fn the_same_seed_gives_the_same_tokens_and_another_one_others() {
 }
 
 #[tokio::test]
-async fn a_stop_string_ends_the_answer_and_is_not_part_of_it() {
+async fn stop_string_ends_the_answer_and_is_removed() {
     let model = model().await;
     let config = endless(&*model).await.max_tokens(60);
     let whole = model.generate(PROMPT, config.clone()).text().await.unwrap();
@@ -70,7 +70,7 @@ async fn a_stop_string_ends_the_answer_and_is_not_part_of_it() {
 }
 
 #[tokio::test]
-async fn a_stop_token_ends_the_answer_and_is_not_returned() {
+async fn stop_token_ends_the_answer_and_is_removed() {
     let model = model().await;
     let tokens: Vec<Token> = model.generate(PROMPT, GenerateConfig::new().max_tokens(20)).collect().await;
     let stop = tokens[5].id;
@@ -85,7 +85,7 @@ async fn a_stop_token_ends_the_answer_and_is_not_returned() {
 }
 
 #[tokio::test]
-async fn max_tokens_and_a_full_context_end_with_length() {
+async fn max_tokens_and_full_context_finish_with_length() {
     let model = golden_model_with("mha_tied", LoadConfig::new().context_len(32)).await;
     assert_eq!(model.info().context_len, 32);
     let mut stream = model.generate(PROMPT, GenerateConfig::new().max_tokens(3));
@@ -102,7 +102,7 @@ async fn max_tokens_and_a_full_context_end_with_length() {
 }
 
 #[tokio::test]
-async fn cancelling_ends_the_stream_with_cancelled() {
+async fn cancel_ends_the_stream() {
     let model = model().await;
     let config = endless(&*model).await;
     // By the stream's own token, and by the one in the config.
@@ -126,7 +126,7 @@ async fn cancelling_ends_the_stream_with_cancelled() {
 }
 
 #[tokio::test]
-async fn a_cancelled_stream_that_nobody_reads_ends_too() {
+async fn cancel_ends_an_unread_stream() {
     let model = golden_model_with("mha_tied", LoadConfig::new().stream_buffer(1)).await;
     let config = endless(&*model).await;
     let before = model.metrics();
@@ -145,7 +145,7 @@ async fn a_cancelled_stream_that_nobody_reads_ends_too() {
 }
 
 #[tokio::test]
-async fn dropping_streams_frees_their_memory() {
+async fn dropped_streams_free_their_memory() {
     let model = model().await;
     let config = endless(&*model).await;
     let idle = model.metrics().active_memory_bytes;
@@ -164,7 +164,7 @@ async fn dropping_streams_frees_their_memory() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_pauses_its_own_stream_only() {
+async fn slow_reader_pauses_only_its_own_stream() {
     // Even where only one sequence runs at a time.
     let model = golden_model_with("mha_tied", LoadConfig::new().stream_buffer(2).parallel_slots(1)).await;
     let config = endless(&*model).await.max_tokens(50);
@@ -180,7 +180,7 @@ async fn a_slow_reader_pauses_its_own_stream_only() {
 }
 
 #[tokio::test]
-async fn a_long_prompt_holds_up_no_other_request() {
+async fn long_prompt_does_not_block_other_requests() {
     // Most of it is tokenized, as its tokens are few.
     let model = golden_model_with("mha_tied", LoadConfig::new()).await;
     let long = "several words and a number such as 12345\n".repeat(100_000);
@@ -193,7 +193,7 @@ async fn a_long_prompt_holds_up_no_other_request() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_at_once() {
+async fn full_queue_refuses_at_once() {
     let model =
         golden_model_with("mha_tied", LoadConfig::new().queue_limit(2).parallel_slots(1).stream_buffer(1)).await;
     let config = endless(&*model).await;
@@ -208,7 +208,7 @@ async fn a_full_queue_refuses_at_once() {
 }
 
 #[tokio::test]
-async fn a_tiny_cache_preempts_and_answers_the_same() {
+async fn preemption_keeps_answers() {
     let roomy = model().await;
     let prompts: Vec<String> = (0..6).map(|i| format!("{PROMPT} {i}")).collect();
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
@@ -228,7 +228,7 @@ async fn a_tiny_cache_preempts_and_answers_the_same() {
 }
 
 #[tokio::test]
-async fn closing_ends_streams_and_later_calls() {
+async fn close_ends_streams_and_later_calls() {
     let model = model().await;
     let config = endless(&*model).await;
     let mut stream = model.generate(PROMPT, config);
@@ -245,7 +245,7 @@ async fn closing_ends_streams_and_later_calls() {
 }
 
 #[tokio::test]
-async fn dropping_the_model_ends_its_streams() {
+async fn dropped_model_ends_its_streams() {
     let model = model().await;
     let config = endless(&*model).await;
     let mut stream = model.generate(PROMPT, config);
@@ -256,7 +256,7 @@ async fn dropping_the_model_ends_its_streams() {
 }
 
 #[tokio::test]
-async fn errors_come_last_in_results() {
+async fn error_is_the_last_result() {
     let model = model().await;
     let config = endless(&*model).await;
     let stream = model.generate(PROMPT, config);
@@ -270,7 +270,7 @@ async fn errors_come_last_in_results() {
 }
 
 #[tokio::test]
-async fn logprobs_are_there_when_asked() {
+async fn logprobs_on_request() {
     let model = model().await;
     let tokens: Vec<Token> = model.generate(PROMPT, GenerateConfig::new().max_tokens(5).logprobs(3)).collect().await;
     for token in tokens {

@@ -116,7 +116,7 @@ async fn gguf_files() {
 }
 
 #[tokio::test]
-async fn directories_that_are_quantised_say_so() {
+async fn quantized_directories_report_their_bits() {
     let quantized = [("mlx", 4, 64), ("gptq_order", 4, 64), ("awq", 4, 64), ("fp8", 8, 64), ("mxfp4_moe", 4, 32)];
     for (name, bits, group) in quantized.into_iter().chain([("qwen3", 0, 0)]) {
         let info = golden_model(name).await.info();
@@ -125,7 +125,7 @@ async fn directories_that_are_quantised_say_so() {
 }
 
 #[tokio::test]
-async fn weights_are_quantised_as_they_are_loaded() {
+async fn load_time_quantization_stays_close_to_f32() {
     let expected = read_json("granite_v4/expected.json");
     let plain = golden_model("granite_v4").await;
     for (quantize, bits, tolerance) in [(Quantize::Int8, 8, 3e-2), (Quantize::Int4, 4, 0.25)] {
@@ -149,7 +149,7 @@ async fn weights_are_quantised_as_they_are_loaded() {
 }
 
 #[tokio::test]
-async fn keys_and_values_in_16_bits_keep_the_greedy_tokens() {
+async fn f16_kv_cache_keeps_greedy_tokens() {
     // What is rounded twice adds up: beside quantised weights it is the default all the same.
     keep_the_greedy_tokens(KvCacheType::F16, |name| match name {
         "gemma3_inside" => [2e-2, 0.02],
@@ -160,7 +160,7 @@ async fn keys_and_values_in_16_bits_keep_the_greedy_tokens() {
 }
 
 #[tokio::test]
-async fn keys_and_values_in_8_bits_keep_the_greedy_tokens() {
+async fn int8_kv_cache_keeps_greedy_tokens() {
     // Differences grow with the answer, and twice the greatest may turn one token into another.
     keep_the_greedy_tokens(KvCacheType::Int8, |name| if name == "gemma3_inside" { [0.2, 0.5] } else { [6e-2, 0.2] })
         .await;
@@ -186,7 +186,7 @@ async fn keep_the_greedy_tokens(kv_cache_type: KvCacheType, bounds: impl Fn(&str
 }
 
 #[tokio::test]
-async fn activations_of_bfloat16_are_near_those_of_32_bits_in_every_batch() {
+async fn bf16_activations_stay_close_to_f32_in_every_batch() {
     for name in ["gqa_llama3", "qwen3", "gemma2_v5", "phi3_v4", "bloom_v5"] {
         let model = golden_model_with(name, LoadConfig::new().activation_type(ActivationType::Bf16)).await;
         let expected = read_json(&format!("{name}/expected.json"));
@@ -206,7 +206,7 @@ async fn activations_of_bfloat16_are_near_those_of_32_bits_in_every_batch() {
 }
 
 #[tokio::test]
-async fn a_batch_answers_as_each_prompt_alone() {
+async fn batch_matches_single_prompts() {
     let model = golden_model("gqa_llama3").await;
     let expected = read_json("gqa_llama3/expected.json");
     let prompts: Vec<&str> =
@@ -222,7 +222,7 @@ async fn a_batch_answers_as_each_prompt_alone() {
 }
 
 #[tokio::test]
-async fn logits_are_those_of_candle_transformers() {
+async fn logits_match_candle_transformers() {
     use candle_core::{Device, Tensor, quantized::gguf_file::Content};
     use candle_transformers::models::quantized_llama::ModelWeights;
 

@@ -31,7 +31,7 @@ struct Outcome {
 
 /// The child: loads the model that the environment names, or a healthy one, and runs a prompt and a chat.
 #[tokio::test]
-async fn a_model_is_loaded_and_run() {
+async fn load_and_run_in_a_child_process() {
     let under_test = env::var_os(MODEL).map(PathBuf::from);
     let path = under_test.clone().unwrap_or_else(|| golden_path("mha_tied"));
     let report = run(&path).await;
@@ -72,7 +72,7 @@ fn described(error: &dyn std::error::Error) -> String {
 fn outcome(dir: &Path) -> Outcome {
     let started = Instant::now();
     let mut child = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "hostile::a_model_is_loaded_and_run", "--nocapture"])
+        .args(["--exact", "hostile::load_and_run_in_a_child_process", "--nocapture"])
         .env(MODEL, dir)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -156,7 +156,7 @@ fn patterns() -> Vec<(&'static str, String)> {
 }
 
 #[test]
-fn patterns_of_tokenizers_are_bounded() {
+fn tokenizer_patterns_are_bounded() {
     let mut faults = Vec::new();
     for (name, pattern) in patterns() {
         let regex = json!({"Regex": pattern});
@@ -171,7 +171,7 @@ fn patterns_of_tokenizers_are_bounded() {
 }
 
 #[test]
-fn patterns_of_adapters_are_bounded() {
+fn adapter_patterns_are_bounded() {
     let mut faults = Vec::new();
     let patterns = patterns().into_iter().map(|(name, pattern)| (name, json!({pattern: 4})));
     let many: Value =
@@ -268,7 +268,7 @@ fn tokenizers_are_bounded() {
 }
 
 #[test]
-fn files_deeper_than_a_stack_are_errors() {
+fn deeply_nested_files_are_errors() {
     let mut faults = Vec::new();
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
         for deep in ["[", "{\"a\":"] {

@@ -51,7 +51,7 @@ fn check_all(what: &str, found: &Inspection, bytes: &[u8]) {
 }
 
 #[tokio::test]
-async fn keys_queries_weights_and_hidden_states_are_those_of_transformers() {
+async fn inspection_matches_transformers() {
     let mut checked = 0;
     for entry in golden_path("inspection").read_dir().unwrap() {
         let path = entry.unwrap().path();
@@ -68,7 +68,7 @@ async fn keys_queries_weights_and_hidden_states_are_those_of_transformers() {
 }
 
 #[tokio::test]
-async fn only_what_is_asked_for_is_kept() {
+async fn inspection_returns_only_requested_parts() {
     let model = golden_model("gqa_llama3").await;
     let inspector = model.as_attention_inspector().unwrap();
     let snapshot = inspector.inspect_attention(TEXT, GenerateConfig::new()).await.unwrap();
@@ -87,7 +87,7 @@ async fn only_what_is_asked_for_is_kept() {
 }
 
 #[tokio::test]
-async fn adapters_change_what_is_seen() {
+async fn adapters_change_the_inspection() {
     let model = golden_model("gqa_llama3").await;
     model.load_adapter("q_v", &golden_path("adapters/q_v")).await.unwrap();
     let plain = inspected(&*model, TEXT, everything()).await;
@@ -103,7 +103,7 @@ async fn adapters_change_what_is_seen() {
 }
 
 #[tokio::test]
-async fn long_prompts_are_refused_before_anything_is_computed() {
+async fn long_prompts_are_refused_before_computing() {
     let model = golden_model_with("gqa_llama3", LoadConfig::new().context_len(32)).await;
     let inspector = model.as_attention_inspector().unwrap();
     let long = inspector.inspect_attention(&TEXT.repeat(9), GenerateConfig::new()).await;
@@ -122,7 +122,7 @@ async fn long_prompts_are_refused_before_anything_is_computed() {
 }
 
 #[tokio::test]
-async fn requests_are_answered_meanwhile_and_closing_ends_it() {
+async fn requests_run_beside_inspection_and_close_ends_it() {
     let model = golden_model("qwen3").await;
     let answer = || model.generate("The dog", GenerateConfig::new().max_tokens(30)).text();
     let expected = answer().await.unwrap();
@@ -144,7 +144,7 @@ async fn requests_are_answered_meanwhile_and_closing_ends_it() {
 }
 
 #[tokio::test]
-async fn models_without_weights_have_no_attention() {
+async fn scripted_model_has_no_attention_inspector() {
     let model = ScriptedModel::new(|_| String::new()).build().unwrap();
     assert!(model.as_attention_inspector().is_none() && model.as_trainable().is_none());
 }

@@ -22,7 +22,7 @@ async fn answers(name: &str, config: LoadConfig, adapter: Option<&str>) -> (Vec<
 }
 
 #[tokio::test]
-async fn answers_are_the_same_on_all() {
+async fn answers_match_on_all_instruction_sets() {
     let plain = LoadConfig::new;
     let cases = [
         ("gguf/tiny-q4_0.gguf", plain(), None),

@@ -156,13 +156,13 @@ fn answers_stay_the_same_with(name: &str, config: LoadConfig, adapters: &[&str],
 }
 
 #[test]
-fn quantised_files() {
+fn quantized_files() {
     answers_stay_the_same("gguf/tiny-q4_0.gguf", 40);
     answers_stay_the_same("gguf/tiny-q8_0.gguf", 40);
 }
 
 #[test]
-fn usual_models() {
+fn representative_models() {
     // 32 and 16 bits, one key/value head, experts, positions that depend on the length, sinks, MXFP4, linear biases,
     // experts in groups.
     let mut accepted = 0;
@@ -174,14 +174,14 @@ fn usual_models() {
 }
 
 #[test]
-fn keys_and_values_in_8_bits() {
+fn int8_kv_cache() {
     for name in ["gqa_llama3", "gemma2_v5", "gpt_oss_v4", "bloom_v5", "gguf/tiny-q8_0.gguf"] {
         answers_stay_the_same_with(name, LoadConfig::new().kv_cache_type(KvCacheType::Int8), &[], 20);
     }
 }
 
 #[test]
-fn adapters_beside_each_other_and_none() {
+fn mixed_adapters_in_one_batch() {
     answers_stay_the_same_with("phi3_v4", LoadConfig::new(), &["fused", "fused_dora"], 40);
     answers_stay_the_same_with("qwen2_moe_v4", LoadConfig::new(), &["shared_expert"], 20);
     answers_stay_the_same_with("gguf_architectures/gpt_neox_v4.gguf", LoadConfig::new(), &["by_head_rslora"], 20);
@@ -195,7 +195,7 @@ fn all_architectures() {
 }
 
 #[tokio::test]
-async fn the_number_of_threads_changes_nothing() {
+async fn thread_count_changes_no_bit() {
     for name in ["mha_tied", "gqa_llama3"] {
         let mut answers = Vec::new();
         for threads in [1, 2, 3] {

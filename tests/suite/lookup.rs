@@ -33,7 +33,7 @@ async fn seen(model: &dyn TextModel, config: GenerateConfig) -> (Vec<Token>, Opt
 }
 
 #[tokio::test]
-async fn what_repeats_takes_fewer_passes() {
+async fn repetition_takes_fewer_passes() {
     let (plain, guessing) = (parrot(LoadConfig::new()), parrot(LoadConfig::new()));
     let (tokens, _, without) = seen(&*plain, GenerateConfig::new()).await;
     let (guessed, _, with) = seen(&*guessing, GenerateConfig::new().prompt_lookup(8)).await;
@@ -53,7 +53,7 @@ async fn what_repeats_takes_fewer_passes() {
 }
 
 #[tokio::test]
-async fn an_answer_ends_where_it_would_have() {
+async fn drafts_end_where_plain_decoding_ends() {
     let (plain, guessing) = (parrot(LoadConfig::new()), parrot(LoadConfig::new()));
     let mut configs: Vec<_> = (1..60).map(|n| GenerateConfig::new().max_tokens(n)).collect();
     configs.extend((0..40).map(|at| GenerateConfig::new().stop(vec![TEXT[at..at + 5].to_owned()])));
@@ -70,7 +70,7 @@ async fn an_answer_ends_where_it_would_have() {
 }
 
 #[tokio::test]
-async fn a_context_is_filled_to_its_end() {
+async fn drafts_fill_the_context_exactly() {
     let model = parrot(LoadConfig::new().context_len(160));
     let (tokens, reason, metrics) = seen(&*model, GenerateConfig::new().prompt_lookup(8)).await;
     assert_eq!(reason, Some(FinishReason::Length));
@@ -78,7 +78,7 @@ async fn a_context_is_filled_to_its_end() {
 }
 
 #[tokio::test]
-async fn the_next_turn_finds_as_much_in_the_cache() {
+async fn next_turn_hits_the_prefix_cache() {
     for len in (1..40).step_by(3) {
         let mut found = Vec::new();
         for most in [0, 8] {
@@ -101,7 +101,7 @@ async fn the_next_turn_finds_as_much_in_the_cache() {
 }
 
 #[tokio::test]
-async fn a_full_cache_preempts_and_answers_the_same() {
+async fn preemption_keeps_answers() {
     let prompts: Vec<String> = (0..20).map(|i| format!("{i} and {i} and {i} make {}", 3 * i)).collect();
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
     let model = parrot(LoadConfig::new().kv_cache_bytes(20 * BLOCK_BYTES).context_len(128));
@@ -114,7 +114,7 @@ async fn a_full_cache_preempts_and_answers_the_same() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_misses_nothing() {
+async fn slow_reader_misses_no_token() {
     let model = parrot(LoadConfig::new().stream_buffer(1));
     let expected = model.generate(TEXT, GenerateConfig::new()).text().await.unwrap();
     let mut stream = model.generate(TEXT, GenerateConfig::new().prompt_lookup(8));

@@ -35,7 +35,7 @@ fn expected(of: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn of_the_file_it_is_llama_cpps() {
+async fn gguf_perplexity_matches_llama_cpp() {
     let path = models::smollm2_gguf().await.unwrap();
     for config in [LoadConfig::new(), LoadConfig::new().kv_cache_type(KvCacheType::Int8)] {
         let model = load_model(&path, config.clone()).await.unwrap();
@@ -46,7 +46,7 @@ async fn of_the_file_it_is_llama_cpps() {
 }
 
 #[tokio::test]
-async fn of_the_directory_it_is_that_of_transformers() {
+async fn directory_perplexity_matches_transformers() {
     let dir = TempDir::new("perplexity");
     write_directory(&models::smollm2_gguf().await.unwrap(), &dir.0);
     let model = load_model(&dir.0, LoadConfig::new()).await.unwrap();

@@ -12,7 +12,7 @@ async fn score(model: &dyn TextModel, text: &str) -> Vec<Token> {
 }
 
 #[tokio::test]
-async fn it_is_what_a_prediction_after_each_beginning_says() {
+async fn score_matches_classify_of_every_prefix() {
     for name in ["gqa_llama3", "gemma2_v5", "qwen3_moe_v5"] {
         let model = golden_model(name).await;
         let encode = |text: &str| model.as_trainable().unwrap().encode(text).unwrap();
@@ -36,7 +36,7 @@ async fn it_is_what_a_prediction_after_each_beginning_says() {
 
 /// On the way through little memory, beside streams and each other, with what is cached of them.
 #[tokio::test]
-async fn it_does_not_depend_on_what_else_runs() {
+async fn score_is_batch_invariant() {
     let text = |i: usize| format!("{i} {}", TEXT.repeat(1 + i % 3));
     let alone = golden_model("gqa_llama3").await;
     let bytes_per_token = alone.stats().kv_capacity_bytes / alone.stats().kv_capacity_tokens;
@@ -56,7 +56,7 @@ async fn it_does_not_depend_on_what_else_runs() {
 }
 
 #[tokio::test]
-async fn texts_of_the_tokens_are_the_text() {
+async fn token_texts_concatenate_to_the_text() {
     let model = load_model(models::smollm2_gguf().await.unwrap(), LoadConfig::new()).await.unwrap();
     for text in ["x", "Schöne Grüße, 世界! Привет 👩‍👩‍👧 and 🚀", TEXT] {
         let scored = score(&*model, text).await;
@@ -72,7 +72,7 @@ async fn texts_of_the_tokens_are_the_text() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_scored_is_refused() {
+async fn invalid_score_requests_are_refused() {
     let model = golden_model_with("gqa_llama3", LoadConfig::new().context_len(8)).await;
     let error = model.score(&["a", TEXT], GenerateConfig::new()).await.unwrap_err();
     assert!(matches!(error, Error::PromptTooLong { limit: 8, .. }), "{error}");

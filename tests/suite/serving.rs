@@ -80,7 +80,7 @@ fn idle(stats: ModelStats) -> bool {
 }
 
 #[tokio::test]
-async fn a_dropped_stream_is_not_in_the_next_pass() {
+async fn dropped_stream_leaves_the_next_pass() {
     let stepped = Stepped::new();
     let mut streams: Vec<_> =
         (0..3).map(|_| stepped.model.generate("prompt", GenerateConfig::new().max_tokens(100_000))).collect();
@@ -99,7 +99,7 @@ async fn a_dropped_stream_is_not_in_the_next_pass() {
 }
 
 #[tokio::test]
-async fn requests_that_come_together_begin_together() {
+async fn simultaneous_requests_share_their_first_pass() {
     // The first one is tokenized long before the last one.
     let prompt = "a prompt ".repeat(100);
     let begin = |_| {
@@ -116,7 +116,7 @@ async fn requests_that_come_together_begin_together() {
 }
 
 #[tokio::test]
-async fn dropped_calls_leave_nothing_behind_in_any_state() {
+async fn dropped_calls_free_everything_in_every_state() {
     // Two run, the others wait in the queue or for it.
     let model = model(LoadConfig::new().parallel_slots(2).queue_limit(4));
     let prompts = vec!["a prompt"; 100];
@@ -136,7 +136,7 @@ async fn dropped_calls_leave_nothing_behind_in_any_state() {
 }
 
 #[tokio::test]
-async fn deadlines_hold_wherever_a_request_is() {
+async fn deadline_ends_a_request_in_every_state() {
     let model = model(LoadConfig::new().parallel_slots(1).stream_buffer(1).queue_limit(1000));
     let begun = Instant::now();
     // The same instant for all: none has time left when another's is over.
@@ -168,7 +168,7 @@ async fn deadlines_hold_wherever_a_request_is() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_long_prompt_to_become_tokens_can_be_given_up() {
+async fn cancel_while_tokenizing() {
     // Takes a second: a template may work as long as what it is given is large. Two of them keep all threads of long
     // prompts.
     let slow = "{% for i in range(20000) %}{% for j in range(200) %}{% endfor %}{% endfor %}a";
@@ -204,7 +204,7 @@ async fn who_waits_for_a_long_prompt_to_become_tokens_can_be_given_up() {
 }
 
 #[tokio::test]
-async fn requests_that_could_run_at_once_are_not_refused() {
+async fn burst_is_admitted_while_slots_are_idle() {
     let burst = |model: &dyn TextModel, count: usize| -> Vec<TokenStream> {
         (0..count).map(|_| model.generate("a prompt", GenerateConfig::new().max_tokens(2))).collect()
     };
@@ -246,7 +246,7 @@ impl std::task::Wake for Panics {
 }
 
 #[tokio::test]
-async fn a_waker_that_panics_ends_nothing_but_its_own_request() {
+async fn panicking_waker_ends_only_its_own_request() {
     let model = model(LoadConfig::new().stream_buffer(1));
     let mut neighbor = model.generate("a neighbor", GenerateConfig::new().max_tokens(1000));
     let waker = std::task::Waker::from(Arc::new(Panics));
@@ -270,7 +270,7 @@ async fn a_waker_that_panics_ends_nothing_but_its_own_request() {
 }
 
 #[tokio::test]
-async fn greater_priorities_start_first_and_equals_as_they_came() {
+async fn higher_priority_first_then_arrival_order() {
     let begun = Arc::new(Mutex::new(Vec::new()));
     let order = begun.clone();
     let (go, wait) = mpsc::channel::<()>();
@@ -300,7 +300,7 @@ async fn greater_priorities_start_first_and_equals_as_they_came() {
 }
 
 #[tokio::test]
-async fn the_next_turn_of_a_chat_computes_only_what_is_new() {
+async fn next_chat_turn_prefills_only_new_tokens() {
     let model = ScriptedModel::new(|prompt| format!("{} bytes", prompt.len())).build().unwrap();
     let mut messages = vec![Message::system("Be brief. ".repeat(20)), Message::user("Hello")];
     let answer = model.chat(&messages, GenerateConfig::new()).text().await.unwrap();
@@ -322,7 +322,7 @@ async fn the_next_turn_of_a_chat_computes_only_what_is_new() {
 }
 
 #[tokio::test]
-async fn prompts_with_one_head_compute_it_once() {
+async fn shared_prefix_is_computed_once() {
     let model = model(LoadConfig::new());
     let head = "Sort this mail into a category. ".repeat(10);
     let prompts: Vec<String> = (0..100).map(|i| format!("{head}{i:03}")).collect();
@@ -336,7 +336,7 @@ async fn prompts_with_one_head_compute_it_once() {
 }
 
 #[tokio::test]
-async fn a_full_cache_preempts_and_answers_the_same() {
+async fn preemption_keeps_answers() {
     let prompts: Vec<String> = (0..20).map(|i| format!("prompt {i}")).collect();
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
     let answer = |prompt: &str| format!("This is the answer to {prompt:?}, and it is a rather long one.");
@@ -350,7 +350,7 @@ async fn a_full_cache_preempts_and_answers_the_same() {
 }
 
 #[tokio::test]
-async fn memory_is_where_it_was_after_many_requests() {
+async fn memory_stays_flat_over_many_requests() {
     let model =
         ScriptedModel::new(|prompt| prompt.into()).load_config(LoadConfig::new().context_len(256)).build().unwrap();
     let mut cached = 0;
@@ -368,7 +368,7 @@ async fn memory_is_where_it_was_after_many_requests() {
 }
 
 #[tokio::test]
-async fn a_batch_does_not_fill_the_queue_of_streams() {
+async fn batch_leaves_queue_room_for_streams() {
     let model = model(LoadConfig::new().queue_limit(2).parallel_slots(1));
     let prompts = vec!["prompt"; 500];
     let batch = model.batch_generate(&prompts, GenerateConfig::new().max_tokens(4));
@@ -382,7 +382,7 @@ async fn a_batch_does_not_fill_the_queue_of_streams() {
 }
 
 #[tokio::test]
-async fn every_end_is_counted_and_the_last_one_told() {
+async fn stats_count_every_end() {
     let model = model(LoadConfig::new().context_len(64).stream_buffer(1));
     model.generate("a", GenerateConfig::new().max_tokens(3)).text().await.unwrap();
     assert!(model.err().is_none());
@@ -405,7 +405,7 @@ async fn every_end_is_counted_and_the_last_one_told() {
 }
 
 #[tokio::test]
-async fn a_panic_ends_its_pass_and_not_the_model() {
+async fn panic_ends_its_pass_not_the_model() {
     let answer = |prompt: &str| if prompt == "bad" { panic!("as the test wants") } else { "fine".to_owned() };
     let model = ScriptedModel::new(answer).build().unwrap();
     let error = model.generate("bad", GenerateConfig::new()).text().await.unwrap_err();
@@ -416,7 +416,7 @@ async fn a_panic_ends_its_pass_and_not_the_model() {
 }
 
 #[tokio::test]
-async fn closing_ends_what_waits() {
+async fn close_ends_waiting_requests() {
     let model = model(LoadConfig::new().parallel_slots(1));
     let prompts = vec!["prompt"; 200];
     let streams: Vec<_> = (0..20).map(|_| model.generate("prompt", GenerateConfig::new())).collect();

@@ -15,13 +15,13 @@ async fn model() -> &'static dyn TextModel {
 }
 
 #[tokio::test]
-async fn it_knows_the_capital_of_france() {
+async fn knows_the_capital_of_france() {
     let text = model().await.generate("The capital of France is", GenerateConfig::new().max_tokens(4)).text().await;
     assert!(text.unwrap().contains("Paris"));
 }
 
 #[tokio::test]
-async fn it_is_described_rightly() {
+async fn model_info_describes_the_file() {
     let info = model().await.info();
     assert_eq!(model().await.model_type(), "llama");
     assert_eq!((info.vocab_size, info.num_layers, info.hidden_size), (49152, 30, 576));
@@ -31,7 +31,7 @@ async fn it_is_described_rightly() {
 /// Greedy tokens are llama.cpp's. Where its two likeliest tokens are nearly equal, rounding may
 /// decide otherwise, and the texts part.
 #[tokio::test]
-async fn greedy_tokens_are_those_of_llama_cpp() {
+async fn greedy_tokens_match_llama_cpp() {
     const NEAR_TIE: f64 = 0.35;
     let cases = read_json("smollm2/greedy.json");
     let mut compared = 0;
@@ -54,7 +54,7 @@ async fn greedy_tokens_are_those_of_llama_cpp() {
 
 /// Activations of 8 bits cost accuracy, llama.cpp's as ours: 0.18 and 0.23 of 17 and 20 on these prompts.
 #[tokio::test]
-async fn logits_are_near_to_exact_ones() {
+async fn logits_stay_close_to_f32_weights() {
     for case in read_json("smollm2/logits.json")["cases"].as_array().unwrap() {
         let numbers = |keys: [&str; 2]| -> Vec<f64> {
             keys.iter().flat_map(|key| case[key].as_array().unwrap()).map(|x| x.as_f64().unwrap()).collect()
@@ -74,7 +74,7 @@ async fn logits_are_near_to_exact_ones() {
 }
 
 #[tokio::test]
-async fn a_chat_reads_the_templates_tokens() {
+async fn chat_template_becomes_special_tokens() {
     for case in read_json("smollm2/chat.json")["cases"].as_array().unwrap() {
         let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
         let mut stream = model().await.chat(&messages, GenerateConfig::new().max_tokens(1));
@@ -86,7 +86,7 @@ async fn a_chat_reads_the_templates_tokens() {
 
 /// 72 streams of mixed lengths and sampling, among others that go away early.
 #[tokio::test]
-async fn many_streams_answer_as_each_one_alone() {
+async fn concurrent_streams_match_single_streams() {
     let words = ["Once upon a time", "Water is made of", "My favourite colour is", "The sun rises in the"];
     let prompt = |i: usize| format!("{} {}", "It is late. ".repeat(i % 7 * (i % 5)), words[i % words.len()]);
     let config = |i: usize, lookup: usize| {
@@ -116,7 +116,7 @@ async fn many_streams_answer_as_each_one_alone() {
 
 /// As the example of a chat has it.
 #[tokio::test]
-async fn a_penalty_with_a_window_keeps_answers_from_going_round_in_circles() {
+async fn windowed_penalty_prevents_loops() {
     let run = async |config: GenerateConfig| {
         let messages = [Message::system("You are a helpful assistant."), Message::user("List twenty animals.")];
         let stream = model().await.chat(&messages, config.max_tokens(400));
@@ -131,7 +131,7 @@ async fn a_penalty_with_a_window_keeps_answers_from_going_round_in_circles() {
 
 /// On a model of its own: beside many streams guesses would not be worth their time.
 #[tokio::test]
-async fn guesses_at_what_is_copied_are_right_and_change_nothing() {
+async fn prompt_lookup_accepts_copies_and_keeps_answers() {
     let model = load_model(models::smollm2_gguf().await.unwrap(), LoadConfig::new()).await.unwrap();
     let prompt = "let text = std::fs::read_to_string(path)?;\nlet config = serde_json::from_str(&text)?;\n\n".repeat(4);
     for temperature in [0.0, 0.7] {

@@ -24,7 +24,7 @@ async fn prompt(template: &str, messages: &[Message], vars: Map<String, Value>) 
 }
 
 #[tokio::test]
-async fn conversations_become_the_prompts_of_transformers() {
+async fn prompts_match_transformers() {
     let mut rendered = 0;
     for file in golden_path("templates").read_dir().unwrap() {
         let name = file.unwrap().file_name().into_string().unwrap();
@@ -52,7 +52,7 @@ async fn conversations_become_the_prompts_of_transformers() {
 }
 
 #[tokio::test]
-async fn what_a_template_cannot_be_given_is_refused_by_name() {
+async fn reserved_template_variables_are_refused_by_name() {
     let refused = |result: Result<String>| match result {
         Err(Error::InvalidConfig { field, .. }) => field,
         other => panic!("{other:?}"),
@@ -70,7 +70,7 @@ async fn what_a_template_cannot_be_given_is_refused_by_name() {
 }
 
 #[test]
-fn messages_are_read_and_written_as_json() {
+fn messages_round_trip_through_json() {
     let call = json!([{"type": "function", "function": {"name": "now", "arguments": {}}}]);
     for (json, content) in [
         (json!({"role": "user", "content": "Hi"}), "Hi"),
@@ -91,7 +91,7 @@ fn messages_are_read_and_written_as_json() {
 }
 
 #[tokio::test]
-async fn a_template_for_tools_is_used_with_tools() {
+async fn tool_template_is_used_with_tools() {
     let (default, tool_use) = ("one", "one two three four");
     let in_config = TempDir::copy_of("mha_tied", "named");
     let mut config: Value = read_json("mha_tied/tokenizer_config.json");
@@ -120,7 +120,7 @@ async fn a_template_for_tools_is_used_with_tools() {
 }
 
 #[tokio::test]
-async fn a_model_whose_template_is_bad_generates_and_says_why_it_does_not_chat() {
+async fn bad_template_disables_only_chat() {
     let config = |template: Value| {
         let mut config: Value = read_json("mha_tied/tokenizer_config.json");
         config["chat_template"] = template;
@@ -150,7 +150,7 @@ async fn a_model_whose_template_is_bad_generates_and_says_why_it_does_not_chat()
 }
 
 #[tokio::test]
-async fn a_chat_goes_on_with_its_last_message() {
+async fn continue_final_message_prefills_the_answer() {
     let model = load_model(golden_path("mha_tied"), LoadConfig::new().chat_template("{{ messages[0].content }}!"));
     let model = model.await.unwrap();
     let config = || GenerateConfig::new().max_tokens(8);
@@ -164,7 +164,7 @@ async fn a_chat_goes_on_with_its_last_message() {
 }
 
 #[test]
-fn developers_have_a_role() {
+fn developer_role() {
     let message: Message = serde_json::from_value(json!({"role": "developer", "content": "Be brief."})).unwrap();
     assert_eq!(message, Message::developer("Be brief."));
     assert_eq!(serde_json::to_value(&message).unwrap(), json!({"role": "developer", "content": "Be brief."}));

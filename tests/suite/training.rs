@@ -92,7 +92,7 @@ async fn goes_on_as(
 }
 
 #[tokio::test]
-async fn losses_and_gradients_are_those_of_peft() {
+async fn losses_and_gradients_match_peft() {
     let mut checked = 0;
     for name in adapters() {
         let path = format!("adapters/{name}/training.json");
@@ -107,7 +107,7 @@ async fn losses_and_gradients_are_those_of_peft() {
 }
 
 #[tokio::test]
-async fn products_of_bfloat16_teach_nearly_the_same() {
+async fn bf16_training_stays_close_to_f32() {
     for name in ["q_v", "all_linear", "fused_dora", "conv1d", "tied_head"] {
         let model = read_json(&format!("adapters/{name}/expected.json"))["model"].as_str().unwrap().to_owned();
         let (expected, config) =
@@ -117,7 +117,7 @@ async fn products_of_bfloat16_teach_nearly_the_same() {
 }
 
 #[tokio::test]
-async fn adapters_of_quantised_weights_learn() {
+async fn adapters_train_over_quantized_weights() {
     for (name, bits) in [("q_v", Quantize::Int8), ("fused_dora", Quantize::Int8), ("q_v", Quantize::Int4)] {
         let model = read_json(&format!("adapters/{name}/expected.json"))["model"].as_str().unwrap().to_owned();
         let model = trainable_with(&model, LoadConfig::new().quantize(bits)).await;
@@ -127,7 +127,7 @@ async fn adapters_of_quantised_weights_learn() {
 }
 
 #[tokio::test]
-async fn every_target_learns() {
+async fn every_target_trains() {
     for name in ["gqa_llama3", "gemma2_v5", "qwen3", "phi3_v4", "gpt_neox_v5", "bloom_v5", "olmoe", "gpt2_v5"] {
         let model = trainable(name).await;
         let adapter = model.apply_lora(LoraConfig::new().target_keys(["all-linear"]).dora(true)).unwrap();
@@ -140,10 +140,10 @@ async fn every_target_learns() {
 }
 
 #[tokio::test]
-async fn what_was_learned_is_used_saved_and_read_again() {
+async fn trained_adapter_is_served_saved_and_reloaded() {
     let model = trainable("gqa_llama3").await;
     let before = logits(&*model).await;
-    let adapter = model.apply_lora(LoraConfig::new().rank(4).rank_stabilised(true)).unwrap();
+    let adapter = model.apply_lora(LoraConfig::new().rank(4).rank_stabilized(true)).unwrap();
     assert_eq!(logits(&*model).await, before, "it changes nothing yet");
     losses(model.train(sequences(6), TrainConfig::new().learning_rate(1e-2))).await;
     let after = logits(&*model).await;
@@ -158,7 +158,7 @@ async fn what_was_learned_is_used_saved_and_read_again() {
 }
 
 #[tokio::test]
-async fn what_a_dropped_training_has_learned_is_used() {
+async fn stopped_training_publishes_its_adapter() {
     let model = trainable("gqa_llama3").await;
     let before = logits(&*model).await;
     let adapter = model.apply_lora(LoraConfig::new()).unwrap();
@@ -184,7 +184,7 @@ async fn what_a_dropped_training_has_learned_is_used() {
 }
 
 #[tokio::test]
-async fn modules_of_a_model_inside_another_are_called_as_peft_calls_them() {
+async fn nested_model_modules_keep_peft_names() {
     for (name, begins) in [
         ("gemma3_inside", "model.language_model.layers."),
         ("mistral3_v5", "model.language_model.layers."),
@@ -203,7 +203,7 @@ async fn modules_of_a_model_inside_another_are_called_as_peft_calls_them() {
 }
 
 #[tokio::test]
-async fn less_memory_gives_the_same_bits() {
+async fn activation_checkpointing_changes_no_bit() {
     let model = trainable("qwen3").await;
     let mut runs = Vec::new();
     for config in [TrainConfig::new(), TrainConfig::new().checkpoint_activations(true)] {
@@ -214,7 +214,7 @@ async fn less_memory_gives_the_same_bits() {
 }
 
 #[tokio::test]
-async fn instructions_change_no_bit_of_what_is_learned() {
+async fn instruction_set_changes_no_bit_of_training() {
     for (bfloat16, load) in
         [(false, LoadConfig::new()), (true, LoadConfig::new()), (true, LoadConfig::new().quantize(Quantize::Int4))]
     {
@@ -229,7 +229,7 @@ async fn instructions_change_no_bit_of_what_is_learned() {
 }
 
 #[tokio::test]
-async fn stopping_waits_until_training_has_ended() {
+async fn stop_waits_for_the_end_of_training() {
     let model = trainable("gqa_llama3").await;
     let config = TrainConfig::new().epochs(100_000).learning_rate(1e-2);
     for wanted in 0..3 {
@@ -265,7 +265,7 @@ fn has_diverged(ended: Result<()>) {
 }
 
 #[tokio::test]
-async fn a_training_that_diverges_leaves_requests_the_last_good_adapter() {
+async fn diverged_training_keeps_the_last_good_adapter() {
     let gentle = || TrainConfig::new().learning_rate(1e-3);
     for (rate, dora) in [(1e38, false), (1e4, true), (30.0, false)] {
         let model = trainable("gqa_llama3").await;
@@ -303,7 +303,7 @@ async fn a_training_that_diverges_leaves_requests_the_last_good_adapter() {
 }
 
 #[tokio::test]
-async fn what_was_learned_before_a_training_diverged_is_kept() {
+async fn late_divergence_keeps_earlier_progress() {
     let model = trainable("gqa_llama3").await;
     model.apply_lora(LoraConfig::new().target_keys(["all-linear"])).unwrap();
     losses(model.train(sequences(4), TrainConfig::new().learning_rate(1e-2).epochs(200))).await;
@@ -317,7 +317,7 @@ async fn what_was_learned_before_a_training_diverged_is_kept() {
 }
 
 #[tokio::test]
-async fn examples_that_teach_nothing_are_refused_by_index_or_left_out() {
+async fn bad_examples_are_refused_by_index_or_skipped() {
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
                     {% if add_generation_prompt %}assistant: {% endif %}\
                     {% if messages[0].content == 'refuse' %}{{ raise_exception('no') }}{% endif %}";
@@ -355,7 +355,7 @@ async fn examples_that_teach_nothing_are_refused_by_index_or_left_out() {
 }
 
 #[tokio::test]
-async fn answers_end_though_the_template_leaves_that_to_the_next_turn() {
+async fn trained_answers_end_without_an_end_marker_in_the_template() {
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}\
                     {% if add_generation_prompt %}assistant: {% endif %}";
     let model = trainable_with("gqa_llama3", LoadConfig::new().chat_template(template)).await;
@@ -399,7 +399,7 @@ async fn with_checkpoints(model: &dyn TrainableModel, dir: &Path, steps: usize) 
 }
 
 #[tokio::test]
-async fn training_goes_on_from_its_checkpoints_to_the_bit() {
+async fn resume_from_checkpoints_is_bit_exact() {
     let model = trainable("gqa_llama3").await;
     let (whole, parts) = (TempDir::new("whole"), TempDir::new("parts"));
     let expected = with_checkpoints(&*model, &whole.0, 7).await;
@@ -443,7 +443,7 @@ async fn training_goes_on_from_its_checkpoints_to_the_bit() {
 }
 
 #[tokio::test]
-async fn a_dropped_stream_ends_training_and_keeps_its_last_step() {
+async fn dropped_stream_ends_training_and_keeps_the_last_step() {
     let model = trainable("gqa_llama3").await;
     let dir = TempDir::new("dropped");
     let config = TrainConfig::new().epochs(100_000).checkpoint_dir(&dir.0);
@@ -467,7 +467,7 @@ async fn a_dropped_stream_ends_training_and_keeps_its_last_step() {
 }
 
 #[tokio::test]
-async fn a_model_closes_though_nobody_reads_its_training() {
+async fn close_ends_an_unread_training() {
     let model = trainable("gqa_llama3").await;
     let dir = TempDir::new("unread");
     // There is no room for the report of the step that this checkpoint is of.
@@ -483,7 +483,7 @@ async fn a_model_closes_though_nobody_reads_its_training() {
 }
 
 #[tokio::test]
-async fn closing_does_not_wait_for_all_examples_to_be_read() {
+async fn close_interrupts_reading_examples() {
     let model = trainable("gqa_llama3").await;
     let mut examples = vec![TrainExample::text("The dog and the cat. ".repeat(100)); 10_000];
     // It would be told of, if it were come to.
@@ -495,7 +495,7 @@ async fn closing_does_not_wait_for_all_examples_to_be_read() {
 }
 
 #[tokio::test]
-async fn requests_are_answered_meanwhile_as_ever() {
+async fn answers_stay_the_same_beside_training() {
     let model = trainable("qwen3").await;
     let answer = async || {
         let tokens = model.generate("The dog", GenerateConfig::new().max_tokens(40)).collect::<Vec<_>>().await;
@@ -512,7 +512,7 @@ async fn requests_are_answered_meanwhile_as_ever() {
 }
 
 #[tokio::test]
-async fn examples_set_aside_are_asked_and_end_training() {
+async fn held_out_loss_stops_training_early() {
     let model = trainable("gqa_llama3").await;
     let dir = TempDir::new("asked");
     let config = TrainConfig::new().epochs(50).eval_split(0.25).eval_every(2).patience(2).learning_rate(5e-2);
@@ -534,7 +534,7 @@ async fn examples_set_aside_are_asked_and_end_training() {
 }
 
 #[tokio::test]
-async fn an_evaluation_that_was_cut_short_is_made_up_for() {
+async fn interrupted_evaluation_is_repeated() {
     let model = trainable("gqa_llama3").await;
     let (dir, copy) = (TempDir::new("cut-short"), TempDir::new("learned"));
     let adapter = model.apply_lora(LoraConfig::new()).unwrap();
@@ -556,7 +556,7 @@ async fn an_evaluation_that_was_cut_short_is_made_up_for() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_learned_is_refused_by_name() {
+async fn invalid_training_settings_are_refused_by_name() {
     let model = trainable("gqa_llama3").await;
     let unknown = model.apply_lora(LoraConfig::new().target_keys(["q_proj", "w_proj"])).err().unwrap().to_string();
     assert!(unknown.contains("\"w_proj\"") && unknown.contains("down_proj, gate_proj"), "{unknown}");

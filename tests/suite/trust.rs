@@ -75,7 +75,7 @@ async fn refused(path: &Path, needles: &[&str]) {
 }
 
 #[tokio::test]
-async fn an_index_is_not_read_beside_a_whole_file() {
+async fn shard_index_beside_a_whole_file_is_ignored() {
     let expected = logits(&golden_path("qwen3")).await;
     let dir = TempDir::copy_of("qwen3", "stale-index");
     let all = tensors(&dir.0);
@@ -94,7 +94,7 @@ async fn an_index_is_not_read_beside_a_whole_file() {
 }
 
 #[tokio::test]
-async fn an_index_of_more_files_than_there_are_and_tensors_saved_twice() {
+async fn index_of_absent_shards_and_duplicate_tensors() {
     let expected = logits(&golden_path("qwen3")).await;
     let dir = TempDir::copy_of("qwen3", "shards");
     let all = tensors(&dir.0);
@@ -145,7 +145,7 @@ async fn an_index_of_more_files_than_there_are_and_tensors_saved_twice() {
 }
 
 #[tokio::test]
-async fn names_without_what_they_begin_with_and_with_more() {
+async fn tensor_names_without_and_with_other_prefixes() {
     for (golden, base) in [
         ("mha_tied", "model."),
         ("qwen3", "model."),
@@ -200,7 +200,7 @@ async fn adapters_and_merges_of_models_without_a_prefix() {
 }
 
 #[tokio::test]
-async fn scaling_that_stretches_the_context() {
+async fn rope_scaling_extends_the_context() {
     let yarn = |more: Value| {
         let mut scaling = json!({"rope_type": "yarn", "factor": 4.0});
         scaling.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -233,7 +233,7 @@ async fn scaling_that_stretches_the_context() {
 }
 
 #[tokio::test]
-async fn old_and_new_keys_of_rope_are_resolved_as_in_transformers() {
+async fn old_and_new_rope_keys_resolve_as_in_transformers() {
     let with = async |changes: Value| {
         let dir = TempDir::copy_of("mha_tied", "rope");
         configure(&dir, json!({"rope_theta": null, "rope_scaling": null}));
@@ -259,7 +259,7 @@ async fn old_and_new_keys_of_rope_are_resolved_as_in_transformers() {
 }
 
 #[tokio::test]
-async fn an_output_matrix_in_the_file_counts_if_it_differs() {
+async fn differing_lm_head_overrides_tied_embeddings() {
     let expected = logits(&golden_path("mha_tied")).await;
     let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
     let dir = TempDir::copy_of("mha_tied", "tied");
@@ -283,7 +283,7 @@ async fn an_output_matrix_in_the_file_counts_if_it_differs() {
 }
 
 #[tokio::test]
-async fn keys_that_an_architecture_does_not_read() {
+async fn keys_that_an_architecture_ignores() {
     let heads = json!({"num_key_value_heads": 1, "head_dim": 3, "mlp_bias": false, "rms_norm_eps": 7.0});
     let more = json!({
         "num_key_value_heads": 1, "head_dim": 3, "mlp_bias": false, "rms_norm_eps": 7.0, "attention_bias": false,
@@ -316,7 +316,7 @@ async fn keys_that_an_architecture_does_not_read() {
 }
 
 #[tokio::test]
-async fn a_class_is_enough_to_know_the_architecture() {
+async fn architecture_from_the_class_name_alone() {
     for golden in
         ["mha_tied", "qwen3", "gpt_neox_v4", "gpt2_v4", "hunyuan_v1_dense_v4", "gemma3_v4", "granitemoeshared_v4"]
     {
@@ -333,7 +333,7 @@ async fn a_class_is_enough_to_know_the_architecture() {
 }
 
 #[tokio::test]
-async fn numbers_that_only_python_calls_json() {
+async fn python_json_infinity_and_nan() {
     let expected = logits(&golden_path("qwen3")).await;
     let dir = TempDir::copy_of("qwen3", "infinity");
     for file in ["config.json", "generation_config.json", "tokenizer_config.json"] {
@@ -358,7 +358,7 @@ fn configure_text(dir: &TempDir, entry: &str) {
 }
 
 #[tokio::test]
-async fn formats_that_are_not_supported_are_named() {
+async fn unsupported_formats_are_named() {
     let module = "model.layers.0.self_attn.q_proj";
     // The weight's place is taken by tensors of these names and types.
     let packed = |config: Option<Value>, stored: &[(&str, Dtype)]| {
@@ -414,7 +414,7 @@ async fn formats_that_are_not_supported_are_named() {
 }
 
 #[tokio::test]
-async fn directories_without_weights_say_what_they_hold() {
+async fn directories_without_safetensors_name_their_contents() {
     for (file, needle) in [
         ("pytorch_model.bin", "save_pretrained"),
         ("pytorch_model-00001-of-00002.bin", "pickles"),
@@ -442,7 +442,7 @@ async fn directories_without_weights_say_what_they_hold() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_is_an_error_to_who_asks() {
+fn try_discover_reports_a_missing_folder() {
     let error = try_discover("/nowhere/at/all").err().expect("an error");
     assert_eq!(error.to_string(), "/nowhere/at/all: cannot be listed");
     let dir = TempDir::new("a-file");
@@ -472,7 +472,7 @@ async fn side_files_have_limits() {
 }
 
 #[tokio::test]
-async fn weights_that_are_cut_short_while_they_are_read() {
+async fn weights_truncated_while_reading_are_an_error() {
     for (golden, file) in [("mha_tied", "model.safetensors"), ("gguf/tiny-q8_0.gguf", "")] {
         let dir = TempDir::new("cut");
         let path = match file {

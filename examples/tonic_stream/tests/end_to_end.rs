@@ -36,7 +36,7 @@ fn ask(content: &str) -> AnswerRequest {
 }
 
 #[tokio::test]
-async fn an_answer_streams() {
+async fn answer_streams() {
     let (_model, mut client) = serve(ScriptedModel::new(|prompt| format!("Is {prompt:?} a question?"))).await;
     let mut pieces = client.answer(ask("Hello — 你好")).await.unwrap().into_inner();
     let (mut text, mut count) = (String::new(), 0);
@@ -49,7 +49,7 @@ async fn an_answer_streams() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_frees_its_sequence_within_one_step() {
+async fn disconnect_frees_the_sequence_within_one_step() {
     let (model, hold) = held_model();
     let (model, mut client) = serve(model).await;
     let mut pieces = client.answer(ask("Go on")).await.unwrap().into_inner();
@@ -67,7 +67,7 @@ async fn a_client_that_goes_away_frees_its_sequence_within_one_step() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_before_the_first_token_frees_its_place() {
+async fn disconnect_before_the_first_token_frees_the_slot() {
     let (model, mut client) = serve(talkative()).await;
     let answer = tokio::spawn(async move { client.answer(ask(&"long ".repeat(10_000))).await });
     until(&*model, |stats| stats.running + stats.waiting == 1).await;
@@ -76,7 +76,7 @@ async fn a_client_that_goes_away_before_the_first_token_frees_its_place() {
 }
 
 #[tokio::test]
-async fn failures_are_statuses() {
+async fn errors_map_to_statuses() {
     let (model, mut client) = serve(talkative().load_config(LoadConfig::new().context_len(256))).await;
     let code = async |client: &mut Client, request: Request<AnswerRequest>| {
         client.answer(request).await.err().map(|status| status.code())
@@ -91,7 +91,7 @@ async fn failures_are_statuses() {
 }
 
 #[tokio::test]
-async fn a_clients_deadline_ends_the_answer() {
+async fn client_deadline_ends_the_answer() {
     let (model, mut client) = serve(talkative()).await;
     let mut request = Request::new(ask("Go on"));
     request.set_timeout(Duration::from_millis(200));

@@ -1,14 +1,16 @@
 //! What the configurations of most architectures have in common.
 
-use super::rope;
+use super::rope_config;
 use crate::{
     Result,
     decoder::{
         Spec,
         layout::Layout,
-        spec::{AttentionSpec, DenseSpec, ExpertsSpec, HeadSpec, LayerSpec, MlpSpec, NormSpec, Order, RopeSpec},
+        spec::{
+            AttentionSpec, DenseSpec, ExpertsSpec, HeadSpec, LayerSpec, MlpSpec, NormPlacement, NormSpec, RopeSpec,
+        },
     },
-    kernels::rows::{Activation, Pairs},
+    kernels::rows::{Activation, NormKind, RopeStyle},
     weights::Config,
 };
 
@@ -19,8 +21,8 @@ const MAX_LAYERS: usize = 4096;
 /// Llama's has. Where it names no `head_dim`, heads share the hidden size.
 pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
     let mut spec = without_rope(config, architecture)?;
-    let rope = rope::spec(config, rope::FULL, spec.max_positions, spec.attention.head_dim)?;
-    spec.max_positions = rope::context(config, &rope, spec.max_positions)?;
+    let rope = rope_config::spec(config, rope_config::FULL, spec.max_positions, spec.attention.head_dim)?;
+    spec.max_positions = rope_config::context(config, &rope, spec.max_positions)?;
     spec.ropes.push(rope);
     spec.layers.iter_mut().for_each(|layer| layer.rope = Some(0));
     Ok(spec)
@@ -53,7 +55,7 @@ pub fn without_rope(config: &Config, architecture: &'static str) -> Result<Spec>
         embedding_scale: 1.0,
         learned_positions: false,
         embedding_norm: false,
-        norm: NormSpec { centred: false, weight: true, bias: false, eps: config.positive("rms_norm_eps")? },
+        norm: NormSpec { kind: NormKind::RmsNorm, weight: true, bias: false, eps: config.positive("rms_norm_eps")? },
         attention: AttentionSpec {
             num_heads,
             num_kv_heads,
@@ -64,13 +66,13 @@ pub fn without_rope(config: &Config, architecture: &'static str) -> Result<Spec>
             out_bias: config.bool_or("attention_out_bias", attention_bias)?,
             qk_norm: None,
             sinks: false,
-            query_growth: None,
+            temperature: None,
             alibi: None,
             clip: None,
         },
         ropes: Vec::new(),
         layers: vec![LayerSpec { window: None, rope: None, scale: 1.0, mlp }; num_layers],
-        order: Order::PRE_NORM,
+        norm_placement: NormPlacement::PRE_NORM,
         final_norm: true,
         residual_scale: 1.0,
         head: HeadSpec { tied: config.bool_or("tie_word_embeddings", false)?, bias: false, scale: 1.0, softcap: None },
@@ -124,8 +126,8 @@ impl Spec {
     }
 
     /// Norms that take the mean away first.
-    pub(super) fn centred(mut self, bias: bool) -> Self {
-        self.norm = NormSpec { centred: true, bias, ..self.norm };
+    pub(super) fn layer_norm(mut self, bias: bool) -> Self {
+        self.norm = NormSpec { kind: NormKind::LayerNorm, bias, ..self.norm };
         self
     }
 
@@ -160,8 +162,8 @@ impl Spec {
     }
 
     /// Turns neighbours, not halves.
-    pub(super) fn neighbours(mut self) -> Self {
-        self.ropes.iter_mut().for_each(|rope| rope.pairs = Pairs::Neighbours);
+    pub(super) fn interleaved(mut self) -> Self {
+        self.ropes.iter_mut().for_each(|rope| rope.style = RopeStyle::Interleaved);
         self
     }
 }

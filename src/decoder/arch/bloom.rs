@@ -29,7 +29,7 @@ pub fn bloom(config: &Config) -> Result<Spec> {
     if config.bool_or(key, false)? {
         return Err(config.bad(key, "residual connections after norms are not supported"));
     }
-    let mut spec = base::without_rope(config, "bloom")?.centred(true).dense(|mlp| mlp.gated = false);
+    let mut spec = base::without_rope(config, "bloom")?.layer_norm(true).dense(|mlp| mlp.gated = false);
     spec.embedding_norm = true;
     spec.attention.alibi = Some(1.0);
     spec.layout = Layout { names: NAMES, prefixes: &[("transformer.", "")], qkv_by_head: true, ..Layout::LLAMA };

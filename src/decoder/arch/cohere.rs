@@ -7,7 +7,7 @@ use crate::{
     Result,
     decoder::{
         Spec,
-        spec::{NormOver, Order, QkNorm},
+        spec::{NormOver, NormPlacement, QkNorm},
     },
     weights::Config,
 };
@@ -17,8 +17,8 @@ pub fn cohere(config: &Config) -> Result<Spec> {
         "tie_word_embeddings": true, "layer_norm_eps": 1e-5, "logit_scale": 0.0625, "rope_theta": 5e5,
     }));
     let config = &config.renamed(&[("layer_norm_eps", "rms_norm_eps")]);
-    let mut spec = base::spec(config, "cohere")?.centred(false).neighbours();
-    spec.order = Order::PARALLEL;
+    let mut spec = base::spec(config, "cohere")?.layer_norm(false).interleaved();
+    spec.norm_placement = NormPlacement::PARALLEL;
     spec.head.scale = config.positive("logit_scale")? as f32;
     if config.bool_or("use_qk_norm", false)? {
         spec.attention.qk_norm = Some(QkNorm { over: NormOver::EachHead, norm: spec.norm, after_rope: false });

@@ -8,7 +8,7 @@ use crate::{
     decoder::{
         Spec,
         layout::{Layout, Names},
-        spec::Order,
+        spec::NormPlacement,
     },
     weights::Config,
 };
@@ -32,13 +32,13 @@ pub fn falcon(config: &Config) -> Result<Spec> {
     let config = &if grouped { config.clone() } else { config.with(json!({"num_key_value_heads": 1})) };
     let alibi = config.bool_or("alibi", false)?;
     let spec = if alibi { base::without_rope(config, "falcon")? } else { base::spec(config, "falcon")? };
-    let mut spec = spec.centred(true).dense(|mlp| mlp.gated = false);
+    let mut spec = spec.layer_norm(true).dense(|mlp| mlp.gated = false);
     // Here biases are scaled with the scores.
     spec.attention.alibi = alibi.then_some(spec.attention.scale);
     let two_norms = newer && config.opt_usize("num_ln_in_parallel_attn")?.unwrap_or(2) == 2;
-    spec.order = match newer || config.bool_or("parallel_attn", true)? {
-        true => Order { mlp_norm: two_norms, ..Order::PARALLEL },
-        false => Order::PRE_NORM,
+    spec.norm_placement = match newer || config.bool_or("parallel_attn", true)? {
+        true => NormPlacement { mlp_norm: two_norms, ..NormPlacement::PARALLEL },
+        false => NormPlacement::PRE_NORM,
     };
     let names =
         if two_norms { Names { attention_norm: "ln_attn", mlp_norm: "ln_mlp", ..bloom::NAMES } } else { bloom::NAMES };

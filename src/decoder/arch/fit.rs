@@ -7,21 +7,21 @@ use crate::{
         Spec,
         layout::{Layout, Names, StoredPrefix},
     },
-    weights::{Checkpoint, Store},
+    weights::{Checkpoint, TensorStore},
 };
 
 /// The model of a configuration as a checkpoint has it.
 pub fn to_checkpoint(mut spec: Spec, checkpoint: &Checkpoint) -> Result<Spec> {
     let is_there = |layout: &Layout| checkpoint.contains(&weight(layout.names.embedding));
     let stored = match (&checkpoint.store, spec.layout.mlx) {
-        (Store::Gguf(_), _) => Some(Layout::gguf(&spec)),
-        (Store::Safetensors(_), Some(mlx)) if is_there(mlx) => Some(mlx.clone()),
-        (Store::Safetensors(_), _) => None,
+        (TensorStore::Gguf(_), _) => Some(Layout::gguf(&spec)),
+        (TensorStore::Safetensors(_), Some(mlx)) if is_there(mlx) => Some(mlx.clone()),
+        (TensorStore::Safetensors(_), _) => None,
     };
     if let Some(layout) = stored {
         spec.hub_layout = Some(std::mem::replace(&mut spec.layout, layout));
     }
-    if let Store::Safetensors(_) = checkpoint.store {
+    if let TensorStore::Safetensors(_) = checkpoint.store {
         spec.layout.stored = stored_prefix(&spec.layout.names, checkpoint);
         tie(&mut spec, checkpoint)?;
     }

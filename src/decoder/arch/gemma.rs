@@ -2,13 +2,13 @@
 
 use serde_json::json;
 
-use super::{base, rope};
+use super::{base, rope_config};
 use crate::{
     Result,
     decoder::{
         Spec,
         layout::Names,
-        spec::{NormOver, Order, QkNorm},
+        spec::{NormOver, NormPlacement, QkNorm},
     },
     kernels::rows::Activation,
     weights::Config,
@@ -55,7 +55,7 @@ pub fn gemma3(config: &Config) -> Result<Spec> {
     spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model."), ("model.", "")];
     spec.layout.inside = text.as_ref().map(|_| spec.layout.prefixes[0]);
     let period = config.opt_usize("sliding_window_pattern")?.unwrap_or(6).max(1);
-    let local = rope::local(config, spec.max_positions, spec.attention.head_dim)?;
+    let local = rope_config::local(config, spec.max_positions, spec.attention.head_dim)?;
     Ok(spec.slide(config, |layer| (layer + 1) % period != 0)?.local_rope(local))
 }
 
@@ -63,7 +63,7 @@ pub fn gemma3(config: &Config) -> Result<Spec> {
 fn sandwich(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"hidden_activation": "gelu_pytorch_tanh"}));
     let mut spec = gemma(&config.renamed(&[("hidden_activation", "hidden_act")]))?;
-    spec.order = Order::SANDWICH;
+    spec.norm_placement = NormPlacement::SANDWICH;
     spec.attention.scale = config.positive("query_pre_attn_scalar")?.sqrt().recip();
     spec.attention.softcap = config.opt_f64("attn_logit_softcapping")?.map(|cap| cap as f32);
     spec.head.softcap = config.opt_f64("final_logit_softcapping")?.map(|cap| cap as f32);

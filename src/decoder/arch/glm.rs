@@ -8,7 +8,7 @@ use crate::{
     decoder::{
         Spec,
         layout::{MlpNames, Names},
-        spec::{DenseSpec, Gating, Groups, MlpSpec, NormOver, Order, QkNorm, Routing, SharedSpec},
+        spec::{DenseSpec, ExpertGroups, Gating, MlpSpec, NormOver, NormPlacement, QkNorm, RoutingSpec, SharedSpec},
     },
     weights::Config,
 };
@@ -18,14 +18,14 @@ pub fn glm(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({
         "partial_rotary_factor": 0.5, "attention_bias": true, "attention_out_bias": false, "head_dim": 128,
     }));
-    Ok(base::spec(config, "glm")?.neighbours())
+    Ok(base::spec(config, "glm")?.interleaved())
 }
 
 /// GLM-4-0414.
 pub fn glm4(config: &Config) -> Result<Spec> {
     let mut spec = glm(config)?;
     spec.architecture = "glm4";
-    spec.order = Order::SANDWICH;
+    spec.norm_placement = NormPlacement::SANDWICH;
     spec.layout.names =
         Names { attention_out_norm: "post_self_attn_layernorm", mlp_out_norm: "post_mlp_layernorm", ..Names::LLAMA };
     Ok(spec)
@@ -41,7 +41,7 @@ pub fn glm4_moe(config: &Config) -> Result<Spec> {
         spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
     }
     let mut experts = experts::spec(config, "moe_intermediate_size", config.bool_or("norm_topk_prob", true)?)?;
-    experts.routing = Routing { gating: Gating::Sigmoid, biases: true, ..routing(config, experts.num_experts)? };
+    experts.routing = RoutingSpec { gating: Gating::Sigmoid, biases: true, ..routing(config, experts.num_experts)? };
     let count = config.opt_usize("n_shared_experts")?.unwrap_or(1);
     if count > 0 {
         let intermediate_size = experts.expert.intermediate_size.saturating_mul(count);
@@ -62,7 +62,7 @@ pub fn glm4_moe(config: &Config) -> Result<Spec> {
 }
 
 /// The groups of experts and the scale of their weights.
-fn routing(config: &Config, num_experts: usize) -> Result<Routing> {
+fn routing(config: &Config, num_experts: usize) -> Result<RoutingSpec> {
     let count = config.opt_usize("n_group")?.unwrap_or(1).max(1);
     let per_token = config.opt_usize("topk_group")?.unwrap_or(1);
     if !num_experts.is_multiple_of(count) {
@@ -71,7 +71,7 @@ fn routing(config: &Config, num_experts: usize) -> Result<Routing> {
     if per_token == 0 || per_token > count {
         return Err(config.bad("topk_group", &format!("not one to {count}, the groups there are")));
     }
-    let groups = (count > 1).then_some(Groups { count, per_token });
+    let groups = (count > 1).then_some(ExpertGroups { count, per_token });
     let scale = config.opt_f64("routed_scaling_factor")?.unwrap_or(1.0);
-    Ok(Routing { groups, weight_scale: scale as f32, ..Routing::SOFTMAX })
+    Ok(RoutingSpec { groups, weight_scale: scale as f32, ..RoutingSpec::SOFTMAX })
 }

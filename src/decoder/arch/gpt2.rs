@@ -41,7 +41,7 @@ fn plain(config: &Config, architecture: &'static str) -> Result<Spec> {
         "intermediate_size": 4 * config.size("hidden_size")?, "tie_word_embeddings": true,
         "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "attention_bias": true, "mlp_bias": true,
     }));
-    let mut spec = base::without_rope(config, architecture)?.centred(true).dense(|mlp| mlp.gated = false);
+    let mut spec = base::without_rope(config, architecture)?.layer_norm(true).dense(|mlp| mlp.gated = false);
     spec.learned_positions = true;
     if !config.bool_or("scale_attn_weights", true)? {
         spec.attention.scale = 1.0;

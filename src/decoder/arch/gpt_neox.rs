@@ -18,8 +18,8 @@ pub fn gpt_neox(config: &Config) -> Result<Spec> {
         "hidden_act": "gelu", "partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5, "attention_bias": true, "mlp_bias": true,
     }));
     let config = &config.renamed(&[("layer_norm_eps", "rms_norm_eps")]);
-    let mut spec = base::spec(config, "gpt_neox")?.centred(true).dense(|mlp| mlp.gated = false);
-    spec.order.parallel = config.bool_or("use_parallel_residual", true)?;
+    let mut spec = base::spec(config, "gpt_neox")?.layer_norm(true).dense(|mlp| mlp.gated = false);
+    spec.norm_placement.parallel = config.bool_or("use_parallel_residual", true)?;
     spec.layout = LAYOUT;
     Ok(spec)
 }

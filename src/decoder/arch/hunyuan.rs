@@ -1,6 +1,6 @@
 //! Hunyuan's dense models.
 
-use super::{base, rope};
+use super::{base, rope_config};
 use crate::{
     Result,
     decoder::{
@@ -11,10 +11,10 @@ use crate::{
     weights::Config,
 };
 
-/// Queries and keys are normalised after their positions have turned them.
+/// Queries and keys are normalized after their positions have turned them.
 pub fn hunyuan_v1_dense(config: &Config) -> Result<Spec> {
     let mut spec = base::spec(config, "hunyuan_v1_dense")?;
-    if let Some(scaling) = rope::parameters(config, rope::FULL)?
+    if let Some(scaling) = rope_config::parameters(config, rope_config::FULL)?
         && let RopeScaling::Dynamic { .. } = spec.ropes[0].scaling
         && scaling.get("alpha").is_some()
     {

@@ -26,13 +26,13 @@ pub fn ernie4_5(config: &Config) -> Result<Spec> {
         "head_dim": 128, "tie_word_embeddings": true, "use_bias": false, "rope_theta": 5e5,
     }));
     let config = &config.renamed(&[("use_bias", "attention_bias"), ("use_bias", "mlp_bias")]);
-    Ok(base::spec(config, "ernie4_5")?.neighbours())
+    Ok(base::spec(config, "ernie4_5")?.interleaved())
 }
 
 /// Helium: as Ernie.
 pub fn helium(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"head_dim": 128, "attention_out_bias": false, "rope_theta": 1e5}));
-    Ok(base::spec(config, "helium")?.neighbours())
+    Ok(base::spec(config, "helium")?.interleaved())
 }
 
 /// Seed-OSS: with biases.

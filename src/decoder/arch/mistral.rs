@@ -2,13 +2,13 @@
 
 use serde_json::json;
 
-use super::{base, experts, rope};
+use super::{base, experts, rope_config};
 use crate::{
     Result,
     decoder::{
         Spec,
         layout::{MlpNames, Names},
-        spec::QueryGrowth,
+        spec::AttentionTemperature,
     },
     weights::Config,
 };
@@ -22,11 +22,11 @@ pub fn mistral(config: &Config) -> Result<Spec> {
 pub fn ministral3(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"head_dim": 128}));
     let mut spec = base::spec(config, "ministral3")?.slide(config, |_| true)?;
-    if let Some(rope) = rope::parameters(config, rope::FULL)?
+    if let Some(rope) = rope_config::parameters(config, rope_config::FULL)?
         && let Some(beta) = rope.opt_f64("llama_4_scaling_beta")?
     {
         let place = if rope.get(ORIGINAL).is_some() { &rope } else { config };
-        spec.attention.query_growth = Some(QueryGrowth { beta, positions: place.size(ORIGINAL)? });
+        spec.attention.temperature = Some(AttentionTemperature { beta, positions: place.size(ORIGINAL)? });
     }
     Ok(spec)
 }

@@ -20,7 +20,7 @@ mod olmo;
 mod opt;
 mod phi;
 mod qwen;
-mod rope;
+mod rope_config;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -29,7 +29,7 @@ mod unread;
 use super::Spec;
 use crate::{
     Error, Result,
-    weights::{Checkpoint, Config, Store},
+    weights::{Checkpoint, Config, TensorStore},
 };
 
 /// Reads one architecture's configuration.
@@ -96,8 +96,8 @@ pub fn spec(checkpoint: &Checkpoint) -> Result<Spec> {
         return Err(Error::UnsupportedArchitecture { architecture, supported: supported() });
     };
     let spec = match checkpoint.store {
-        Store::Safetensors(_) => read(&unread::without(config, &architecture))?,
-        Store::Gguf(_) => read(config)?,
+        TensorStore::Safetensors(_) => read(&unread::without(config, &architecture))?,
+        TensorStore::Gguf(_) => read(config)?,
     };
     fit::to_checkpoint(spec, checkpoint)
 }

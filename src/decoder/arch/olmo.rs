@@ -2,20 +2,21 @@
 
 use serde_json::json;
 
-use super::{base, experts, rope};
+use super::{base, experts, rope_config};
 use crate::{
     Result,
     decoder::{
         Spec,
-        spec::{NormOver, NormSpec, Order, QkNorm},
+        spec::{NormOver, NormPlacement, NormSpec, QkNorm},
     },
+    kernels::rows::NormKind,
     weights::Config,
 };
 
 pub fn olmo(config: &Config) -> Result<Spec> {
     let mut spec = base::spec(&config.or(json!({"rms_norm_eps": 1e-5})), "olmo")?;
     spec.attention.clip = clip(config)?;
-    spec.norm = NormSpec { centred: true, weight: false, bias: false, eps: 1e-5 };
+    spec.norm = NormSpec { kind: NormKind::LayerNorm, weight: false, bias: false, eps: 1e-5 };
     Ok(spec)
 }
 
@@ -31,7 +32,7 @@ pub fn olmo3(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"sliding_window": 4096, "rope_theta": 5e5}));
     let spec = post_norm(config, "olmo3")?.slide(config, |layer| (layer + 1) % 4 != 0)?;
     let theta = config.or(json!({"rope_local_base_freq": spec.ropes[0].theta}));
-    let local = rope::local(&theta, spec.max_positions, spec.attention.head_dim)?;
+    let local = rope_config::local(&theta, spec.max_positions, spec.attention.head_dim)?;
     Ok(spec.local_rope(local))
 }
 
@@ -41,8 +42,8 @@ pub fn olmoe(config: &Config) -> Result<Spec> {
     let mut spec = base::spec(config, "olmoe")?;
     spec.attention.clip = clip(config)?;
     spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm, after_rope: false });
-    let normalise = config.bool_or("norm_topk_prob", false)?;
-    Ok(spec.experts(experts::spec(config, "intermediate_size", normalise)?))
+    let normalize = config.bool_or("norm_topk_prob", false)?;
+    Ok(spec.experts(experts::spec(config, "intermediate_size", normalize)?))
 }
 
 /// EXAONE 4: norms after, those of queries and keys over heads. Where there are windows, layers without know no
@@ -61,7 +62,7 @@ pub fn exaone4(config: &Config) -> Result<Spec> {
 
 fn post_norm(config: &Config, architecture: &'static str) -> Result<Spec> {
     let mut spec = base::spec(config, architecture)?;
-    spec.order = Order::POST_NORM;
+    spec.norm_placement = NormPlacement::POST_NORM;
     spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm, after_rope: false });
     Ok(spec)
 }

@@ -8,8 +8,9 @@ use crate::{
     decoder::{
         Spec,
         layout::{Layout, MlpNames, Names},
-        spec::{NormSpec, Order},
+        spec::{NormPlacement, NormSpec},
     },
+    kernels::rows::NormKind,
     weights::Config,
 };
 
@@ -22,14 +23,14 @@ pub fn opt(config: &Config) -> Result<Spec> {
     }));
     let mut spec = base::without_rope(config, "opt")?.dense(|mlp| mlp.gated = false);
     let affine = config.bool_or("layer_norm_elementwise_affine", true)?;
-    spec.norm = NormSpec { centred: true, weight: affine, bias: affine, eps: 1e-5 };
+    spec.norm = NormSpec { kind: NormKind::LayerNorm, weight: affine, bias: affine, eps: 1e-5 };
     spec.learned_positions = true;
     if config.get("word_embed_proj_dim").is_some() {
         spec.embedding_size = config.size("word_embed_proj_dim")?;
     }
     let before = config.bool_or("do_layer_norm_before", true)?;
     if !before {
-        spec.order = Order::SUM_NORM;
+        spec.norm_placement = NormPlacement::SUM_NORM;
     }
     spec.final_norm = before && !config.bool_or("_remove_final_layer_norm", false)?;
     spec.layout = Layout {

@@ -8,7 +8,7 @@ use crate::{
     decoder::{
         Spec,
         layout::{MlpNames, Names},
-        spec::{NormOver, Order, QkNorm},
+        spec::{NormOver, NormPlacement, QkNorm},
     },
     weights::Config,
 };
@@ -20,8 +20,8 @@ pub fn phi(config: &Config) -> Result<Spec> {
         "layer_norm_eps": 1e-5,
     }));
     let config = &config.renamed(&[("layer_norm_eps", "rms_norm_eps")]);
-    let mut spec = base::spec(config, "phi")?.centred(true).dense(|mlp| mlp.gated = false);
-    spec.order = Order::PARALLEL;
+    let mut spec = base::spec(config, "phi")?.layer_norm(true).dense(|mlp| mlp.gated = false);
+    spec.norm_placement = NormPlacement::PARALLEL;
     spec.head.bias = true;
     if config.bool_or("qk_layernorm", false)? {
         spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });

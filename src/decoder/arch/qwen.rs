@@ -55,8 +55,8 @@ fn windows(spec: Spec, config: &Config, slides: impl Fn(usize, usize) -> bool) -
 
 /// Every `decoder_sparse_step`th layer has experts, but for those in `mlp_only_layers`.
 fn with_experts(mut spec: Spec, config: &Config, shared: Option<SharedSpec>) -> Result<Spec> {
-    let normalise = config.bool_or("norm_topk_prob", false)?;
-    let experts = experts::spec(config, "moe_intermediate_size", normalise)?;
+    let normalize = config.bool_or("norm_topk_prob", false)?;
+    let experts = experts::spec(config, "moe_intermediate_size", normalize)?;
     let experts = MlpSpec::Experts(ExpertsSpec { shared, ..experts });
     let step = config.opt_usize("decoder_sparse_step")?.unwrap_or(1).max(1);
     let dense = config.ids("mlp_only_layers")?;

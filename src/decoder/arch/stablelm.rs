@@ -8,7 +8,7 @@ use crate::{
     decoder::{
         Spec,
         layout::Names,
-        spec::{NormOver, NormSpec, Order, QkNorm},
+        spec::{NormOver, NormPlacement, NormSpec, QkNorm},
     },
     weights::Config,
 };
@@ -19,9 +19,9 @@ pub fn stablelm(config: &Config) -> Result<Spec> {
         "attention_out_bias": false, "layer_norm_eps": 1e-5,
     }));
     let config = &config.renamed(&[("layer_norm_eps", "rms_norm_eps")]);
-    let mut spec = base::spec(config, "stablelm")?.centred(true);
+    let mut spec = base::spec(config, "stablelm")?.layer_norm(true);
     if config.bool_or("use_parallel_residual", false)? {
-        spec.order = Order::PARALLEL;
+        spec.norm_placement = NormPlacement::PARALLEL;
     }
     if config.bool_or("qk_layernorm", false)? {
         let norm = NormSpec { bias: false, ..spec.norm };

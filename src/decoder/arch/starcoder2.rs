@@ -19,7 +19,7 @@ pub fn starcoder2(config: &Config) -> Result<Spec> {
         "norm_epsilon": 1e-5,
     }));
     let config = &config.renamed(&[("norm_epsilon", "rms_norm_eps")]);
-    let spec = base::spec(config, "starcoder2")?.centred(true).dense(|mlp| mlp.gated = false);
+    let spec = base::spec(config, "starcoder2")?.layer_norm(true).dense(|mlp| mlp.gated = false);
     let mut spec = spec.slide(config, |_| true)?;
     spec.layout.names =
         Names { mlp: MlpNames { up: "mlp.c_fc", down: "mlp.c_proj", gate: "", gate_up: "" }, ..Names::LLAMA };

@@ -18,7 +18,7 @@ fn run(scheduler: &mut Scheduler, pace: usize) -> Vec<(SequenceId, usize, usize,
     run_with(scheduler, |_| pace)
 }
 
-fn run_with(scheduler: &mut Scheduler, pace: impl Fn(Streams) -> usize) -> Vec<(SequenceId, usize, usize, bool)> {
+fn run_with(scheduler: &mut Scheduler, pace: impl Fn(DecodeLoad) -> usize) -> Vec<(SequenceId, usize, usize, bool)> {
     let chunks = scheduler.schedule(pace);
     for chunk in &chunks {
         scheduler.computed(chunk, if chunk.samples { &[0] } else { &[] });
@@ -97,7 +97,10 @@ fn prompts_with_a_common_head_compute_it_once_even_in_one_pass() {
     s.remove(1);
     s.add(2, tokens(2));
     assert_eq!(step(&mut s), [(2, 8, 2, true)]);
-    s.add(3, Arrival { realm: Realm { salt: Some("other".into()), ..Realm::default() }, ..tokens(2) });
+    s.add(
+        3,
+        Arrival { namespace: CacheNamespace { salt: Some("other".into()), ..CacheNamespace::default() }, ..tokens(2) },
+    );
     assert_eq!(step(&mut s), [(2, 10, 1, true), (3, 0, 10, true)]);
 }
 
@@ -293,7 +296,7 @@ impl FakeDecoder {
 }
 
 #[derive(Debug, Clone)]
-struct Request {
+struct FakeRequest {
     prompt: Vec<u32>,
     answer: usize,
     priority: i32,
@@ -304,14 +307,14 @@ struct Request {
     drafts: Vec<usize>,
 }
 
-fn requests() -> impl Strategy<Value = Vec<Request>> {
+fn requests() -> impl Strategy<Value = Vec<FakeRequest>> {
     // Few different tokens make many common prefixes.
     let prompt = prop::collection::vec(0u32..2, 1..20);
     let pauses = prop::option::of((0usize..40, 1usize..20));
     let drafts = prop::collection::vec(0usize..10, 1..4);
     let leaves = prop::option::weighted(0.2, 0usize..40);
     let request = (prompt, 1usize..12, -1i32..2, 0usize..30, leaves, pauses, drafts);
-    let request = request.prop_map(|(prompt, answer, priority, arrives, leaves, pauses, drafts)| Request {
+    let request = request.prop_map(|(prompt, answer, priority, arrives, leaves, pauses, drafts)| FakeRequest {
         prompt,
         answer,
         priority,

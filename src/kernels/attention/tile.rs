@@ -4,15 +4,19 @@ use std::{cell::RefCell, ops::Range};
 
 use smallvec::SmallVec;
 
-use super::{Band, Scoring, codes::Codes, slope};
+use super::{
+    attend::{QueryBand, Scoring, slope},
+    heads::{BLOCK_TOKENS, Heads},
+    int8::Int8Scratch,
+    kv_dtype::KvElement,
+    paged_cache::KvBlocks,
+    softmax::{PartialAttention, SoftmaxState, softmax},
+};
 use crate::kernels::{
     Isa,
-    ahead::Ahead,
-    math::exp,
-    paged_cache::{BLOCK_TOKENS, Blocks, Heads},
-    panels::{LANES, Panelled, Panels, Product, Sums},
-    softmax::{Part, Softmax, softmax},
-    stored::Stored,
+    arch::panels::{Accumulators, LANES, PanelElement, PanelProduct, Panels},
+    elementwise::math::exp,
+    memory::prefetch::Prefetcher,
 };
 
 /// Keys whose scores are turned into weights together. Parts begin at multiples of it, wherever the
@@ -21,7 +25,7 @@ pub const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
 const PART_BLOCKS: usize = 16;
 
 /// What a part has in the cache.
-pub struct Cached<'a, T> {
+pub struct KvPart<'a, T> {
     /// The first of its blocks.
     pub first: usize,
     /// The keys of each.
@@ -33,7 +37,7 @@ pub struct Cached<'a, T> {
 /// Some of each block.
 pub type Slices<'a, T> = SmallVec<[&'a [T]; PART_BLOCKS]>;
 
-impl<T> Cached<'_, T> {
+impl<T> KvPart<'_, T> {
     /// The tokens that their places are for.
     pub fn tokens(&self) -> usize {
         self.keys.len() * BLOCK_TOKENS
@@ -41,55 +45,65 @@ impl<T> Cached<'_, T> {
 }
 
 /// What attention is computed with.
-pub trait Attended: Stored {
-    /// What the scores of a query and [`LANES`] keys take beside products, in units of work of [`Ahead`].
+pub trait AttentionElement: KvElement {
+    /// What the scores of a query and [`LANES`] keys take beside products, in units of work of [`Prefetcher`].
     const WORK: usize;
 
     /// Sets the weights of `work` to the scores of all queries of the tile, which are there, and these keys.
-    fn score(tile: &Tile<'_, Self>, cached: &Cached<'_, Self>, ahead: &mut Ahead<'_>, work: &mut Work);
+    fn score(
+        tile: &AttentionTile<'_, Self>,
+        cached: &KvPart<'_, Self>,
+        ahead: &mut Prefetcher<'_>,
+        work: &mut AttentionScratch,
+    );
 
     /// Adds to the values of the part in `work`, which are zero, these times their weights.
-    fn add_values(tile: &Tile<'_, Self>, cached: &Cached<'_, Self>, ahead: &mut Ahead<'_>, work: &mut Work);
+    fn add_values(
+        tile: &AttentionTile<'_, Self>,
+        cached: &KvPart<'_, Self>,
+        ahead: &mut Prefetcher<'_>,
+        work: &mut AttentionScratch,
+    );
 }
 
 /// A band with the query heads that share a key/value head. Each key and value is read once for all of them.
-pub struct Tile<'a, T> {
+pub struct AttentionTile<'a, T> {
     pub heads: Heads,
     pub scoring: Scoring<'a>,
     pub kv_head: usize,
-    pub band: Band<'a>,
+    pub band: QueryBand<'a>,
     /// Those of all rows.
     pub queries: &'a [f32],
-    pub held: Blocks<'a, T>,
+    pub held: KvBlocks<'a, T>,
     pub isa: Isa,
 }
 
 /// What a thread computes in, kept for its next tiles.
 #[derive(Default)]
-pub struct Work {
+pub struct AttentionScratch {
     /// `[rows, group, head_dim]`, times the scale.
     pub queries: Vec<f32>,
     /// Scores, then weights, `[queries, keys]`.
     pub weights: Vec<f32>,
     /// Of codes and what they are multiplied with.
-    pub codes: Codes,
-    pub part: Part,
-    pub whole: Part,
+    pub int8: Int8Scratch,
+    pub part: PartialAttention,
+    pub whole: PartialAttention,
     /// `[rows, group, head_dim]`.
     out: Vec<f32>,
 }
 
-impl Work {
+impl AttentionScratch {
     pub fn with<R>(work: impl FnOnce(&mut Self) -> R) -> R {
         thread_local! {
-            static WORK: RefCell<Work> = RefCell::default();
+            static WORK: RefCell<AttentionScratch> = RefCell::default();
         }
         WORK.with_borrow_mut(work)
     }
 }
 
 /// Factors of values.
-pub struct Weights<'a, T: Panelled> {
+pub struct ValueWeights<'a, T: PanelElement> {
     /// Those of row `r` begin at `r * stride`.
     pub factors: &'a [T::Factor],
     pub stride: usize,
@@ -98,14 +112,14 @@ pub struct Weights<'a, T: Panelled> {
     pub steps: usize,
 }
 
-impl<T: Attended> Tile<'_, T> {
+impl<T: AttentionElement> AttentionTile<'_, T> {
     /// The parts that any row attends to.
     pub fn parts(&self) -> Range<usize> {
-        let Band { first_context, rows, .. } = self.band;
+        let QueryBand { first_context, rows, .. } = self.band;
         self.seen(0, 0, usize::MAX).start / PART_TOKENS..(first_context + rows - 1).div_ceil(PART_TOKENS)
     }
 
-    fn cached(&self, blocks: Range<usize>) -> Cached<'_, T> {
+    fn cached(&self, blocks: Range<usize>) -> KvPart<'_, T> {
         let (mut keys, mut values, first) = (Slices::new(), Slices::new(), blocks.start);
         for block in &self.band.blocks[blocks] {
             // SAFETY: a band has the blocks that its sequence reads, which is one of those that are held.
@@ -113,7 +127,7 @@ impl<T: Attended> Tile<'_, T> {
             keys.push(of_keys);
             values.push(of_values);
         }
-        Cached { first, keys, values }
+        KvPart { first, keys, values }
     }
 
     /// Which of the `len` keys from position `start` on row `row` attends to.
@@ -133,7 +147,7 @@ impl<T: Attended> Tile<'_, T> {
     }
 
     /// What all rows attend to, `[rows, group, head_dim]`. It asks for what the `next` tile begins with.
-    pub fn attend<'a>(&self, next: Option<Self>, work: &'a mut Work) -> &'a [f32] {
+    pub fn attend<'a>(&self, next: Option<Self>, work: &'a mut AttentionScratch) -> &'a [f32] {
         let parts = self.parts();
         let first = next.as_ref().map(|next| next.parts().start);
         work.whole.clear();
@@ -146,7 +160,7 @@ impl<T: Attended> Tile<'_, T> {
     }
 
     /// Attends to the keys of one part alone, and asks for those of a tile's part that come after them.
-    pub fn attend_part(&self, part: usize, ahead: Option<(&Self, usize)>, work: &mut Work) {
+    pub fn attend_part(&self, part: usize, ahead: Option<(&Self, usize)>, work: &mut AttentionScratch) {
         let blocks = self.blocks(part);
         let (start, width) = (blocks.start * BLOCK_TOKENS, blocks.len() * BLOCK_TOKENS);
         let cached = self.cached(blocks);
@@ -157,10 +171,10 @@ impl<T: Attended> Tile<'_, T> {
             Some((tile, part)) if tile.band.first => {
                 tile.held.ahead(&tile.band.blocks[tile.blocks(part)], tile.kv_head, all_work)
             }
-            _ => Ahead::nothing(),
+            _ => Prefetcher::idle(),
         };
         T::score(self, &cached, &mut ahead, work);
-        let Work { weights, part: Part { softmaxes, values }, .. } = work;
+        let AttentionScratch { weights, part: PartialAttention { softmaxes, values }, .. } = work;
         softmaxes.clear();
         softmaxes.extend(weights.chunks_exact_mut(width).enumerate().map(|(query, scores)| {
             let seen = self.seen(query / self.heads.group(), start, width);
@@ -186,11 +200,11 @@ impl<T: Attended> Tile<'_, T> {
     }
 
     /// Writes the products of queries, as rows of factors, and keys: `[queries, keys]`.
-    pub fn multiply_keys(&self, keys: &[&[T]], factors: &[T::Factor], ahead: &mut Ahead<'_>, sums: &mut [T::Sum]) {
+    pub fn multiply_keys(&self, keys: &[&[T]], factors: &[T::Factor], ahead: &mut Prefetcher<'_>, sums: &mut [T::Sum]) {
         let rows = self.band.rows * self.heads.group();
         let (steps, panels) = (factors.len() / rows, Panels::Apart(keys));
-        let sums = Sums { sums, stride: keys.len() * BLOCK_TOKENS, add: false };
-        Product { factors, factor_stride: steps, rows, panels, steps, panel_stride: T::STEP_LEN }
+        let sums = Accumulators { sums, stride: keys.len() * BLOCK_TOKENS, add: false };
+        PanelProduct { factors, factor_stride: steps, rows, panels, steps, panel_stride: T::STEP_LEN }
             .write(sums, ahead, self.isa);
     }
 
@@ -198,13 +212,13 @@ impl<T: Attended> Tile<'_, T> {
     pub fn multiply_values(
         &self,
         values: &[&[T]],
-        Weights { factors, stride, rows, steps }: Weights<'_, T>,
-        ahead: &mut Ahead<'_>,
+        ValueWeights { factors, stride, rows, steps }: ValueWeights<'_, T>,
+        ahead: &mut Prefetcher<'_>,
         (sums, add): (&mut [T::Sum], bool),
     ) {
         let (dim, panel_stride) = (self.heads.padded_dim(), self.heads.head_dim * T::STEP_LEN / LANES);
-        let (panels, sums) = (Panels::Beside(dim / LANES, values), Sums { sums, stride: dim, add });
-        Product { factors, factor_stride: stride, rows, panels, steps, panel_stride }.write(sums, ahead, self.isa);
+        let (panels, sums) = (Panels::Beside(dim / LANES, values), Accumulators { sums, stride: dim, add });
+        PanelProduct { factors, factor_stride: stride, rows, panels, steps, panel_stride }.write(sums, ahead, self.isa);
     }
 
     /// Adds linear biases to the scores of a query and the keys from position `start` on.
@@ -219,12 +233,12 @@ impl<T: Attended> Tile<'_, T> {
     }
 
     /// The rows that all parts together give.
-    pub fn finish<'a>(&self, Work { whole, out, .. }: &'a mut Work) -> &'a [f32] {
+    pub fn finish<'a>(&self, AttentionScratch { whole, out, .. }: &'a mut AttentionScratch) -> &'a [f32] {
         let Heads { head_dim, .. } = self.heads;
         out.clear();
         let first_head = self.kv_head * self.heads.group();
         let values = whole.values.chunks_exact(self.heads.padded_dim());
-        for (query, (Softmax { max, sum }, values)) in whole.softmaxes.iter().zip(values).enumerate() {
+        for (query, (SoftmaxState { max, sum }, values)) in whole.softmaxes.iter().zip(values).enumerate() {
             let head = first_head + query % self.heads.group();
             let sum = sum + self.scoring.sinks.map_or(0.0, |sinks| exp(sinks[head] - max));
             out.extend(values[..head_dim].iter().map(|value| value / sum));

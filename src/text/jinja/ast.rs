@@ -41,12 +41,12 @@ pub enum Expr {
     Tuple(Vec<Expr>),
     Dict(Vec<(Expr, Expr)>),
     /// `a.b[c](d) | e is f`
-    Steps(Box<Expr>, Vec<Step>),
+    Postfix(Box<Expr>, Vec<Postfix>),
 }
 
 /// What is done with the value before.
 #[derive(Debug)]
-pub enum Step {
+pub enum Postfix {
     Attribute(Id),
     Item(Expr),
     Slice(Box<[Option<Expr>; 3]>),
@@ -86,9 +86,9 @@ pub enum Statement {
     If(Vec<(Expr, Body)>, Body),
     /// A loop, by its number.
     For(usize),
-    Set(Target, Expr),
-    SetBlock(Target, Vec<Filter>, Body),
-    With(Vec<(Target, Expr)>, Body),
+    Set(AssignTarget, Expr),
+    SetBlock(AssignTarget, Vec<Filter>, Body),
+    With(Vec<(AssignTarget, Expr)>, Body),
     /// Puts a macro under its name.
     Macro(Id, usize),
     /// A call with a body, which is a macro, too.
@@ -105,7 +105,7 @@ pub enum Statement {
 
 #[derive(Debug)]
 pub struct For {
-    pub target: Target,
+    pub target: AssignTarget,
     pub items: Expr,
     pub condition: Option<Expr>,
     pub is_recursive: bool,
@@ -115,11 +115,11 @@ pub struct For {
 
 /// What a value is assigned to.
 #[derive(Debug)]
-pub enum Target {
+pub enum AssignTarget {
     Name(Id),
     /// An attribute of a namespace.
     Attribute(Id, Id),
-    Tuple(Vec<Target>),
+    Tuple(Vec<AssignTarget>),
 }
 
 #[derive(Debug)]

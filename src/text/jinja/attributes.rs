@@ -6,7 +6,7 @@ use super::{
     budget::{Outcome, fail},
     methods,
     text::{Text, TextBuilder},
-    value::{List, Missing, Steps, Value, excerpt},
+    value::{List, Missing, RangeObject, Value, excerpt},
     vm::Vm,
 };
 
@@ -141,7 +141,7 @@ pub fn slice(vm: &mut Vm<'_>, value: &Value, bounds: &[Value; 3]) -> Outcome<Val
             let clamp = |at: i128| i64::try_from(steps.get(0) + at * i128::from(steps.step)).unwrap_or(i64::MAX);
             let step = slice.step.saturating_mul(i128::from(steps.step));
             let step = i64::try_from(step).unwrap_or(if step < 0 { i64::MIN } else { i64::MAX });
-            Ok(Value::Range(Steps { start: clamp(slice.start), stop: clamp(slice.stop), step }))
+            Ok(Value::Range(RangeObject { start: clamp(slice.start), stop: clamp(slice.stop), step }))
         }
         Value::List(items) => List::new(&vm.budget, slice.of_items(items)).map(Value::List),
         Value::Tuple(items) => List::new(&vm.budget, slice.of_items(items)).map(Value::Tuple),

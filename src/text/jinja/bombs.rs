@@ -2,10 +2,10 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Failure, Template, Written};
+use super::{JinjaError, Template, Written};
 
 /// Renders on a thread with the stack that Rust gives threads, which an overflow would end with the process.
-fn render(source: String) -> Result<Written, Failure> {
+fn render(source: String) -> Result<Written, JinjaError> {
     let context: Map<String, Json> =
         Map::from_iter([("messages".to_owned(), json!([{"role": "user", "content": "a"}]))]);
     let render = move || Template::parse(&source)?.render(&context, &[], None);

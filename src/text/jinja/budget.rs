@@ -23,15 +23,15 @@ const LIVE_BYTES_PER_BYTE: usize = 6;
 
 /// Why a template ended.
 #[derive(Debug)]
-pub struct Failure {
+pub struct JinjaError {
     pub reason: String,
     /// Whether the template itself said so, by `raise_exception`.
     pub raised: bool,
 }
 
-pub type Outcome<T> = Result<T, Failure>;
+pub type Outcome<T> = Result<T, JinjaError>;
 
-impl Failure {
+impl JinjaError {
     pub fn new(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), raised: false }
     }
@@ -39,24 +39,24 @@ impl Failure {
 
 /// An outcome that ends the template.
 pub fn fail<T>(reason: impl Into<String>) -> Outcome<T> {
-    Err(Failure::new(reason))
+    Err(JinjaError::new(reason))
 }
 
 /// What is left of the work and memory of one rendering.
 #[derive(Clone)]
-pub struct Budget(Rc<Left>);
+pub struct RenderBudget(Rc<RemainingBudget>);
 
-struct Left {
+struct RemainingBudget {
     work: Cell<u64>,
     bytes: Cell<usize>,
 }
 
-impl Budget {
+impl RenderBudget {
     /// The budget for an input of so many bytes.
     pub fn new(input_bytes: usize) -> Self {
         let work = WORK_UNITS.saturating_add(WORK_UNITS_PER_BYTE.saturating_mul(input_bytes as u64));
         let bytes = LIVE_BYTES.saturating_add(LIVE_BYTES_PER_BYTE.saturating_mul(input_bytes));
-        Self(Rc::new(Left { work: Cell::new(work), bytes: Cell::new(bytes) }))
+        Self(Rc::new(RemainingBudget { work: Cell::new(work), bytes: Cell::new(bytes) }))
     }
 
     /// Takes units of work.
@@ -76,21 +76,21 @@ impl Budget {
     }
 
     /// Takes memory, which comes back when what is returned is dropped.
-    pub fn hold(&self, bytes: usize) -> Outcome<Held> {
-        let mut held = Held { bytes: 0, budget: self.clone() };
+    pub fn hold(&self, bytes: usize) -> Outcome<HeldMemory> {
+        let mut held = HeldMemory { bytes: 0, budget: self.clone() };
         held.grow(bytes)?;
         Ok(held)
     }
 }
 
 /// Memory that a value takes.
-pub struct Held {
+pub struct HeldMemory {
     bytes: usize,
-    budget: Budget,
+    budget: RenderBudget,
 }
 
-impl Held {
-    pub fn budget(&self) -> &Budget {
+impl HeldMemory {
+    pub fn budget(&self) -> &RenderBudget {
         &self.budget
     }
 
@@ -106,7 +106,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldMemory {
     fn drop(&mut self) {
         self.budget.0.bytes.set(self.budget.0.bytes.get().saturating_add(self.bytes));
     }

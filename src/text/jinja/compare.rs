@@ -3,12 +3,12 @@
 use std::cmp::Ordering;
 
 use super::{
-    budget::{Budget, Outcome, fail},
+    budget::{Outcome, RenderBudget, fail},
     value::Value,
 };
 
 /// `a == b`
-pub fn equal(budget: &Budget, a: &Value, b: &Value) -> Outcome<bool> {
+pub fn equal(budget: &RenderBudget, a: &Value, b: &Value) -> Outcome<bool> {
     budget.work(1)?;
     Ok(match (a, b) {
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
@@ -50,7 +50,7 @@ pub fn equal(budget: &Budget, a: &Value, b: &Value) -> Outcome<bool> {
     })
 }
 
-fn all_equal(budget: &Budget, a: &[Value], b: &[Value]) -> Outcome<bool> {
+fn all_equal(budget: &RenderBudget, a: &[Value], b: &[Value]) -> Outcome<bool> {
     for (a, b) in a.iter().zip(b) {
         if !equal(budget, a, b)? {
             return Ok(false);
@@ -84,7 +84,7 @@ fn is_number(value: &Value) -> bool {
 }
 
 /// The order of two values, which `operator` asks for: nothing for numbers that have none.
-pub fn order(budget: &Budget, a: &Value, b: &Value, operator: &str) -> Outcome<Option<Ordering>> {
+pub fn order(budget: &RenderBudget, a: &Value, b: &Value, operator: &str) -> Outcome<Option<Ordering>> {
     budget.work(1)?;
     a.check_defined()?;
     b.check_defined()?;
@@ -110,7 +110,7 @@ pub fn order(budget: &Budget, a: &Value, b: &Value, operator: &str) -> Outcome<O
 }
 
 /// `item in container`
-pub fn contains(budget: &Budget, container: &Value, item: &Value) -> Outcome<bool> {
+pub fn contains(budget: &RenderBudget, container: &Value, item: &Value) -> Outcome<bool> {
     let has = |items: &[Value]| {
         for other in items {
             if equal(budget, other, item)? {
@@ -147,7 +147,7 @@ pub fn contains(budget: &Budget, container: &Value, item: &Value) -> Outcome<boo
 }
 
 /// Sorts by keys; equal ones stay as they are, also in reverse.
-pub fn sort(budget: &Budget, items: Vec<(Value, Value)>, reverse: bool) -> Outcome<Vec<Value>> {
+pub fn sort(budget: &RenderBudget, items: Vec<(Value, Value)>, reverse: bool) -> Outcome<Vec<Value>> {
     let mut order_of: Vec<usize> = (0..items.len()).collect();
     let _held = budget.hold(items.len() * 2 * size_of::<usize>())?;
     let comes_first = |a: usize, b: usize| -> Outcome<bool> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    budget::{Budget, Held, Outcome, fail},
+    budget::{HeldMemory, Outcome, RenderBudget, fail},
     compare::equal,
     value::{Value, nesting},
 };
@@ -20,13 +20,13 @@ const DICT_BYTES: usize = 128;
 const INSERT_UNITS: usize = 8;
 
 #[derive(Clone)]
-pub struct Dict(Rc<Inner>);
+pub struct Dict(Rc<DictInner>);
 
-struct Inner {
+struct DictInner {
     entries: Vec<(Value, Value)>,
     index: Index,
     depth: usize,
-    _held: Held,
+    _held: HeldMemory,
 }
 
 /// The places of entries by the hashes of their keys.
@@ -42,7 +42,7 @@ impl Dict {
     }
 
     /// The value of a key.
-    pub fn get(&self, budget: &Budget, key: &Value) -> Outcome<Option<&Value>> {
+    pub fn get(&self, budget: &RenderBudget, key: &Value) -> Outcome<Option<&Value>> {
         let hash = hash(budget, key)?;
         Ok(find(budget, &self.0.entries, &self.0.index, key, hash)?.map(|at| &self.0.entries[at].1))
     }
@@ -58,14 +58,14 @@ impl std::ops::Deref for Dict {
 
 /// A dict that is being made.
 pub struct DictBuilder {
-    budget: Budget,
+    budget: RenderBudget,
     entries: Vec<(Value, Value)>,
     index: Index,
-    held: Held,
+    held: HeldMemory,
 }
 
 impl DictBuilder {
-    pub fn new(budget: &Budget) -> Outcome<Self> {
+    pub fn new(budget: &RenderBudget) -> Outcome<Self> {
         let held = budget.hold(DICT_BYTES)?;
         Ok(Self { budget: budget.clone(), entries: Vec::new(), index: Index::new(), held })
     }
@@ -92,11 +92,17 @@ impl DictBuilder {
         let depth = nesting(self.entries.iter().flat_map(|(key, value)| [key, value]))?;
         self.budget.work(1 + self.entries.len())?;
         let Self { entries, index, held, .. } = self;
-        Ok(Dict(Rc::new(Inner { entries, index, depth, _held: held })))
+        Ok(Dict(Rc::new(DictInner { entries, index, depth, _held: held })))
     }
 }
 
-fn find(budget: &Budget, entries: &[(Value, Value)], index: &Index, key: &Value, hash: u64) -> Outcome<Option<usize>> {
+fn find(
+    budget: &RenderBudget,
+    entries: &[(Value, Value)],
+    index: &Index,
+    key: &Value,
+    hash: u64,
+) -> Outcome<Option<usize>> {
     let Some(candidates) = index.get(&hash) else { return Ok(None) };
     for at in candidates {
         if equal(budget, &entries[*at as usize].0, key)? {
@@ -106,7 +112,7 @@ fn find(budget: &Budget, entries: &[(Value, Value)], index: &Index, key: &Value,
     Ok(None)
 }
 
-fn hash(budget: &Budget, key: &Value) -> Outcome<u64> {
+fn hash(budget: &RenderBudget, key: &Value) -> Outcome<u64> {
     static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     let mut hasher = STATE.build_hasher();
     write_hash(budget, key, &mut hasher)?;
@@ -114,7 +120,7 @@ fn hash(budget: &Budget, key: &Value) -> Outcome<u64> {
 }
 
 /// Equal values have equal hashes: numbers of all types, too.
-fn write_hash(budget: &Budget, key: &Value, hasher: &mut impl Hasher) -> Outcome<()> {
+fn write_hash(budget: &RenderBudget, key: &Value, hasher: &mut impl Hasher) -> Outcome<()> {
     budget.work(1)?;
     match key {
         Value::Undefined(_) => 0u8.hash(hasher),

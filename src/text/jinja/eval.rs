@@ -4,13 +4,13 @@ use std::cmp::Ordering;
 
 use super::{
     args::Args,
-    ast::{Expr, Step},
+    ast::{Expr, Postfix},
     attributes,
     budget::{Outcome, fail},
     compare,
     dict::DictBuilder,
     filters, globals, methods,
-    number::{self, Number},
+    number::{self, PyNumber},
     operators, repr, tests,
     text::TextBuilder,
     value::{Missing, Value},
@@ -76,7 +76,7 @@ impl<'t> Vm<'t> {
                 Value::tuple(&self.budget, items)
             }
             Expr::Dict(entries) => self.dict(entries),
-            Expr::Steps(base, steps) => self.steps(base, steps),
+            Expr::Postfix(base, steps) => self.steps(base, steps),
         }
     }
 
@@ -127,17 +127,17 @@ impl<'t> Vm<'t> {
         dict.finish().map(Value::Dict)
     }
 
-    fn steps(&mut self, base: &'t Expr, steps: &'t [Step]) -> Outcome<Value> {
+    fn steps(&mut self, base: &'t Expr, steps: &'t [Postfix]) -> Outcome<Value> {
         let mut value = self.eval(base)?;
         let mut steps = steps.iter();
         while let Some(step) = steps.next() {
             self.budget.work(1)?;
             value = match step {
-                Step::Attribute(name) => {
+                Postfix::Attribute(name) => {
                     let name = self.constant_text(*name)?;
                     match steps.as_slice().first() {
                         // Most methods are called at once.
-                        Some(Step::Call(arguments)) if methods::is_method(&value, &name) => {
+                        Some(Postfix::Call(arguments)) if methods::is_method(&value, &name) => {
                             steps.next();
                             let args = self.arguments(arguments)?;
                             methods::call(self, &value, &name, args)?
@@ -151,17 +151,17 @@ impl<'t> Vm<'t> {
         Ok(value)
     }
 
-    fn step(&mut self, value: Value, step: &'t Step) -> Outcome<Value> {
+    fn step(&mut self, value: Value, step: &'t Postfix) -> Outcome<Value> {
         match step {
-            Step::Attribute(name) => {
+            Postfix::Attribute(name) => {
                 let name = self.constant_text(*name)?;
                 attributes::attribute(self, &value, &name)
             }
-            Step::Item(key) => {
+            Postfix::Item(key) => {
                 let key = self.eval(key)?;
                 attributes::item(self, &value, &key)
             }
-            Step::Slice(parts) => {
+            Postfix::Slice(parts) => {
                 let mut bounds = [Value::None, Value::None, Value::None];
                 for (bound, part) in bounds.iter_mut().zip(parts.iter()) {
                     if let Some(part) = part {
@@ -170,15 +170,15 @@ impl<'t> Vm<'t> {
                 }
                 attributes::slice(self, &value, &bounds)
             }
-            Step::Call(arguments) => {
+            Postfix::Call(arguments) => {
                 let args = self.arguments(arguments)?;
                 self.call(&value, args)
             }
-            Step::Filter(filter) => {
+            Postfix::Filter(filter) => {
                 let args = self.arguments(&filter.arguments)?;
                 filters::apply(self, &filter.name, value, args)
             }
-            Step::Test { name, arguments, negated } => {
+            Postfix::Test { name, arguments, negated } => {
                 let args = self.arguments(arguments)?;
                 Ok(Value::Bool(tests::apply(self, name, value, args)? != *negated))
             }
@@ -206,14 +206,14 @@ impl<'t> Vm<'t> {
 /// Applies signs, of which true ones are minus.
 fn sign(signs: &[bool], operand: &Value) -> Outcome<Value> {
     operand.check_defined()?;
-    let Some(number) = Number::of(operand) else {
+    let Some(number) = PyNumber::of(operand) else {
         return fail(format!("bad operand type for unary sign: '{}'", operand.type_name()));
     };
     let is_minus = signs.iter().filter(|is_minus| **is_minus).count() % 2 == 1;
     match number {
-        Number::Float(number) => Ok(Value::Float(if is_minus { -number } else { number })),
-        Number::Int(0) => Ok(Value::Int(0)),
-        number if is_minus => number::arithmetic("-", Number::Int(0), number).map(Number::value),
+        PyNumber::Float(number) => Ok(Value::Float(if is_minus { -number } else { number })),
+        PyNumber::Int(0) => Ok(Value::Int(0)),
+        number if is_minus => number::arithmetic("-", PyNumber::Int(0), number).map(PyNumber::value),
         number => Ok(number.value()),
     }
 }

@@ -1,9 +1,9 @@
 //! Parses expressions.
 
 use super::{
-    ast::{Arguments, Constant, Expr, Filter, Step},
+    ast::{Arguments, Constant, Expr, Filter, Postfix},
     budget::{MAX_SYNTAX_DEPTH, Outcome, fail},
-    lexer::Token,
+    lexer::LexToken,
     parser::Parser,
     value::excerpt,
 };
@@ -47,7 +47,7 @@ impl Parser {
     }
 
     fn ends_tuple(&self) -> bool {
-        matches!(self.current(), Token::EndBlock | Token::EndPrint | Token::Operator(")"))
+        matches!(self.current(), LexToken::EndBlock | LexToken::EndPrint | LexToken::Operator(")"))
     }
 
     fn conditional(&mut self) -> Outcome<Expr> {
@@ -110,9 +110,11 @@ impl Parser {
         let (first, mut rest) = (self.sum()?, Vec::new());
         loop {
             let operator = match self.current() {
-                Token::Operator(operator @ ("==" | "!=" | ">" | ">=" | "<" | "<=")) => *operator,
-                Token::Name(name) if name == "in" => "in",
-                Token::Name(name) if name == "not" && matches!(self.after(), Token::Name(name) if name == "in") => {
+                LexToken::Operator(operator @ ("==" | "!=" | ">" | ">=" | "<" | "<=")) => *operator,
+                LexToken::Name(name) if name == "in" => "in",
+                LexToken::Name(name)
+                    if name == "not" && matches!(self.after(), LexToken::Name(name) if name == "in") =>
+                {
                     self.advance();
                     "not in"
                 }
@@ -130,7 +132,7 @@ impl Parser {
 
     fn concatenation(&mut self) -> Outcome<Expr> {
         let first = self.product()?;
-        if *self.current() != Token::Operator("~") {
+        if *self.current() != LexToken::Operator("~") {
             return Ok(first);
         }
         let mut parts = vec![first];
@@ -150,7 +152,7 @@ impl Parser {
 
     fn chain(&mut self, operators: &[&str], part: fn(&mut Self) -> Outcome<Expr>) -> Outcome<Expr> {
         let (first, mut rest) = (part(self)?, Vec::new());
-        while let Token::Operator(operator) = *self.current()
+        while let LexToken::Operator(operator) = *self.current()
             && operators.contains(&operator)
         {
             self.advance();
@@ -161,7 +163,7 @@ impl Parser {
 
     fn signed(&mut self) -> Outcome<Expr> {
         let mut signs = Vec::new();
-        while let Token::Operator(sign @ ("+" | "-")) = *self.current() {
+        while let LexToken::Operator(sign @ ("+" | "-")) = *self.current() {
             self.advance();
             signs.push(sign == "-");
         }
@@ -177,7 +179,7 @@ impl Parser {
     pub fn primary(&mut self) -> Outcome<Expr> {
         let token = self.take();
         let constant = match token {
-            Token::Name(name) => match &name[..] {
+            LexToken::Name(name) => match &name[..] {
                 "true" | "True" => Constant::Bool(true),
                 "false" | "False" => Constant::Bool(false),
                 "none" | "None" => Constant::None,
@@ -186,16 +188,16 @@ impl Parser {
                     return Ok(Expr::Name(self.name_id(name)));
                 }
             },
-            Token::Text(mut text) => {
-                while let Token::Text(more) = self.current() {
+            LexToken::Text(mut text) => {
+                while let LexToken::Text(more) = self.current() {
                     text.push_str(more);
                     self.advance();
                 }
                 Constant::Text(text)
             }
-            Token::Int(number) => Constant::Int(number),
-            Token::Float(number) => Constant::Float(number),
-            Token::Operator("(") => {
+            LexToken::Int(number) => Constant::Int(number),
+            LexToken::Float(number) => Constant::Float(number),
+            LexToken::Operator("(") => {
                 if self.skip_operator(")") {
                     return Ok(Expr::Tuple(Vec::new()));
                 }
@@ -203,8 +205,8 @@ impl Parser {
                 self.expect_operator(")")?;
                 return Ok(inner);
             }
-            Token::Operator("[") => return Ok(Expr::List(self.items("]", Self::expression)?)),
-            Token::Operator("{") => return Ok(Expr::Dict(self.items("}", Self::entry)?)),
+            LexToken::Operator("[") => return Ok(Expr::List(self.items("]", Self::expression)?)),
+            LexToken::Operator("{") => return Ok(Expr::Dict(self.items("}", Self::entry)?)),
             other => return fail(format!("unexpected {}", super::parser::describe(&other))),
         };
         Ok(Expr::Constant(self.constant_id(constant)))
@@ -234,69 +236,69 @@ impl Parser {
     /// Attributes, items and calls, or with `filters` also those.
     pub fn steps(&mut self, of: Expr, filters: bool) -> Outcome<Expr> {
         let (base, mut steps) = match of {
-            Expr::Steps(base, steps) => (base, steps),
+            Expr::Postfix(base, steps) => (base, steps),
             other => (Box::new(other), Vec::new()),
         };
         loop {
             match self.current() {
-                Token::Operator("|") if filters => {
+                LexToken::Operator("|") if filters => {
                     self.advance();
-                    steps.push(Step::Filter(self.filter()?));
+                    steps.push(Postfix::Filter(self.filter()?));
                 }
-                Token::Name(name) if filters && name == "is" => {
+                LexToken::Name(name) if filters && name == "is" => {
                     self.advance();
                     steps.push(self.test()?);
                 }
-                Token::Operator("(") => steps.push(Step::Call(self.arguments()?.into())),
-                Token::Operator(".") if !filters => {
+                LexToken::Operator("(") => steps.push(Postfix::Call(self.arguments()?.into())),
+                LexToken::Operator(".") if !filters => {
                     self.advance();
                     steps.push(self.attribute()?);
                 }
-                Token::Operator("[") if !filters => {
+                LexToken::Operator("[") if !filters => {
                     self.advance();
                     steps.push(self.subscript()?);
                 }
                 _ => break,
             }
         }
-        Ok(if steps.is_empty() { *base } else { Expr::Steps(base, steps) })
+        Ok(if steps.is_empty() { *base } else { Expr::Postfix(base, steps) })
     }
 
-    fn attribute(&mut self) -> Outcome<Step> {
+    fn attribute(&mut self) -> Outcome<Postfix> {
         match self.take() {
-            Token::Name(name) => Ok(Step::Attribute(self.constant_id(Constant::Text(name)))),
-            Token::Int(number) => Ok(Step::Item(Expr::Constant(self.constant_id(Constant::Int(number))))),
+            LexToken::Name(name) => Ok(Postfix::Attribute(self.constant_id(Constant::Text(name)))),
+            LexToken::Int(number) => Ok(Postfix::Item(Expr::Constant(self.constant_id(Constant::Int(number))))),
             _ => fail("expected name or number"),
         }
     }
 
-    fn subscript(&mut self) -> Outcome<Step> {
+    fn subscript(&mut self) -> Outcome<Postfix> {
         let mut items = self.items("]", Self::subscribed)?;
         match items.pop() {
             Some(only) if items.is_empty() => Ok(only),
             // A tuple with slices in it is no key of anything.
             last => {
                 let keys = items.into_iter().chain(last).filter_map(|step| match step {
-                    Step::Item(key) => Some(key),
+                    Postfix::Item(key) => Some(key),
                     _ => None,
                 });
-                Ok(Step::Item(Expr::Tuple(keys.collect())))
+                Ok(Postfix::Item(Expr::Tuple(keys.collect())))
             }
         }
     }
 
-    fn subscribed(&mut self) -> Outcome<Step> {
+    fn subscribed(&mut self) -> Outcome<Postfix> {
         let mut parts = [None, None, None];
         for (at, part) in parts.iter_mut().enumerate() {
-            let is_empty = matches!(self.current(), Token::Operator(":" | "]" | ","));
+            let is_empty = matches!(self.current(), LexToken::Operator(":" | "]" | ","));
             if !is_empty {
                 *part = Some(self.expression()?);
             }
             if at == 2 || !self.skip_operator(":") {
                 return match (at, parts) {
-                    (0, [Some(key), ..]) => Ok(Step::Item(key)),
+                    (0, [Some(key), ..]) => Ok(Postfix::Item(key)),
                     (0, _) => fail(format!("unexpected {}", self.describe())),
-                    (_, parts) => Ok(Step::Slice(parts.into())),
+                    (_, parts) => Ok(Postfix::Slice(parts.into())),
                 };
             }
         }
@@ -332,7 +334,7 @@ impl Parser {
             arguments.more = Some(self.expression()?);
         } else if self.skip_operator("**") {
             arguments.more_keywords = Some(self.expression()?);
-        } else if let (Token::Name(name), Token::Operator("=")) = (self.current(), self.after()) {
+        } else if let (LexToken::Name(name), LexToken::Operator("=")) = (self.current(), self.after()) {
             let name = name.clone();
             self.advance();
             self.advance();
@@ -349,7 +351,7 @@ impl Parser {
     /// A filter behind its `|`.
     pub fn filter(&mut self) -> Outcome<Filter> {
         let name = self.dotted()?;
-        let has_arguments = *self.current() == Token::Operator("(");
+        let has_arguments = *self.current() == LexToken::Operator("(");
         let arguments = if has_arguments { self.arguments()? } else { Arguments::default() };
         if !self.in_condition && !super::filters::is_filter(&name) {
             return fail(format!("No filter named '{}'.", excerpt(&name)));
@@ -367,14 +369,18 @@ impl Parser {
     }
 
     /// A test behind its `is`.
-    fn test(&mut self) -> Outcome<Step> {
+    fn test(&mut self) -> Outcome<Postfix> {
         let negated = self.skip_name("not");
         let name = self.dotted()?;
         let arguments = match self.current() {
-            Token::Operator("(") => self.arguments()?,
-            Token::Name(name) if ["else", "or", "and"].contains(&&name[..]) => Arguments::default(),
-            Token::Name(name) if name == "is" => return fail("You cannot chain multiple tests with is"),
-            Token::Name(_) | Token::Text(_) | Token::Int(_) | Token::Float(_) | Token::Operator("[" | "{") => {
+            LexToken::Operator("(") => self.arguments()?,
+            LexToken::Name(name) if ["else", "or", "and"].contains(&&name[..]) => Arguments::default(),
+            LexToken::Name(name) if name == "is" => return fail("You cannot chain multiple tests with is"),
+            LexToken::Name(_)
+            | LexToken::Text(_)
+            | LexToken::Int(_)
+            | LexToken::Float(_)
+            | LexToken::Operator("[" | "{") => {
                 let primary = self.nested(Self::primary)?;
                 Arguments { positional: vec![self.steps(primary, false)?], ..Arguments::default() }
             }
@@ -383,6 +389,6 @@ impl Parser {
         if !self.in_condition && !super::tests::is_test(&name) {
             return fail(format!("No test named '{}'.", excerpt(&name)));
         }
-        Ok(Step::Test { name, arguments: arguments.into(), negated })
+        Ok(Postfix::Test { name, arguments: arguments.into(), negated })
     }
 }

@@ -4,10 +4,10 @@ use super::{
     args::Args,
     attributes,
     budget::{Outcome, fail},
+    format_spec::{FormatSpec, number},
     html,
-    number::Number,
+    number::PyNumber,
     repr,
-    spec::{Spec, number},
     text::{Text, TextBuilder},
     value::{List, Value, excerpt},
     vm::Vm,
@@ -38,7 +38,7 @@ fn converted(vm: &Vm<'_>, value: &Value, conversion: char) -> Outcome<Text> {
 }
 
 /// Writes a text as its specification lays it out.
-fn write_text(out: &mut TextBuilder, text: &Text, spec: &Spec) -> Outcome<()> {
+fn write_text(out: &mut TextBuilder, text: &Text, spec: &FormatSpec) -> Outcome<()> {
     let is_plain = spec.width == 0 && spec.precision.is_none() && matches!(spec.kind, None | Some('s'));
     if is_plain && spec.grouping.is_none() && spec.align != Some('=') {
         return out.push(text);
@@ -92,35 +92,40 @@ pub fn percent(vm: &mut Vm<'_>, format: &Text, values: &Value) -> Outcome<Text> 
     out.finish()?.with_markup(format.is_markup())
 }
 
-fn write_percent(vm: &Vm<'_>, out: &mut TextBuilder, (value, spec): (&Value, &Spec), is_markup: bool) -> Outcome<()> {
+fn write_percent(
+    vm: &Vm<'_>,
+    out: &mut TextBuilder,
+    (value, spec): (&Value, &FormatSpec),
+    is_markup: bool,
+) -> Outcome<()> {
     let kind = spec.kind.unwrap_or('s');
     match kind {
         's' | 'r' | 'a' => {
             let text = converted(vm, value, kind)?;
             let text = if is_markup { html::escape(&text)? } else { text };
             let align = spec.align.or(Some('>'));
-            write_text(out, &text, &Spec { kind: None, align, ..*spec })
+            write_text(out, &text, &FormatSpec { kind: None, align, ..*spec })
         }
         'c' => match value {
             Value::Text(text) if text.char_count()? == 1 => {
-                write_text(out, text, &Spec { kind: None, align: spec.align.or(Some('>')), ..*spec })
+                write_text(out, text, &FormatSpec { kind: None, align: spec.align.or(Some('>')), ..*spec })
             }
-            _ => match Number::of(value) {
-                Some(number @ Number::Int(_)) => out.push_str(&spec.number(number)?),
+            _ => match PyNumber::of(value) {
+                Some(number @ PyNumber::Int(_)) => out.push_str(&spec.number(number)?),
                 _ => fail("%c requires int or char"),
             },
         },
         'd' | 'i' | 'u' | 'o' | 'x' | 'X' => {
-            let number = match (Number::of(value), kind) {
-                (Some(Number::Int(number)), _) => number,
-                (Some(Number::Float(number)), 'd' | 'i' | 'u') if number.is_finite() => number as i128,
+            let number = match (PyNumber::of(value), kind) {
+                (Some(PyNumber::Int(number)), _) => number,
+                (Some(PyNumber::Float(number)), 'd' | 'i' | 'u') if number.is_finite() => number as i128,
                 _ => return fail(format!("%{kind} format: a real number is required, not {}", value.type_name())),
             };
             let kind = if matches!(kind, 'i' | 'u') { 'd' } else { kind };
-            out.push_str(&int_digits(&Spec { kind: Some(kind), ..*spec }, number)?)
+            out.push_str(&int_digits(&FormatSpec { kind: Some(kind), ..*spec }, number)?)
         }
-        'e' | 'E' | 'f' | 'F' | 'g' | 'G' => match Number::of(value) {
-            Some(number) => out.push_str(&spec.number(Number::Float(number.float()))?),
+        'e' | 'E' | 'f' | 'F' | 'g' | 'G' => match PyNumber::of(value) {
+            Some(number) => out.push_str(&spec.number(PyNumber::Float(number.float()))?),
             None => fail(format!("must be real number, not {}", value.type_name())),
         },
         other => fail(format!("unsupported format character '{other}'")),
@@ -128,11 +133,12 @@ fn write_percent(vm: &Vm<'_>, out: &mut TextBuilder, (value, spec): (&Value, &Sp
 }
 
 /// A whole number with at least as many digits as the precision says.
-fn int_digits(spec: &Spec, number: i128) -> Outcome<String> {
-    let Some(digits) = spec.precision else { return spec.number(Number::Int(number)) };
-    let plain = Spec { width: 0, precision: None, ..*spec };
+fn int_digits(spec: &FormatSpec, number: i128) -> Outcome<String> {
+    let Some(digits) = spec.precision else { return spec.number(PyNumber::Int(number)) };
+    let plain = FormatSpec { width: 0, precision: None, ..*spec };
     let sign = usize::from(number < 0 || spec.sign != '-');
-    let written = Spec { fill: '0', align: Some('='), width: digits + sign, ..plain }.number(Number::Int(number))?;
+    let written =
+        FormatSpec { fill: '0', align: Some('='), width: digits + sign, ..plain }.number(PyNumber::Int(number))?;
     Ok(match spec.width.saturating_sub(written.len()) {
         0 => written,
         missing if spec.align == Some('<') => written + &" ".repeat(missing),
@@ -170,8 +176,8 @@ impl Directives<'_> {
         fail("incomplete format key")
     }
 
-    fn spec(&mut self) -> Outcome<Spec> {
-        let mut spec = Spec::PLAIN;
+    fn spec(&mut self) -> Outcome<FormatSpec> {
+        let mut spec = FormatSpec::PLAIN;
         let format = self.format.clone();
         while let Some(flag) = format[self.at..].chars().next() {
             match flag {
@@ -225,14 +231,14 @@ impl Directives<'_> {
 /// `format.format(…)`
 pub fn format(vm: &mut Vm<'_>, format: &Text, args: Args) -> Outcome<Text> {
     let positional = List::new(&vm.budget, args.positional)?;
-    let mut fields = Fields { format, positional, keywords: args.keywords, used: 0 };
+    let mut fields = FormatFields { format, positional, keywords: args.keywords, used: 0 };
     let mut out = TextBuilder::new(&vm.budget)?;
     fields.write(vm, &mut out, 0..format.len(), 2)?;
     out.finish()?.with_markup(format.is_markup())
 }
 
 /// The fields of a format and what is put into them.
-struct Fields<'a> {
+struct FormatFields<'a> {
     format: &'a Text,
     positional: List,
     keywords: Vec<(Text, Value)>,
@@ -240,7 +246,7 @@ struct Fields<'a> {
     used: usize,
 }
 
-impl Fields<'_> {
+impl FormatFields<'_> {
     /// Writes a part of the format. Specifications may have fields in them, which have none.
     fn write(
         &mut self,
@@ -371,8 +377,8 @@ fn name_end(field: &str) -> usize {
 }
 
 fn write_formatted(vm: &Vm<'_>, out: &mut TextBuilder, value: &Value, spec: &Text) -> Outcome<()> {
-    let parsed = Spec::parse(spec)?;
-    match (value, Number::of(value)) {
+    let parsed = FormatSpec::parse(spec)?;
+    match (value, PyNumber::of(value)) {
         (Value::Text(text), _) => write_text(out, text, &parsed),
         (Value::Bool(_), _) if spec.is_empty() => repr::write_str(vm, out, value),
         (_, Some(number)) => {

@@ -4,11 +4,11 @@ use std::{cell::Cell, fmt::Write as _, rc::Rc};
 
 use super::{
     args::Args,
-    budget::{Failure, Outcome, fail},
+    budget::{JinjaError, Outcome, fail},
     dict::{Dict, DictBuilder},
     repr,
     text::Text,
-    value::{Cycler, Function, Joiner, List, Steps, Value},
+    value::{Cycler, Function, Joiner, List, RangeObject, Value},
     vm::Vm,
 };
 
@@ -64,7 +64,7 @@ pub fn call(vm: &mut Vm<'_>, function: Function, args: Args) -> Outcome<Value> {
         Function::RaiseException => {
             let [message] = args.bind("raise_exception", ["message"])?;
             let message = Args::required(message, "raise_exception", "message")?;
-            Err(Failure { reason: repr::to_text(vm, &message)?.to_string(), raised: true })
+            Err(JinjaError { reason: repr::to_text(vm, &message)?.to_string(), raised: true })
         }
         Function::StrftimeNow => {
             let [format] = args.bind("strftime_now", ["format"])?;
@@ -95,7 +95,7 @@ fn range(args: Args) -> Outcome<Value> {
     if step == 0 {
         return fail("range() arg 3 must not be zero");
     }
-    let steps = Steps { start, stop, step };
+    let steps = RangeObject { start, stop, step };
     if steps.len() > MAX_RANGE {
         return fail(format!("Range too big. The sandbox blocks ranges larger than MAX_RANGE ({MAX_RANGE})."));
     }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value as Json};
 
 use super::{
     args::Args,
-    budget::{Budget, MAX_VALUE_DEPTH, Outcome, fail},
+    budget::{MAX_VALUE_DEPTH, Outcome, RenderBudget, fail},
     compare,
     dict::DictBuilder,
     number::float_repr,
@@ -28,7 +28,7 @@ pub fn size(json: &Json) -> usize {
 }
 
 /// A value from outside.
-pub fn value(budget: &Budget, json: &Json, depth: usize) -> Outcome<Value> {
+pub fn value(budget: &RenderBudget, json: &Json, depth: usize) -> Outcome<Value> {
     if depth > MAX_VALUE_DEPTH {
         return fail(format!("a value is nested more than {MAX_VALUE_DEPTH} deep"));
     }
@@ -48,7 +48,7 @@ pub fn value(budget: &Budget, json: &Json, depth: usize) -> Outcome<Value> {
     })
 }
 
-fn object(budget: &Budget, fields: &Map<String, Json>, depth: usize) -> Outcome<Value> {
+fn object(budget: &RenderBudget, fields: &Map<String, Json>, depth: usize) -> Outcome<Value> {
     let mut dict = DictBuilder::new(budget)?;
     for (name, field) in fields {
         let field = match field {
@@ -62,7 +62,7 @@ fn object(budget: &Budget, fields: &Map<String, Json>, depth: usize) -> Outcome<
 }
 
 /// Options of `json.dumps`.
-struct Options {
+struct JsonOptions {
     ensure_ascii: bool,
     indent: Option<Text>,
     item_separator: Text,
@@ -92,7 +92,7 @@ pub fn to_json(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     };
     let is_true = |value: Option<Value>| value.is_some_and(|value| value.is_true());
     let (ensure_ascii, sort_keys) = (is_true(ensure_ascii), is_true(sort_keys));
-    let options = Options { ensure_ascii, indent, item_separator, key_separator, sort_keys };
+    let options = JsonOptions { ensure_ascii, indent, item_separator, key_separator, sort_keys };
     let mut out = TextBuilder::new(&vm.budget)?;
     options.write(vm, &mut out, &value, 0)?;
     out.finish().map(Value::Text)
@@ -111,7 +111,7 @@ pub fn indentation(vm: &Vm<'_>, width: &Value) -> Outcome<Text> {
     }
 }
 
-impl Options {
+impl JsonOptions {
     fn write(&self, vm: &Vm<'_>, out: &mut TextBuilder, value: &Value, depth: usize) -> Outcome<()> {
         vm.budget.work(1)?;
         match value {

@@ -3,7 +3,7 @@
 use super::budget::{Outcome, fail};
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Token {
+pub enum LexToken {
     /// Text that is written as it stands.
     Data(String),
     BeginPrint,
@@ -25,13 +25,13 @@ const OPERATORS: [&str; 26] = [
 ];
 
 /// The tokens of a template, each with its line, and a last one for its end.
-pub fn tokenize(source: &str) -> Outcome<Vec<(Token, u32)>> {
+pub fn tokenize(source: &str) -> Outcome<Vec<(LexToken, u32)>> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let source = source.strip_suffix('\n').unwrap_or(&source);
     let mut lexer = Lexer { source, at: 0, line: 1, starts_line: true, tokens: Vec::new(), open: Vec::new() };
     match lexer.run() {
         Ok(()) => {
-            lexer.push(Token::End);
+            lexer.push(LexToken::End);
             Ok(lexer.tokens)
         }
         Err(mut failure) => {
@@ -47,7 +47,7 @@ struct Lexer<'a> {
     line: u32,
     /// Whether a line began where the last tag ended.
     starts_line: bool,
-    tokens: Vec<(Token, u32)>,
+    tokens: Vec<(LexToken, u32)>,
     /// The brackets that are open.
     open: Vec<char>,
 }
@@ -57,7 +57,7 @@ impl<'a> Lexer<'a> {
         &self.source[self.at..]
     }
 
-    fn push(&mut self, token: Token) {
+    fn push(&mut self, token: LexToken) {
         self.tokens.push((token, self.line));
     }
 
@@ -84,8 +84,8 @@ impl<'a> Lexer<'a> {
             match (&rest[..2], raw) {
                 (_, Some(len)) => self.raw(len)?,
                 ("{#", _) => self.comment(signed)?,
-                ("{{", _) => self.code(signed, Token::BeginPrint)?,
-                _ => self.code(signed, Token::BeginBlock)?,
+                ("{{", _) => self.code(signed, LexToken::BeginPrint)?,
+                _ => self.code(signed, LexToken::BeginBlock)?,
             }
         }
         Ok(())
@@ -94,7 +94,7 @@ impl<'a> Lexer<'a> {
     /// Writes text that takes as many bytes of the source.
     fn data(&mut self, data: String, bytes: usize) {
         if !data.is_empty() {
-            self.push(Token::Data(data));
+            self.push(LexToken::Data(data));
         }
         self.skip(bytes);
     }
@@ -153,8 +153,8 @@ impl<'a> Lexer<'a> {
     }
 
     /// What stands in `{{ }}` or `{% %}`.
-    fn code(&mut self, signed: usize, begin: Token) -> Outcome<()> {
-        let is_block = begin == Token::BeginBlock;
+    fn code(&mut self, signed: usize, begin: LexToken) -> Outcome<()> {
+        let is_block = begin == LexToken::BeginBlock;
         self.push(begin);
         self.skip(signed);
         self.open.clear();
@@ -163,7 +163,7 @@ impl<'a> Lexer<'a> {
             let rest = self.rest();
             let unsigned = rest.strip_prefix('-').or(rest.strip_prefix('+').filter(|_| is_block)).unwrap_or(rest);
             if self.open.is_empty() && unsigned.starts_with(closing) {
-                self.push(if is_block { Token::EndBlock } else { Token::EndPrint });
+                self.push(if is_block { LexToken::EndBlock } else { LexToken::EndPrint });
                 self.close(0, is_block);
                 return Ok(());
             }
@@ -184,12 +184,12 @@ impl<'a> Lexer<'a> {
             self.skip(len);
         } else if first.is_alphanumeric() || first == '_' {
             let len = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
-            self.push(Token::Name(rest[..len].to_owned()));
+            self.push(LexToken::Name(rest[..len].to_owned()));
             self.skip(len);
         } else if matches!(first, '\'' | '"') {
             let len = text_len(rest, first);
             let Some(len) = len else { return fail(format!("unexpected char {first:?}")) };
-            self.push(Token::Text(unescape(&rest[1..len - 1])?));
+            self.push(LexToken::Text(unescape(&rest[1..len - 1])?));
             self.skip(len);
         } else {
             self.operator(first)?;
@@ -211,7 +211,7 @@ impl<'a> Lexer<'a> {
             },
             _ => {}
         }
-        self.push(Token::Operator(operator));
+        self.push(LexToken::Operator(operator));
         self.skip(operator.len());
         Ok(())
     }

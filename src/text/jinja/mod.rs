@@ -13,6 +13,7 @@ mod eval;
 mod expressions;
 mod filters;
 mod format;
+mod format_spec;
 mod globals;
 mod html;
 mod json;
@@ -24,21 +25,20 @@ mod number;
 mod operators;
 mod parser;
 mod repr;
-mod spec;
 mod strings;
 mod tests;
 mod text;
 mod value;
 mod vm;
 
-pub use budget::Failure;
+pub use budget::JinjaError;
 
 use std::ops::Range;
 
 use chrono::NaiveDateTime;
 use serde_json::{Map, Value as Json};
 
-use budget::{Budget, Outcome};
+use budget::{Outcome, RenderBudget};
 
 /// A template that was parsed.
 pub struct Template {
@@ -77,7 +77,7 @@ impl Template {
         words: &[(&str, &str)],
         now: Option<NaiveDateTime>,
     ) -> Outcome<Written> {
-        let budget = Budget::new(size(values));
+        let budget = RenderBudget::new(size(values));
         let value = |name: &String| {
             if let Some((_, word)) = words.iter().find(|(word, _)| word == name) {
                 return value::Value::text(&budget, *word).map(Some);

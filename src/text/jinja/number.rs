@@ -2,12 +2,12 @@
 
 use super::{
     budget::{Outcome, fail},
-    lexer::Token,
+    lexer::LexToken,
     value::Value,
 };
 
 /// The number literal that a text begins with, and its length. Behind a dot it is no fraction.
-pub fn literal(text: &str, after_dot: bool) -> Outcome<(Token, usize)> {
+pub fn literal(text: &str, after_dot: bool) -> Outcome<(LexToken, usize)> {
     let whole = digits(text, 10);
     if !after_dot {
         let fraction = match text[whole..].strip_prefix('.').map(|rest| digits(rest, 10)) {
@@ -25,7 +25,7 @@ pub fn literal(text: &str, after_dot: bool) -> Outcome<(Token, usize)> {
         let len = whole + fraction + exponent;
         if len > whole {
             let number = text[..len].replace('_', "").parse();
-            return number.map_or_else(|_| fail("bad number"), |number| Ok((Token::Float(number), len)));
+            return number.map_or_else(|_| fail("bad number"), |number| Ok((LexToken::Float(number), len)));
         }
     }
     let based = [("0b", 2), ("0o", 8), ("0x", 16)].into_iter().find_map(|(prefix, radix)| {
@@ -40,7 +40,7 @@ pub fn literal(text: &str, after_dot: bool) -> Outcome<(Token, usize)> {
         None => (10, 0, whole),
     };
     match i128::from_str_radix(&text[start..end].replace('_', ""), radix) {
-        Ok(number) => Ok((Token::Int(number), end)),
+        Ok(number) => Ok((LexToken::Int(number), end)),
         Err(_) => fail("a number is greater than 128 bits hold"),
     }
 }
@@ -82,12 +82,12 @@ pub fn float_repr(number: f64) -> String {
 
 /// A number, for arithmetic.
 #[derive(Clone, Copy)]
-pub enum Number {
+pub enum PyNumber {
     Int(i128),
     Float(f64),
 }
 
-impl Number {
+impl PyNumber {
     pub fn of(value: &Value) -> Option<Self> {
         match value {
             Value::Float(number) => Some(Self::Float(*number)),
@@ -112,21 +112,21 @@ impl Number {
 
 const TOO_GREAT: &str = "a whole number is greater than 128 bits hold";
 
-fn whole(result: Option<i128>) -> Outcome<Number> {
-    result.map_or_else(|| fail(TOO_GREAT), |number| Ok(Number::Int(number)))
+fn whole(result: Option<i128>) -> Outcome<PyNumber> {
+    result.map_or_else(|| fail(TOO_GREAT), |number| Ok(PyNumber::Int(number)))
 }
 
 /// `a operator b`
-pub fn arithmetic(operator: &str, a: Number, b: Number) -> Outcome<Number> {
-    let (Number::Int(x), Number::Int(y)) = (a, b) else {
-        return float_arithmetic(operator, a.float(), b.float()).map(Number::Float);
+pub fn arithmetic(operator: &str, a: PyNumber, b: PyNumber) -> Outcome<PyNumber> {
+    let (PyNumber::Int(x), PyNumber::Int(y)) = (a, b) else {
+        return float_arithmetic(operator, a.float(), b.float()).map(PyNumber::Float);
     };
     match operator {
         "+" => whole(x.checked_add(y)),
         "-" => whole(x.checked_sub(y)),
         "*" => whole(x.checked_mul(y)),
         "/" if y == 0 => fail("division by zero"),
-        "/" => Ok(Number::Float(x as f64 / y as f64)),
+        "/" => Ok(PyNumber::Float(x as f64 / y as f64)),
         "//" | "%" if y == 0 => fail("integer division or modulo by zero"),
         "//" => {
             let (quotient, rest) = (x.checked_div(y), x.wrapping_rem(y));
@@ -134,12 +134,12 @@ pub fn arithmetic(operator: &str, a: Number, b: Number) -> Outcome<Number> {
         }
         "%" => {
             let rest = x.wrapping_rem(y);
-            Ok(Number::Int(if rest != 0 && (rest < 0) != (y < 0) { rest + y } else { rest }))
+            Ok(PyNumber::Int(if rest != 0 && (rest < 0) != (y < 0) { rest + y } else { rest }))
         }
-        _ if y < 0 => float_arithmetic(operator, x as f64, y as f64).map(Number::Float),
+        _ if y < 0 => float_arithmetic(operator, x as f64, y as f64).map(PyNumber::Float),
         _ => match u32::try_from(y) {
             Ok(power) => whole(x.checked_pow(power)),
-            Err(_) if x.abs() <= 1 => Ok(Number::Int(if y % 2 == 0 { x * x } else { x })),
+            Err(_) if x.abs() <= 1 => Ok(PyNumber::Int(if y % 2 == 0 { x * x } else { x })),
             Err(_) => fail(TOO_GREAT),
         },
     }

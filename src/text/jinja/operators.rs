@@ -3,7 +3,7 @@
 use super::{
     budget::{Outcome, check_text, fail},
     format, html,
-    number::{self, Number},
+    number::{self, PyNumber},
     text::{Text, TextBuilder},
     value::{List, Value},
     vm::Vm,
@@ -12,8 +12,8 @@ use super::{
 /// `left operator right`
 pub fn binary(vm: &mut Vm<'_>, operator: &str, left: Value, right: Value) -> Outcome<Value> {
     vm.budget.work(1)?;
-    if let (Some(left), Some(right)) = (Number::of(&left), Number::of(&right)) {
-        return number::arithmetic(operator, left, right).map(Number::value);
+    if let (Some(left), Some(right)) = (PyNumber::of(&left), PyNumber::of(&right)) {
+        return number::arithmetic(operator, left, right).map(PyNumber::value);
     }
     if let ("%", Value::Text(text)) = (operator, &left) {
         return format::percent(vm, text, &right).map(Value::Text);

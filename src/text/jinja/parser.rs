@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use super::{
-    ast::{Body, Constant, Expr, Filter, For, Id, LOOP, Macro, Node, SPECIAL_NAMES, Statement, Step, Target},
+    ast::{AssignTarget, Body, Constant, Expr, Filter, For, Id, LOOP, Macro, Node, Postfix, SPECIAL_NAMES, Statement},
     budget::{Outcome, fail},
-    lexer::{Token, tokenize},
+    lexer::{LexToken, tokenize},
     value::excerpt,
 };
 
@@ -20,7 +20,7 @@ pub struct Parsed {
 }
 
 pub struct Parser {
-    tokens: Vec<(Token, u32)>,
+    tokens: Vec<(LexToken, u32)>,
     at: usize,
     /// How deep the part that is being parsed is nested.
     pub depth: usize,
@@ -61,28 +61,28 @@ pub fn parse(source: &str) -> Outcome<Parsed> {
 }
 
 /// Names a token in a message.
-pub fn describe(token: &Token) -> String {
+pub fn describe(token: &LexToken) -> String {
     match token {
-        Token::Data(_) => "template data / text".into(),
-        Token::BeginPrint => "begin of print statement".into(),
-        Token::EndPrint => "end of print statement".into(),
-        Token::BeginBlock => "begin of statement block".into(),
-        Token::EndBlock => "end of statement block".into(),
-        Token::Name(name) => format!("'{}'", excerpt(name)),
-        Token::Text(_) => "a string".into(),
-        Token::Int(_) | Token::Float(_) => "a number".into(),
-        Token::Operator(operator) => format!("'{operator}'"),
-        Token::End => "end of template".into(),
+        LexToken::Data(_) => "template data / text".into(),
+        LexToken::BeginPrint => "begin of print statement".into(),
+        LexToken::EndPrint => "end of print statement".into(),
+        LexToken::BeginBlock => "begin of statement block".into(),
+        LexToken::EndBlock => "end of statement block".into(),
+        LexToken::Name(name) => format!("'{}'", excerpt(name)),
+        LexToken::Text(_) => "a string".into(),
+        LexToken::Int(_) | LexToken::Float(_) => "a number".into(),
+        LexToken::Operator(operator) => format!("'{operator}'"),
+        LexToken::End => "end of template".into(),
     }
 }
 
 impl Parser {
-    pub fn current(&self) -> &Token {
-        self.tokens.get(self.at).map_or(&Token::End, |(token, _)| token)
+    pub fn current(&self) -> &LexToken {
+        self.tokens.get(self.at).map_or(&LexToken::End, |(token, _)| token)
     }
 
-    pub fn after(&self) -> &Token {
-        self.tokens.get(self.at + 1).map_or(&Token::End, |(token, _)| token)
+    pub fn after(&self) -> &LexToken {
+        self.tokens.get(self.at + 1).map_or(&LexToken::End, |(token, _)| token)
     }
 
     fn line(&self) -> u32 {
@@ -98,14 +98,14 @@ impl Parser {
     }
 
     /// The current token, out of which the parser then goes.
-    pub fn take(&mut self) -> Token {
-        let taken = self.tokens.get_mut(self.at).map(|(token, _)| std::mem::replace(token, Token::End));
-        self.at += usize::from(taken.as_ref().is_some_and(|token| *token != Token::End));
-        taken.unwrap_or(Token::End)
+    pub fn take(&mut self) -> LexToken {
+        let taken = self.tokens.get_mut(self.at).map(|(token, _)| std::mem::replace(token, LexToken::End));
+        self.at += usize::from(taken.as_ref().is_some_and(|token| *token != LexToken::End));
+        taken.unwrap_or(LexToken::End)
     }
 
     pub fn is_name(&self, name: &str) -> bool {
-        matches!(self.current(), Token::Name(found) if found == name)
+        matches!(self.current(), LexToken::Name(found) if found == name)
     }
 
     pub fn skip_name(&mut self, name: &str) -> bool {
@@ -115,16 +115,16 @@ impl Parser {
     }
 
     pub fn skip_operator(&mut self, operator: &'static str) -> bool {
-        let found = *self.current() == Token::Operator(operator);
+        let found = *self.current() == LexToken::Operator(operator);
         self.at += usize::from(found);
         found
     }
 
     pub fn expect_operator(&mut self, operator: &'static str) -> Outcome<()> {
-        self.expect(&Token::Operator(operator))
+        self.expect(&LexToken::Operator(operator))
     }
 
-    fn expect(&mut self, token: &Token) -> Outcome<()> {
+    fn expect(&mut self, token: &LexToken) -> Outcome<()> {
         if self.current() != token {
             return fail(format!("expected token {}, got {}", describe(token), self.describe()));
         }
@@ -134,8 +134,8 @@ impl Parser {
 
     pub fn expect_any_name(&mut self) -> Outcome<String> {
         match self.current() {
-            Token::Name(_) => match self.take() {
-                Token::Name(name) => Ok(name),
+            LexToken::Name(_) => match self.take() {
+                LexToken::Name(name) => Ok(name),
                 _ => Ok(String::new()),
             },
             _ => fail(format!("expected token 'name', got {}", self.describe())),
@@ -180,20 +180,22 @@ impl Parser {
         loop {
             let line = self.line();
             let statement = match self.take() {
-                Token::End if ends.is_empty() => return Ok(body),
-                Token::End => return fail(format!("Unexpected end of template: '{}' is missing", ends.join("' or '"))),
-                Token::Data(text) => Statement::Data(self.constant_id(Constant::Text(text))),
-                Token::BeginPrint => {
+                LexToken::End if ends.is_empty() => return Ok(body),
+                LexToken::End => {
+                    return fail(format!("Unexpected end of template: '{}' is missing", ends.join("' or '")));
+                }
+                LexToken::Data(text) => Statement::Data(self.constant_id(Constant::Text(text))),
+                LexToken::BeginPrint => {
                     let value = self.tuple(true, "")?;
-                    self.expect(&Token::EndPrint)?;
+                    self.expect(&LexToken::EndPrint)?;
                     Statement::Print(value)
                 }
-                Token::BeginBlock => {
+                LexToken::BeginBlock => {
                     if ends.iter().any(|end| self.is_name(end)) {
                         return Ok(body);
                     }
                     let statement = self.nested(|parser| parser.statement(&mut body, line))?;
-                    self.expect(&Token::EndBlock)?;
+                    self.expect(&LexToken::EndBlock)?;
                     let Some(statement) = statement else { continue };
                     statement
                 }
@@ -213,7 +215,7 @@ impl Parser {
 
     fn begin_block(&mut self) -> Outcome<()> {
         self.skip_operator(":");
-        self.expect(&Token::EndBlock)
+        self.expect(&LexToken::EndBlock)
     }
 
     /// What stands in a tag. A tag that prints several values adds all but the last to `body`.
@@ -244,7 +246,7 @@ impl Parser {
             }
             "print" => {
                 let mut last = None;
-                while *self.current() != Token::EndBlock {
+                while *self.current() != LexToken::EndBlock {
                     if let Some(previous) = last {
                         body.push(Node { line, statement: Statement::Print(previous) });
                         self.expect_operator(",")?;
@@ -257,7 +259,7 @@ impl Parser {
             "break" => Statement::Break,
             "continue" => Statement::Continue,
             "include" | "import" | "from" | "extends" => {
-                while !matches!(self.current(), Token::EndBlock | Token::End) {
+                while !matches!(self.current(), LexToken::EndBlock | LexToken::End) {
                     self.advance();
                 }
                 Statement::OtherTemplate
@@ -268,7 +270,7 @@ impl Parser {
 
     fn for_loop(&mut self) -> Outcome<Statement> {
         let target = self.target(false)?;
-        if matches!(&target, Target::Name(LOOP)) {
+        if matches!(&target, AssignTarget::Name(LOOP)) {
             return fail("Can't assign to special loop variable in for-loop target");
         }
         self.expect_name("in")?;
@@ -330,7 +332,7 @@ impl Parser {
 
     fn with(&mut self) -> Outcome<Statement> {
         let mut values = Vec::new();
-        while *self.current() != Token::EndBlock {
+        while *self.current() != LexToken::EndBlock {
             if !values.is_empty() {
                 self.expect_operator(",")?;
             }
@@ -342,24 +344,26 @@ impl Parser {
     }
 
     /// What is assigned to: a name, several, or attributes of namespaces.
-    fn target(&mut self, with_attributes: bool) -> Outcome<Target> {
+    fn target(&mut self, with_attributes: bool) -> Outcome<AssignTarget> {
         self.nested(|parser| {
             let first = parser.single_target(with_attributes)?;
-            if *parser.current() != Token::Operator(",") {
+            if *parser.current() != LexToken::Operator(",") {
                 return Ok(first);
             }
             let mut targets = vec![first];
             while parser.skip_operator(",") {
-                if matches!(parser.current(), Token::Operator("=" | ")") | Token::EndBlock) || parser.is_name("in") {
+                if matches!(parser.current(), LexToken::Operator("=" | ")") | LexToken::EndBlock)
+                    || parser.is_name("in")
+                {
                     break;
                 }
                 targets.push(parser.single_target(with_attributes)?);
             }
-            Ok(Target::Tuple(targets))
+            Ok(AssignTarget::Tuple(targets))
         })
     }
 
-    fn single_target(&mut self, with_attributes: bool) -> Outcome<Target> {
+    fn single_target(&mut self, with_attributes: bool) -> Outcome<AssignTarget> {
         if self.skip_operator("(") {
             let inner = self.target(with_attributes)?;
             self.expect_operator(")")?;
@@ -372,9 +376,9 @@ impl Parser {
         let name = self.name_id(name);
         if with_attributes && self.skip_operator(".") {
             let attribute = self.expect_any_name()?;
-            return Ok(Target::Attribute(name, self.constant_id(Constant::Text(attribute))));
+            return Ok(AssignTarget::Attribute(name, self.constant_id(Constant::Text(attribute))));
         }
-        Ok(Target::Name(name))
+        Ok(AssignTarget::Name(name))
     }
 
     fn macro_definition(&mut self) -> Outcome<Statement> {
@@ -414,11 +418,11 @@ impl Parser {
     }
 
     fn call(&mut self) -> Outcome<Statement> {
-        let parameters = if *self.current() == Token::Operator("(") { self.parameters()? } else { Vec::new() };
+        let parameters = if *self.current() == LexToken::Operator("(") { self.parameters()? } else { Vec::new() };
         let call = self.expression()?;
-        let Expr::Steps(base, mut steps) = call else { return fail("expected call") };
-        let Some(Step::Call(arguments)) = steps.pop() else { return fail("expected call") };
-        let function = if steps.is_empty() { *base } else { Expr::Steps(base, steps) };
+        let Expr::Postfix(base, mut steps) = call else { return fail("expected call") };
+        let Some(Postfix::Call(arguments)) = steps.pop() else { return fail("expected call") };
+        let function = if steps.is_empty() { *base } else { Expr::Postfix(base, steps) };
         let index = self.macro_body(None, parameters, "endcall")?;
         Ok(Statement::Call(function, arguments, index))
     }

@@ -2,22 +2,22 @@
 
 use std::{cell::OnceCell, ops::Deref, ops::Range, rc::Rc};
 
-use super::budget::{Budget, Held, Outcome, check_text};
+use super::budget::{HeldMemory, Outcome, RenderBudget, check_text};
 
 /// Memory that a text takes beside its bytes.
 const TEXT_BYTES: usize = 96;
 
 /// An immutable text.
 #[derive(Clone)]
-pub struct Text(Rc<Inner>);
+pub struct Text(Rc<TextInner>);
 
-struct Inner {
+struct TextInner {
     text: Box<str>,
     origin: Origin,
     /// Whether it is HTML, so that it is not escaped again.
     is_markup: bool,
     chars: OnceCell<usize>,
-    _held: Held,
+    _held: HeldMemory,
 }
 
 /// Where the bytes of a text are from.
@@ -31,12 +31,12 @@ enum Origin {
 
 impl Text {
     /// A text of the template.
-    pub fn new(budget: &Budget, text: impl Into<Box<str>>) -> Outcome<Self> {
+    pub fn new(budget: &RenderBudget, text: impl Into<Box<str>>) -> Outcome<Self> {
         Self::of(budget, text.into(), Origin::Template)
     }
 
     /// A text from outside.
-    pub fn from_value(budget: &Budget, text: impl Into<Box<str>>) -> Outcome<Self> {
+    pub fn from_value(budget: &RenderBudget, text: impl Into<Box<str>>) -> Outcome<Self> {
         Self::of(budget, text.into(), Origin::Value)
     }
 
@@ -46,14 +46,14 @@ impl Text {
         Self::of(self.0._held.budget(), text.into(), origin)
     }
 
-    fn of(budget: &Budget, text: Box<str>, origin: Origin) -> Outcome<Self> {
+    fn of(budget: &RenderBudget, text: Box<str>, origin: Origin) -> Outcome<Self> {
         check_text(text.len())?;
         let held = budget.hold(text.len() + TEXT_BYTES)?;
         budget.scan(text.len())?;
-        Ok(Self(Rc::new(Inner { text, origin, is_markup: false, chars: OnceCell::new(), _held: held })))
+        Ok(Self(Rc::new(TextInner { text, origin, is_markup: false, chars: OnceCell::new(), _held: held })))
     }
 
-    pub fn budget(&self) -> &Budget {
+    pub fn budget(&self) -> &RenderBudget {
         self.0._held.budget()
     }
 
@@ -74,7 +74,7 @@ impl Text {
         let held = self.budget().hold(self.len() + TEXT_BYTES)?;
         self.budget().scan(self.len())?;
         let (text, origin) = (self.0.text.clone(), self.0.origin.clone());
-        Ok(Self(Rc::new(Inner { text, origin, is_markup, chars: OnceCell::new(), _held: held })))
+        Ok(Self(Rc::new(TextInner { text, origin, is_markup, chars: OnceCell::new(), _held: held })))
     }
 
     /// Its number of characters.
@@ -151,11 +151,11 @@ impl PartialEq for Text {
 pub struct TextBuilder {
     text: String,
     values: Vec<Range<usize>>,
-    held: Held,
+    held: HeldMemory,
 }
 
 impl TextBuilder {
-    pub fn new(budget: &Budget) -> Outcome<Self> {
+    pub fn new(budget: &RenderBudget) -> Outcome<Self> {
         Ok(Self { text: String::new(), values: Vec::new(), held: budget.hold(TEXT_BYTES)? })
     }
 
@@ -163,7 +163,7 @@ impl TextBuilder {
         self.text.len()
     }
 
-    pub fn budget(&self) -> &Budget {
+    pub fn budget(&self) -> &RenderBudget {
         self.held.budget()
     }
 
@@ -223,6 +223,6 @@ impl TextBuilder {
             _ => Origin::Mixed(values.into()),
         };
         let text = text.into_boxed_str();
-        Ok(Text(Rc::new(Inner { text, origin, is_markup: false, chars: OnceCell::new(), _held: held })))
+        Ok(Text(Rc::new(TextInner { text, origin, is_markup: false, chars: OnceCell::new(), _held: held })))
     }
 }

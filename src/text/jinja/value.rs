@@ -3,7 +3,7 @@
 use std::{cell::Cell, rc::Rc};
 
 use super::{
-    budget::{Budget, Held, MAX_VALUE_DEPTH, Outcome, fail},
+    budget::{HeldMemory, MAX_VALUE_DEPTH, Outcome, RenderBudget, fail},
     dict::Dict,
     loops::LoopState,
     text::Text,
@@ -20,7 +20,7 @@ pub enum Value {
     List(List),
     Tuple(List),
     Dict(Dict),
-    Range(Steps),
+    Range(RangeObject),
     /// `dict.keys()` and its like.
     View(View, Dict),
     Generator(Rc<Generator>),
@@ -92,7 +92,7 @@ pub struct Generator {
 
 /// `range(…)`
 #[derive(Clone, Copy)]
-pub struct Steps {
+pub struct RangeObject {
     pub start: i64,
     pub stop: i64,
     pub step: i64,
@@ -107,18 +107,18 @@ struct Items {
     depth: usize,
     /// The names of a named tuple's items.
     fields: &'static [&'static str],
-    _held: Held,
+    _held: HeldMemory,
 }
 
 /// Memory that a list takes beside its items.
 const LIST_BYTES: usize = 80;
 
 impl List {
-    pub fn new(budget: &Budget, items: Vec<Value>) -> Outcome<Self> {
+    pub fn new(budget: &RenderBudget, items: Vec<Value>) -> Outcome<Self> {
         Self::with_fields(budget, items, &[])
     }
 
-    pub fn with_fields(budget: &Budget, items: Vec<Value>, fields: &'static [&'static str]) -> Outcome<Self> {
+    pub fn with_fields(budget: &RenderBudget, items: Vec<Value>, fields: &'static [&'static str]) -> Outcome<Self> {
         let depth = nesting(items.iter())?;
         let held = budget.hold(items.capacity() * size_of::<Value>() + LIST_BYTES)?;
         budget.work(1 + items.len())?;
@@ -168,13 +168,13 @@ impl Generator {
     }
 
     /// All items that are left.
-    pub fn rest(&self, budget: &Budget) -> Outcome<List> {
+    pub fn rest(&self, budget: &RenderBudget) -> Outcome<List> {
         let at = self.at.replace(self.items.len());
         if at == 0 { Ok(self.items.clone()) } else { List::new(budget, self.items[at..].to_vec()) }
     }
 }
 
-impl Steps {
+impl RangeObject {
     pub fn len(&self) -> usize {
         let (start, stop, step) = (i128::from(self.start), i128::from(self.stop), i128::from(self.step));
         let (from, to) = if step > 0 { (start, stop) } else { (stop, start) };
@@ -195,15 +195,15 @@ impl Steps {
 }
 
 impl Value {
-    pub fn text(budget: &Budget, text: impl Into<Box<str>>) -> Outcome<Self> {
+    pub fn text(budget: &RenderBudget, text: impl Into<Box<str>>) -> Outcome<Self> {
         Text::new(budget, text).map(Self::Text)
     }
 
-    pub fn list(budget: &Budget, items: Vec<Self>) -> Outcome<Self> {
+    pub fn list(budget: &RenderBudget, items: Vec<Self>) -> Outcome<Self> {
         List::new(budget, items).map(Self::List)
     }
 
-    pub fn tuple(budget: &Budget, items: Vec<Self>) -> Outcome<Self> {
+    pub fn tuple(budget: &RenderBudget, items: Vec<Self>) -> Outcome<Self> {
         List::new(budget, items).map(Self::Tuple)
     }
 
@@ -297,7 +297,7 @@ impl Value {
     }
 
     /// All items, in a list.
-    pub fn items(&self, budget: &Budget) -> Outcome<List> {
+    pub fn items(&self, budget: &RenderBudget) -> Outcome<List> {
         let items = match self {
             Self::List(items) | Self::Tuple(items) => return Ok(items.clone()),
             Self::Generator(generator) => return generator.rest(budget),

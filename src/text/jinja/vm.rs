@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::NaiveDateTime;
 
 use super::{
-    ast::{Body, Constant, Filter, Id, Statement, Target},
-    budget::{Budget, Held, MAX_CALL_DEPTH, Outcome, fail},
+    ast::{AssignTarget, Body, Constant, Filter, Id, Statement},
+    budget::{HeldMemory, MAX_CALL_DEPTH, Outcome, RenderBudget, fail},
     parser::Parsed,
     repr,
     text::{Text, TextBuilder},
@@ -18,7 +18,7 @@ const SCOPE_BYTES: usize = 64;
 const VARIABLE_BYTES: usize = 96;
 
 pub struct Vm<'t> {
-    pub budget: Budget,
+    pub budget: RenderBudget,
     pub template: &'t Parsed,
     constants: Vec<Value>,
     /// What the template is given, by the numbers of names.
@@ -41,12 +41,12 @@ struct Scope {
     parent: Option<usize>,
     /// Whether a macro sees it, for which it stays.
     is_captured: bool,
-    held: Held,
+    held: HeldMemory,
 }
 
 struct Namespace {
     values: Vec<(Text, Value)>,
-    held: Held,
+    held: HeldMemory,
 }
 
 /// Where a body's end leads.
@@ -58,7 +58,7 @@ pub enum Flow {
 }
 
 impl<'t> Vm<'t> {
-    pub fn new(template: &'t Parsed, budget: Budget, context: Vec<Option<Value>>) -> Outcome<Self> {
+    pub fn new(template: &'t Parsed, budget: RenderBudget, context: Vec<Option<Value>>) -> Outcome<Self> {
         let constant = |constant: &Constant| {
             Ok(match constant {
                 Constant::None => Value::None,
@@ -166,17 +166,17 @@ impl<'t> Vm<'t> {
     }
 
     /// Assigns a value to all that is in a target.
-    pub fn assign(&mut self, target: &Target, value: Value) -> Outcome<()> {
+    pub fn assign(&mut self, target: &AssignTarget, value: Value) -> Outcome<()> {
         match target {
-            Target::Name(name) => self.store(*name, value),
-            Target::Attribute(name, attribute) => {
+            AssignTarget::Name(name) => self.store(*name, value),
+            AssignTarget::Attribute(name, attribute) => {
                 let attribute = self.constant_text(*attribute)?;
                 match self.load(*name)? {
                     Value::Namespace(namespace) => self.set_in_namespace(namespace, attribute, value),
                     _ => fail("cannot assign attribute on non-namespace object"),
                 }
             }
-            Target::Tuple(targets) => {
+            AssignTarget::Tuple(targets) => {
                 let items = value.items(&self.budget)?;
                 if items.len() != targets.len() {
                     let (found, expected) = (items.len(), targets.len());

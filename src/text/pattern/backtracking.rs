@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fancy_regex::{Error, Regex, RegexBuilder, RuntimeError};
 
-use super::Problem;
+use super::BoxError;
 
 /// Bytes that such a pattern may have.
 const MAX_BYTES: usize = 1 << 10;
@@ -16,13 +16,13 @@ const MAX_TEXT_BYTES: usize = 64 << 10;
 const STEPS: (usize, usize) = (1 << 10, 1 << 19);
 const MAX_LONG: usize = 4;
 
-pub struct Backtracking {
+pub struct BacktrackingPattern {
     quick: Regex,
     thorough: Regex,
 }
 
-impl Backtracking {
-    pub fn new(pattern: &str) -> Result<Self, Problem> {
+impl BacktrackingPattern {
+    pub fn new(pattern: &str) -> Result<Self, BoxError> {
         if pattern.len() > MAX_BYTES {
             return Err(
                 format!("the pattern looks around and has {} bytes, more than {MAX_BYTES}", pattern.len()).into()
@@ -39,7 +39,7 @@ impl Backtracking {
     }
 
     /// The first match at or after `from`.
-    pub fn find(&self, text: &str, from: usize, spent: &mut usize) -> Result<Option<(usize, usize)>, Problem> {
+    pub fn find(&self, text: &str, from: usize, spent: &mut usize) -> Result<Option<(usize, usize)>, BoxError> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(format!("the pattern looks around, and the text has more than {MAX_TEXT_BYTES} bytes").into());
         }

@@ -16,7 +16,7 @@ use regex_automata::{
     util::{pool::Pool, syntax::Config as Syntax},
 };
 
-use super::{Problem, syntax};
+use super::{BoxError, syntax};
 
 /// Memory for the compiled automaton of a pattern.
 const MAX_COMPILED_BYTES: usize = 4 << 20;
@@ -27,16 +27,16 @@ const MAX_SPENT: (usize, usize) = (64, 1 << 20);
 
 type Caches = Pool<Cache, Box<dyn Fn() -> Cache + Send + Sync + UnwindSafe + RefUnwindSafe>>;
 
-pub struct Linear {
+pub struct LinearPattern {
     regex: Arc<Regex>,
     caches: Caches,
     /// By pattern: whether its last character is only looked at.
     looks_ahead: Vec<bool>,
 }
 
-impl Linear {
+impl LinearPattern {
     /// `None` if it takes more than an automaton.
-    pub fn new(pattern: &str) -> Option<Result<Self, Problem>> {
+    pub fn new(pattern: &str) -> Option<Result<Self, BoxError>> {
         let alternatives = syntax::alternatives(pattern)?;
         let mut parts: Vec<(String, bool)> = Vec::new();
         for alternative in &alternatives {
@@ -74,10 +74,10 @@ impl Linear {
     }
 
     /// The first match at or after `from`.
-    pub fn find(&self, text: &str, from: usize, spent: &mut usize) -> Result<Option<(usize, usize)>, Problem> {
+    pub fn find(&self, text: &str, from: usize, spent: &mut usize) -> Result<Option<(usize, usize)>, BoxError> {
         let mut cache = self.caches.get();
         let (forward, reverse) = cache.as_parts_mut();
-        let mut walk = Walk { dfa: self.regex.forward(), cache: forward, text, scanned: from };
+        let mut walk = DfaWalk { dfa: self.regex.forward(), cache: forward, text, scanned: from };
         // Most patterns match all of a text, piece by piece.
         let mut start = Some(from);
         let mut found = walk.find(from, Anchored::Yes)?;
@@ -109,7 +109,7 @@ impl Linear {
 }
 
 /// Ways through a text.
-struct Walk<'a> {
+struct DfaWalk<'a> {
     dfa: &'a dfa::DFA,
     cache: &'a mut dfa::Cache,
     text: &'a str,
@@ -117,9 +117,9 @@ struct Walk<'a> {
     scanned: usize,
 }
 
-impl Walk<'_> {
+impl DfaWalk<'_> {
     /// The pattern that matches first, and where its match ends.
-    fn find(&mut self, from: usize, anchored: Anchored) -> Result<Option<(usize, usize)>, Problem> {
+    fn find(&mut self, from: usize, anchored: Anchored) -> Result<Option<(usize, usize)>, BoxError> {
         let Self { dfa, cache, text, scanned } = self;
         cache.search_start(from);
         let mut state = dfa.start_state_forward(cache, &Input::new(*text).range(from..).anchored(anchored))?;

@@ -10,11 +10,11 @@ mod syntax;
 
 use std::collections::VecDeque;
 
-use backtracking::Backtracking;
-use linear::Linear;
+use backtracking::BacktrackingPattern;
+use linear::LinearPattern;
 
 /// Why a pattern is refused, or could not be run.
-pub type Problem = Box<dyn std::error::Error + Send + Sync>;
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Bytes a pattern may have; those of models have a thousand.
 const MAX_BYTES: usize = 8 << 10;
@@ -22,35 +22,35 @@ const MAX_BYTES: usize = 8 << 10;
 const MAX_DEPTH: usize = 32;
 
 /// What cuts or replaces text.
-pub struct Pattern(Kind);
+pub struct Pattern(PatternKind);
 
-enum Kind {
+enum PatternKind {
     Text(String),
     /// Numeric characters, one by one or as runs.
     Numeric {
         each: bool,
     },
-    Linear(Linear),
+    Linear(LinearPattern),
     /// `\d{1,3}(?=(?:\d{3})*\b)`.
     DigitGroups,
     /// `(?=(\d{3})+(?!\d))`: before each three digits, from the right.
     DigitBreaks,
-    Backtracking(Box<Backtracking>),
+    Backtracking(Box<BacktrackingPattern>),
 }
 
 impl Pattern {
     /// A text that stands for itself.
-    pub fn text(text: &str) -> Result<Self, Problem> {
-        if text.is_empty() { Self::regex("") } else { Ok(Self(Kind::Text(text.to_owned()))) }
+    pub fn text(text: &str) -> Result<Self, BoxError> {
+        if text.is_empty() { Self::regex("") } else { Ok(Self(PatternKind::Text(text.to_owned()))) }
     }
 
     /// Numeric characters, one by one or as runs.
     pub fn numeric(each: bool) -> Self {
-        Self(Kind::Numeric { each })
+        Self(PatternKind::Numeric { each })
     }
 
     /// A regular expression in Oniguruma's syntax.
-    pub fn regex(pattern: &str) -> Result<Self, Problem> {
+    pub fn regex(pattern: &str) -> Result<Self, BoxError> {
         if pattern.len() > MAX_BYTES {
             return Err(format!("the pattern has {} bytes, more than {MAX_BYTES}", pattern.len()).into());
         }
@@ -59,11 +59,11 @@ impl Pattern {
             return Err(format!("the pattern is nested {depth} deep, more than {MAX_DEPTH}").into());
         }
         Ok(Self(match pattern {
-            digits::GROUPS => Kind::DigitGroups,
-            digits::BREAKS => Kind::DigitBreaks,
-            _ => match Linear::new(pattern) {
-                Some(linear) => Kind::Linear(linear?),
-                None => Kind::Backtracking(Box::new(Backtracking::new(pattern)?)),
+            digits::GROUPS => PatternKind::DigitGroups,
+            digits::BREAKS => PatternKind::DigitBreaks,
+            _ => match LinearPattern::new(pattern) {
+                Some(linear) => PatternKind::Linear(linear?),
+                None => PatternKind::Backtracking(Box::new(BacktrackingPattern::new(pattern)?)),
             },
         }))
     }
@@ -71,7 +71,7 @@ impl Pattern {
     /// The text, if it is one that stands for itself.
     pub fn as_text(&self) -> Option<&str> {
         match &self.0 {
-            Kind::Text(text) => Some(text),
+            PatternKind::Text(text) => Some(text),
             _ => None,
         }
     }
@@ -79,17 +79,17 @@ impl Pattern {
     /// Whether time is linear in the text whatever it holds.
     #[cfg(test)]
     pub fn is_linear(&self) -> bool {
-        !matches!(self.0, Kind::Backtracking(_))
+        !matches!(self.0, PatternKind::Backtracking(_))
     }
 
     /// Looks for matches in a text.
-    pub fn scan(&self) -> Scan<'_> {
-        Scan { pattern: self, from: 0, ready: VecDeque::new(), spent: 0 }
+    pub fn scan(&self) -> PatternMatches<'_> {
+        PatternMatches { pattern: self, from: 0, ready: VecDeque::new(), spent: 0 }
     }
 }
 
 /// The matches of a pattern in one text, in order.
-pub struct Scan<'p> {
+pub struct PatternMatches<'p> {
     pattern: &'p Pattern,
     /// Where to look next.
     from: usize,
@@ -99,9 +99,9 @@ pub struct Scan<'p> {
     spent: usize,
 }
 
-impl Scan<'_> {
+impl PatternMatches<'_> {
     /// The next match. `text` is the same at every call.
-    pub fn next(&mut self, text: &str) -> Result<Option<(usize, usize)>, Problem> {
+    pub fn next(&mut self, text: &str) -> Result<Option<(usize, usize)>, BoxError> {
         if let Some(found) = self.ready.pop_front() {
             return Ok(Some(found));
         }
@@ -109,14 +109,14 @@ impl Scan<'_> {
             return Ok(None);
         }
         let found = match &self.pattern.0 {
-            Kind::Text(needle) => {
+            PatternKind::Text(needle) => {
                 text[self.from..].find(needle).map(|at| (self.from + at, self.from + at + needle.len()))
             }
-            Kind::Numeric { each } => numeric(text, self.from, *each),
-            Kind::Linear(linear) => linear.find(text, self.from, &mut self.spent)?,
-            Kind::DigitGroups => return Ok(self.next_of_run(digits::groups(text, self.from))),
-            Kind::DigitBreaks => return Ok(self.next_of_run(digits::breaks(text, self.from))),
-            Kind::Backtracking(backtracking) => backtracking.find(text, self.from, &mut self.spent)?,
+            PatternKind::Numeric { each } => numeric(text, self.from, *each),
+            PatternKind::Linear(linear) => linear.find(text, self.from, &mut self.spent)?,
+            PatternKind::DigitGroups => return Ok(self.next_of_run(digits::groups(text, self.from))),
+            PatternKind::DigitBreaks => return Ok(self.next_of_run(digits::breaks(text, self.from))),
+            PatternKind::Backtracking(backtracking) => backtracking.find(text, self.from, &mut self.spent)?,
         };
         self.from = match found {
             // No match is empty where the one before ended.

@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-fn matches(pattern: &Pattern, text: &str) -> Result<Vec<(usize, usize)>, Problem> {
+fn matches(pattern: &Pattern, text: &str) -> Result<Vec<(usize, usize)>, BoxError> {
     let (mut scan, mut found) = (pattern.scan(), Vec::new());
     while let Some(range) = scan.next(text)? {
         found.push(range);

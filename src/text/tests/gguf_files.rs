@@ -8,7 +8,7 @@ pub fn tokenizer_of(metadata: &Value, with: &[(&str, Value)]) -> crate::Result<T
     for (key, value) in with {
         metadata[key] = value.clone();
     }
-    gguf::tokenizer(Path::new("model.gguf"), &Metadata::of_json(Path::new("model.gguf"), &metadata))
+    gguf::tokenizer(Path::new("model.gguf"), &GgufMetadata::of_json(Path::new("model.gguf"), &metadata))
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn bad_tokenizers_are_refused_with_key_and_value() {
 
 fn end_ids_of(metadata: &Value) -> Vec<u32> {
     let tokenizer = tokenizer_of(metadata, &[]).unwrap();
-    gguf::end_ids(&Metadata::of_json(Path::new("model.gguf"), metadata), &tokenizer)
+    gguf::end_ids(&GgufMetadata::of_json(Path::new("model.gguf"), metadata), &tokenizer)
 }
 
 /// Byte-level metadata whose first tokens have these names and types.

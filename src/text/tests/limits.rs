@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{gguf_files::tokenizer_of, *};
-use crate::text::{Reading, budget::Budget};
+use crate::text::{EncodeMode, budget::TokenizeBudget};
 
 /// What texts repeat that are hard for patterns, models or normalizers.
 const HARD: [&str; 22] = [
@@ -175,8 +175,8 @@ fn word_pieces_are_found_in_linear_time() {
 }
 
 fn encode_within(tokenizer: &Tokenizer, text: &str, most: usize) -> crate::Result<Vec<u32>> {
-    let mut budget = Budget::in_turns(most, most);
-    futures::executor::block_on(tokenizer.encode_within(text, Reading::Whole, &mut budget))
+    let mut budget = TokenizeBudget::cooperative(most, most);
+    futures::executor::block_on(tokenizer.encode_within(text, EncodeMode::Document, &mut budget))
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{AdapterFile, Part, Storage};
+use super::{AdapterFile, AdapterTensors, LoraPart};
 use crate::{
     Error, Result,
     weights::{Config, safetensors::SafetensorsDir},
@@ -26,12 +26,12 @@ pub fn read(path: &Path, config: &Config) -> Result<AdapterFile> {
         Ok(scale)
     };
     let part = |name: &str| match name.rsplit_once('.') {
-        Some((module, "lora_a")) => Ok(Some((module.to_owned(), Part::A))),
-        Some((module, "lora_b")) => Ok(Some((module.to_owned(), Part::B))),
-        Some((module, "m")) => Ok(Some((module.to_owned(), Part::Magnitude))),
+        Some((module, "lora_a")) => Ok(Some((module.to_owned(), LoraPart::A))),
+        Some((module, "lora_b")) => Ok(Some((module.to_owned(), LoraPart::B))),
+        Some((module, "m")) => Ok(Some((module.to_owned(), LoraPart::Magnitude))),
         _ => Err(Error::model(file.path(), format!("tensor {name} is no lora_a, lora_b or m"))),
     };
-    let modules = Storage { part, scale: scale_of, transposed: true, dora, file: &file }.read()?;
+    let modules = AdapterTensors { part, scale: scale_of, transposed: true, dora, file: &file }.read()?;
     let base_model = config.opt_str("model")?.map(str::to_owned);
     Ok(AdapterFile { base_model, modules, path: path.to_owned(), bfloat16: false })
 }

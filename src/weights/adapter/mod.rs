@@ -63,7 +63,7 @@ impl LoraTensors {
     pub fn new(rank: usize, scale: f64, a: Vec<f32>, b: Vec<f32>) -> Result<Self> {
         for (name, len) in [("A", a.len()), ("B", b.len())] {
             if rank == 0 || len == 0 || !len.is_multiple_of(rank) {
-                return Err(Error::config("rank", format!("{rank} with {len} numbers in {name}")));
+                return Err(Error::config("rank", format!("{rank} with {len} values in {name}")));
             }
         }
         Ok(Self { rank, scale, a, b, magnitude: None })
@@ -147,14 +147,14 @@ impl AdapterFile {
 
 /// A tensor of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum LoraPart {
     A,
     B,
     Magnitude,
 }
 
 /// How a file stores modules.
-struct Storage<'a, P, S> {
+struct AdapterTensors<'a, P, S> {
     /// Which part of which module a tensor is; `None`: it is of no use.
     part: P,
     /// What a module's change is multiplied by, given its rank.
@@ -166,13 +166,13 @@ struct Storage<'a, P, S> {
     file: &'a SafetensorsDir,
 }
 
-impl<P, S> Storage<'_, P, S>
+impl<P, S> AdapterTensors<'_, P, S>
 where
-    P: Fn(&str) -> Result<Option<(String, Part)>>,
+    P: Fn(&str) -> Result<Option<(String, LoraPart)>>,
     S: Fn(&str, usize) -> Result<f64>,
 {
     fn read(&self) -> Result<BTreeMap<String, LoraTensors>> {
-        let mut parts: BTreeMap<String, Vec<(Part, &str)>> = BTreeMap::new();
+        let mut parts: BTreeMap<String, Vec<(LoraPart, &str)>> = BTreeMap::new();
         for name in self.file.names() {
             if let Some((module, part)) = (self.part)(name)? {
                 parts.entry(module).or_default().push((part, name));
@@ -184,19 +184,19 @@ where
         parts.into_iter().map(|(module, parts)| Ok((module.clone(), self.module(&module, &parts)?))).collect()
     }
 
-    fn module(&self, module: &str, parts: &[(Part, &str)]) -> Result<LoraTensors> {
+    fn module(&self, module: &str, parts: &[(LoraPart, &str)]) -> Result<LoraTensors> {
         let bad = |reason: String| Error::model(self.file.path(), format!("module {module} {reason}"));
-        let name = |part: Part| parts.iter().find(|(found, _)| *found == part).map(|(_, name)| *name);
-        let required = |part: Part| name(part).ok_or_else(|| bad(format!("has no {part:?}")));
-        let a = self.matrix(required(Part::A)?)?;
-        let b = self.matrix(required(Part::B)?)?;
+        let name = |part: LoraPart| parts.iter().find(|(found, _)| *found == part).map(|(_, name)| *name);
+        let required = |part: LoraPart| name(part).ok_or_else(|| bad(format!("has no {part:?}")));
+        let a = self.matrix(required(LoraPart::A)?)?;
+        let b = self.matrix(required(LoraPart::B)?)?;
         if a.rows != b.columns {
             return Err(bad(format!("has A of rank {} and B of rank {}", a.rows, b.columns)));
         }
-        if name(Part::Magnitude).is_some() != self.dora {
+        if name(LoraPart::Magnitude).is_some() != self.dora {
             return Err(bad("is of DoRA where the configuration is not, or the other way round".into()));
         }
-        let magnitude = name(Part::Magnitude).map(|name| self.numbers(name, &self.file.get(name)?)).transpose()?;
+        let magnitude = name(LoraPart::Magnitude).map(|name| self.values(name, &self.file.get(name)?)).transpose()?;
         if let Some(magnitude) = magnitude.as_ref().filter(|magnitude| magnitude.len() != b.rows) {
             return Err(bad(format!("has {} magnitudes for {} rows", magnitude.len(), b.rows)));
         }
@@ -207,7 +207,7 @@ where
         Ok(LoraTensors { rank: a.rows, scale, a: a.values, b: b.values, magnitude })
     }
 
-    fn matrix(&self, name: &str) -> Result<Factor> {
+    fn matrix(&self, name: &str) -> Result<LoraMatrix> {
         let tensor = self.file.get(name)?;
         let [rows, columns] = *tensor.shape else {
             return Err(Error::model(tensor.path, format!("tensor {name} has the shape {:?}", tensor.shape)));
@@ -215,16 +215,16 @@ where
         if rows == 0 || columns == 0 {
             return Err(Error::model(tensor.path, format!("tensor {name} is empty")));
         }
-        let values = self.numbers(name, &tensor)?;
+        let values = self.values(name, &tensor)?;
         if !self.transposed {
-            return Ok(Factor { rows, columns, values });
+            return Ok(LoraMatrix { rows, columns, values });
         }
         let values = (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect();
-        Ok(Factor { rows: columns, columns: rows, values })
+        Ok(LoraMatrix { rows: columns, columns: rows, values })
     }
 
-    fn numbers(&self, name: &str, tensor: &StoredTensor<'_>) -> Result<Vec<f32>> {
-        let values = tensor.numbers(name)?;
+    fn values(&self, name: &str, tensor: &StoredTensor<'_>) -> Result<Vec<f32>> {
+        let values = tensor.values(name)?;
         match values.iter().find(|value| !value.is_finite()) {
             Some(value) => Err(Error::model(tensor.path, format!("tensor {name} holds {value}"))),
             None => Ok(values),
@@ -233,7 +233,7 @@ where
 }
 
 /// One of two matrices that are multiplied.
-struct Factor {
+struct LoraMatrix {
     rows: usize,
     columns: usize,
     values: Vec<f32>,

@@ -12,10 +12,9 @@ use regex::{Regex, RegexBuilder};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
-use super::{AdapterFile, CONFIG_FILE, LoraTensors, Part, Storage};
+use super::{AdapterFile, AdapterTensors, CONFIG_FILE, LoraPart, LoraTensors};
 use crate::{
-    Error, Result,
-    unfinished::unfinished,
+    Error, Result, files,
     weights::{Config, safetensors::SafetensorsDir},
 };
 
@@ -55,7 +54,7 @@ pub fn read(path: &Path, config: &Config) -> Result<AdapterFile> {
     let patterns = Patterns::read(config)?;
     let dora = config.bool_or("use_dora", false)?;
     let file = SafetensorsDir::of_file(path.join(TENSOR_FILE))?;
-    let storage = Storage {
+    let storage = AdapterTensors {
         part: |name: &str| part(&file, name),
         scale: |module: &str, rank: usize| patterns.scale(config, module, rank),
         transposed: false,
@@ -100,14 +99,14 @@ fn check(config: &Config) -> Result<()> {
 }
 
 /// Which part of which module a tensor is.
-fn part(file: &SafetensorsDir, name: &str) -> Result<Option<(String, Part)>> {
+fn part(file: &SafetensorsDir, name: &str) -> Result<Option<(String, LoraPart)>> {
     let bad = |why: &str| Err(Error::model(file.path(), format!("tensor {name} {why}")));
     let module = name.strip_prefix(PREFIX).unwrap_or(name);
     let parts = [
-        (".lora_A.weight", Part::A),
-        (".lora_B.weight", Part::B),
-        (".lora_magnitude_vector", Part::Magnitude),
-        (".lora_magnitude_vector.weight", Part::Magnitude),
+        (".lora_A.weight", LoraPart::A),
+        (".lora_B.weight", LoraPart::B),
+        (".lora_magnitude_vector", LoraPart::Magnitude),
+        (".lora_magnitude_vector.weight", LoraPart::Magnitude),
     ];
     let found = parts.into_iter().find_map(|(suffix, part)| Some((module.strip_suffix(suffix)?.to_owned(), part)));
     if found.is_some() {
@@ -129,7 +128,7 @@ struct Patterns {
     alphas: Vec<(ModulePattern, f64)>,
     rank: usize,
     alpha: f64,
-    stabilised: bool,
+    stabilized: bool,
 }
 
 impl Patterns {
@@ -139,7 +138,7 @@ impl Patterns {
             alphas: patterns(config, "alpha_pattern", alpha)?,
             rank: config.size("r")?,
             alpha: alpha(config, "lora_alpha")?,
-            stabilised: config.bool_or("use_rslora", false)?,
+            stabilized: config.bool_or("use_rslora", false)?,
         })
     }
 
@@ -150,7 +149,7 @@ impl Patterns {
         }
         let alpha = first(&self.alphas, module).unwrap_or(self.alpha);
         // https://arxiv.org/abs/2312.03732
-        Ok(alpha / if self.stabilised { (rank as f64).sqrt() } else { rank as f64 })
+        Ok(alpha / if self.stabilized { (rank as f64).sqrt() } else { rank as f64 })
     }
 }
 
@@ -223,7 +222,7 @@ pub fn write(adapter: &AdapterFile, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(failed)?;
     let files = [(TENSOR_FILE, tensors), (CONFIG_FILE, config)].map(|(name, bytes)| {
         let path = dir.join(name);
-        (unfinished(&path), path, bytes)
+        (files::temp_sibling(&path), path, bytes)
     });
     let write = |(begun, _, bytes): &(PathBuf, PathBuf, Vec<u8>)| {
         let mut file = File::create(begun)?;
@@ -243,10 +242,10 @@ fn tensors(adapter: &AdapterFile) -> std::result::Result<Vec<u8>, safetensors::S
     let mut stored: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     for (module, tensors) in &adapter.modules {
         let LoraTensors { rank, a, b, magnitude, .. } = tensors;
-        let mut add = |suffix: &str, shape: Vec<usize>, numbers: &[f32]| {
+        let mut add = |suffix: &str, shape: Vec<usize>, values: &[f32]| {
             let bytes = match adapter.bfloat16 {
-                true => numbers.iter().flat_map(|number| bf16::from_f32(*number).to_le_bytes()).collect(),
-                false => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
+                true => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+                false => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
             };
             stored.push((format!("{PREFIX}{module}.{suffix}"), shape, bytes));
         };

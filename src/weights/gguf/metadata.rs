@@ -3,28 +3,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::reader::Reader;
+use super::reader::GgufReader;
 use crate::{Error, Result};
 
 /// The key/value pairs of a GGUF file, with getters that name file, key and value in their errors.
 #[derive(Debug)]
-pub struct Metadata {
+pub struct GgufMetadata {
     path: PathBuf,
-    values: BTreeMap<String, Value>,
+    values: BTreeMap<String, GgufValue>,
 }
 
 #[derive(Debug)]
-enum Value {
+enum GgufValue {
     Int(i64),
     Float(f64),
     Bool(bool),
     String(String),
-    Array(Array),
+    Array(GgufArray),
 }
 
 /// The array types that models use.
 #[derive(Debug)]
-pub enum Array {
+pub enum GgufArray {
     Ints(Vec<i64>),
     Floats(Vec<f64>),
     Bools(Vec<bool>),
@@ -48,8 +48,8 @@ mod value_type {
     pub const F64: u32 = 12;
 }
 
-impl Metadata {
-    pub(super) fn read(path: &Path, reader: &mut Reader<'_>, count: usize) -> Result<Self, String> {
+impl GgufMetadata {
+    pub(super) fn read(path: &Path, reader: &mut GgufReader<'_>, count: usize) -> Result<Self, String> {
         let mut values = BTreeMap::new();
         for _ in 0..count {
             let key = reader.string()?;
@@ -73,9 +73,11 @@ impl Metadata {
     pub fn opt_i64(&self, key: &str) -> Result<Option<i64>> {
         match self.values.get(key) {
             None => Ok(None),
-            Some(Value::Int(n)) => Ok(Some(*n)),
+            Some(GgufValue::Int(n)) => Ok(Some(*n)),
             // One value for all layers, written once a layer.
-            Some(Value::Array(Array::Ints(n))) if n.iter().all(|m| *m == n[0]) && !n.is_empty() => Ok(Some(n[0])),
+            Some(GgufValue::Array(GgufArray::Ints(n))) if n.iter().all(|m| *m == n[0]) && !n.is_empty() => {
+                Ok(Some(n[0]))
+            }
             Some(_) => Err(self.bad(key, "is not a whole number, the same for all layers")),
         }
     }
@@ -92,8 +94,8 @@ impl Metadata {
     pub fn opt_f64(&self, key: &str) -> Result<Option<f64>> {
         match self.values.get(key) {
             None => Ok(None),
-            Some(Value::Float(x)) => Ok(Some(*x)),
-            Some(Value::Int(n)) => Ok(Some(*n as f64)),
+            Some(GgufValue::Float(x)) => Ok(Some(*x)),
+            Some(GgufValue::Int(n)) => Ok(Some(*n as f64)),
             Some(_) => Err(self.bad(key, "is not a number")),
         }
     }
@@ -101,7 +103,7 @@ impl Metadata {
     pub fn opt_bool(&self, key: &str) -> Result<Option<bool>> {
         match self.values.get(key) {
             None => Ok(None),
-            Some(Value::Bool(b)) => Ok(Some(*b)),
+            Some(GgufValue::Bool(b)) => Ok(Some(*b)),
             Some(_) => Err(self.bad(key, "is not true or false")),
         }
     }
@@ -109,22 +111,22 @@ impl Metadata {
     pub fn opt_str(&self, key: &str) -> Result<Option<&str>> {
         match self.values.get(key) {
             None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
+            Some(GgufValue::String(text)) => Ok(Some(text)),
             Some(_) => Err(self.bad(key, "is not text")),
         }
     }
 
-    pub fn opt_array(&self, key: &str) -> Result<Option<&Array>> {
+    pub fn opt_array(&self, key: &str) -> Result<Option<&GgufArray>> {
         match self.values.get(key) {
             None => Ok(None),
-            Some(Value::Array(array)) => Ok(Some(array)),
+            Some(GgufValue::Array(array)) => Ok(Some(array)),
             Some(_) => Err(self.bad(key, "is not an array")),
         }
     }
 
     pub fn strings(&self, key: &str) -> Result<&[String]> {
         match self.opt_array(key)? {
-            Some(Array::Strings(strings)) => Ok(strings),
+            Some(GgufArray::Strings(strings)) => Ok(strings),
             Some(_) => Err(self.bad(key, "is not an array of texts")),
             None => Err(self.missing(key)),
         }
@@ -132,17 +134,19 @@ impl Metadata {
 }
 
 #[cfg(test)]
-impl Metadata {
+impl GgufMetadata {
     /// The metadata that a JSON object says; empty arrays are texts.
     pub fn of_json(path: &Path, object: &serde_json::Value) -> Self {
         let value = |value: &serde_json::Value| match value {
-            serde_json::Value::Bool(b) => Value::Bool(*b),
-            serde_json::Value::Number(n) => n.as_i64().map_or_else(|| Value::Float(n.as_f64().unwrap()), Value::Int),
-            serde_json::Value::String(text) => Value::String(text.clone()),
-            array => Value::Array(match array.get(0) {
-                Some(n) if n.is_i64() => Array::Ints(serde_json::from_value(array.clone()).unwrap()),
-                Some(n) if n.is_f64() => Array::Floats(serde_json::from_value(array.clone()).unwrap()),
-                _ => Array::Strings(serde_json::from_value(array.clone()).unwrap()),
+            serde_json::Value::Bool(b) => GgufValue::Bool(*b),
+            serde_json::Value::Number(n) => {
+                n.as_i64().map_or_else(|| GgufValue::Float(n.as_f64().unwrap()), GgufValue::Int)
+            }
+            serde_json::Value::String(text) => GgufValue::String(text.clone()),
+            array => GgufValue::Array(match array.get(0) {
+                Some(n) if n.is_i64() => GgufArray::Ints(serde_json::from_value(array.clone()).unwrap()),
+                Some(n) if n.is_f64() => GgufArray::Floats(serde_json::from_value(array.clone()).unwrap()),
+                _ => GgufArray::Strings(serde_json::from_value(array.clone()).unwrap()),
             }),
         };
         let values = object.as_object().unwrap().iter().map(|(key, of)| (key.clone(), value(of)));
@@ -150,25 +154,25 @@ impl Metadata {
     }
 }
 
-fn read_value(reader: &mut Reader<'_>, kind: u32) -> Result<Value, String> {
+fn read_value(reader: &mut GgufReader<'_>, kind: u32) -> Result<GgufValue, String> {
     Ok(match kind {
-        value_type::BOOL => Value::Bool(read_bool(reader)?),
-        value_type::STRING => Value::String(reader.string()?),
-        value_type::ARRAY => Value::Array(read_array(reader)?),
-        value_type::F32 | value_type::F64 => Value::Float(read_float(reader, kind)?),
-        kind => Value::Int(read_int(reader, kind)?),
+        value_type::BOOL => GgufValue::Bool(read_bool(reader)?),
+        value_type::STRING => GgufValue::String(reader.string()?),
+        value_type::ARRAY => GgufValue::Array(read_array(reader)?),
+        value_type::F32 | value_type::F64 => GgufValue::Float(read_float(reader, kind)?),
+        kind => GgufValue::Int(read_int(reader, kind)?),
     })
 }
 
-fn read_array(reader: &mut Reader<'_>) -> Result<Array, String> {
+fn read_array(reader: &mut GgufReader<'_>) -> Result<GgufArray, String> {
     let kind = reader.u32()?;
     let len = reader.usize()?;
     reader.check_count("array elements", len, min_bytes(kind)?)?;
     Ok(match kind {
-        value_type::BOOL => Array::Bools(repeat(len, || read_bool(reader))?),
-        value_type::STRING => Array::Strings(repeat(len, || reader.string())?),
-        value_type::F32 | value_type::F64 => Array::Floats(repeat(len, || read_float(reader, kind))?),
-        kind => Array::Ints(repeat(len, || read_int(reader, kind))?),
+        value_type::BOOL => GgufArray::Bools(repeat(len, || read_bool(reader))?),
+        value_type::STRING => GgufArray::Strings(repeat(len, || reader.string())?),
+        value_type::F32 | value_type::F64 => GgufArray::Floats(repeat(len, || read_float(reader, kind))?),
+        kind => GgufArray::Ints(repeat(len, || read_int(reader, kind))?),
     })
 }
 
@@ -187,18 +191,18 @@ fn min_bytes(kind: u32) -> Result<usize, String> {
     }
 }
 
-fn read_bool(reader: &mut Reader<'_>) -> Result<bool, String> {
+fn read_bool(reader: &mut GgufReader<'_>) -> Result<bool, String> {
     Ok(reader.array::<1>()?[0] != 0)
 }
 
-fn read_float(reader: &mut Reader<'_>, kind: u32) -> Result<f64, String> {
+fn read_float(reader: &mut GgufReader<'_>, kind: u32) -> Result<f64, String> {
     Ok(match kind {
         value_type::F32 => f64::from(f32::from_le_bytes(reader.array()?)),
         _ => f64::from_le_bytes(reader.array()?),
     })
 }
 
-fn read_int(reader: &mut Reader<'_>, kind: u32) -> Result<i64, String> {
+fn read_int(reader: &mut GgufReader<'_>, kind: u32) -> Result<i64, String> {
     Ok(match kind {
         value_type::U8 => i64::from(u8::from_le_bytes(reader.array()?)),
         value_type::I8 => i64::from(i8::from_le_bytes(reader.array()?)),

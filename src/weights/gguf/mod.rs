@@ -2,7 +2,7 @@
 //! Everything in them is checked before it is used: counts and lengths against the bytes that are
 //! left, shapes for overflow, offsets for alignment and range.
 
-mod config;
+mod hf_keys;
 mod metadata;
 mod reader;
 
@@ -13,12 +13,12 @@ use std::{
 
 use candle_core::DType;
 
-pub use config::config;
-pub use metadata::{Array, Metadata};
-use reader::Reader;
+pub use hf_keys::config;
+pub use metadata::{GgufArray, GgufMetadata};
+use reader::GgufReader;
 
-use super::{Encoding, StoredTensor, source::WeightFile};
-use crate::{Error, Result, kernels::ggml::GgmlType};
+use super::{Encoding, StoredTensor, weight_file::WeightFile};
+use crate::{Error, Result, kernels::quant::GgmlType};
 
 /// The most bytes that metadata and the places of tensors may take, as in safetensors. Those of models take a few dozen
 /// megabytes; in memory it may be several times as much.
@@ -27,12 +27,12 @@ const MAX_HEADER: usize = 100 << 20;
 /// An open GGUF file, or the several that a model was split into.
 pub struct GgufFile {
     pub path: PathBuf,
-    pub metadata: Metadata,
+    pub metadata: GgufMetadata,
     parts: Vec<WeightFile>,
-    tensors: BTreeMap<String, Entry>,
+    tensors: BTreeMap<String, GgufEntry>,
 }
 
-struct Entry {
+struct GgufEntry {
     part: usize,
     /// Outermost dimension first, as candle counts.
     shape: Vec<usize>,
@@ -97,13 +97,13 @@ impl GgufFile {
         Ok(StoredTensor { path, encoding, shape: &entry.shape, bytes: file.bytes(entry.start..end) })
     }
 
-    /// The numbers of a tensor that is not quantised.
-    pub fn numbers(&self, name: &str) -> Result<Vec<f32>> {
-        self.get(name)?.numbers(name)
+    /// The numbers of a tensor that is not quantized.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        self.get(name)?.values(name)
     }
 
-    /// Bits per weight and weights per scale: those of the kind of quantisation the file says it has, else of the
-    /// type most of the weights have; zeros if that is not a quantised one.
+    /// Bits per weight and weights per scale: those of the kind of quantization the file says it has, else of the
+    /// type most of the weights have; zeros if that is not a quantized one.
     pub fn quantization(&self) -> (u32, u32) {
         let mut elements_by_type = BTreeMap::<u32, usize>::new();
         for entry in self.tensors.values() {
@@ -112,7 +112,7 @@ impl GgufFile {
         }
         let most = || elements_by_type.iter().max_by_key(|(_, elements)| **elements).map(|(ggml_type, _)| *ggml_type);
         let named = self.metadata.opt_u32("general.file_type").ok().flatten().and_then(type_of_file);
-        let kind = named.or_else(most).and_then(GgmlType::numbered);
+        let kind = named.or_else(most).and_then(GgmlType::from_gguf_id);
         kind.map_or((0, 0), |kind| (kind.bits(), kind.group() as u32))
     }
 }
@@ -140,12 +140,12 @@ fn type_of_file(file_type: u32) -> Option<u32> {
     })
 }
 
-fn read_part(path: &Path, part: usize) -> Result<(WeightFile, Metadata, BTreeMap<String, Entry>)> {
+fn read_part(path: &Path, part: usize) -> Result<(WeightFile, GgufMetadata, BTreeMap<String, GgufEntry>)> {
     let file = WeightFile::open(path)?;
     let bad = |reason: String| Error::model(path, reason);
-    let mut reader = Reader::new(file.file(), file.len().min(MAX_HEADER));
+    let mut reader = GgufReader::new(file.file(), file.len().min(MAX_HEADER));
     let (tensor_count, metadata_count) = reader.header().map_err(bad)?;
-    let metadata = Metadata::read(path, &mut reader, metadata_count).map_err(bad)?;
+    let metadata = GgufMetadata::read(path, &mut reader, metadata_count).map_err(bad)?;
     let number = metadata.opt_usize("split.no")?.unwrap_or(0);
     if number != part {
         return Err(bad(format!("split.no = {number}: this is part {} of a model, not {}", number + 1, part + 1)));
@@ -179,7 +179,7 @@ fn sibling(first: &Path, part: usize, count: usize) -> Result<PathBuf, String> {
     }
 }
 
-fn read_entry(reader: &mut Reader<'_>, part: usize, alignment: usize) -> Result<(String, Entry), String> {
+fn read_entry(reader: &mut GgufReader<'_>, part: usize, alignment: usize) -> Result<(String, GgufEntry), String> {
     let name = reader.string()?;
     let dims = reader.u32()?;
     if !(1..=4).contains(&dims) {
@@ -198,7 +198,7 @@ fn read_entry(reader: &mut Reader<'_>, part: usize, alignment: usize) -> Result<
     if !start.is_multiple_of(alignment) {
         return Err(format!("tensor {name} starts at {start}, which is not aligned to {alignment}"));
     }
-    Ok((name, Entry { part, shape, ggml_type, start }))
+    Ok((name, GgufEntry { part, shape, ggml_type, start }))
 }
 
 fn elements(shape: &[usize]) -> Option<usize> {
@@ -210,6 +210,6 @@ fn encoding(ggml_type: u32) -> Option<Encoding> {
         0 => Some(Encoding::Dense(DType::F32)),
         1 => Some(Encoding::Dense(DType::F16)),
         30 => Some(Encoding::Dense(DType::BF16)),
-        number => GgmlType::numbered(number).map(Encoding::Ggml),
+        number => GgmlType::from_gguf_id(number).map(Encoding::Ggml),
     }
 }

@@ -5,14 +5,14 @@ use std::{
 
 /// Reads GGUF's little-endian primitives and never past the end. Errors say what is wrong; the
 /// caller adds the file.
-pub struct Reader<'a> {
+pub struct GgufReader<'a> {
     source: BufReader<&'a File>,
     position: usize,
     /// Bytes that may be read.
     len: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> GgufReader<'a> {
     /// The first `len` bytes of a file, which must be at its start.
     pub fn new(file: &'a File, len: usize) -> Self {
         Self { source: BufReader::with_capacity(1 << 16, file), position: 0, len }

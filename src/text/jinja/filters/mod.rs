@@ -13,10 +13,10 @@ use super::{
     vm::Vm,
 };
 
-type Filter = fn(&mut Vm<'_>, Value, Args) -> Outcome<Value>;
+type FilterFn = fn(&mut Vm<'_>, Value, Args) -> Outcome<Value>;
 
 /// In the order of their names.
-const FILTERS: [(&str, Filter); 54] = [
+const FILTERS: [(&str, FilterFn); 54] = [
     ("abs", numbers::abs),
     ("attr", lists::attr),
     ("batch", lists::batch),
@@ -73,7 +73,7 @@ const FILTERS: [(&str, Filter); 54] = [
     ("xmlattr", texts::xmlattr),
 ];
 
-fn find(name: &str) -> Option<Filter> {
+fn find(name: &str) -> Option<FilterFn> {
     FILTERS.binary_search_by_key(&name, |(name, _)| name).ok().map(|at| FILTERS[at].1)
 }
 

@@ -3,7 +3,7 @@
 use super::super::{
     args::Args,
     budget::{Outcome, fail},
-    number::{self, Number, parse_float, parse_int},
+    number::{self, PyNumber, parse_float, parse_int},
     value::Value,
     vm::Vm,
 };
@@ -11,9 +11,9 @@ use super::super::{
 pub fn abs(_: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     let [] = args.bind("abs", [])?;
     value.check_defined()?;
-    match Number::of(&value) {
-        Some(Number::Int(number)) => Ok(Value::Int(number.saturating_abs())),
-        Some(Number::Float(number)) => Ok(Value::Float(number.abs())),
+    match PyNumber::of(&value) {
+        Some(PyNumber::Int(number)) => Ok(Value::Int(number.saturating_abs())),
+        Some(PyNumber::Float(number)) => Ok(Value::Float(number.abs())),
         None => fail(format!("bad operand type for abs(): '{}'", value.type_name())),
     }
 }
@@ -29,9 +29,9 @@ pub fn int(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
             vm.budget.scan(4 * text.len())?;
             parse_int(text, base).or_else(|| parse_float(text).and_then(whole))
         }
-        other => match Number::of(other) {
-            Some(Number::Int(number)) => Some(number),
-            Some(Number::Float(number)) => whole(number),
+        other => match PyNumber::of(other) {
+            Some(PyNumber::Int(number)) => Some(number),
+            Some(PyNumber::Float(number)) => whole(number),
             None => None,
         },
     };
@@ -52,7 +52,7 @@ pub fn float(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
             vm.budget.scan(4 * text.len())?;
             parse_float(text)
         }
-        other => Number::of(other).map(Number::float),
+        other => PyNumber::of(other).map(PyNumber::float),
     };
     Ok(found.map_or_else(|| default.unwrap_or(Value::Float(0.0)), Value::Float))
 }
@@ -62,7 +62,7 @@ pub fn round(_: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     let precision = precision.unwrap_or(Value::Int(0)).as_int();
     let Some(precision) = precision else { return fail("the precision of round must be a whole number") };
     value.check_defined()?;
-    let Some(number) = Number::of(&value) else {
+    let Some(number) = PyNumber::of(&value) else {
         return fail(format!("type {} doesn't define __round__ method", value.type_name()));
     };
     let method = match &method {
@@ -71,18 +71,18 @@ pub fn round(_: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
         Some(_) => "",
     };
     let scaled = |round: fn(f64) -> f64| {
-        let unit = number::arithmetic("**", Number::Int(10), Number::Int(precision))?;
+        let unit = number::arithmetic("**", PyNumber::Int(10), PyNumber::Int(precision))?;
         let scaled = round(number::arithmetic("*", number, unit)?.float());
         match whole(scaled) {
-            Some(scaled) => number::arithmetic("/", Number::Int(scaled), unit).map(Number::value),
+            Some(scaled) => number::arithmetic("/", PyNumber::Int(scaled), unit).map(PyNumber::value),
             None => fail("cannot convert float to integer"),
         }
     };
     match (method, number) {
         ("ceil", _) => scaled(f64::ceil),
         ("floor", _) => scaled(f64::floor),
-        ("common", Number::Int(number)) if precision >= 0 => Ok(Value::Int(number)),
-        ("common", Number::Int(int)) => {
+        ("common", PyNumber::Int(number)) if precision >= 0 => Ok(Value::Int(number)),
+        ("common", PyNumber::Int(int)) => {
             let Some(unit) = u32::try_from(-precision).ok().and_then(|power| 10i128.checked_pow(power)) else {
                 return Ok(Value::Int(0));
             };
@@ -90,7 +90,7 @@ pub fn round(_: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
             let up = rest * 2 > unit || rest * 2 == unit && low % 2 != 0;
             Ok(Value::Int((low + i128::from(up)).saturating_mul(unit)))
         }
-        ("common", Number::Float(float)) => Ok(Value::Float(number::round(float, precision))),
+        ("common", PyNumber::Float(float)) => Ok(Value::Float(number::round(float, precision))),
         _ => fail("method must be common, ceil or floor"),
     }
 }
@@ -100,7 +100,7 @@ pub fn filesizeformat(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Valu
     value.check_defined()?;
     let bytes = match &value {
         Value::Text(text) => parse_float(text),
-        other => Number::of(other).map(Number::float),
+        other => PyNumber::of(other).map(PyNumber::float),
     };
     let Some(bytes) = bytes else { return fail("could not convert value to float") };
     let is_binary = binary.is_some_and(|binary| binary.is_true());

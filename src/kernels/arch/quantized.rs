@@ -1,0 +1,109 @@
+//! Integer dot products of a panel of quantised weights with activations.
+
+use std::ops::Range;
+
+use crate::kernels::{
+    Isa,
+    quant::{
+        activations::{ActivationTile, GROUP, QuantRows},
+        packing::{CodeFormat, QuantPanel, ROWS, place_of_higher},
+    },
+};
+
+/// Calls with the products of a panel, which `$multiply` writes for a tile of tokens.
+macro_rules! for_tiles {
+    ($panel:expr, $x:expr, $write:expr, $multiply:ident::<$($generic:ident),*>) => {
+        for tile in 0..$x.tokens().div_ceil($crate::kernels::quant::activations::TILE) {
+            let first = tile * $crate::kernels::quant::activations::TILE;
+            macro_rules! tile_of {
+                ($tokens:expr) => {{
+                    let mut products = [[0f32; ROWS]; $tokens];
+                    $multiply::<{ $tokens }, $($generic),*>($panel, &$x.tile::<{ $tokens }>(tile), &mut products);
+                    $write(&products);
+                }};
+            }
+            match $x.tokens() - first {
+                1 => tile_of!(1),
+                2 => tile_of!(2),
+                3 => tile_of!(3),
+                4 => tile_of!(4),
+                5 => tile_of!(5),
+                6 => tile_of!(6),
+                7 => tile_of!(7),
+                _ => tile_of!($crate::kernels::quant::activations::TILE),
+            }
+        }
+    };
+}
+pub(super) use for_tiles;
+
+/// Gives the products of each panel with some tokens after others.
+pub fn multiply_panels<'a, C: CodeFormat, const GROUPS: usize>(
+    isa: Isa,
+    panels: Range<usize>,
+    panel: impl Fn(usize) -> QuantPanel<'a>,
+    x: &QuantRows,
+    mut write: impl FnMut(&[[f32; ROWS]]),
+) {
+    match isa {
+        Isa::Scalar => panels.for_each(|i| for_tiles!(&panel(i), x, write, scalar::<C, GROUPS>)),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => super::x86_64::quantized::panels_avx2::<C, GROUPS, false>(panels, panel, x, write),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => super::x86_64::quantized::panels_avx2::<C, GROUPS, true>(panels, panel, x, write),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => super::x86_64::quantized::panels_avx512::<C, GROUPS>(panels, panel, x, write),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => {
+            super::x86_64::quantized::panels_vnni::<C, GROUPS>(panels, panel, x, write)
+        }
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => super::aarch64::quantized::panels_neon::<C, GROUPS>(panels, panel, x, write),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDotprod => super::aarch64::quantized::panels_dotprod::<C, GROUPS>(panels, panel, x, write),
+    }
+}
+
+/// The oracle of the other paths, and the way of machines without them.
+fn scalar<const T: usize, C: CodeFormat, const GROUPS: usize>(
+    panel: &QuantPanel<'_>,
+    x: &ActivationTile<'_, T>,
+    sums: &mut [[f32; ROWS]; T],
+) {
+    let table = panel.table.unwrap_or(&[0; 16]);
+    for (block, (x_scales, x)) in x.scales.iter().zip(x.codes.as_chunks::<GROUPS>().0).enumerate() {
+        let scales = panel.scales.lanes(block);
+        let offsets = panel.offsets.map(|offsets| offsets.lanes(block));
+        for (token, sums) in sums.iter_mut().enumerate() {
+            let mut dots = [x_scales[token].start; ROWS];
+            for (i, codes) in x.iter().enumerate() {
+                let weights = weights::<C>(panel, table, block * GROUPS + i);
+                for (dot, weights) in dots.iter_mut().zip(weights.as_chunks::<GROUP>().0) {
+                    for (weight, code) in weights.iter().zip(codes[token]) {
+                        *dot += i32::from(*weight) * i32::from(code);
+                    }
+                }
+            }
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                *sum = (dots[lane] as f32).mul_add(scales[lane] * x_scales[token].scale, *sum);
+                if let Some(offsets) = offsets {
+                    *sum = offsets[lane].mul_add(x_scales[token].sum, *sum);
+                }
+            }
+        }
+    }
+}
+
+/// The codes of a group of columns.
+fn weights<C: CodeFormat>(panel: &QuantPanel<'_>, table: &[u8; 16], group: usize) -> [u8; ROWS * GROUP] {
+    let (line, shift, mask) = if C::NIBBLES { (group / 2, group % 2 * 4, 15) } else { (group, 0, 255) };
+    let line = &panel.codes[line].0;
+    std::array::from_fn(|i| {
+        let mut weight = line[i] >> shift & mask;
+        if C::HIGHER > 0 {
+            let (line, byte, shift) = place_of_higher(C::HIGHER, group, i);
+            weight |= (panel.higher[line].0[byte] >> shift & ((1 << C::HIGHER) - 1)) << 4;
+        }
+        if C::TABLE { table[usize::from(weight)] } else { weight }
+    })
+}

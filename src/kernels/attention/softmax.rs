@@ -1,0 +1,120 @@
+//! SoftmaxState over keys that are seen part by part.
+
+use std::ops::Range;
+
+use crate::kernels::{
+    Isa,
+    arch::panels::LANES,
+    elementwise::{math::exp, rows::cap},
+    memory::prefetch::Prefetcher,
+};
+
+/// What the keys of a part give, before the division by the sum of their weights.
+#[derive(Default)]
+pub struct PartialAttention {
+    /// `[queries]`.
+    pub softmaxes: Vec<SoftmaxState>,
+    /// `[queries, padded_dim]`.
+    pub values: Vec<f32>,
+}
+
+/// Over what the weights of a query's keys are `exp(score - max)`.
+#[derive(Debug, Clone, Copy)]
+pub struct SoftmaxState {
+    pub max: f32,
+    /// That of the weights; zero where the query sees no key.
+    pub sum: f32,
+}
+
+impl PartialAttention {
+    /// As before the first part.
+    pub fn clear(&mut self) {
+        self.softmaxes.clear();
+        self.values.clear();
+    }
+
+    /// Takes in the next part.
+    pub fn merge(&mut self, part: &Self, isa: Isa) {
+        if self.softmaxes.is_empty() {
+            self.softmaxes.extend_from_slice(&part.softmaxes);
+            self.values.extend_from_slice(&part.values);
+            return;
+        }
+        let dim = self.values.len() / self.softmaxes.len();
+        let values = self.values.chunks_exact_mut(dim).zip(part.values.chunks_exact(dim));
+        for ((softmax, next), (values, next_values)) in self.softmaxes.iter_mut().zip(&part.softmaxes).zip(values) {
+            if next.sum == 0.0 {
+                continue;
+            }
+            if softmax.sum == 0.0 {
+                *softmax = *next;
+                values.copy_from_slice(next_values);
+                continue;
+            }
+            *softmax = compiled_for!(isa, merge_values(values, *softmax, next_values, *next));
+        }
+    }
+}
+
+/// Adds the values of the next part to those so far.
+#[inline(always)]
+pub fn merge_values(
+    values: &mut [f32],
+    softmax: SoftmaxState,
+    next_values: &[f32],
+    next: SoftmaxState,
+) -> SoftmaxState {
+    let max = softmax.max.max(next.max);
+    let (ours, theirs) = (exp(softmax.max - max), exp(next.max - max));
+    for (value, next) in values.iter_mut().zip(next_values) {
+        *value = *value * ours + next * theirs;
+    }
+    SoftmaxState { max, sum: softmax.sum * ours + next.sum * theirs }
+}
+
+/// Turns the scores that are `seen` into weights.
+pub fn softmax(
+    scores: &mut [f32],
+    seen: Range<usize>,
+    softcap: Option<f32>,
+    ahead: &mut Prefetcher<'_>,
+    isa: Isa,
+) -> SoftmaxState {
+    if seen.is_empty() {
+        return SoftmaxState { max: f32::NEG_INFINITY, sum: 0.0 };
+    }
+    let lanes = seen.start / LANES * LANES;
+    let scores = &mut scores[lanes..seen.end.next_multiple_of(LANES)];
+    if let Some(softcap) = softcap {
+        compiled_for!(isa, cap(scores, softcap));
+    }
+    scores[..seen.start - lanes].fill(f32::NEG_INFINITY);
+    scores[seen.end - lanes..].fill(f32::NEG_INFINITY);
+    let (max, sum) = compiled_for!(isa, softmax_lanes(scores, ahead));
+    SoftmaxState { max, sum }
+}
+
+/// What the softmax of [`LANES`] scores takes, in units of work of [`Prefetcher`].
+pub const SOFTMAX_WORK: usize = 24;
+
+/// Turns scores, whole lanes of them, into `exp(score - max)`; gives `max` and the sum.
+#[inline(always)]
+pub fn softmax_lanes(scores: &mut [f32], ahead: &mut Prefetcher<'_>) -> (f32, f32) {
+    let (scores, _) = scores.as_chunks_mut::<LANES>();
+    let mut max = [f32::NEG_INFINITY; LANES];
+    for scores in scores.iter() {
+        for lane in 0..LANES {
+            max[lane] = if scores[lane] > max[lane] { scores[lane] } else { max[lane] };
+        }
+    }
+    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0f32; LANES];
+    for scores in scores {
+        ahead.step(SOFTMAX_WORK);
+        for lane in 0..LANES {
+            scores[lane] = exp(scores[lane] - max);
+            sums[lane] += scores[lane];
+        }
+    }
+    (max, sums.into_iter().sum())
+}

@@ -1,9 +1,0 @@
-//! The kernels of x86 machines. Integer sums are exact and floating-point lanes are those of the
-//! scalar path, so all paths give the same bits.
-#![allow(unsafe_code)]
-
-pub mod brain;
-pub mod pairs;
-pub mod panels;
-pub mod plain;
-pub mod quantized;
