@@ -1,11 +1,9 @@
-//! How one model serves many: `cargo bench --bench serving -- [--json FILE] [MODEL]`
+//! One model that serves many requests: `cargo bench --bench serving -- [--json FILE] [MODEL]`
 //!
-//! Prints a table, and writes the same figures as JSON. Each figure is the median of some runs.
+//! Prints a table and writes the same figures as JSON. Each figure is the median of several runs.
 
 #[path = "process/mod.rs"]
 mod process;
-#[path = "../examples/support/mod.rs"]
-mod support;
 
 use std::{
     cell::Cell,
@@ -24,7 +22,7 @@ const RUNS: usize = 5;
 /// Tokens of each answer.
 const ANSWER: usize = 48;
 
-/// The results so far.
+/// Figures by name.
 #[derive(Default)]
 struct Report(Map<String, serde_json::Value>);
 
@@ -38,9 +36,9 @@ impl Report {
 }
 
 #[tokio::main]
-async fn main() -> support::Result<()> {
+async fn main() -> process::Result<()> {
     let (mut json, mut path) = (None, None);
-    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    let mut args = process::arguments();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => json = Some(PathBuf::from(args.next().ok_or("--json takes a file")?)),
@@ -49,9 +47,9 @@ async fn main() -> support::Result<()> {
     }
     let path = match path {
         Some(path) => path,
-        None => support::smollm2_gguf().await?,
+        None => tokenflow_examples::smollm2_gguf().await?,
     };
-    // Nothing is kept between requests, so that runs are alike; but for one measurement.
+    // Prefix caching is off, so that runs are alike; one measurement below turns it on.
     let config = || LoadConfig::new().prefix_cache_tokens(0);
     let model: Arc<dyn TextModel> = Arc::from(load_model(&path, config()).await?);
     let mut report = Report::default();
@@ -95,7 +93,7 @@ async fn read(stream: &mut TokenStream) -> usize {
     tokens
 }
 
-async fn prefill(model: &dyn TextModel, report: &mut Report) -> support::Result<()> {
+async fn prefill(model: &dyn TextModel, report: &mut Report) -> process::Result<()> {
     let mut speeds = Vec::new();
     for run in 0..RUNS {
         model.classify(&[&prompt(512, run)], GenerateConfig::new()).await?;
@@ -105,7 +103,7 @@ async fn prefill(model: &dyn TextModel, report: &mut Report) -> support::Result<
     Ok(())
 }
 
-/// Streams that have all begun, until all have ended.
+/// Decoding of streams, from the moment when all have started.
 async fn decode(model: &dyn TextModel, count: usize, report: &mut Report) {
     let (mut speeds, mut losses) = (Vec::new(), Vec::new());
     for _ in 0..RUNS.min(128 / count) {
@@ -118,14 +116,14 @@ async fn decode(model: &dyn TextModel, count: usize, report: &mut Report) {
         losses.push(100.0 * (1.0 - busy(&before, &after).as_secs_f64() / took.as_secs_f64()));
     }
     report.add(&format!("decode, {count} together"), speeds, "tokens/s");
-    report.add(&format!("decode, {count} together: lost to all but the forward passes"), losses, "%");
+    report.add(&format!("decode, {count} together: lost outside the forward passes"), losses, "%");
 }
 
 fn busy(before: &ModelStats, after: &ModelStats) -> Duration {
     after.pass_duration - before.pass_duration
 }
 
-/// Chats that come at the same moment, from the call to the last token.
+/// Simultaneous chats, from the call to the last token.
 async fn chats(model: &dyn TextModel, count: usize, report: &mut Report) {
     let (mut speeds, mut firsts) = (Vec::new(), Vec::new());
     for run in 0..RUNS.min(3) {
@@ -147,7 +145,7 @@ async fn chats(model: &dyn TextModel, count: usize, report: &mut Report) {
     report.add(&format!("chats, {count} at once: median time to the first token"), firsts, "ms");
 }
 
-/// More prompts at the same moment than fit into a pass, from the call to the last token.
+/// Simultaneous prompts that do not fit into one pass, from the call to the last token.
 async fn burst(model: &dyn TextModel, report: &mut Report) {
     let (mut speeds, mut medians, mut lasts) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..3 {
@@ -168,7 +166,7 @@ async fn burst(model: &dyn TextModel, report: &mut Report) {
     report.add(&format!("{name}: longest time to the first token"), lasts, "ms");
 }
 
-/// An answer that repeats what is in its prompt, without and with guesses.
+/// An answer that copies its prompt, without and with prompt lookup.
 async fn copy(model: &dyn TextModel, report: &mut Report) {
     let check =
         |field: &str| format!("    if config.{field} == 0 {{\n        return Err(Error::zero(\"{field}\"));\n    }}\n");
@@ -193,7 +191,7 @@ fn median(sorted: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-/// The milliseconds between a stream's tokens, sorted.
+/// The inter-token latencies of a stream in milliseconds, sorted.
 async fn gaps(stream: &mut TokenStream, done: impl Fn() -> bool) -> Vec<f64> {
     let mut gaps = Vec::new();
     let mut last = Instant::now();
@@ -205,7 +203,7 @@ async fn gaps(stream: &mut TokenStream, done: impl Fn() -> bool) -> Vec<f64> {
     gaps
 }
 
-/// Streams run, and a prompt of 4,000 tokens comes.
+/// The latency of running streams when a prompt of 4,000 tokens arrives.
 async fn long_prompt_among_streams(model: &dyn TextModel, report: &mut Report) {
     for streams in [1, 8] {
         let mut running: Vec<_> = (0..streams).map(|i| model.generate(&prompt(8, i), endless(4000))).collect();
@@ -221,7 +219,7 @@ async fn long_prompt_among_streams(model: &dyn TextModel, report: &mut Report) {
             let before = usual(&mut watched).await;
             usual_known.notify_one();
             let gaps = gaps(&mut watched, || done.get()).await;
-            // All streams have become longer meanwhile, and their steps with them.
+            // Steps get slower as the streams grow.
             ((before + usual(&mut watched).await) / 2.0, gaps)
         };
         let arrive = async {
@@ -244,7 +242,7 @@ async fn long_prompt_among_streams(model: &dyn TextModel, report: &mut Report) {
     }
 }
 
-/// 15 streams run, and a short question comes.
+/// The time to the first token of a short question beside 15 streams.
 async fn newcomer_among_streams(model: &dyn TextModel, report: &mut Report) {
     let mut running: Vec<_> = (0..15).map(|i| model.generate(&prompt(8, i), endless(4000))).collect();
     let mut firsts = Vec::new();
@@ -263,7 +261,7 @@ async fn newcomer_among_streams(model: &dyn TextModel, report: &mut Report) {
     report.add("15 streams, a question of 40 tokens: first token", firsts, "ms");
 }
 
-/// From the drop of 64 streams until their memory is free, and until a fresh request has its first token.
+/// The time from dropping 64 streams to their memory being free, and to the first token of a new request.
 async fn cancel(model: &dyn TextModel, report: &mut Report) {
     let (mut freed, mut firsts, mut passes) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..3 {
@@ -289,15 +287,15 @@ async fn cancel(model: &dyn TextModel, report: &mut Report) {
     report.add("64 streams dropped: a fresh request's first token", passes, "passes");
 }
 
-/// Processor time of a model that has nothing to do.
+/// CPU time of an idle model.
 async fn idle(report: &mut Report) {
     let before = process::cpu_time();
     tokio::time::sleep(Duration::from_secs(2)).await;
     report.add("idle processor", vec![(process::cpu_time() - before).as_secs_f64() / 2.0 * 100.0], "%");
 }
 
-/// 100 prompts with one head of about 300 tokens.
-async fn shared_head(model: &dyn TextModel, report: &mut Report) -> support::Result<()> {
+/// 100 prompts with a common prefix of about 300 tokens.
+async fn shared_head(model: &dyn TextModel, report: &mut Report) -> process::Result<()> {
     let head = prompt(300, 0);
     let prompts: Vec<String> = (0..100).map(|i| format!("{head} {i}")).collect();
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();

@@ -5,8 +5,6 @@
 
 #[path = "process/mod.rs"]
 mod process;
-#[path = "../examples/support/mod.rs"]
-mod support;
 
 use std::{
     collections::BTreeMap,
@@ -21,9 +19,9 @@ use tokenflow::{Error, FinishReason, GenerateConfig, LoadConfig, Message, TextMo
 const CLIENTS: usize = 48;
 
 #[tokio::main]
-async fn main() -> support::Result<()> {
+async fn main() -> process::Result<()> {
     let (mut seconds, mut path) = (600, None);
-    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    let mut args = process::arguments();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--seconds" => seconds = args.next().ok_or("--seconds takes a number")?.parse()?,
@@ -32,7 +30,7 @@ async fn main() -> support::Result<()> {
     }
     let path = match path {
         Some(path) => path,
-        None => support::smollm2_gguf().await?,
+        None => tokenflow_examples::smollm2_gguf().await?,
     };
     // A cache that fills, so that there are preemptions and evictions.
     let config = LoadConfig::new().context_len(1024).kv_cache_bytes(32 << 20).queue_limit(CLIENTS / 2);
@@ -47,7 +45,8 @@ async fn main() -> support::Result<()> {
         let stats = model.stats();
         resident.push(process::resident_bytes() as f64 / 1e6);
         println!(
-            "{:5.0} s left, {:6.1} MB resident, {} running, {} waiting, {:.1} MB of keys and values, {:.1} MB cached, {} preemptions, {:.1} tokens a pass",
+            "{:5.0} s left, {:6.1} MB resident, {} running, {} waiting, {:.1} MB of KV blocks, {:.1} MB cached, \
+             {} preemptions, {:.1} tokens a pass",
             end.saturating_duration_since(Instant::now()).as_secs_f64(),
             resident[resident.len() - 1],
             stats.running,

@@ -1,12 +1,11 @@
-//! Training beside PEFT, and what requests feel of it: `cargo bench --bench training -- MODEL_DIR [--steps N]`
+//! Training speed beside PEFT, and the latency of requests meanwhile:
+//! `cargo bench --bench training -- MODEL_DIR [--steps N]`
 //!
-//! MODEL_DIR is a Hugging Face directory. If the environment variable `PEFT_PYTHON` names a Python with torch, transformers
-//! and PEFT, both train the same adapter on the same examples, in turn; else only tokenflow does.
+//! MODEL_DIR is a Hugging Face directory. If the environment variable `PEFT_PYTHON` names a Python with torch,
+//! transformers and PEFT, both train the same adapter on the same examples, in turn; else only tokenflow does.
 
 #[path = "process/mod.rs"]
 mod process;
-#[path = "../examples/support/mod.rs"]
-mod support;
 
 use std::{
     env, fs,
@@ -22,25 +21,25 @@ use tokenflow::{
     load_trainable,
 };
 
-/// Each step learns from two examples of these many tokens.
+/// Tokens of an example; a step has two examples.
 const EXAMPLE: usize = 256;
 const LEARNING_RATE: f32 = 2e-4;
-/// Rounds of both, in turn.
+/// Rounds of both, interleaved.
 const ROUNDS: usize = 3;
 
-/// A training that is over.
+/// The figures of a finished training.
 #[derive(Deserialize)]
 struct Run {
     losses: Vec<f32>,
     tokens_per_second: f64,
-    /// The most there was, in bytes.
+    /// Peak memory in bytes.
     memory: f64,
 }
 
 #[tokio::main]
-async fn main() -> support::Result<()> {
+async fn main() -> process::Result<()> {
     let (mut steps, mut model) = (50, None);
-    let mut args = env::args().skip(1).filter(|arg| arg != "--bench");
+    let mut args = process::arguments();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--steps" => steps = args.next().ok_or("--steps takes a number")?.parse()?,
@@ -57,7 +56,7 @@ async fn main() -> support::Result<()> {
     result
 }
 
-async fn compare(dir: &Path, steps: usize, place: &Path) -> support::Result<()> {
+async fn compare(dir: &Path, steps: usize, place: &Path) -> process::Result<()> {
     fs::create_dir_all(place)?;
     let model = load_trainable(dir, LoadConfig::new()).await?;
     let examples = examples(&*model, 2 * steps)?;
@@ -66,9 +65,9 @@ async fn compare(dir: &Path, steps: usize, place: &Path) -> support::Result<()> 
     model.apply_lora(LoraConfig::new())?.save(&initial)?;
 
     let python = env::var_os("PEFT_PYTHON");
-    let peer = |adapter: &Path, dtype: &str, steps: usize| -> support::Result<Option<Run>> {
+    let peer = |adapter: &Path, dtype: &str, steps: usize| -> process::Result<Option<Run>> {
         let Some(python) = &python else { return Ok(None) };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/train_with_peft.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("train_with_peft.py");
         let mut command = Command::new(python);
         command.args([&script, dir, adapter, &place.join("examples.json")]);
         let output = command.args([dtype, &LEARNING_RATE.to_string(), &steps.to_string()]).output()?;
@@ -79,7 +78,7 @@ async fn compare(dir: &Path, steps: usize, place: &Path) -> support::Result<()> 
     };
     println!("{:>30} {:>10} {:>10}   greatest difference of a loss", "tokens/s", "GB", "times");
     for round in 0..ROUNDS {
-        // The first round takes all steps, the others are for speed only.
+        // The first round compares losses over all steps; the others measure speed only.
         let steps = if round == 0 { steps } else { steps.min(10) };
         for dtype in ["float32", "bfloat16"] {
             let adapter = model.apply_lora(LoraConfig::new().initial(&initial).bfloat16(dtype == "bfloat16"))?;
@@ -91,7 +90,7 @@ async fn compare(dir: &Path, steps: usize, place: &Path) -> support::Result<()> 
                 if let Some(theirs) = peer(&learned, "float32", 1)? {
                     model.apply_lora(LoraConfig::new().initial(&learned))?;
                     let ours = run(model.train(to_examples(&examples), config(1))).await?;
-                    println!("what was learned, in PEFT: loss {:.5}, here {:.5}", theirs.losses[0], ours.losses[0]);
+                    println!("the trained adapter, in PEFT: loss {:.5}, here {:.5}", theirs.losses[0], ours.losses[0]);
                 }
             }
             let Some(theirs) = peer(&initial, dtype, steps)? else { continue };
@@ -106,8 +105,8 @@ async fn compare(dir: &Path, steps: usize, place: &Path) -> support::Result<()> 
     Ok(())
 }
 
-/// What a stream of tokens feels of training beside it.
-async fn latency(model: &dyn TrainableModel, examples: &[Vec<u32>]) -> support::Result<()> {
+/// The inter-token latency of a stream, alone and beside training.
+async fn latency(model: &dyn TrainableModel, examples: &[Vec<u32>]) -> process::Result<()> {
     let alone = gaps(model).await;
     model.apply_lora(LoraConfig::new())?;
     let mut training = model.train(to_examples(examples), config(examples.len() / 2));
@@ -131,7 +130,7 @@ async fn latency(model: &dyn TrainableModel, examples: &[Vec<u32>]) -> support::
     Ok(())
 }
 
-/// The times between the tokens of a stream, the shortest first.
+/// The inter-token latencies of a stream, sorted.
 async fn gaps(model: &dyn TrainableModel) -> Vec<Duration> {
     let mut stream = model.generate("Once upon a time", GenerateConfig::new().max_tokens(200));
     let (mut gaps, mut last) = (Vec::new(), None::<Instant>);
@@ -142,8 +141,8 @@ async fn gaps(model: &dyn TrainableModel) -> Vec<Duration> {
     gaps
 }
 
-/// Takes all steps of a training.
-async fn run(mut training: TrainStream) -> support::Result<Run> {
+/// Runs a training to its end.
+async fn run(mut training: TrainStream) -> process::Result<Run> {
     let (mut losses, mut tokens, mut seconds) = (Vec::new(), 0.0, 0.0);
     while let Some(step) = training.next().await {
         if !losses.is_empty() {
@@ -165,8 +164,8 @@ fn to_examples(examples: &[Vec<u32>]) -> Vec<TrainExample> {
     examples.iter().cloned().map(TrainExample::Tokens).collect()
 }
 
-/// Pieces of the project's own texts, over and over.
-fn examples(model: &dyn TrainableModel, count: usize) -> support::Result<Vec<Vec<u32>>> {
+/// Pieces of the project's own documents, repeated.
+fn examples(model: &dyn TrainableModel, count: usize) -> process::Result<Vec<Vec<u32>>> {
     let texts = [include_str!("../README.md"), include_str!("../CHANGELOG.md"), include_str!("../CONTRIBUTING.md")];
     let tokens = model.encode(&texts.concat())?;
     let mut tokens = tokens.iter().copied().cycle();

@@ -1,3 +1,5 @@
+//! Discovery of models in a directory.
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,25 +15,25 @@ use crate::{
 pub struct DiscoveredModel {
     /// The directory or `.gguf` file, absolute.
     pub path: PathBuf,
-    /// The architecture's name: "llama", "qwen3", … Supported or not.
+    /// The architecture's name: "llama", "qwen3", …, even if it is not supported.
     pub model_type: String,
-    /// Bits per weight of most of the weights; 0 if they are not quantised.
+    /// Bits per weight of most weights; 0 if they are not quantized.
     pub quant_bits: u32,
-    /// Weights that share a scale; 0 if they are not quantised.
+    /// Weights that share a scale; 0 if they are not quantized.
     pub quant_group: u32,
-    /// Files that hold weights, as loading reads them.
+    /// Files with weights.
     pub num_files: usize,
     /// "safetensors" or "gguf".
     pub format: String,
 }
 
-/// Looks for models in `base_dir` itself and in the directories right below it, in the order of
-/// their paths; in a cache of the Hugging Face Hub (`~/.cache/huggingface/hub`) also in the snapshots it keeps.
-/// A GGUF model in several files is one, at the first of them.
+/// Finds models in `base_dir` and in its subdirectories, one level deep, in the order of their paths. In a cache of the
+/// Hugging Face Hub (`~/.cache/huggingface/hub`) snapshots are searched, too. A GGUF model in several files is listed
+/// once, with its first file.
 ///
-/// Skips what it cannot read or parse, and follows no link out of `base_dir`. The files are opened
-/// as the iterator gets to them; weights are not read. If `base_dir` cannot be listed, there are no models, and a
-/// warning in the log ([`tracing`]) says why; [`try_discover`] gives that as an error.
+/// Files that cannot be read or parsed are skipped, and no link is followed out of `base_dir`. Files are opened while the
+/// iterator advances; weights are not read. A `base_dir` that cannot be listed gives no models and a [`tracing`]
+/// warning; [`try_discover`] gives an error.
 ///
 /// ```
 /// for model in tokenflow::discover("models") {
@@ -46,10 +48,10 @@ pub fn discover(base_dir: impl AsRef<Path>) -> impl Iterator<Item = DiscoveredMo
     found.into_iter().flatten()
 }
 
-/// As [`discover`], where `base_dir` has to be a directory that can be listed.
+/// As [`discover`], with an error if `base_dir` cannot be listed.
 ///
 /// # Errors
-/// [`Error::InvalidModel`] with `base_dir` if it is not there, is no directory or may not be read.
+/// [`Error::InvalidModel`] with `base_dir` if it does not exist, is not a directory or cannot be read.
 ///
 /// ```
 /// assert!(tokenflow::try_discover("no/such/folder").is_err());
@@ -62,7 +64,7 @@ pub fn try_discover(base_dir: impl AsRef<Path>) -> Result<impl Iterator<Item = D
     Ok(places(&base).into_iter().flat_map(move |dir| models_in(&base, &dir)))
 }
 
-/// The directories that may be or hold models.
+/// The directories to search.
 fn places(base: &Path) -> Vec<PathBuf> {
     let mut places = vec![base.to_owned()];
     for dir in entries(base, base).into_iter().filter(|path| path.is_dir()) {
@@ -74,7 +76,7 @@ fn places(base: &Path) -> Vec<PathBuf> {
     places
 }
 
-/// The entries of a directory that lead nowhere outside `base`, sorted.
+/// The entries of a directory that are inside `base` after following links, sorted.
 fn entries(base: &Path, dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = dir.read_dir() else { return Vec::new() };
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -84,7 +86,7 @@ fn entries(base: &Path, dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The model a directory is, and the GGUF files in it.
+/// The models of a directory: itself, and its GGUF files.
 fn models_in(base: &Path, dir: &Path) -> Vec<DiscoveredModel> {
     let entries = entries(base, dir);
     let directory = directory_model(dir, &entries);

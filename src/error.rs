@@ -1,3 +1,5 @@
+//! The error type of the crate.
+
 use std::{fmt, path::PathBuf, sync::Arc};
 
 /// `Result` with this crate's [`Error`].
@@ -6,23 +8,22 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// The cause behind an [`Error`], shared so that errors can be cloned to every stream they end.
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
-/// Everything that can go wrong, one variant per thing a caller would treat differently.
+/// All errors of the crate, a variant for each case that callers would handle differently.
 ///
-/// `Display` prints one level only; the rest is reached through
-/// [`source`](std::error::Error::source).
+/// `Display` prints one level only; [`source`](std::error::Error::source) has the cause.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The model was closed, or was dropped while the operation ran.
+    /// The model was closed or dropped.
     #[error("the model is closed")]
     Closed,
-    /// The operation's cancellation token fired.
+    /// The request's cancellation token was cancelled.
     #[error("the request was cancelled")]
     Cancelled,
     /// The queue is full; try again later.
     #[error("the queue is full: {limit} requests are waiting")]
     Overloaded {
-        /// How many requests may wait.
+        /// The number of requests that may wait: [`LoadConfig::queue_limit`](crate::LoadConfig::queue_limit).
         limit: usize,
     },
     /// The request's deadline passed.
@@ -31,30 +32,28 @@ pub enum Error {
     /// The prompt does not fit into the context.
     #[error("{} has {tokens} tokens and the context holds {limit}, the answer included", the_prompt(*prompt))]
     PromptTooLong {
-        /// Tokens of the prompt; of one that is far too long, and therefore not tokenized to its end, a number that it
-        /// has at least.
+        /// Tokens of the prompt. A lower bound for a prompt that is far too long, which is not tokenized to its end.
         tokens: usize,
         /// Tokens a sequence may hold.
         limit: usize,
-        /// Its index among the prompts of [`classify`](crate::TextModel::classify) or
-        /// [`score`](crate::TextModel::score);
+        /// The index of the prompt in [`classify`](crate::TextModel::classify) or [`score`](crate::TextModel::score);
         /// `None` in other calls.
         prompt: Option<usize>,
     },
-    /// A value in a config or an argument that cannot be honoured.
+    /// A value of a config or an argument that cannot be honored.
     #[error("invalid {field}: {reason}")]
     InvalidConfig {
         /// The field or argument.
         field: &'static str,
-        /// What is wrong with its value.
+        /// The value and the reason why it is refused.
         reason: String,
     },
     /// The model's architecture, or a variant its config asks for, is not implemented.
     #[error("architecture {architecture:?} is not supported; supported are: {}", supported.join(", "))]
     UnsupportedArchitecture {
-        /// The name the model gives itself.
+        /// The architecture's name in the model's files.
         architecture: String,
-        /// The names this crate knows.
+        /// The names of the supported architectures.
         supported: Vec<String>,
     },
     /// A model file is missing, damaged or inconsistent.
@@ -64,24 +63,24 @@ pub enum Error {
         path: PathBuf,
         /// The field and value at fault.
         reason: String,
-        /// What the reader of the file said.
+        /// The error of the reader.
         #[source]
         source: Option<Cause>,
     },
-    /// The model has no chat template, so that [`chat`](crate::TextModel::chat) has no way to
-    /// write the conversation down. [`LoadConfig::chat_template`](crate::LoadConfig) can give one.
+    /// The model has no chat template for [`chat`](crate::TextModel::chat).
+    /// [`LoadConfig::chat_template`](crate::LoadConfig::chat_template) can set one.
     #[error("the model has no chat template")]
     NoChatTemplate,
     /// The chat template refused the conversation or failed.
     #[error("the chat template failed: {reason}")]
     ChatTemplate {
-        /// What the template said.
+        /// The message of the template.
         reason: String,
     },
-    /// The model, or its backend, has no such function.
+    /// The model or its backend does not have this capability.
     #[error("this model does not support {capability}")]
     Unsupported {
-        /// What it cannot do.
+        /// The missing capability.
         capability: Capability,
     },
     /// No backend of this name is registered.
@@ -109,30 +108,30 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// Another training of the model is in progress: one at a time is possible. Reading its
-    /// [`TrainStream`](crate::TrainStream) to the end waits for it, [`stop`](crate::TrainStream::stop) ends it.
+    /// Another training of the model is in progress. Reading its [`TrainStream`](crate::TrainStream) to the end waits for
+    /// it, [`stop`](crate::TrainStream::stop) ends it.
     #[error("another training of this model is in progress")]
     TrainingInProgress,
-    /// A server or the network between failed.
+    /// A server failed, or the network.
     #[error("{endpoint}: {reason}")]
     Remote {
         /// The address or service.
         endpoint: String,
-        /// What it answered, or why it did not.
+        /// The server's answer, or the reason why there is none.
         reason: String,
     },
-    /// A bug in this crate or in a library below it, or a machine out of memory.
+    /// A bug in this crate or in a library, or a lack of memory.
     #[error("internal error: {reason}")]
     Internal {
-        /// What happened.
+        /// The failed operation.
         reason: String,
-        /// The error of the library below.
+        /// The error of the library.
         #[source]
         source: Option<Cause>,
     },
 }
 
-/// Something that a model may be able to do.
+/// A function that not all models have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Capability {
@@ -149,16 +148,16 @@ impl fmt::Display for Capability {
     }
 }
 
-/// How messages call a prompt.
+/// The name of a prompt in messages.
 fn the_prompt(index: Option<usize>) -> String {
     index.map_or_else(|| "the prompt".into(), |index| format!("prompt {index}"))
 }
 
 impl Error {
-    /// Says at which of several prompts, counted from 0, the error came up, for implementers of backends:
-    /// [`PromptTooLong`](Self::PromptTooLong) has a field for it, and the reasons of
-    /// [`InvalidConfig`](Self::InvalidConfig) and [`Internal`](Self::Internal) begin with it. Other kinds concern
-    /// the whole call and stay as they are.
+    /// Adds the index of the prompt, counted from 0, for implementers of backends: in the field of
+    /// [`PromptTooLong`](Self::PromptTooLong), and at the beginning of the reasons of
+    /// [`InvalidConfig`](Self::InvalidConfig) and [`Internal`](Self::Internal). Other errors concern the whole call and
+    /// stay as they are.
     #[must_use]
     pub fn at_prompt(self, index: usize) -> Self {
         let at = |reason| format!("{}: {reason}", the_prompt(Some(index)));
@@ -186,7 +185,7 @@ impl Error {
         Self::InvalidModel { path: path.into(), reason: reason.into(), source: Some(source.into().into()) }
     }
 
-    /// What a thread that must go on makes of a panic.
+    /// The error of a caught panic.
     pub(crate) fn panicked(who: &str, panic: &(dyn std::any::Any + Send)) -> Self {
         let message = panic.downcast_ref::<String>().map(String::as_str);
         let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");

@@ -1,61 +1,76 @@
 //! Large language models inside async Rust services.
 //!
-//! [`load_model`] gives a [`TextModel`]; its [`generate`](TextModel::generate) and
-//! [`chat`](TextModel::chat) give a [`TokenStream`], a `Stream` of [`Token`]s.
+//! [`load_model`] loads a [`TextModel`]; its [`chat`](TextModel::chat) and [`generate`](TextModel::generate) return a
+//! [`TokenStream`], a `Stream` of [`Token`]s.
 //!
 //! ```no_run
 //! use futures::StreamExt;
 //! use tokenflow::{GenerateConfig, LoadConfig, Message, load_model};
 //!
 //! # async fn run() -> tokenflow::Result<()> {
-//! let model = load_model("SmolLM2-135M-Instruct.gguf", LoadConfig::new()).await?;
-//! let mut answer = model.chat(&[Message::user("What is the capital of France?")], GenerateConfig::new());
+//! let model = load_model("SmolLM2-360M-Instruct", LoadConfig::new()).await?;
+//! let chat = [Message::system("You are a helpful assistant."), Message::user("What is the capital of France?")];
+//! let config = GenerateConfig::new().repeat_penalty(1.1).penalty_window(64);
+//! let mut answer = model.chat(&chat, config).into_results();
 //! while let Some(token) = answer.next().await {
-//!     print!("{}", token.text);
+//!     print!("{}", token?.text);
 //! }
 //! # Ok(()) }
 //! ```
 //!
+//! The [`guide`] has a page for each use, with code to start from: [streams](guide::streams), [axum](guide::axum),
+//! [tonic](guide::tonic), [batches](guide::batch), [labels](guide::labels), [adapters](guide::adapters),
+//! [training](guide::training), [inspection](guide::inspection), [overload](guide::overload), [tests](guide::testing).
+//!
 //! # How requests run
-//! A model has one worker thread. In each forward pass it computes the next tokens of all running
-//! requests, prompts in chunks beside answers, and hands the sampled tokens to their streams. The
-//! calling task does none of this work: prompts are templated and tokenized on a thread of the model,
-//! too. Requests with a common beginning share its keys and values, at the same time or later.
+//! Each model has one worker thread. A forward pass computes the next tokens of all running requests (continuous
+//! batching), with prompts in chunks beside answers (chunked prefill). Prompts are templated and tokenized on another
+//! thread of the model; the calling task does neither. Requests with a common prefix share its keys and values, at the
+//! same time or later (prefix caching in a paged KV cache).
 //!
-//! What a request answers does not depend on the others, to the bit: not on what shares its passes, nor on
-//! how its prompt was cut into chunks, what was cached, or whether it had to give its memory to others
-//! for a while.
+//! An answer does not depend on other requests, bit for bit: not on the batch, the chunks of its prompt, cache hits or
+//! preemption.
 //!
-//! A bounded number of requests waits ([`Error::Overloaded`] beyond it), in the order of their
-//! [`priority`](GenerateConfig::priority) and arrival; [`deadline`](GenerateConfig::deadline) ends a
-//! request wherever it is. [`TextModel::stats`] tells what the model does.
+//! The queue is bounded ([`Error::Overloaded`]) and ordered by [`priority`](GenerateConfig::priority) and arrival. A
+//! [`deadline`](GenerateConfig::deadline) ends a request in the queue and while it runs. [`TextModel::stats`] has the
+//! gauges and counters of a model.
 //!
-//! # Adapters
-//! [`TextModel::load_adapter`] adds an adapter (LoRA or DoRA) under a name, and [`GenerateConfig::adapter`] chooses it
-//! for a request. Requests with different adapters share passes, and none shares keys and values with another
-//! adapter's.
+//! # Adapters, training, inspection
+//! [`TextModel::load_adapter`] loads a LoRA or DoRA adapter under a name; [`GenerateConfig::adapter`] selects it for a
+//! request. Requests with different adapters share forward passes and no cache entries.
 //!
-//! # Training and inspection
-//! [`TrainableModel::train`] learns an adapter, and [`AttentionInspector::inspect`] reads what a model computes. Both
-//! run on threads of their own and take turns with the model's requests, which go first, layer by layer.
+//! [`TrainableModel::train`] trains an adapter, and [`AttentionInspector::inspect`] returns attention and hidden
+//! states. Both run on threads of their own and yield to the model's requests after every layer.
 //!
 //! # Cancel safety
-//! Dropping a [`TokenStream`], or the future of [`TextModel::classify`] or
-//! [`TextModel::batch_generate`], cancels its requests: nothing more is computed for them, and their
-//! memory is free before the next pass. A stream that is not read pauses itself and no other.
-//! Dropping the model ends all its streams with [`Error::Closed`].
+//! Dropping a [`TokenStream`], or the future of [`TextModel::classify`], [`TextModel::score`] or
+//! [`TextModel::batch_generate`], cancels its requests: they leave the batch and free their memory before the next
+//! forward pass. A stream that is not read pauses only itself. Dropping the model ends its streams with
+//! [`Error::Closed`].
 //!
 //! # Model files
-//! They are untrusted input: everything in them is checked before it is used. Only regular files are read, so a named
-//! pipe or a device in place of one is an error at once, and side files (configurations, tokenizers, templates,
-//! indices) up to limits.
+//! Model files are untrusted input: sizes, offsets and shapes are checked before use. Only regular files are opened,
+//! and side files (configurations, tokenizers, templates, indices) have size limits.
 //!
-//! No file is mapped into memory. Weights are read piece by piece while a model loads: a file that is cut short
-//! meanwhile is an [`Error::InvalidModel`], and one whose bytes are changed gives weights of which some are the old
-//! ones. Once
-//! [`load_model`] or [`TextModel::load_adapter`] has returned, their files may be changed and removed.
-#![deny(unsafe_code)]
-#![warn(missing_docs)]
+//! Files are read, not mapped. A file that is truncated while its model loads is an [`Error::InvalidModel`]; a file
+//! whose bytes change meanwhile yields a mixture of old and new weights. Once [`load_model`] or
+//! [`TextModel::load_adapter`] has returned, their files may be changed and removed.
+//!
+//! # Feature flags
+//! | feature | adds |
+//! |---|---|
+//! | `hub` | `tokenflow::hub`: downloads from the Hugging Face Hub |
+//! | `testing` | `tokenflow::testing`: a scripted model without weights |
+//! | `cuda`, `metal` | devices, through candle; never run on hardware |
+//! | `accelerate`, `mkl` | matrix libraries for candle's CPU operations |
+//!
+//! No feature is on by default. In debug builds, optimize the dependencies of your program, or models are a hundred
+//! times slower:
+//!
+//! ```toml
+//! [profile.dev.package."*"]
+//! opt-level = 3
+//! ```
 
 pub mod backend;
 mod blocking;
@@ -78,6 +93,8 @@ mod merge;
 mod message;
 mod metrics;
 mod model;
+mod request;
+mod results;
 mod serde_seconds;
 mod stream;
 #[cfg(feature = "testing")]
@@ -91,15 +108,16 @@ pub use config::{
 };
 pub use discover::{DiscoveredModel, discover, try_discover};
 pub use error::{Capability, Cause, Error, Result};
-pub use inspect::{AttentionInspector, AttentionSnapshot, InspectConfig, Inspection};
+pub use inspect::{AttentionSnapshot, InspectConfig, Inspection};
 pub use instruction_set::InstructionSet;
 pub use load::{load_model, load_trainable};
 pub use merge::merge_adapter;
 pub use message::{Message, Role};
 pub use metrics::{GenerateMetrics, ModelInfo, ModelStats};
-pub use model::{BatchResult, ClassifyResult, TextModel};
+pub use model::{AttentionInspector, TextModel, TrainableModel};
+pub use results::{BatchResult, ClassifyResult};
 pub use stream::{FinishReason, Token, TokenLogprobs, TokenSender, TokenStream};
 pub use training::{
-    Adapter, LoraConfig, OnBadExample, Schedule, TrainConfig, TrainExample, TrainProgress, TrainStream, TrainableModel,
+    Adapter, LoraConfig, OnBadExample, Schedule, TrainConfig, TrainExample, TrainProgress, TrainStream,
 };
 pub use weights::{AdapterFile, LoraTensors};

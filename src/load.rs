@@ -1,21 +1,22 @@
-//! Loading: the choice of a backend, which does the rest.
+//! Loading of models: choice of the backend.
 
 use std::path::Path;
 
 use crate::{LoadConfig, Result, TextModel, TrainableModel, backend};
 
-/// Loads the model at `path`: a Hugging Face directory (`config.json` and `*.safetensors`) or a
-/// `.gguf` file.
+/// Loads the model at `path`: a Hugging Face directory (`config.json` and `*.safetensors`), also with MLX quantization,
+/// or a `.gguf` file.
 ///
-/// The backend is the one [`LoadConfig::backend`] names, else the best available one. Loading runs
-/// on a thread of its own.
+/// Uses the backend that [`LoadConfig::backend`] names, else the best available one. Loading runs on a thread of its own.
 ///
 /// # Errors
 /// [`Error::InvalidModel`] names the file and the field at fault;
-/// [`Error::UnsupportedArchitecture`] lists the architectures that are there;
-/// [`Error::InvalidConfig`] names the field of `config` that cannot be honoured;
-/// [`Error::BackendNotFound`], [`Error::BackendUnavailable`] and [`Error::NoBackend`] concern the
-/// choice of a backend.
+/// [`Error::UnsupportedArchitecture`] lists the supported architectures;
+/// [`Error::InvalidConfig`] names the field of `config` that cannot be honored;
+/// [`Error::BackendNotFound`], [`Error::BackendUnavailable`] and [`Error::NoBackend`] come from the choice of a backend.
+///
+/// # Cancel safety
+/// Dropping the future discards the model; the thread that loads it runs to its end.
 ///
 /// # Examples
 /// ```no_run
@@ -34,7 +35,7 @@ pub async fn load_model(path: impl AsRef<Path>, config: LoadConfig) -> Result<Bo
 /// Loads the model at `path` for training.
 ///
 /// # Errors
-/// As [`load_model`], and [`Error::NotTrainable`] if the backend cannot train: that of this crate for the CPU can.
+/// As [`load_model`], and [`Error::NotTrainable`] if the backend cannot train. The backend "cpu" can.
 ///
 /// # Examples
 /// See [`TrainableModel`].

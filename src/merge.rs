@@ -1,4 +1,4 @@
-//! Adapters merged into weights.
+//! Merging of adapters into weights.
 
 use std::{
     borrow::Cow,
@@ -43,16 +43,15 @@ const COMPANIONS: [&str; 16] = [
 /// Writes a Hugging Face directory to `out_dir`: the model of `model_dir` with the adapter of `adapter_dir` merged
 /// into its weights, in the types and files they are stored in.
 ///
-/// It needs the memory of a few of the greatest matrices. `out_dir` appears once it is complete. The work runs on a
-/// thread of its own.
+/// Peak memory is a few of the largest matrices. `out_dir` appears once it is complete. The work runs on a thread of its
+/// own.
 ///
 /// # Errors
-/// [`Error::InvalidModel`] names what is wrong with the model or the adapter. Weights that are quantised are refused:
-/// what an adapter adds is mostly less than what they are rounded by.
-/// [`Error::InvalidConfig`] if there is something at `out_dir`.
+/// [`Error::InvalidModel`] names the file and tensor at fault. Quantized weights are refused: their rounding error mostly
+/// exceeds the changes of an adapter. [`Error::InvalidConfig`] if `out_dir` exists.
 ///
 /// # Cancel safety
-/// Dropping the future does not end the work.
+/// Dropping the future does not stop the work.
 ///
 /// # Examples
 /// ```no_run
@@ -79,14 +78,14 @@ fn merge(model: &Path, adapter: &Path, out: &Path) -> Result<()> {
         return Err(Error::model(model, "is a GGUF file; adapters are merged into Hugging Face directories"));
     };
     if checkpoint.quantization() != (0, 0) {
-        return Err(Error::model(model, "is quantised, so no adapter can be merged into it"));
+        return Err(Error::model(model, "is quantized, so no adapter can be merged into it"));
     }
     let adapter = AdapterFile::read(adapter)?;
     let changes = changes(dir, &spec, &adapter)?;
     let begun = files::temp_sibling(out);
     let written = write(dir, &changes, model, &begun).and_then(|()| fs::rename(&begun, out).map_err(cannot(out)));
     if written.is_err() {
-        // What went wrong first is what matters.
+        // The first error matters.
         let _ = fs::remove_dir_all(&begun);
     }
     written
@@ -97,7 +96,7 @@ fn cannot(path: &Path) -> impl Fn(std::io::Error) -> Error {
     move |error| Error::model_because(&path, "cannot be written", error)
 }
 
-/// A weight's change.
+/// The change of a weight.
 #[derive(Clone, Copy)]
 struct WeightChange<'a> {
     tensors: &'a LoraTensors,
@@ -105,7 +104,7 @@ struct WeightChange<'a> {
     transposed: bool,
 }
 
-/// What changes each tensor.
+/// The changes by the names of their tensors.
 fn changes<'a>(
     dir: &SafetensorsDir,
     spec: &Spec,
@@ -121,7 +120,7 @@ fn changes<'a>(
         let name = name.ok_or_else(|| bad("has no weight in the model that it could be merged into".into()))?;
         let tensor = dir.raw(&name)?;
         if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(bad(format!("is quantised ({:?}), so it cannot be merged", tensor.dtype)));
+            return Err(bad(format!("is quantized ({:?}), so it cannot be merged", tensor.dtype)));
         }
         let transposed = spec.layout.transposed && !head;
         let (outputs, inputs) = (tensors.outputs(), tensors.inputs());
@@ -138,7 +137,7 @@ fn changes<'a>(
     }
 }
 
-/// The tensor of a module's weight, whichever of the model's names it has here and in the adapter.
+/// The name of a module's weight. Adapter and checkpoint may use different names of the model.
 fn tensor_name(dir: &SafetensorsDir, spec: &Spec, module: &str) -> Option<String> {
     let modules = spec.layout.usual_names(module);
     let mut names = modules.iter().map(|module| format!("{}.weight", spec.layout.stored_name(module)));
@@ -174,11 +173,11 @@ fn write(dir: &SafetensorsDir, changes: &BTreeMap<String, WeightChange<'_>>, mod
     Ok(())
 }
 
-/// A tensor with what changes it, computed as it is written.
+/// A tensor and its change, computed while it is written.
 struct Merged<'a> {
     tensor: RawTensor<'a>,
     change: Option<WeightChange<'a>>,
-    /// Why a tensor could not be read: the writer takes no errors.
+    /// The error of a read: the writer takes none.
     failed: &'a OnceLock<Error>,
 }
 
@@ -215,7 +214,7 @@ impl View for Merged<'_> {
 }
 
 impl WeightChange<'_> {
-    /// The changed weight, of numbers of `N` bytes.
+    /// The changed weight, of elements of `N` bytes.
     fn merge<const N: usize>(
         self,
         stored: &[u8],

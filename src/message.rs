@@ -1,26 +1,28 @@
+//! Messages of a conversation.
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Who says a [`Message`].
+/// The author of a [`Message`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Role {
     /// Instructions for the whole conversation.
     System,
-    /// The person asking.
+    /// The user.
     User,
     /// The model.
     Assistant,
-    /// The result of a tool the model called.
+    /// A tool that the model has called.
     Tool,
-    /// Instructions of the program's developer, which some models tell from those of the system. Templates that do not
-    /// know the role do with it what they do with any other.
+    /// Instructions of the program's developer, which some models distinguish from the system's. Templates that do not
+    /// know the role treat it as any other unknown role.
     Developer,
 }
 
 impl Role {
-    /// The name chat templates know the role by.
+    /// The role's name in chat templates.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::System => "system",
@@ -31,7 +33,7 @@ impl Role {
         }
     }
 
-    /// Whether a role goes by this name.
+    /// Whether `name` is the name of a role.
     pub(crate) fn is_known(name: &str) -> bool {
         let known = [Self::System, Self::User, Self::Assistant, Self::Tool, Self::Developer];
         known.iter().any(|role| role.as_str() == name)
@@ -40,8 +42,8 @@ impl Role {
 
 /// One turn of a conversation, for [`TextModel::chat`](crate::TextModel::chat).
 ///
-/// Its content and fields are plain text: nothing in them becomes a control token of the model.
-/// In JSON a message is one object, as OpenAI's API writes it.
+/// Content and fields are plain text: nothing in them becomes a control token. Serialized as an object, as in OpenAI's
+/// API.
 ///
 /// ```
 /// use serde_json::json;
@@ -60,12 +62,12 @@ impl Role {
 #[serde(into = "Map<String, Value>", try_from = "Map<String, Value>")]
 #[non_exhaustive]
 pub struct Message {
-    /// Who says it.
+    /// The author.
     pub role: Role,
-    /// What is said.
+    /// The text.
     pub content: String,
-    /// What else the chat template may read: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` …
-    /// A field `content` takes the place of the text: a list of parts, or `null` for none at all.
+    /// Further fields for the chat template: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` …
+    /// A field `content` replaces the text: a list of parts, or `null` for no content.
     pub fields: Map<String, Value>,
 }
 
@@ -104,7 +106,7 @@ impl Message {
         Self { role, content: content.into(), fields: Map::new() }
     }
 
-    /// Adds a field that the chat template may read.
+    /// Adds a field for the chat template. A new value of a field replaces its old one.
     #[must_use]
     pub fn field(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.fields.insert(name.into(), value.into());
@@ -116,22 +118,22 @@ impl Message {
         Self::new(Role::System, content)
     }
 
-    /// What the person asks.
+    /// A user's message.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new(Role::User, content)
     }
 
-    /// What the model answered.
+    /// An answer of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self::new(Role::Assistant, content)
     }
 
-    /// What a tool returned.
+    /// The result of a tool.
     pub fn tool(content: impl Into<String>) -> Self {
         Self::new(Role::Tool, content)
     }
 
-    /// What the program's developer asks of the model.
+    /// Instructions of the program's developer.
     pub fn developer(content: impl Into<String>) -> Self {
         Self::new(Role::Developer, content)
     }

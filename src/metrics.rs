@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What a model is.
+/// Description of a model.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -17,52 +17,51 @@ pub struct ModelInfo {
     pub num_layers: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Bits per weight of most of the weights; 0 if they are not quantised.
+    /// Bits per weight of most weights; 0 if they are not quantized.
     pub quant_bits: u32,
-    /// Weights that share a scale; 0 if they are not quantised.
+    /// Weights that share a scale; 0 if they are not quantized.
     pub quant_group: u32,
     /// Tokens a sequence may hold, prompt and answer together.
     pub context_len: usize,
 }
 
-/// What a model does and has done: gauges of this moment, and counters since it was loaded. For serde durations are
-/// seconds.
+/// State of a model: gauges of this moment, and counters since it was loaded. Durations serialize as seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct ModelStats {
-    /// Requests that share forward passes now, those that pause for their reader among them.
+    /// Running requests: they hold blocks of the KV cache. Requests that pause for their reader count.
     pub running: usize,
-    /// Requests that wait to run: queued, being tokenized, or preempted.
+    /// Waiting requests: queued, being tokenized, or preempted.
     pub waiting: usize,
-    /// Memory of the weights, those of adapters among them.
+    /// Bytes of the weights, with adapters.
     pub weight_bytes: usize,
-    /// Memory that keys and values may take.
+    /// Bytes of the KV cache.
     pub kv_capacity_bytes: usize,
-    /// Tokens whose keys and values that holds.
+    /// Tokens that the KV cache can hold.
     pub kv_capacity_tokens: usize,
-    /// Memory of the keys and values of running requests.
+    /// Bytes of the KV cache that running requests hold.
     pub kv_used_bytes: usize,
-    /// Memory of the keys and values kept for later requests with the same beginning.
+    /// Bytes of the prefix cache: blocks that no request holds, kept for later requests with the same prefix.
     pub kv_cached_bytes: usize,
-    /// Forward passes.
+    /// Number of forward passes.
     pub passes: u64,
     /// Time spent in forward passes.
     #[serde(with = "crate::serde_seconds")]
     pub pass_duration: Duration,
-    /// Tokens computed in them: of prompts, of answers, of drafts, and again after a preemption.
+    /// Tokens computed in forward passes: prompts, answers, drafts, and recomputation after a preemption.
     pub batched_tokens: u64,
     /// Tokens sampled.
     pub sampled_tokens: u64,
-    /// Tokens guessed by [`prompt_lookup`](crate::GenerateConfig::prompt_lookup).
+    /// Draft tokens of speculative decoding ([`prompt_lookup`](crate::GenerateConfig::prompt_lookup)).
     pub drafted_tokens: u64,
-    /// Those of them that were right, each of which saved a request a pass.
+    /// Accepted draft tokens. Each saved its request a forward pass.
     pub accepted_tokens: u64,
-    /// Tokens of the prompts that began to run.
+    /// Prompt tokens of the requests that have begun to run.
     pub prompt_tokens: u64,
-    /// Tokens of those prompts whose keys and values were already there.
+    /// Prompt tokens found in the prefix cache.
     pub cached_prompt_tokens: u64,
-    /// How often a request gave its memory to another, to be computed again later.
+    /// Preemptions: a request gave its blocks to another and was recomputed later.
     pub preemptions: u64,
     /// Requests that ended with [`FinishReason::Stop`](crate::FinishReason::Stop).
     pub stopped: u64,
@@ -70,19 +69,19 @@ pub struct ModelStats {
     pub length_limited: u64,
     /// Requests that ended with [`FinishReason::Cancelled`](crate::FinishReason::Cancelled).
     pub cancelled: u64,
-    /// Requests that ended with [`FinishReason::Error`](crate::FinishReason::Error), refused ones among
-    /// them.
+    /// Requests that ended with [`FinishReason::Error`](crate::FinishReason::Error), with refused ones.
     pub failed: u64,
 }
 
 impl ModelStats {
-    /// Tokens that a forward pass computed on average.
+    /// Mean number of tokens in a forward pass.
     pub fn tokens_per_pass(&self) -> f64 {
         if self.passes == 0 { 0.0 } else { self.batched_tokens as f64 / self.passes as f64 }
     }
 }
 
-/// Figures of one operation: a stream, or a whole `classify` or `batch_generate` call. For serde durations are seconds.
+/// Measurements of one operation: a stream, or a whole `classify`, `score` or `batch_generate` call. Durations serialize
+/// as seconds.
 ///
 /// ```
 /// use tokenflow::GenerateMetrics;
@@ -98,40 +97,40 @@ pub struct GenerateMetrics {
     pub prompt_tokens: usize,
     /// Tokens returned.
     pub generated_tokens: usize,
-    /// Tokens of the prompt whose keys and values were already there.
+    /// Prompt tokens found in the prefix cache.
     pub cached_prompt_tokens: usize,
-    /// Tokens guessed by [`prompt_lookup`](crate::GenerateConfig::prompt_lookup).
+    /// Draft tokens of speculative decoding ([`prompt_lookup`](crate::GenerateConfig::prompt_lookup)).
     pub drafted_tokens: usize,
-    /// Those of them that were right, each of which saved a forward pass.
+    /// Accepted draft tokens. Each saved a forward pass.
     pub accepted_tokens: usize,
-    /// From the call until the first forward pass, tokenizing included.
+    /// From the call to the first forward pass, with tokenizing.
     #[serde(with = "crate::serde_seconds")]
     pub queue_duration: Duration,
-    /// From the first forward pass until the first token was sampled.
+    /// From the first forward pass to the first sampled token.
     #[serde(with = "crate::serde_seconds")]
     pub prefill_duration: Duration,
-    /// From the first token until the last.
+    /// From the first sampled token to the last.
     #[serde(with = "crate::serde_seconds")]
     pub decode_duration: Duration,
-    /// From the call until the end.
+    /// From the call to the end.
     #[serde(with = "crate::serde_seconds")]
     pub total_duration: Duration,
-    /// From the call until the first token was sampled.
+    /// From the call to the first sampled token.
     #[serde(with = "crate::serde_seconds")]
     pub time_to_first_token: Duration,
     /// Computed prompt tokens per second of `prefill_duration`.
     pub prefill_tokens_per_sec: f64,
     /// Tokens after the first per second of `decode_duration`.
     pub decode_tokens_per_sec: f64,
-    /// The most memory the model held so far: weights, keys and values.
+    /// The most bytes the model has held so far: weights and used KV cache.
     pub peak_memory_bytes: usize,
-    /// The memory the model held at the end of the operation: weights, keys and values.
+    /// Bytes the model held at the end of the operation: weights and used KV cache.
     pub active_memory_bytes: usize,
 }
 
 impl GenerateMetrics {
-    /// The figures of a call that ran `parts` together for `total_duration`: counts are sums,
-    /// durations are those of the slowest part, the first token is the earliest.
+    /// The metrics of a call that ran `parts` together for `total_duration`: counts are sums, durations are the longest,
+    /// the time to the first token is the shortest.
     pub(crate) fn of_many(parts: &[Self], total_duration: Duration) -> Self {
         let sum = |count: fn(&Self) -> usize| parts.iter().map(count).sum::<usize>();
         let slowest = |of: fn(&Self) -> Duration| parts.iter().map(of).max().unwrap_or_default();
@@ -158,7 +157,7 @@ impl GenerateMetrics {
     }
 }
 
-/// Tokens per second; 0 if there is nothing to divide.
+/// Tokens per second; 0 for a duration of 0.
 pub(crate) fn tokens_per_sec(tokens: usize, duration: Duration) -> f64 {
     if duration.is_zero() { 0.0 } else { tokens as f64 / duration.as_secs_f64() }
 }

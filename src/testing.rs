@@ -1,8 +1,8 @@
-//! A model without weights, for testing programs that use models.
+//! A model without weights, for tests of programs that use models.
 //!
-//! A [`ScriptedModel`] answers as a function says. Everything else is what it is with any other model:
-//! the queue, shared passes, the paged cache, cancellation, back-pressure, stop strings, metrics. So a
-//! test of a handler that uses it is a test of how the handler treats a real model, in milliseconds.
+//! A function gives the answers of a [`ScriptedModel`]. Everything else is the real engine: queue, shared passes, paged KV
+//! cache, cancellation, backpressure, stop strings, metrics. So a handler meets in milliseconds all that it would meet
+//! with a real model.
 //!
 //! ```
 //! use tokenflow::{GenerateConfig, Message, testing::ScriptedModel};
@@ -31,28 +31,28 @@ use tokenizers::{
 use crate::{
     Error, LoadConfig, ModelInfo, Result, TextModel,
     backend::native::{CacheBudget, NativeModel},
-    decoder::{BLOCK_TOKENS, Batch, Forward, Span},
+    decoder::{BLOCK_TOKENS, Batch, Forward, Outputs, Span},
     engine::{Engine, EngineOptions},
     kernels::Isa,
     text::{ChatTemplate, TextProcessor, Tokenizer},
 };
 
-/// Stands between prompt and answer.
+/// The control token between prompt and answer.
 const REPLY: &str = "<|reply|>";
-/// Ends an answer.
+/// The control token that ends an answer.
 const END: &str = "<|end|>";
-/// One line a message.
+/// A line for each message.
 const TEMPLATE: &str = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}<|reply|>";
 /// Tokens a sequence may hold.
 const MAX_POSITIONS: usize = 1 << 16;
-/// The id in a slot.
+/// Bytes of a token in the cache: its id.
 const SLOT_BYTES: usize = size_of::<u32>();
-/// The cache, unless the config says otherwise.
+/// The default size of the cache.
 const CACHE_BYTES: usize = 1 << 20;
-/// The logit of every token that the script does not say.
+/// The logit of all tokens but the scripted one.
 const UNLIKELY: f32 = -100.0;
 
-/// A model whose answers a function gives. Each byte is a token.
+/// A model whose answers come from a function. Each byte is a token.
 #[must_use = "`build` makes the model"]
 pub struct ScriptedModel {
     answer: Box<dyn FnMut(&str) -> String + Send>,
@@ -64,33 +64,32 @@ pub struct ScriptedModel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pass {
-    /// Requests in it.
+    /// Requests in the pass.
     pub sequences: usize,
-    /// Tokens it computes.
+    /// Tokens of the pass.
     pub tokens: usize,
 }
 
 impl ScriptedModel {
-    /// A model that answers a prompt with what `answer` makes of it, which is called once for each request, equal ones
-    /// too: for each prompt of `batch_generate`, `classify` and `score`, and once however a request is packed, cut or
-    /// preempted.
+    /// A model that answers a prompt with `answer(prompt)`. The function is called once for each request, also for equal
+    /// ones: for each prompt of `batch_generate`, `classify` and `score`, and only once if a request is preempted.
     ///
-    /// The prompt of a chat has a line `role: content` for each message. A panic in `answer` is a panic
-    /// in the model: the requests of that pass end with [`Error::Internal`].
+    /// The prompt of a chat has a line `role: content` for each message. A panic in `answer` is a panic of the model: the
+    /// requests in the pass end with [`Error::Internal`].
     pub fn new(answer: impl FnMut(&str) -> String + Send + 'static) -> Self {
         Self { answer: Box::new(answer), on_pass: Box::new(|_| {}), config: LoadConfig::new() }
     }
 
-    /// Calls `hook` in each forward pass, on the model's worker thread. A hook that sleeps makes a slow
-    /// model; one that waits for a channel lets a test decide when the next step is taken.
+    /// Calls `hook` in each forward pass, on the model's worker thread. A hook that sleeps makes a slow model; a hook that
+    /// waits for a channel lets a test control each step.
     pub fn on_pass(mut self, hook: impl FnMut(Pass) + Send + 'static) -> Self {
         self.on_pass = Box::new(hook);
         self
     }
 
     /// Sets queue, slots, buffers and cache as for a real model. A token takes 4 bytes of
-    /// [`kv_cache_bytes`](LoadConfig::kv_cache_bytes), and the context holds 65,536 unless the config
-    /// says less. What only concerns weights has no effect.
+    /// [`kv_cache_bytes`](LoadConfig::kv_cache_bytes), and the context holds 65,536 tokens unless the config says less.
+    /// Settings of weights have no effect.
     pub fn load_config(mut self, config: LoadConfig) -> Self {
         self.config = config;
         self
@@ -99,7 +98,7 @@ impl ScriptedModel {
     /// Starts the model.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`], as of [`load_model`](crate::load_model).
+    /// [`Error::InvalidConfig`], as [`load_model`](crate::load_model).
     pub fn build(self) -> Result<Box<dyn TextModel>> {
         let Self { answer, on_pass, mut config } = self;
         config.validate()?;
@@ -135,21 +134,21 @@ impl ScriptedModel {
             weight_bytes: 0,
             block_bytes: BLOCK_TOKENS * SLOT_BYTES,
         };
-        let engine = Engine::start(Box::new(decoder), text.clone(), options)?;
-        Ok(Box::new(NativeModel::new(info, text, engine, None)))
+        let requests = Engine::start(Box::new(decoder), text.clone(), options)?;
+        Ok(Box::new(NativeModel::new(info, text, requests, None)))
     }
 }
 
-/// A decoder that knows the tokens of a sequence, as any decoder does, only by what its cache holds.
+/// A decoder that, like any other, knows the tokens of a sequence from its cache only.
 struct Script {
     answer: Box<dyn FnMut(&str) -> String + Send>,
     on_pass: Box<dyn FnMut(Pass) + Send>,
     text: Arc<TextProcessor>,
     reply: u32,
     end: u32,
-    /// What is in each slot of the cache.
+    /// The cache, by slot.
     slots: HashMap<usize, CachedToken>,
-    /// Sequences that have been answered.
+    /// The answers of running sequences.
     answered: HashMap<u64, Answered>,
 }
 
@@ -163,18 +162,17 @@ struct CachedToken {
     prefix: u64,
 }
 
-/// What the function has answered a sequence.
+/// The answers to a sequence.
 #[derive(Default)]
 struct Answered {
-    /// Answers, each ended, by the positions that they begin at: one, but for a prompt with several replies that is
-    /// scored.
+    /// Complete answers by the positions at which they begin: one, or several for a scored prompt with several replies.
     answers: Vec<(usize, Vec<u32>)>,
-    /// The last position that was sampled after, and the hash of the tokens up to there.
+    /// The last position that was sampled after, and the hash of the tokens up to it.
     last: Option<(usize, u64)>,
 }
 
 impl Forward for Script {
-    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+    fn forward(&mut self, batch: &Batch) -> Result<Outputs> {
         (self.on_pass)(Pass { sequences: batch.spans.len(), tokens: batch.tokens.len() });
         let mut logits = Vec::new();
         let mut sampled = batch.sampled.iter().map(|row| *row as usize).peekable();
@@ -186,7 +184,7 @@ impl Forward for Script {
                 logits.extend(self.logits(span, batch.positions[row] as usize)?);
             }
         }
-        Ok(logits)
+        Ok(Outputs { logits, ..Outputs::default() })
     }
 
     fn forget(&mut self, sequence: u64) {
@@ -212,7 +210,7 @@ impl Script {
         slot.copied().ok_or_else(|| Error::internal("a slot of the cache was never written"))
     }
 
-    /// After the token at a position. Before the end of a prompt, which matters where it is scored, any may follow.
+    /// The logits after a position. Inside a prompt, as scoring asks for, all tokens are equally likely.
     fn logits(&mut self, span: &Span, position: usize) -> Result<Vec<f32>> {
         let vocab_size = self.text.tokenizer.vocab_size();
         let begin = match self.load(span, position)?.reply_end {
@@ -254,7 +252,7 @@ impl Script {
         Ok(answer)
     }
 
-    /// Whether the cache still has what a sequence was sampled after.
+    /// Checks that the cache still has the tokens that the sequence was sampled after.
     fn check(&mut self, span: &Span, position: usize) -> Result<()> {
         let prefix = self.load(span, position)?.prefix;
         let last = self.answered.entry(span.sequence).or_default().last.replace((position, prefix));
@@ -267,7 +265,7 @@ impl Script {
     }
 }
 
-/// A token for each byte, and two control tokens.
+/// A tokenizer of bytes and two control tokens.
 fn text(config: &LoadConfig) -> Result<TextProcessor> {
     let failed = |error: tokenizers::Error| Error::Internal {
         reason: "the scripted model's tokenizer is unusable".into(),

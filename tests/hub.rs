@@ -160,7 +160,7 @@ fn model_files() -> Files {
     ])
 }
 
-/// A callback that keeps what it is told.
+/// A callback that records progress.
 fn recorder() -> (Arc<Mutex<Vec<DownloadProgress>>>, impl FnMut(DownloadProgress) + Send + 'static) {
     let steps = Arc::<Mutex<Vec<DownloadProgress>>>::default();
     let kept = steps.clone();
@@ -220,7 +220,7 @@ async fn complete_part_file_becomes_the_blob() {
     let path = server.hub(&cache).file(REPO, "model.gguf", |_| ()).await.unwrap();
     assert_eq!(fs::read(&path).unwrap(), bytes(100_000));
 
-    // A new snapshot has what has not changed.
+    // A new snapshot reuses unchanged files.
     fs::remove_dir_all(path.parent().unwrap()).unwrap();
     let before = server.requests().len();
     let path = server.hub(&cache).file(REPO, "model.gguf", |_| ()).await.unwrap();

@@ -7,9 +7,9 @@ use candle_transformers::models::{quantized_gemma3, quantized_llama};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{process, support::Result};
+use super::process::{self, Result};
 
-/// Gives the logits after tokens at a position; position 0 begins anew.
+/// Returns the logits after tokens at a position; position 0 starts a new sequence.
 type Forward = dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>;
 
 struct Candle {
@@ -20,7 +20,7 @@ impl Candle {
     /// Loads a GGUF file.
     ///
     /// # Errors
-    /// Says what candle-transformers lacks for it.
+    /// If candle-transformers does not run the architecture.
     fn load(path: &Path) -> Result<Self> {
         let mut file = File::open(path)?;
         let content = Content::read(&mut file)?;
@@ -42,7 +42,7 @@ impl Candle {
         })
     }
 
-    /// The seconds that a prompt took, and those of as many tokens after it.
+    /// The seconds of prefill, and of decoding `generate` tokens.
     fn run(&mut self, prompt: &[u32], generate: usize) -> Result<(f64, f64)> {
         let begun = Instant::now();
         let mut logits = self.logits(prompt, 0)?;

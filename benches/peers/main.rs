@@ -8,8 +8,6 @@ mod peer;
 #[path = "../process/mod.rs"]
 mod process;
 mod report;
-#[path = "../../examples/support/mod.rs"]
-mod support;
 mod work;
 
 use std::{
@@ -19,24 +17,24 @@ use std::{
 
 use ours::Ours;
 use peer::Peer;
+use process::Result;
 use report::{NAMES, Report, Row, chart};
 use serde_json::Value;
-use support::Result;
 use work::{Work, works};
 
 struct Options {
     models: Vec<Model>,
     rounds: usize,
     threads: usize,
-    /// Whether keys and values have 8 bits.
+    /// Whether the KV cache is int8.
     int8_cache: bool,
-    /// Peers that are left out.
+    /// Excluded peers.
     without: Vec<String>,
-    /// Where the figures and the chart go.
+    /// The folder of figures and chart.
     out: PathBuf,
 }
 
-/// A model as tokenflow loads it, and as the peers do.
+/// A model in the form that tokenflow loads, and in the form that the peers load.
 struct Model {
     path: PathBuf,
     gguf: Option<PathBuf>,
@@ -70,13 +68,13 @@ async fn main() -> Result<()> {
     fs::create_dir_all(&options.out)?;
     let mut reports = Vec::new();
     for model in &options.models {
-        // Later ones take memory that the first one gave back to the process, which nobody sees.
+        // Later models reuse freed memory of the process, so only the first one can be measured.
         let weigh = reports.is_empty();
         let report =
             compare(model, &options, weigh).await.map_err(|error| format!("{}: {error}", model.path.display()))?;
         report.print();
         reports.push(report);
-        // What there is stays there if a later model fails.
+        // Written after each model, so that a later failure loses nothing.
         let figures: Vec<Value> = reports.iter().map(Report::json).collect();
         fs::write(options.out.join("peers.json"), serde_json::to_string_pretty(&figures)?)?;
         fs::write(options.out.join("peers.svg"), chart(&reports))?;
@@ -95,7 +93,7 @@ async fn parse() -> Result<Options> {
         without: Vec::new(),
         out,
     };
-    let mut args = env::args().skip(1).filter(|arg| arg != "--bench");
+    let mut args = process::arguments();
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} takes a value"));
         match arg.as_str() {
@@ -112,13 +110,13 @@ async fn parse() -> Result<Options> {
         return Err("--rounds takes a number of at least 1".into());
     }
     if options.models.is_empty() {
-        let path = support::smollm2_gguf().await?;
+        let path = tokenflow_examples::smollm2_gguf().await?;
         options.models.push(Model { gguf: Some(path.clone()), path });
     }
     Ok(options)
 }
 
-/// All that run one model.
+/// The engines that run one model.
 struct Engines {
     ours: Ours,
     peers: Vec<Peer>,

@@ -5,18 +5,21 @@ use std::{path::Path, time::Instant};
 use futures::{StreamExt, future::join_all};
 use tokenflow::{ActivationType, GenerateConfig, KvCacheType, LoadConfig, TextModel, TokenStream, load_model};
 
-use super::{process, support::Result, work::Work};
+use super::{
+    process::{self, Result},
+    work::Work,
+};
 
 pub struct Ours {
     pub model: Box<dyn TextModel>,
-    /// Memory of the process before.
+    /// Resident memory before loading.
     before: usize,
 }
 
 impl Ours {
     pub async fn load(path: &Path, threads: usize, int8_cache: bool) -> Result<Self> {
         let before = process::resident_bytes();
-        // Every run computes its prompt anew, and weights of bfloat16 meet activations of bfloat16, as in llama.cpp.
+        // No prefix cache, and bfloat16 activations beside bfloat16 weights, as in llama.cpp.
         let mut config =
             LoadConfig::new().prefix_cache_tokens(0).threads(threads).activation_type(ActivationType::Bf16);
         config.kv_cache_type = int8_cache.then_some(KvCacheType::Int8);
@@ -24,7 +27,7 @@ impl Ours {
         Ok(Self { model, before })
     }
 
-    /// Memory beyond that of the process without the model.
+    /// Resident memory, minus the memory of the process before loading.
     pub fn bytes(&self) -> f64 {
         process::resident_bytes().saturating_sub(self.before) as f64
     }
@@ -48,7 +51,7 @@ impl Ours {
         }
     }
 
-    /// From when all streams have begun until all have ended.
+    /// Decoding of several streams, from the moment when all have started.
     async fn together(&self, work: &Work) -> Result<f64> {
         let mut streams: Vec<_> = work.prompts.iter().map(|prompt| self.start(&prompt.text, work.generate)).collect();
         join_all(streams.iter_mut().map(|stream| stream.next())).await;

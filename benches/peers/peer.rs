@@ -1,4 +1,4 @@
-//! Another engine, in a process of its own that keeps the model loaded and answers lines of JSON: see `serve_llama.py`.
+//! Another engine, in a process that keeps the model loaded and answers lines of JSON: see `serve_llama.py`.
 
 use std::{
     env,
@@ -11,8 +11,8 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
+    process::Result,
     report::NAMES,
-    support::Result,
     work::{SHORT, Work},
 };
 
@@ -21,21 +21,21 @@ pub struct Peer {
     process: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
-    /// Whether it takes several prompts, and long ones.
+    /// Whether it runs several prompts at once, and long ones.
     takes_all: bool,
 }
 
 impl Peer {
     /// llama.cpp, in a Python that has the package llama-cpp-python.
     pub fn llama_cpp(python: &OsStr, path: &Path, threads: usize, int8_cache: bool) -> Result<Self> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/serve_llama.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/serve_llama.py");
         let mut command = Command::new(python);
         command.arg(script).arg(path).arg(threads.to_string()).args(int8_cache.then_some("--int8-cache"));
         Self::start(NAMES[1], command, true)
     }
 
-    /// candle-transformers, in this program once more: its threads look for work for a while after they had some. It packs no
-    /// sequences, and long prompts take it minutes.
+    /// candle-transformers, in this program once more: its threads look for work for a while after they had some. It
+    /// packs no sequences, and long prompts take it minutes.
     pub fn candle(path: &Path, threads: usize) -> Result<Self> {
         let mut command = Command::new(env::current_exe()?);
         command.arg("--serve-candle").arg(path).env("RAYON_NUM_THREADS", threads.to_string());
@@ -51,12 +51,12 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Memory beyond that of the process without the model.
+    /// Resident memory, minus the memory of the process without the model.
     pub fn bytes(&mut self) -> Result<f64> {
         self.ask(&json!("resident"), "bytes")
     }
 
-    /// Tokens per second, of work that it takes.
+    /// Tokens per second; `None` for work that the peer does not run.
     pub fn run(&mut self, work: &Work) -> Result<Option<f64>> {
         let prompts: Vec<_> = work.prompts.iter().map(|prompt| &prompt.tokens).collect();
         let long = prompts[0].len() > SHORT;
@@ -88,7 +88,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,4 +1,4 @@
-//! What was measured of one model: a table, JSON, and bars.
+//! The figures of one model: a table, JSON, and a bar chart.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -12,7 +12,7 @@ pub struct Report {
     pub rows: Vec<Row>,
 }
 
-/// What one figure was in each round, of each of [`NAMES`].
+/// One figure of each round, for each of [`NAMES`].
 pub struct Row {
     pub name: String,
     pub unit: &'static str,
@@ -33,13 +33,13 @@ impl Row {
         self.runs.get(engine).cloned().map(median)
     }
 
-    /// The median of how many times a peer's figure tokenflow's was in the same round.
+    /// The median ratio of tokenflow's figure to a peer's in the same round.
     pub fn times(&self, peer: &str) -> Option<f64> {
         let (ours, theirs) = (self.runs.get(NAMES[0])?, self.runs.get(peer)?);
         Some(median(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect()))
     }
 
-    /// How many times `base` this is, round by round.
+    /// The ratio to another row, round by round.
     pub fn relative_to(&self, base: &Self) -> Self {
         let mut share = Self::new(format!("{}, of near the beginning", self.name), "%");
         for (engine, figures) in &self.runs {
@@ -89,11 +89,11 @@ impl Report {
     }
 }
 
-const COLOURS: [&str; 3] = ["#1f6feb", "#8b949e", "#d29922"];
+const COLORS: [&str; 3] = ["#1f6feb", "#8b949e", "#d29922"];
 const BAR: usize = 16;
 const WIDEST: f64 = 380.0;
 
-/// Bars of all figures as SVG; the longest of each row is the greatest.
+/// A bar chart of all figures in SVG, scaled by row.
 pub fn chart(reports: &[Report]) -> String {
     let (mut bars, mut y) = (String::new(), 10);
     let text = |x: f64, y: usize, style: &str, text: &str| {
@@ -107,11 +107,11 @@ pub fn chart(reports: &[Report]) -> String {
             y += 12;
             bars += &text(10.0, y + BAR - 4, "", &format!("{}, {}", row.name, row.unit));
             let greatest = NAMES.iter().filter_map(|engine| row.median(engine)).fold(f64::MIN_POSITIVE, f64::max);
-            for (engine, colour) in NAMES.iter().zip(COLOURS) {
+            for (engine, color) in NAMES.iter().zip(COLORS) {
                 let Some(figure) = row.median(engine) else { continue };
                 let width = WIDEST * figure / greatest;
                 let height = BAR - 2;
-                bars += &format!("<rect x='330' y='{y}' width='{width:.1}' height='{height}' fill='{colour}'/>\n");
+                bars += &format!("<rect x='330' y='{y}' width='{width:.1}' height='{height}' fill='{color}'/>\n");
                 bars += &text(335.0 + width, y + BAR - 4, "", &format!("{figure:.1} {engine}"));
                 y += BAR;
             }

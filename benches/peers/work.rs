@@ -1,31 +1,31 @@
-//! What is measured.
+//! The workloads.
 
 use tokenflow::{GenerateConfig, TextModel};
 
-use super::support::Result;
+use super::process::Result;
 
-/// The depth at which decoding is compared with decoding near the beginning.
+/// The context depth of the deep decoding workload.
 pub const DEPTH: usize = 4096;
 
-/// Prompts of at most that many tokens are short.
+/// The longest prompt that slow peers run.
 pub const SHORT: usize = 512;
 
-/// Prompts, and how many tokens come after each of them.
+/// Prompts, and the number of tokens to generate after each.
 pub struct Work {
     pub name: String,
     pub prompts: Vec<Prompt>,
-    /// 0 if the prompts themselves are what is measured.
+    /// Tokens to generate; 0 measures prefill.
     pub generate: usize,
 }
 
-/// A prompt as tokenflow takes it, and as the peers do.
+/// A prompt as text for tokenflow, and as tokens for the peers.
 #[derive(Clone)]
 pub struct Prompt {
     pub text: String,
     pub tokens: Vec<u32>,
 }
 
-/// All that the model's context holds: the prefill, one sequence, 16 together, and one that is deep.
+/// The workloads that fit into the model's context: prefill, one sequence, 16 sequences, and one deep sequence.
 pub async fn works(model: &dyn TextModel) -> Result<Vec<Work>> {
     let together = endless(model, 32, 16, 64).await?;
     let Some(alone) = together.first().cloned() else { return Err("there is no prompt".into()) };
@@ -58,9 +58,9 @@ async fn endless(model: &dyn TextModel, len: usize, count: usize, tokens: usize)
     Err("the model ends its answers too early".into())
 }
 
-/// What prompts may begin with.
-const FIRST: &str = "one two three four five six seven eight nine ten red green blue white black yellow north south east \
-                     west day night sun moon dog cat horse fish bread water fire earth iron gold wood stone";
+/// First words of prompts.
+const FIRST: &str = "one two three four five six seven eight nine ten red green blue white black yellow north south \
+                     east west day night sun moon dog cat horse fish bread water fire earth iron gold wood stone";
 
 /// A prompt of exactly that many tokens.
 fn prompt(model: &dyn TextModel, tokens: usize, first: &str) -> Result<Prompt> {
@@ -69,7 +69,7 @@ fn prompt(model: &dyn TextModel, tokens: usize, first: &str) -> Result<Prompt> {
         let words = ["two", "three", "four", "one"].into_iter().cycle().take(words - 1);
         [first].into_iter().chain(words).collect::<Vec<_>>().join(" ")
     };
-    // A word is a token, but for what tokenizers begin a text with.
+    // Each word is one token; the tokenizer may add others in front.
     let added = encoder.encode(&text(8))?.len().saturating_sub(8);
     let text = text(tokens - added);
     let ids = encoder.encode(&text)?;

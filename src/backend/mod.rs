@@ -1,6 +1,6 @@
-//! What runs models: the registry of backends and the crate's own ones.
+//! Backends, which run models, and their registry.
 //!
-//! `cpu`, `cuda` and `metal` are there without a call to [`register`].
+//! The crate's own backends `cpu`, `cuda` and `metal` need no call to [`register`].
 
 pub(crate) mod native;
 
@@ -14,15 +14,15 @@ use async_trait::async_trait;
 
 use crate::{Error, LoadConfig, Result, TextModel, TrainableModel};
 
-/// Something that can load and run models.
+/// A way to load and run models.
 #[async_trait]
 pub trait Backend: Send + Sync {
-    /// The name the registry knows it by: "cpu", "cuda", …
+    /// Its name in the registry: "cpu", "cuda", …
     fn name(&self) -> &str;
 
-    /// Whether it can run on this machine, now, as far as can be told at once: it is asked on threads that must not
-    /// wait, so no device is opened here. One that turns out not to be usable is [`Error::BackendUnavailable`] when a
-    /// model is loaded; the next best backend is tried then, unless this one was asked for by name.
+    /// Whether it can run on this machine now, as far as can be told without waiting: callers may be async tasks, so no
+    /// device is opened here. A device that turns out not to be usable is [`Error::BackendUnavailable`] when a model is
+    /// loaded; then the next best backend is tried, unless this one was asked for by name.
     fn available(&self) -> bool;
 
     /// Loads the model at `path`.
@@ -49,13 +49,13 @@ static REGISTRY: LazyLock<RwLock<Registry>> = LazyLock::new(|| {
     RwLock::new(own.into_iter().collect())
 });
 
-/// The order in which [`default_backend`] tries backends; any other comes after them.
+/// The order in which [`default_backend`] tries backends. All others come later, by name.
 const PREFERENCE: [&str; 5] = ["metal", "cuda", "rocm", "llama_cpp", "cpu"];
 
-/// Backends that are used only when asked for by name: they send prompts elsewhere.
+/// Backends that send prompts to other machines, so they are used only if asked for by name.
 const REMOTE: [&str; 1] = ["openai"];
 
-/// Adds a backend, in place of one with the same name.
+/// Adds a backend. A backend of the same name is replaced.
 pub fn register(backend: Arc<dyn Backend>) {
     let mut registry = REGISTRY.write().unwrap_or_else(PoisonError::into_inner);
     registry.insert(backend.name().to_owned(), backend);
@@ -76,8 +76,7 @@ pub fn all() -> Vec<Arc<dyn Backend>> {
     read(|registry| registry.values().cloned().collect())
 }
 
-/// The best available backend: metal, cuda, rocm, llama_cpp, cpu, then any other. A remote one is
-/// never picked.
+/// The best available backend: metal, cuda, rocm, llama_cpp, cpu, then any other, but no remote one.
 ///
 /// # Errors
 /// [`Error::NoBackend`] if none is available.
@@ -85,7 +84,7 @@ pub fn default_backend() -> Result<Arc<dyn Backend>> {
     best(all())
 }
 
-/// Loads with the backend of this name, else with the best available one whose device can be opened.
+/// Loads with the backend of this name, or else with the best available one whose device can be opened.
 pub(crate) async fn load_with<T, F>(name: Option<&str>, load: impl Fn(Arc<dyn Backend>) -> F) -> Result<T>
 where
     F: Future<Output = Result<T>>,
@@ -113,7 +112,7 @@ where
     Err(first.unwrap_or(Error::NoBackend))
 }
 
-/// The backend of this name, if it is available.
+/// The available backend of this name.
 fn named(name: &str) -> Result<Arc<dyn Backend>> {
     let backend = get(name).ok_or_else(|| Error::BackendNotFound { name: name.to_owned(), known: list() })?;
     if backend.available() {
@@ -128,7 +127,7 @@ fn best(backends: Vec<Arc<dyn Backend>>) -> Result<Arc<dyn Backend>> {
     ranked(backends).into_iter().next().ok_or(Error::NoBackend)
 }
 
-/// Those that are available and not remote, the best first.
+/// The available backends that are not remote, the best one first.
 fn ranked(mut backends: Vec<Arc<dyn Backend>>) -> Vec<Arc<dyn Backend>> {
     let rank = |name: &str| PREFERENCE.iter().position(|p| *p == name).unwrap_or(PREFERENCE.len());
     backends.retain(|b| !REMOTE.contains(&b.name()) && b.available());
@@ -136,7 +135,7 @@ fn ranked(mut backends: Vec<Arc<dyn Backend>>) -> Vec<Arc<dyn Backend>> {
     backends
 }
 
-/// Reads the registry; a caller that panicked while it wrote left it whole.
+/// Reads the registry, which is consistent even if a caller has panicked.
 fn read<T>(f: impl FnOnce(&Registry) -> T) -> T {
     f(&REGISTRY.read().unwrap_or_else(PoisonError::into_inner))
 }

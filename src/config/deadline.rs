@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-/// When a request is given up.
+/// When a request ends with [`Error::DeadlineExceeded`](crate::Error::DeadlineExceeded).
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deadline {
-    /// That long after the call.
+    /// A time after the call.
     After(Duration),
-    /// At that time.
+    /// A point in time.
     At(Instant),
 }
 
 impl Deadline {
-    /// The time it means for a request of `call`; `None` if that is beyond all times.
+    /// The point in time for a request that was called at `call`; `None` if it cannot be represented.
     pub(crate) fn at(self, call: Instant) -> Option<Instant> {
         match self {
             Self::After(duration) => call.checked_add(duration),

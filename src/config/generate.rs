@@ -6,19 +6,19 @@ use tokio_util::sync::CancellationToken;
 use super::{Deadline, MAX_NESTING, check_adapter, nests_deeper, setters};
 use crate::{Error, Result};
 
-/// The most bytes that the strings of [`GenerateConfig::stop`] may have in all.
+/// The most bytes of all strings of [`GenerateConfig::stop`] together.
 const MAX_STOP_BYTES: usize = 4 << 20;
 
 /// The most alternatives [`GenerateConfig::logprobs`] may ask for.
 const MAX_LOGPROBS: usize = 128;
 
-/// The most tokens [`GenerateConfig::prompt_lookup`] may guess.
+/// The longest draft [`GenerateConfig::prompt_lookup`] may ask for.
 const MAX_PROMPT_LOOKUP: usize = 64;
 
-/// Template variables that are not the caller's.
+/// Template variables that callers cannot set.
 const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_token", "eos_token"];
 
-/// How an answer is generated. `GenerateConfig::new()` and the builder methods.
+/// Settings of a request: `GenerateConfig::new()` and the builder methods.
 ///
 /// ```
 /// use tokenflow::GenerateConfig;
@@ -26,8 +26,8 @@ const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_tok
 /// assert_eq!(config.max_tokens, 64);
 /// ```
 ///
-/// Builder methods of lists and maps add to what is there, those of single values replace it. The fields are public:
-/// assign one to begin a list anew.
+/// Builder methods of lists and maps add to the field, all others replace its value. The fields are public: assign one
+/// to begin a list anew.
 ///
 /// ```
 /// use tokenflow::GenerateConfig;
@@ -36,7 +36,7 @@ const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_tok
 /// config.stop = vec!["END".into()];
 /// ```
 ///
-/// # Which calls heed what
+/// # Which calls read which fields
 /// | | [`generate`](crate::TextModel::generate), [`batch_generate`](crate::TextModel::batch_generate) | [`chat`](crate::TextModel::chat) | [`classify`](crate::TextModel::classify) | [`score`](crate::TextModel::score) |
 /// |---|---|---|---|---|
 /// | `cancellation`, `deadline`, `priority`, `cache_salt`, `adapter`, `base_model`, `logprobs` | yes | yes | yes | yes |
@@ -46,14 +46,13 @@ const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_tok
 /// | `template_vars`, `continue_final_message` | no effect | yes | no effect | no effect |
 /// | `return_logits` | refused | refused | yes | refused |
 ///
-/// What is refused is answered with [`Error::InvalidConfig`], and so is a value that has no meaning, in any call.
+/// Refused means [`Error::InvalidConfig`] with the field's name. A value without meaning is refused by every call.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct GenerateConfig {
-    /// Tokens to generate at most (256). A sequence also ends when its context is full.
+    /// The most tokens to generate (256). A sequence also ends when its context is full.
     pub max_tokens: usize,
-    /// Tokens to generate at least (0), as far as the context holds them: before that many neither end-of-text tokens
-    /// nor
+    /// The fewest tokens to generate (0), as far as the context holds them. Up to there neither end-of-text tokens nor
     /// [`stop_tokens`](Self::stop_tokens) can be sampled, and no [`stop`](Self::stop) string ends the answer.
     pub min_tokens: usize,
     /// Divides the logits before sampling. 0, the default, takes the most likely token.
@@ -62,7 +61,7 @@ pub struct GenerateConfig {
     pub top_k: usize,
     /// Samples among the fewest tokens whose probabilities sum to this; 0 and 1 are off.
     pub top_p: f32,
-    /// Samples among tokens at least this likely, relative to the most likely one; 0 is off.
+    /// Samples among tokens whose probability is at least this fraction of the most likely token's; 0 is off.
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens that are already in the prompt or
     /// the answer ([CTRL](https://arxiv.org/abs/1909.05858), section 4.1); 0 and 1 are off.
@@ -71,8 +70,8 @@ pub struct GenerateConfig {
     pub frequency_penalty: f32,
     /// Subtracted from a token's logit once the answer has it; 0 is off.
     pub presence_penalty: f32,
-    /// How many tokens the three penalties look back on, the latest of prompt and answer together. 0, the default, is
-    /// all of them, as in transformers and vLLM; llama.cpp has 64. Without a penalty it has no effect.
+    /// The number of latest tokens, of prompt and answer together, that the three penalties look back on. 0, the
+    /// default, is all of them, as in transformers and vLLM; llama.cpp has 64. Without a penalty it has no effect.
     ///
     /// `repeat_penalty(1.1).penalty_window(64)` keeps small models from repeating themselves without keeping them from
     /// the words of a long prompt.
@@ -83,37 +82,36 @@ pub struct GenerateConfig {
     pub stop_tokens: Vec<u32>,
     /// Strings that end the answer, of 4 MiB in all at most. They are never part of the text that is returned.
     pub stop: Vec<String>,
-    /// Whether the answer goes on past the model's own end-of-text tokens (`false`). They are tokens of the answer
-    /// then, as any other; special ones have no text. [`stop_tokens`](Self::stop_tokens) and [`stop`](Self::stop)
-    /// still end it.
+    /// Whether the answer goes on past the model's own end-of-text tokens (`false`). They are then ordinary tokens of the
+    /// answer; special ones have no text. [`stop_tokens`](Self::stop_tokens) and [`stop`](Self::stop) still end it.
     pub ignore_eos: bool,
-    /// The same seed gives the same tokens, so equal prompts of a batch equal answers, unless
-    /// [`seed_per_prompt`](Self::seed_per_prompt) is set. `None` seeds each request and each prompt differently.
+    /// Seed of the sampler. The same seed gives the same tokens, so equal prompts of a batch get equal answers, unless
+    /// [`seed_per_prompt`](Self::seed_per_prompt) is set. `None`: a different seed for each request and each prompt.
     pub seed: Option<u64>,
     /// Whether the prompt at index `i` of [`batch_generate`](crate::TextModel::batch_generate) and
     /// [`classify`](crate::TextModel::classify) has the seed `seed + i` (`false`), so that equal prompts have different
-    /// answers: what [`generate`](crate::TextModel::generate) gives with that seed. A single prompt is at index 0.
+    /// answers: the ones that [`generate`](crate::TextModel::generate) gives with these seeds. A single prompt is at
+    /// index 0.
     pub seed_per_prompt: bool,
     /// Whether [`classify`](crate::TextModel::classify) returns the logits.
     pub return_logits: bool,
     /// Returns the log-probability of each token and of this many alternatives.
     pub logprobs: Option<usize>,
-    /// Ends the request when it is cancelled.
+    /// A token whose cancellation ends the request with [`Error::Cancelled`].
     pub cancellation: Option<CancellationToken>,
-    /// When the request is given up with [`Error::DeadlineExceeded`], wherever it is by then.
+    /// When the request ends with [`Error::DeadlineExceeded`]: waiting, being tokenized, or running.
     pub deadline: Option<Deadline>,
-    /// Waiting requests of greater priority start first; 0 is usual. Those of equal priority start as
-    /// they came, and none is passed over for ever. When memory runs out, those of least priority wait.
+    /// Waiting requests of greater priority start first; 0 is usual. Equal priorities start in order of arrival, and none
+    /// waits for ever. When the KV cache runs out, requests of the least priority are preempted.
     pub priority: i32,
-    /// Prompts share cached beginnings only with requests of the same salt, so that no tenant can tell
-    /// from the time to the first token what another one has asked.
+    /// Salt of the prefix cache: cached prefixes are shared only between requests with the same salt, so that no tenant
+    /// can tell from the time to the first token whether another tenant has sent a prompt.
     pub cache_salt: Option<String>,
-    /// The adapter that changes the model for this request, by the name that it was
-    /// [loaded](crate::TextModel::load_adapter) under. `None`: that of
-    /// [`LoadConfig::adapter_path`](crate::LoadConfig::adapter_path) or the one that was
-    /// [trained](crate::TrainableModel::train), if there is one.
+    /// Name of the adapter of this request, as given to [`load_adapter`](crate::TextModel::load_adapter). `None`: the
+    /// default adapter, if there is one: [`LoadConfig::adapter_path`](crate::LoadConfig::adapter_path), or the result of
+    /// the latest [training](crate::TrainableModel::train).
     pub adapter: Option<String>,
-    /// Whether no adapter changes the model for this request, not even the one of requests that name none (`false`).
+    /// Whether this request uses the base model, without even the default adapter (`false`).
     ///
     /// ```
     /// use tokenflow::GenerateConfig;
@@ -121,21 +119,21 @@ pub struct GenerateConfig {
     /// assert!(config.base_model);
     /// ```
     pub base_model: bool,
-    /// Tokens guessed for each step of an answer, at most; 0, the default, is off.
+    /// Speculative decoding by prompt lookup: the longest draft for a step; 0, the default, is off.
     ///
-    /// Where the last tokens came before, in the prompt or the answer, what followed them then is guessed to follow
-    /// again, and all guesses are checked in one forward pass. The answer is the same to the bit, and takes fewer
-    /// passes if it repeats much: summaries, edits, extraction, code. Guesses cost time, so as many are made as are
-    /// worth it by how often they were right, and fewer beside many streams. 8 is a good start, 64 the most.
-    /// [`accepted_tokens`](crate::GenerateMetrics::accepted_tokens) tells how many of the
-    /// [`drafted_tokens`](crate::GenerateMetrics::drafted_tokens) were right.
+    /// If the last tokens occurred before, in the prompt or the answer, the tokens that followed them there are drafted,
+    /// and one forward pass verifies the whole draft. The answer is the same to the bit, and takes fewer passes if it
+    /// repeats much: summaries, edits, extraction, code. A rejected draft costs time, so drafts are as long as their
+    /// acceptance rate is worth, and shorter beside many streams. 8 is a good start, 64 the most.
+    /// [`drafted_tokens`](crate::GenerateMetrics::drafted_tokens) and
+    /// [`accepted_tokens`](crate::GenerateMetrics::accepted_tokens) count them.
     ///
-    /// Guesses take what prompts leave of a pass ([`max_batched_tokens`](crate::LoadConfig::max_batched_tokens)), and
-    /// memory that nobody uses.
+    /// Drafts use the part of [`max_batched_tokens`](crate::LoadConfig::max_batched_tokens) that prompts leave, and free
+    /// blocks of the KV cache: no other request gives way for them.
     pub prompt_lookup: usize,
-    /// What [`chat`](crate::TextModel::chat) gives the model's chat template beside the messages: `tools`,
-    /// `documents`, `enable_thinking`, `date_string` or whatever else the template reads. Nothing in them
-    /// becomes a control token.
+    /// Variables of the chat template beside the messages, for [`chat`](crate::TextModel::chat): `tools`, `documents`,
+    /// `enable_thinking`, `date_string`, as far as the model's template reads them. Nothing in them becomes a control
+    /// token.
     ///
     /// ```
     /// use serde_json::json;
@@ -150,10 +148,10 @@ pub struct GenerateConfig {
     /// assert_eq!(config.template_vars["tools"][0]["function"]["name"], "weather");
     /// ```
     pub template_vars: Map<String, Value>,
-    /// Whether [`chat`](crate::TextModel::chat) goes on with the last message in place of answering it (false): the
-    /// prompt ends with the last message's content, and the answer is what follows it. As in transformers, space at the
-    /// content's end stays unless the chat template trims it, and the content must be in what the template writes, or
-    /// the request is [`Error::InvalidConfig`].
+    /// Whether [`chat`](crate::TextModel::chat) continues the last message in place of answering it (`false`): the prompt
+    /// ends with the content of the last message, and the answer follows it. As in transformers, space at the end of
+    /// the content stays unless the chat template trims it. A template that does not write the content unchanged makes
+    /// the request [`Error::InvalidConfig`].
     ///
     /// ```
     /// use tokenflow::{GenerateConfig, Message};
@@ -206,31 +204,31 @@ impl GenerateConfig {
     }
 
     setters! {
-        /// Sets how many tokens to generate at most.
+        /// Sets the most tokens to generate.
         max_tokens: usize => max_tokens;
-        /// Sets how many tokens to generate at least.
+        /// Sets the fewest tokens to generate.
         min_tokens: usize => min_tokens;
         /// Sets the sampling temperature.
         temperature: f32 => temperature;
-        /// Keeps the most likely tokens only.
+        /// Samples among this many of the most likely tokens.
         top_k: usize => top_k;
-        /// Keeps the nucleus of the distribution only.
+        /// Samples in the nucleus of the distribution.
         top_p: f32 => top_p;
-        /// Keeps tokens that are likely enough relative to the most likely one.
+        /// Samples among tokens that are likely enough relative to the most likely one.
         min_p: f32 => min_p;
-        /// Penalises tokens that occurred before.
+        /// Penalizes tokens of the prompt and the answer.
         repeat_penalty: f32 => repeat_penalty;
-        /// Penalises tokens by how often the answer has them.
+        /// Penalizes tokens by their count in the answer.
         frequency_penalty: f32 => frequency_penalty;
-        /// Penalises tokens that the answer has.
+        /// Penalizes tokens of the answer.
         presence_penalty: f32 => presence_penalty;
         /// Bounds how far penalties look back.
         penalty_window: usize => penalty_window;
         /// Goes on past the model's own end-of-text tokens.
         ignore_eos: bool => ignore_eos;
-        /// Sets whether the model goes on with the last message of a chat.
+        /// Continues the last message of a chat in place of answering it.
         continue_final_message: bool => continue_final_message;
-        /// Fixes the randomness.
+        /// Seeds the sampler.
         seed: u64 => Some(seed);
         /// Gives each prompt of a batch a seed of its own.
         ///
@@ -249,17 +247,17 @@ impl GenerateConfig {
         logprobs: usize => Some(logprobs);
         /// Ends the request when `cancellation` is cancelled.
         cancellation: CancellationToken => Some(cancellation);
-        /// Gives the request up after a `Duration`, or at an `Instant`.
+        /// Ends the request after a `Duration`, or at an `Instant`.
         deadline: impl Into<Deadline> => Some(deadline.into());
         /// Sets the priority.
         priority: i32 => priority;
-        /// Keeps cached prompts apart from those of other salts.
+        /// Shares cached prefixes only with requests of the same salt.
         cache_salt: impl Into<String> => Some(cache_salt.into());
-        /// Chooses an adapter.
+        /// Chooses an adapter by its name.
         adapter: impl Into<String> => Some(adapter.into());
-        /// Does without any adapter.
+        /// Uses the base model without an adapter.
         base_model: bool => base_model;
-        /// Guesses at most that many tokens of each step.
+        /// Drafts at most this many tokens a step by prompt lookup.
         ///
         /// ```
         /// use tokenflow::GenerateConfig;
@@ -283,28 +281,28 @@ impl GenerateConfig {
         self
     }
 
-    /// Adds to the logits of some ids. An id that has a bias already gets the new one.
+    /// Adds biases of logits. A new bias of an id replaces its old one.
     #[must_use]
     pub fn logit_bias(mut self, logit_bias: HashMap<u32, f32>) -> Self {
         self.logit_bias.extend(logit_bias);
         self
     }
 
-    /// Adds variables of the chat template. One that is there already gets the new value.
+    /// Adds variables of the chat template. A new value of a variable replaces its old one.
     #[must_use]
     pub fn template_vars(mut self, template_vars: Map<String, Value>) -> Self {
         self.template_vars.extend(template_vars);
         self
     }
 
-    /// Adds one variable of the chat template, as [`template_vars`](Self::template_vars) does.
+    /// Adds a variable of the chat template, as [`template_vars`](Self::template_vars) does.
     #[must_use]
     pub fn template_var(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.template_vars.insert(name.into(), value.into());
         self
     }
 
-    /// The config for the prompt at `index` of several.
+    /// The config of the prompt at `index` of a batch.
     pub(crate) fn for_prompt(&self, index: usize) -> Self {
         let seed = self.seed.map(|seed| if self.seed_per_prompt { seed.wrapping_add(index as u64) } else { seed });
         Self { seed, ..self.clone() }

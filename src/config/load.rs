@@ -3,7 +3,7 @@ use std::{fmt, path::PathBuf, sync::Arc};
 use super::setters;
 use crate::{Error, InstructionSet, Result};
 
-/// How a model is loaded. `LoadConfig::new()` and the builder methods.
+/// Settings for loading a model: `LoadConfig::new()` and the builder methods.
 ///
 /// ```
 /// let config = tokenflow::LoadConfig::new().backend("cpu").context_len(2048).parallel_slots(8);
@@ -12,55 +12,52 @@ use crate::{Error, InstructionSet, Result};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LoadConfig {
-    /// The backend's name; `None` picks the best available one.
+    /// Name of the backend. `None`: the best available one.
     pub backend: Option<String>,
-    /// Tokens a sequence may hold, prompt and answer together. `None`: what the model was trained
-    /// for, as far as [`kv_cache_bytes`](Self::kv_cache_bytes) holds it.
+    /// Tokens a sequence may hold, prompt and answer together. `None`: the context length the model was trained for, as
+    /// far as it fits into [`kv_cache_bytes`](Self::kv_cache_bytes).
     pub context_len: Option<usize>,
-    /// Layers on the device; `None`: all, `Some(0)`: none, which runs the model on the CPU.
+    /// Layers on the device. `None`: all. `Some(0)`: none, so that the model runs on the CPU.
     pub gpu_layers: Option<usize>,
-    /// Sequences decoded together; `None`: as many as the key/value cache holds.
+    /// Sequences decoded together. `None`: as many as the KV cache holds.
     pub parallel_slots: Option<usize>,
     /// An adapter directory of PEFT or MLX-LM, for all requests that name no
     /// [`adapter`](crate::GenerateConfig::adapter).
     pub adapter_path: Option<PathBuf>,
-    /// Bytes the keys and values of all sequences may take. `None`: 1 GiB, or what one sequence of
-    /// an explicit [`context_len`](Self::context_len) needs if that is more. Memory that no
-    /// sequence has used yet is reserved but not resident.
+    /// Bytes of the KV cache, shared by all sequences. `None`: 1 GiB, or enough for one sequence of an explicit
+    /// [`context_len`](Self::context_len) if that is more. Memory that no sequence has used yet is reserved but not
+    /// resident.
     pub kv_cache_bytes: Option<usize>,
-    /// How keys and values are stored. `None`: in 16 bits ([`F16`](KvCacheType::F16)) beside the quantised
-    /// weights of a GGUF file or of [`quantize`](Self::quantize) and beside activations of
-    /// [16 bits](Self::activation_type), else with the precision of the computation, so that
-    /// logits lose none.
+    /// Element type of the KV cache. `None`: [`F16`](KvCacheType::F16) with quantized weights (of a GGUF file, or by
+    /// [`quantize`](Self::quantize)) and with [bfloat16 activations](Self::activation_type), else the precision of the
+    /// computation, so that logits lose none. [`Int8`](KvCacheType::Int8) halves the memory of 16 bits.
     pub kv_cache_type: Option<KvCacheType>,
-    /// Quantises the matrices of a checkpoint that is not quantised yet, as they are loaded. `None`: they stay as
-    /// they are.
+    /// Quantizes the matrices of an unquantized checkpoint while it is loaded. `None`: they stay as they are.
     pub quantize: Option<Quantize>,
-    /// What activations are as they meet matrices of bfloat16 on the CPU.
+    /// Type of activations in products with bfloat16 matrices on the CPU.
     pub activation_type: ActivationType,
-    /// Is told how far the model is loaded.
+    /// Callback for the progress of loading.
     pub progress: Option<ProgressFn>,
-    /// Requests that may wait for their turn (512), beside those that could run at once; beyond them is
+    /// Streams that may wait (512), beside the ones that run or could run at once. Further ones are refused with
     /// [`Error::Overloaded`].
     pub queue_limit: usize,
-    /// Tokens of prompts that one forward pass computes at most (512). Beside running streams it computes
-    /// only as many as make their steps not much more than twice as long.
+    /// Prompt tokens in one forward pass, at most (512). Chunked prefill: beside running streams a pass takes fewer, so
+    /// that a long prompt at most about doubles their inter-token latency.
     pub max_batched_tokens: usize,
-    /// Tokens whose keys and values are kept for later requests with the same beginning, while no
-    /// request holds them. `None`: all that an explicit [`kv_cache_bytes`](Self::kv_cache_bytes) holds,
-    /// else as many as one sequence may hold. 0 keeps none.
+    /// Tokens in the prefix cache: keys and values that no running request holds, kept for later requests with the same
+    /// prefix. `None`: all of an explicit [`kv_cache_bytes`](Self::kv_cache_bytes), else as many as one sequence may
+    /// hold. 0 keeps none.
     pub prefix_cache_tokens: Option<usize>,
-    /// Events a stream buffers before its sequence pauses for its reader (64).
+    /// Steps that a stream buffers (64). Backpressure: with a full buffer the request pauses until its reader reads.
     pub stream_buffer: usize,
-    /// A Jinja chat template in place of the model's own. One that is none is [`Error::InvalidConfig`]; a model whose
-    /// own is none loads all the same, and [`chat`](crate::TextModel::chat) says why it cannot be used.
+    /// Jinja chat template in place of the model's own. An invalid one is [`Error::InvalidConfig`]. A model whose own
+    /// template is invalid loads all the same; [`chat`](crate::TextModel::chat) then says why it cannot be used.
     pub chat_template: Option<String>,
-    /// Threads that compute on the CPU; `None`: one on each core. They are the model's own, spin while there is a
-    /// forward pass, and sleep while there is none. What a model answers does not depend on their number.
+    /// Threads that compute on the CPU. `None`: one on each physical core. They belong to the model, spin during a
+    /// forward pass and sleep otherwise. Answers do not depend on their number.
     pub threads: Option<usize>,
-    /// What kernels run on where a model is on the CPU; `None`: the best that the machine
-    /// [has](InstructionSet::available). Answers do not depend on it: it is for tests, and to find out how fast others
-    /// are.
+    /// Instruction set of the CPU kernels. `None`: the best one [available](InstructionSet::available). Answers do not
+    /// depend on it; it is for tests and comparisons of speed.
     pub instruction_set: Option<InstructionSet>,
 }
 
@@ -105,31 +102,31 @@ impl LoadConfig {
         parallel_slots: usize => Some(parallel_slots);
         /// Applies an adapter to all requests that name none.
         adapter_path: impl Into<PathBuf> => Some(adapter_path.into());
-        /// Limits the memory of the key/value cache.
+        /// Limits the memory of the KV cache.
         kv_cache_bytes: usize => Some(kv_cache_bytes);
-        /// Sets how keys and values are stored.
+        /// Sets the element type of the KV cache.
         kv_cache_type: KvCacheType => Some(kv_cache_type);
-        /// Quantises the weights as they are loaded.
+        /// Quantizes the weights while they are loaded.
         quantize: Quantize => Some(quantize);
-        /// Sets what activations are as they meet matrices of bfloat16.
+        /// Sets the type of activations in products with bfloat16 matrices.
         activation_type: ActivationType => activation_type;
-        /// Sets how many requests may wait.
+        /// Sets how many streams may wait.
         queue_limit: usize => queue_limit;
-        /// Limits how many tokens of prompts one pass computes.
+        /// Limits the prompt tokens in one forward pass.
         max_batched_tokens: usize => max_batched_tokens;
-        /// Sets how many tokens are kept for later requests.
+        /// Sets the size of the prefix cache in tokens.
         prefix_cache_tokens: usize => Some(prefix_cache_tokens);
-        /// Sets how many events a stream buffers.
+        /// Sets how many steps a stream buffers.
         stream_buffer: usize => stream_buffer;
         /// Replaces the model's chat template.
         chat_template: impl Into<String> => Some(chat_template.into());
         /// Sets how many threads compute on the CPU.
         threads: usize => Some(threads);
-        /// Sets what kernels run on.
+        /// Sets the instruction set of the CPU kernels.
         instruction_set: InstructionSet => Some(instruction_set);
     }
 
-    /// Calls `progress` as the model is loaded, on the thread that loads it: whenever a layer is there.
+    /// Calls `progress` after each loaded layer, on the thread that loads the model.
     ///
     /// ```
     /// use tokenflow::LoadConfig;
@@ -141,7 +138,7 @@ impl LoadConfig {
         self
     }
 
-    /// Refuses values that no model could honour.
+    /// Refuses values that no model could honor.
     pub(crate) fn validate(&self) -> Result<()> {
         let positive = [
             ("context_len", self.context_len),
@@ -171,17 +168,17 @@ impl LoadConfig {
     }
 }
 
-/// How far a model is loaded.
+/// Progress of loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LoadProgress {
-    /// Layers that are loaded.
+    /// Layers loaded so far.
     pub layers: usize,
-    /// Layers the model has.
+    /// Layers of the model.
     pub total_layers: usize,
 }
 
-/// What [`LoadConfig::progress`] calls.
+/// The callback of [`LoadConfig::progress`].
 #[derive(Clone)]
 pub struct ProgressFn(Arc<dyn Fn(LoadProgress) + Send + Sync>);
 
@@ -197,10 +194,8 @@ impl fmt::Debug for ProgressFn {
     }
 }
 
-/// To what weights are quantised as they are loaded.
-///
-/// Each 32 weights of a row that follow each other get a scale and an offset of 16 bits each, and the activations they
-/// are multiplied with are rounded to 8 bits, as with the weights of GGUF files.
+/// Quantization of weights while they are loaded: blocks of 32 weights of a row with a 16-bit scale and a 16-bit offset.
+/// Activations in products with them are rounded to 8 bits, as with the weights of GGUF files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Quantize {
@@ -210,33 +205,33 @@ pub enum Quantize {
     Int4,
 }
 
-/// How keys and values are stored.
+/// Element type of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KvCacheType {
     /// 32 bits.
     F32,
-    /// 16 bits, 11 of them for the number: what is beyond ±65,504 is stored as that.
+    /// 16 bits, 11 of them significant; values beyond ±65,504 are clamped.
     F16,
-    /// 16 bits, 8 of them for the number.
+    /// 16 bits, 8 of them significant.
     Bf16,
-    /// 8 bits, and 16 more for the scale of all that a head has of a token: half the memory of 16 bits, so that long
-    /// contexts are read twice as fast. On the CPU only.
+    /// 8 bits, with a 16-bit scale for each head and token: half the memory of 16 bits, so that long contexts are read
+    /// twice as fast. CPU only.
     Int8,
 }
 
-/// What activations are as they meet matrices of bfloat16; sums have 32 bits.
+/// Type of activations in products with bfloat16 matrices. Sums have 32 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ActivationType {
-    /// As they are, in 32 bits: logits are those of exact arithmetic to about 1e-5.
+    /// 32 bits, not rounded: logits are within about 1e-5 of exact arithmetic.
     #[default]
     F32,
-    /// Rounded to bfloat16, as engines that run in bfloat16 have them: twice as fast with AVX-512 BF16.
+    /// Rounded to bfloat16, as in engines that compute in bfloat16: twice as fast with AVX-512 BF16.
     Bf16,
 }
 
 /// The most entries a queue may have.
 const MAX_CHANNEL: usize = 1 << 20;
-/// The most threads that compute together.
+/// The most threads of a model.
 const MAX_THREADS: usize = 1 << 10;

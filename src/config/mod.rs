@@ -1,4 +1,4 @@
-//! How models are loaded and answers generated.
+//! Configuration of loading and of requests.
 
 mod deadline;
 mod generate;
@@ -28,7 +28,7 @@ macro_rules! setters {
 
 pub(crate) use setters;
 
-/// Refuses a choice between adapters that is none.
+/// Refuses a name beside `base_model`, and an empty name.
 pub(crate) fn check_adapter(adapter: Option<&str>, base_model: bool) -> Result<()> {
     match adapter {
         Some(name) if base_model => Err(Error::config("base_model", format!("true, beside the adapter {name:?}"))),
@@ -37,15 +37,15 @@ pub(crate) fn check_adapter(adapter: Option<&str>, base_model: bool) -> Result<(
     }
 }
 
-/// Refuses what is no name.
+/// Refuses an empty name.
 pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
     if name.is_empty() { Err(Error::config("adapter", "\"\" is no name")) } else { Ok(()) }
 }
 
-/// How deep lists and objects may be nested in what a chat template is given.
+/// The deepest nesting of lists and objects in the variables of a chat template.
 pub(crate) const MAX_NESTING: usize = 64;
 
-/// Whether lists and objects are nested in a value more than `limit` deep.
+/// Whether lists and objects in `value` are nested more than `limit` deep.
 pub(crate) fn nests_deeper(value: &Value, limit: usize) -> bool {
     match value {
         Value::Array(_) | Value::Object(_) if limit == 0 => true,

@@ -12,8 +12,19 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// The sequences, in the order of their rows.
     pub spans: Vec<Span>,
-    /// The rows whose logits are wanted.
+    /// The rows whose outputs are wanted, ascending.
     pub sampled: Vec<u32>,
+    /// The rows of `sampled` whose hidden state is wanted in place of logits, ascending.
+    pub hidden: Vec<u32>,
+}
+
+/// The outputs of a forward pass, row by row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outputs {
+    /// `[rows, vocab_size]`
+    pub logits: Vec<f32>,
+    /// What the head would take, after the final norm: `[rows, hidden_size]`
+    pub hidden: Vec<f32>,
 }
 
 impl Batch {
@@ -49,6 +60,8 @@ impl Batch {
             positions: positions.into(),
             spans: spans.collect(),
             sampled: sampled.map(|row| row - rows.start as u32).collect(),
+            // Only the head of the whole batch asks for it.
+            hidden: Vec::new(),
         }
     }
 

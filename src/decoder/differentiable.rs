@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Storage, Tenso
 use super::tape::note;
 use crate::kernels::{
     Isa,
-    logits::{log_sum, scaled_softmax},
+    elementwise::logits::{log_sum, scaled_softmax},
     threads::parallel,
 };
 

@@ -1,7 +1,7 @@
 //! How checkpoints store what a [`Spec`] describes.
 
 use super::Spec;
-use crate::kernels::rows::RopeStyle;
+use crate::kernels::elementwise::RopeStyle;
 
 /// The names of tensors and the forms they are stored in.
 #[derive(Debug, Clone)]

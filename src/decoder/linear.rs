@@ -11,8 +11,8 @@ use crate::{
     kernels::{
         Isa,
         dense::{DenseMatrix, transposed},
+        elementwise::{self, Activation},
         quant::{QuantMatrix, multiply_all, multiply_gated},
-        rows::{self, Activation},
     },
     weights::Matrix,
 };
@@ -198,7 +198,7 @@ pub fn add(x: &Tensor, y: &Tensor, scale: f32, isa: Isa) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x + (y * f64::from(scale))?;
     }
-    let add = |x: &[f32], y: &[f32]| rows::add(x, y, scale, isa);
+    let add = |x: &[f32], y: &[f32]| elementwise::add(x, y, scale, isa);
     let sum = rows_of(with_f32(x, |x| with_f32(y, |y| add(x, y)))??, x.dim(1)?)?;
     note(&[x, y], &sum, || {
         move |gradient: Vec<f32>| {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Error, Quantize, Result,
-    kernels::{Isa, rows::RopeStyle},
+    kernels::{Isa, elementwise::RopeStyle},
     weights::{Checkpoint, Matrix, StoredMatrix},
 };
 

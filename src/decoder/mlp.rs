@@ -12,8 +12,8 @@ use super::{
     spec::{DenseSpec, ExpertsSpec, MlpSpec},
 };
 use crate::kernels::{
-    Isa, gradients,
-    rows::{Activation, activate},
+    Isa,
+    elementwise::{Activation, activate, activate_gradient},
 };
 
 /// A feed-forward network.
@@ -97,7 +97,7 @@ impl DenseMlp {
                     columns,
                     move |[x, up]| Ok(activate(x, Some(up), activation, isa)),
                     move |[x, up], gradient| {
-                        let (grad_x, grad_up) = gradients::activate(x, Some(up), gradient, activation, isa);
+                        let (grad_x, grad_up) = activate_gradient(x, Some(up), gradient, activation, isa);
                         Ok([grad_x, grad_up.unwrap_or_default()])
                     },
                 ),
@@ -105,7 +105,7 @@ impl DenseMlp {
                     x,
                     columns,
                     move |x| Ok(activate(x, None, activation, isa)),
-                    move |x, gradient| Ok(gradients::activate(x, None, gradient, activation, isa).0),
+                    move |x, gradient| Ok(activate_gradient(x, None, gradient, activation, isa).0),
                 ),
             };
         }

@@ -29,7 +29,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use arch::{model_type, spec};
 pub use attention_capture::AttentionCapture;
-pub use batch::{Batch, Span};
+pub use batch::{Batch, Outputs, Span};
 use differentiable::{composed, cross_entropy};
 pub use kv_cache::BLOCK_TOKENS;
 use kv_cache::KvCache;
@@ -52,17 +52,17 @@ use crate::{
     kernels::{
         Isa,
         attention::{Heads, KvDtype},
-        rows::scale_and_cap,
+        elementwise::scale_and_cap,
     },
     weights::Checkpoint,
 };
 
 /// What the engine runs: a forward pass over a packed batch.
 pub trait Forward: Send {
-    /// Computes a batch, stores its keys and values, and returns the logits of the rows that
-    /// [`Batch::sampled`] names: `[sampled rows, vocab_size]`. It is shared by the threads of the caller's
+    /// Computes a batch, stores its keys and values, and returns the outputs of the rows that [`Batch::sampled`] names:
+    /// logits, or hidden states for the rows of [`Batch::hidden`]. The work is shared by the threads of the caller's
     /// [thread pool](crate::kernels::threads::ThreadPool).
-    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>>;
+    fn forward(&mut self, batch: &Batch) -> Result<Outputs>;
 
     /// How positions are encoded in a sequence of `len` tokens, of which `prompt_len` were its prompt. What was
     /// computed with one variant is of no use with another: a sequence whose variant changes is computed anew.
@@ -315,11 +315,28 @@ impl Network {
         }
     }
 
-    /// The logits of the rows that are sampled, `[rows, vocab_size]`.
-    fn logits(&self, hidden: &Tensor, batch: &Batch) -> candle_core::Result<Vec<f32>> {
-        let adapted = AdaptedRows::of(batch).select(&batch.sampled);
-        let x = self.before_head(hidden)?;
-        let mut logits = self.head.adapted_to_vec(&x, &adapted)?;
+    /// The outputs of rows of the last layer, which are those of [`Batch::sampled`].
+    fn outputs(&self, x: &Tensor, batch: &Batch) -> candle_core::Result<Outputs> {
+        let x = self.before_head(x)?;
+        if batch.hidden.is_empty() {
+            return Ok(Outputs { logits: self.logits(&x, batch, &batch.sampled)?, hidden: Vec::new() });
+        }
+        let is_hidden = |row: &u32| batch.hidden.binary_search(row).is_ok();
+        let pick = |hidden: bool| {
+            let picked = (0u32..).zip(&batch.sampled).filter(|(_, row)| is_hidden(row) == hidden);
+            let indices = Tensor::new(picked.map(|(index, _)| index).collect::<Vec<_>>(), &self.device)?;
+            x.index_select(&indices, 0)
+        };
+        let hidden = pick(true)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let rows: Vec<u32> = batch.sampled.iter().copied().filter(|row| !is_hidden(row)).collect();
+        let logits = if rows.is_empty() { Vec::new() } else { self.logits(&pick(false)?, batch, &rows)? };
+        Ok(Outputs { logits, hidden })
+    }
+
+    /// The logits of rows, `[rows, vocab_size]`; `x` is what the head takes of them.
+    fn logits(&self, x: &Tensor, batch: &Batch, rows: &[u32]) -> candle_core::Result<Vec<f32>> {
+        let adapted = AdaptedRows::of(batch).select(rows);
+        let mut logits = self.head.adapted_to_vec(x, &adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
         if scale != 1.0 || softcap.is_some() {
             scale_and_cap(&mut logits, scale, softcap, self.isa);
@@ -329,15 +346,15 @@ impl Network {
 }
 
 impl Forward for Decoder {
-    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+    fn forward(&mut self, batch: &Batch) -> Result<Outputs> {
         let Self { network, cache, choices } = self;
         let vocab_size = network.spec.vocab_size;
         if let Some(token) = batch.tokens.iter().find(|token| **token as usize >= vocab_size) {
             return Err(Error::internal(format!("token {token} is not in a vocabulary of {vocab_size}")));
         }
         match network.hidden(batch, cache, choices)? {
-            Some(hidden) => Ok(network.logits(&hidden, batch)?),
-            None => Ok(Vec::new()),
+            Some(x) => Ok(network.outputs(&x, batch)?),
+            None => Ok(Outputs::default()),
         }
     }
 

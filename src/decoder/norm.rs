@@ -5,8 +5,8 @@ use super::{
     spec::NormSpec,
 };
 use crate::kernels::{
-    Isa, gradients,
-    rows::{self, NormKind, normalise},
+    Isa,
+    elementwise::{NormKind, NormParams, normalize, normalize_gradient},
 };
 
 /// Normalizes pieces of vectors.
@@ -33,22 +33,22 @@ impl Norm {
             return self.in_tensors(x);
         }
         let (this, back) = (self.clone(), self.clone());
-        let forward = move |x: &[f32]| this.with_values(|norm| normalise(x, norm, this.isa));
+        let forward = move |x: &[f32]| this.with_values(|norm| normalize(x, norm, this.isa));
         unary(x, x.dim(1)?, forward, move |x, gradient| {
-            back.with_values(|norm| gradients::normalise(x, gradient, norm, back.isa))
+            back.with_values(|norm| normalize_gradient(x, gradient, norm, back.isa))
         })
     }
 
     /// Gives what the CPU's own kernels take.
-    fn with_values<R>(&self, compute: impl FnOnce(rows::Norm<'_>) -> R) -> Result<R> {
+    fn with_values<R>(&self, compute: impl FnOnce(NormParams<'_>) -> R) -> Result<R> {
         with_f32(&self.weight, |weight| match &self.bias {
             Some(bias) => with_f32(bias, |bias| compute(self.of_values(weight, Some(bias)))),
             None => Ok(compute(self.of_values(weight, None))),
         })?
     }
 
-    fn of_values<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>) -> rows::Norm<'a> {
-        rows::Norm { weight, bias, size: self.size, kind: self.kind, eps: self.eps as f32 }
+    fn of_values<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>) -> NormParams<'a> {
+        NormParams { weight, bias, size: self.size, kind: self.kind, eps: self.eps as f32 }
     }
 
     fn in_tensors(&self, x: &Tensor) -> Result<Tensor> {

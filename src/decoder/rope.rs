@@ -10,7 +10,7 @@ use super::{
 };
 use crate::kernels::{
     Isa,
-    rows::{RopeStyle, rotate},
+    elementwise::{RopeStyle, RotationAngles, rotate},
 };
 
 /// Rotary position embedding ([RoFormer](https://arxiv.org/abs/2104.09864)) of heads.
@@ -94,7 +94,8 @@ impl Rotation {
             let turn = |back: bool| {
                 let Self { cos, sin, style, isa } = self.clone();
                 move |x: &[f32]| {
-                    let turn = |cos: &[f32], sin: &[f32]| rotate(x, width, head_dim, (cos, sin), style, isa);
+                    let turn =
+                        |cos: &[f32], sin: &[f32]| rotate(x, width, RotationAngles { head_dim, cos, sin, style }, isa);
                     with_f32(&cos, |cos| {
                         with_f32(&sin, |sin| match back {
                             false => turn(cos, sin),

@@ -1,7 +1,7 @@
 use super::layout::Layout;
 use crate::kernels::{
     attention::{Heads, Scoring},
-    rows::{Activation, NormKind, RopeStyle},
+    elementwise::{Activation, NormKind, RopeStyle},
 };
 
 /// Everything an architecture decides, in the terms of this decoder.

@@ -126,7 +126,7 @@ mod tests {
         });
         let spans = spans.collect();
         let ids: Vec<u32> = (0..rows as u32).collect();
-        Batch { tokens: ids.clone(), positions: ids.clone(), spans, sampled: ids }
+        Batch { tokens: ids.clone(), positions: ids.clone(), spans, sampled: ids, hidden: Vec::new() }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use candle_core::{Result, Tensor, TensorId};
 
-use crate::kernels::{Isa, rows::add_to};
+use crate::kernels::{Isa, elementwise::add_to};
 
 thread_local! {
     static RECORDING: RefCell<Option<Tape>> = const { RefCell::new(None) };

@@ -5,10 +5,11 @@ use std::{
 
 use crate::{Error, Result, decoder::LoraAdapter};
 
-/// Names an adapter for as long as its model lives: no other one gets it.
+/// Identifies an adapter, and is never used again.
 pub type AdapterId = u64;
 
-/// The adapters of a model, by name. A request holds the one it uses, so what changes here concerns later ones only.
+/// The loaded adapters of a model, by name. A request holds the one it uses, so that changes here concern later requests
+/// only.
 #[derive(Default)]
 pub struct Adapters {
     known: Mutex<Known>,
@@ -17,13 +18,13 @@ pub struct Adapters {
 #[derive(Default)]
 struct Known {
     by_name: BTreeMap<String, LoadedAdapter>,
-    /// For requests that name none.
+    /// The adapter of requests that name none.
     default: Option<LoadedAdapter>,
     next_id: AdapterId,
     closed: bool,
 }
 
-/// An adapter that is there.
+/// A loaded adapter.
 #[derive(Debug, Clone)]
 pub struct LoadedAdapter {
     pub id: AdapterId,
@@ -31,7 +32,7 @@ pub struct LoadedAdapter {
 }
 
 impl Adapters {
-    /// Adds an adapter, in the place of another one of this name.
+    /// Adds an adapter. An adapter of the same name is replaced.
     ///
     /// # Errors
     /// [`Error::Closed`]
@@ -61,7 +62,7 @@ impl Adapters {
         self.known().by_name.keys().cloned().collect()
     }
 
-    /// The one of this name, or that of requests that name none.
+    /// The adapter of this name, or the default adapter.
     pub fn get(&self, name: Option<&str>) -> Result<Option<LoadedAdapter>> {
         let known = self.known();
         match name {
@@ -70,13 +71,13 @@ impl Adapters {
         }
     }
 
-    /// The memory they take.
+    /// Bytes of all adapters.
     pub fn bytes(&self) -> usize {
         let known = self.known();
         known.by_name.values().chain(&known.default).map(|loaded| loaded.adapter.bytes()).sum()
     }
 
-    /// Forgets all, and takes no more.
+    /// Removes all adapters and accepts no more.
     pub fn close(&self) {
         *self.known() = Known { closed: true, ..Known::default() };
     }
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_after_the_end_is_not_kept() {
+    fn adapters_added_after_closing_are_refused() {
         let adapters = Adapters::default();
         adapters.add("early", LoraAdapter::default()).unwrap();
         adapters.close();

@@ -3,7 +3,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// Who computes: a model's passes take turns with background jobs, and go first.
+/// A lock with priority: forward passes go before background jobs.
 #[derive(Debug, Default)]
 pub struct ComputeLock {
     busy: Mutex<bool>,
@@ -11,14 +11,14 @@ pub struct ComputeLock {
     passes: AtomicUsize,
 }
 
-/// A turn, until it is dropped.
+/// The held lock.
 #[derive(Debug)]
 pub struct ComputeGuard<'a> {
     lock: &'a ComputeLock,
 }
 
 impl ComputeLock {
-    /// Waits for a turn of a forward pass.
+    /// Locks for a forward pass.
     pub fn lock_for_pass(&self) -> ComputeGuard<'_> {
         self.passes.fetch_add(1, Ordering::SeqCst);
         let guard = self.take(|_| false);
@@ -26,7 +26,7 @@ impl ComputeLock {
         guard
     }
 
-    /// Waits for a turn of other work, as long as passes wait for theirs.
+    /// Locks for a part of a background job, after all passes that wait.
     pub fn lock_for_job(&self) -> ComputeGuard<'_> {
         self.take(|lock| lock.passes.load(Ordering::SeqCst) > 0)
     }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passes_that_wait_go_first() {
+    fn waiting_passes_go_first() {
         let compute_lock = ComputeLock::default();
         let (sender, order) = mpsc::channel();
         thread::scope(|scope| {
@@ -62,7 +62,8 @@ mod tests {
             for name in ["background", "pass"] {
                 let (compute_lock, sender) = (&compute_lock, sender.clone());
                 scope.spawn(move || {
-                    let _turn = if name == "pass" { compute_lock.lock_for_pass() } else { compute_lock.lock_for_job() };
+                    let _guard =
+                        if name == "pass" { compute_lock.lock_for_pass() } else { compute_lock.lock_for_job() };
                     sender.send(name).unwrap();
                 });
                 thread::sleep(Duration::from_millis(50));

@@ -2,35 +2,35 @@ use std::time::Duration;
 
 use super::scheduler::DecodeLoad;
 
-/// How much longer a pass may take because of prompts in it, relative to its streams alone.
+/// The added time of a pass with prompt tokens, relative to its streams alone, at most.
 const MAX_STRETCH: f64 = 0.9;
-/// As above, if the prompts were there before the streams began. More of a pass is then spent on what uses it best.
+/// As above, if the prompt arrived before all of the streams began: throughput then counts more than their latency.
 const MAX_STRETCH_OF_NEWER: f64 = 3.0;
-/// The weight of the newest measurement of a prompt's tokens, which cost more the deeper they are.
+/// The weight of the newest measurement of a prompt token, which costs more in deeper positions.
 const NEWEST_TOKEN: f64 = 1.0 / 4.0;
-/// Passes with prompts after which one without them tells how long the streams alone take by now.
+/// Passes with prompts after which a pass without them measures the streams alone again.
 const PASSES_BETWEEN_STEPS: usize = 32;
-/// Steps that are remembered.
+/// Measurements that are remembered.
 const RECENT_STEPS: usize = 8;
-/// What a token of a draft is assumed to cost at first, in tokens.
+/// The assumed cost of a draft token before there are measurements, in tokens.
 const UNKNOWN_PRICE: f64 = 0.25;
-/// Tokens of a prompt that are computed however slow they are.
+/// Prompt tokens in a pass, at least, however slow they are.
 const MIN_TOKENS: usize = 4;
-/// What is assumed of the first prompts.
+/// Prompt tokens in a pass before there are measurements.
 const UNKNOWN_TOKENS: usize = 16;
 
-/// Learns how long passes take, and so how many tokens of prompts may share one with running streams without making them
-/// wait for more than about two of their usual steps, or four for what was there before them; and how likely a guess must be
-/// to be worth its time.
+/// Chunked prefill: measures how long passes take, and so finds how many prompt tokens may share a pass with running
+/// streams. A prompt about doubles their inter-token latency at most, or quadruples it if the prompt arrived first. Also
+/// finds how likely a draft token must be accepted to be worth its time.
 #[derive(Debug, Default)]
 pub struct PrefillBudget {
-    /// Seconds of a pass of up to 1, 2, 4, 8 … streams and no prompts.
+    /// Seconds of a pass of up to 1, 2, 4, 8 … streams without prompts.
     steps: [Recent; 16],
-    /// Seconds that a token of a prompt adds.
+    /// Seconds that a prompt token adds.
     prompt_token: Option<f64>,
-    /// Seconds that a token of a draft adds.
+    /// Seconds that a draft token adds.
     draft_token: Recent,
-    /// Passes with both streams and prompts since the last one with streams alone.
+    /// Passes with streams and prompts since the last pass with streams alone.
     mixed_passes: usize,
 }
 
@@ -59,15 +59,15 @@ impl PrefillBudget {
         }
     }
 
-    /// What a token of a draft costs beside `streams` streams, in tokens that they would have in its time. It is worth
-    /// that if it is right more often.
+    /// The cost of a draft token beside `streams` streams, in tokens that the streams would get in its time: the
+    /// probability of acceptance from which a draft token is worth it.
     pub fn draft_price(&self, streams: usize) -> f64 {
-        // A single measurement that is far too high would put an end to drafts, and so to measurements.
+        // One measurement that is far too high would end all drafts, and with them the measurements.
         let token = self.draft_token.median().filter(|_| self.draft_token.count >= RECENT_STEPS);
         self.step(streams).zip(token).map_or(UNKNOWN_PRICE, |(step, token)| streams as f64 * token / step)
     }
 
-    /// Tokens of prompts that may share the next pass with these streams; none when they are to be measured alone again.
+    /// Prompt tokens that may share the next pass with these streams; 0 to measure the streams alone again.
     pub fn prompt_tokens(&self, DecodeLoad { count, newer }: DecodeLoad) -> usize {
         if self.mixed_passes >= PASSES_BETWEEN_STEPS {
             return 0;
@@ -79,8 +79,8 @@ impl PrefillBudget {
         }
     }
 
-    /// Seconds of a pass of streams alone. Where none was measured with so many, the next smaller one
-    /// that was is a lower bound, and so is its share of the next greater one.
+    /// Seconds of a pass of streams alone. Without a measurement of this size, the next smaller size is a lower bound, and
+    /// so is the share of the next greater size.
     fn step(&self, streams: usize) -> Option<f64> {
         let class = size_class(streams);
         let smaller = self.steps[..=class].iter().rev().find_map(Recent::median);
@@ -97,7 +97,7 @@ fn size_class(streams: usize) -> usize {
     (streams.max(1).next_power_of_two().ilog2() as usize).min(15)
 }
 
-/// The latest measurements of something.
+/// The latest measurements of a quantity.
 #[derive(Debug, Clone, Copy, Default)]
 struct Recent {
     measured: [f64; RECENT_STEPS],
@@ -110,7 +110,7 @@ impl Recent {
         self.count += 1;
     }
 
-    /// A single slow one does not change it much.
+    /// A single slow measurement changes it little.
     fn median(&self) -> Option<f64> {
         let mut sorted = self.measured;
         let sorted = &mut sorted[..self.count.min(RECENT_STEPS)];
@@ -123,12 +123,12 @@ impl Recent {
 mod tests {
     use super::*;
 
-    /// A machine where a stream's row costs 1 ms on top of 9 ms and a prompt's token 0.5 ms.
+    /// A machine where a pass costs 9 ms, each stream 1 ms and each prompt token 0.5 ms.
     fn took(streams: usize, prompt_tokens: usize) -> Duration {
         Duration::from_micros(9000 + 1000 * streams as u64 + 500 * prompt_tokens as u64)
     }
 
-    /// Of a prompt that comes after the streams have begun.
+    /// The budget of a prompt that arrives after the streams have begun.
     fn prompt_tokens(budget: &PrefillBudget, count: usize) -> usize {
         budget.prompt_tokens(DecodeLoad { count, newer: false })
     }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn slower_tokens_at_greater_depths_come_in_smaller_chunks() {
+    fn slower_tokens_in_deeper_positions_come_in_smaller_chunks() {
         let mut budget = PrefillBudget::default();
         budget.note(1, 0, took(1, 0));
         budget.note(1, 16, took(1, 16));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guess_costs_what_it_takes_from_all_streams() {
+    fn a_draft_token_costs_the_time_of_all_streams() {
         let mut budget = PrefillBudget::default();
         budget.note(1, 0, took(1, 0));
         assert_eq!(budget.draft_price(1), UNKNOWN_PRICE);

@@ -1,35 +1,37 @@
 use std::{collections::HashMap, iter};
 
-/// Earlier places that are compared; the latest ones, so that a step costs the same in long sequences.
+use super::drafter::Drafter;
+
+/// The most earlier places that are compared, so that a step costs the same in long sequences.
 const MAX_PLACES: usize = 16;
-/// Tokens of a place that are compared. What agrees for so long agrees.
+/// The most tokens of a place that are compared.
 const MAX_ALIKE: usize = 16;
-/// What the chance of a guess begins with.
+/// The initial acceptance rate.
 const FIRST_CHANCE: f64 = 0.8;
-/// The weight of the newest guess in it.
+/// The weight of the newest draft token in the acceptance rate.
 const NEWEST: f64 = 1.0 / 8.0;
-/// Guesses left out for their price after which one is made nevertheless, to learn whether they have become better.
+/// Drafts left out for their price after which a token is drafted nevertheless, to learn whether drafts have improved.
 const GUESSES_BETWEEN_TRIALS: usize = 32;
 
-/// Guesses how a sequence goes on: as it did where its last tokens, two at least, came before
-/// ([prompt lookup](https://github.com/apoorvumang/prompt-lookup-decoding)). Where several places
-/// begin alike, the one that does so for longest is followed, and of equals the latest.
+/// Drafts the tokens that followed an earlier occurrence of the last tokens, two at least
+/// ([prompt lookup](https://github.com/apoorvumang/prompt-lookup-decoding)). Of several places the one with the longest
+/// match is followed, and of equal matches the latest.
 #[derive(Debug)]
 pub struct PromptLookup {
     max_len: usize,
-    /// How often a token is right, if those before it in its draft are.
+    /// The acceptance rate: how often a draft token is right if all before it in the draft are.
     chance: f64,
-    /// Guesses left out since the last one.
+    /// Drafts left out since the last one.
     left_out: usize,
     tokens: Vec<u32>,
-    /// Where each pair of tokens ended last.
+    /// The position where each pair of tokens ended last.
     last: HashMap<[u32; 2], u32>,
-    /// For each position, where the pair that ends there ended before; 0 if it did not.
+    /// For each position, the earlier position where the same pair ended; 0 if there is none.
     before: Vec<u32>,
 }
 
 impl PromptLookup {
-    /// Guesses at most `max_len` tokens at a time.
+    /// Drafts at most `max_len` tokens at a time.
     pub fn new(max_len: usize, prompt: &[u32]) -> Self {
         let (tokens, before) = (Vec::with_capacity(prompt.len()), Vec::with_capacity(prompt.len()));
         let last = HashMap::with_capacity(prompt.len());
@@ -39,35 +41,35 @@ impl PromptLookup {
     }
 
     /// Adds the next token.
-    pub fn push(&mut self, token: u32) {
+    fn push(&mut self, token: u32) {
         let pair = self.tokens.last().map(|last| [*last, token]);
         let position = self.tokens.len() as u32;
         self.before.push(pair.and_then(|pair| self.last.insert(pair, position)).unwrap_or(0));
         self.tokens.push(token);
     }
 
-    /// Learns how many tokens of a draft were right. Those after a wrong one tell nothing.
-    pub fn note(&mut self, drafted: usize, accepted: usize) {
+    /// Learns how many tokens of a draft were accepted. Tokens after the first wrong one tell nothing.
+    fn note(&mut self, drafted: usize, accepted: usize) {
         (0..accepted).for_each(|_| self.chance += NEWEST * (1.0 - self.chance));
         if accepted < drafted {
             self.chance -= NEWEST * self.chance;
         }
     }
 
-    /// At most `limit` tokens that may come next, as far as the chance that all are right is greater than `price`.
-    pub fn guess(&mut self, limit: usize, price: f64) -> Vec<u32> {
+    /// At most `limit` tokens that may come next, as long as the probability that all are accepted exceeds `price`.
+    fn guess(&mut self, limit: usize, price: f64) -> Vec<u32> {
         let Some(place) = self.place() else { return Vec::new() };
         let most = self.max_len.min(limit);
         let chances = iter::successors(Some(self.chance), |all| Some(all * self.chance));
         let worth = chances.take(most).take_while(|chance| *chance > price).count();
         let trial = worth == 0 && self.left_out == GUESSES_BETWEEN_TRIALS;
         self.left_out = if worth == 0 && !trial { self.left_out + 1 } else { 0 };
-        // What goes on into the guess itself repeats.
+        // A match that reaches the end of the sequence repeats.
         let then = self.tokens[place + 1..].iter().cycle();
         then.take(if trial { most.min(1) } else { worth }).copied().collect()
     }
 
-    /// The earlier position that is most like the last one.
+    /// The earlier position with the longest match.
     fn place(&self) -> Option<usize> {
         let earlier = |position: usize| Some(self.before[position] as usize).filter(|before| *before > 0);
         let end = self.tokens.len().checked_sub(1)?;
@@ -76,10 +78,21 @@ impl PromptLookup {
         ranked.reduce(|best, other| if other.0 > best.0 { other } else { best }).map(|(_, place)| place)
     }
 
-    /// Tokens up to one position that are those up to another.
+    /// The number of equal tokens up to two positions.
     fn alike(&self, a: usize, b: usize) -> usize {
         let backwards = |end: usize| self.tokens[..=end].iter().rev().take(MAX_ALIKE);
         backwards(a).zip(backwards(b)).take_while(|(a, b)| a == b).count()
+    }
+}
+
+impl Drafter for PromptLookup {
+    fn draft(&mut self, limit: usize, price: f64) -> Vec<u32> {
+        self.guess(limit, price)
+    }
+
+    fn observe(&mut self, tokens: &[u32], drafted: usize, accepted: usize) {
+        self.note(drafted, accepted);
+        tokens.iter().for_each(|token| self.push(*token));
     }
 }
 
@@ -90,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_came_before_is_expected_again() {
+    fn a_repeated_beginning_is_continued() {
         let mut lookup = PromptLookup::new(4, &[1, 2, 3, 4, 5, 6, 7, 1, 2]);
         assert_eq!(lookup.guess(9, 0.0), [3, 4, 5, 6]);
         assert_eq!(lookup.guess(2, 0.0), [3, 4]);
@@ -100,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_that_is_alike_for_longest_is_followed_and_of_equals_the_latest() {
+    fn the_longest_match_is_followed_and_of_equals_the_latest() {
         assert_eq!(PromptLookup::new(1, &[7, 1, 2, 3, 8, 1, 2, 4, 7, 1, 2]).guess(9, 0.0), [3]);
         assert_eq!(PromptLookup::new(1, &[6, 1, 2, 3, 8, 1, 2, 4, 7, 1, 2]).guess(9, 0.0), [4]);
     }
@@ -112,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn guesses_are_as_long_as_is_worth_their_price() {
+    fn drafts_are_as_long_as_is_worth_their_price() {
         let mut lookup = PromptLookup::new(8, &[5; 9]);
         let lens = |lookup: &mut PromptLookup| [0.0, 0.1, 0.5, 0.7, 1.0].map(|price| lookup.guess(9, price).len());
         assert_eq!(lens(&mut lookup), [8, 8, 3, 1, 0]);
@@ -123,14 +136,14 @@ mod tests {
     }
 
     #[test]
-    fn bad_guesses_are_tried_again_now_and_then() {
+    fn bad_drafts_are_tried_again_now_and_then() {
         let mut lookup = PromptLookup::new(8, &[5; 9]);
         let mut guess = || lookup.guess(9, 1.0).len();
         assert_eq!((0..330).map(|_| guess()).sum::<usize>(), 330 / (GUESSES_BETWEEN_TRIALS + 1));
         assert!(PromptLookup::new(0, &[5; 9]).guess(9, 0.0).is_empty());
     }
 
-    /// As `guess` says, by looking everywhere.
+    /// `guess` by a search over all places.
     fn naive(tokens: &[u32], len: usize) -> Vec<u32> {
         let alike = |end: usize| {
             (0..MAX_ALIKE.min(end)).take_while(|i| tokens[end - 1 - i] == tokens[tokens.len() - 1 - i]).count()

@@ -1,16 +1,16 @@
 use std::borrow::Cow;
 
-use super::penalties::Penalties;
+use super::{penalties::Penalties, token_mask::TokenSet};
 use crate::{
     Error, GenerateConfig, Result, TokenLogprobs,
     kernels::{
         Isa,
-        logits::{self, CHUNK},
+        elementwise::logits::{self, CHUNK},
     },
 };
 
-/// Chooses one sequence's tokens. Its randomness is a function of seed and step, so neighbours
-/// cannot shift it and a recomputed step repeats it.
+/// Samples the tokens of one sequence. The random numbers are a function of seed and step, so that they do not depend on
+/// other sequences, and a recomputed step repeats them.
 pub struct Sampler {
     temperature: f32,
     top_k: usize,
@@ -20,7 +20,7 @@ pub struct Sampler {
     step: u64,
     logprobs: Option<usize>,
     penalties: Penalties,
-    /// What is not chosen in the first `min_tokens` steps: tokens that end an answer.
+    /// Tokens that end an answer, which are not sampled in the first `min_tokens` steps.
     ends: Vec<u32>,
     min_tokens: u64,
     isa: Isa,
@@ -47,19 +47,24 @@ impl Sampler {
         }
     }
 
-    /// Chooses the next token from the logits, `[vocab_size]`.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>)> {
+    /// Chooses the next token from the logits, `[vocab_size]`, among the tokens of the mask if there is one.
+    pub fn sample(&mut self, logits: &[f32], mask: Option<&TokenSet>) -> Result<(u32, Option<TokenLogprobs>)> {
         let greatest = self.greatest(logits)?;
         let banned = if self.step < self.min_tokens { self.ends.as_slice() } else { &[] };
-        let chosen = match self.penalties.apply(logits, banned) {
+        let adjusted = self.penalties.apply(logits, banned);
+        let adjusted = match mask {
+            Some(mask) => Cow::Owned(masked(adjusted.into_owned(), mask)),
+            None => adjusted,
+        };
+        let chosen = match adjusted {
             Cow::Borrowed(logits) => self.choose(logits, greatest),
-            Cow::Owned(penalized) => {
-                let greatest = self.greatest(&penalized)?;
+            Cow::Owned(adjusted) => {
+                let greatest = self.greatest(&adjusted)?;
                 if greatest == f32::NEG_INFINITY {
-                    let field = self.penalties.banning_field().unwrap_or("min_tokens");
+                    let field = mask.map(|_| "constraint").or(self.penalties.banning_field()).unwrap_or("min_tokens");
                     return Err(Error::config(field, "it leaves no token to choose"));
                 }
-                self.choose(&penalized, greatest)
+                self.choose(&adjusted, greatest)
             }
         };
         self.step += 1;
@@ -67,7 +72,7 @@ impl Sampler {
         Ok((chosen, self.logprobs.map(|alternatives| self.logprobs(logits, greatest, chosen, alternatives))))
     }
 
-    /// How likely the logits, `[vocab_size]`, make a token.
+    /// The log-probability of a token under the logits, `[vocab_size]`.
     pub fn score(&self, logits: &[f32], id: u32) -> Result<TokenLogprobs> {
         Ok(self.logprobs(logits, self.greatest(logits)?, id, self.logprobs.unwrap_or(0)))
     }
@@ -98,13 +103,13 @@ impl Sampler {
         let (mut total, mut least) = (0.0, self.min_p);
         if self.top_p < 1.0 {
             total = weights.total();
-            // All that are below this together have less than the rest of the share, so the nucleus needs none.
+            // All tokens below this weight together have less than 1 - top_p, so none of them is in the nucleus.
             least = least.max(((1.0 - f64::from(self.top_p)) * total / logits.len() as f64) as f32);
         }
         draw(&self.truncate(weights.at_least(least), total), random)
     }
 
-    /// What top-p and min-p leave of candidates out of weights that were `total` together.
+    /// Truncates candidates by top-p and min-p. `total` is the sum of all weights, with tokens that are no candidates.
     fn truncate(&self, mut candidates: Vec<Candidate>, total: f64) -> Vec<Candidate> {
         if self.top_p < 1.0 {
             keep_nucleus(&mut candidates, f64::from(self.top_p) * total);
@@ -113,7 +118,7 @@ impl Sampler {
         candidates
     }
 
-    /// Of the model's own distribution.
+    /// Log-probabilities under the model's own distribution.
     fn logprobs(&self, logits: &[f32], greatest: f32, chosen: u32, alternatives: usize) -> TokenLogprobs {
         let weights = TokenWeights { logits, greatest, temperature: 1.0, isa: self.isa };
         let norm = f64::from(greatest) + weights.total().ln();
@@ -125,8 +130,8 @@ impl Sampler {
     }
 }
 
-/// What the tokens weigh in a draw, the most likely one 1. Never held as a whole: computing a chunk
-/// twice is cheaper.
+/// The weights of tokens in a draw, 1 for the most likely token. Computed chunk by chunk, if needed twice: that is cheaper
+/// than to hold them all.
 struct TokenWeights<'a> {
     logits: &'a [f32],
     greatest: f32,
@@ -154,14 +159,14 @@ impl TokenWeights<'_> {
         self.sums().sum()
     }
 
-    /// The candidates that weigh at least that.
+    /// The candidates with a weight of at least `least`.
     fn at_least(&self, least: f32) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         let (mut weights, mut heavy) = ([0.0; CHUNK], [(0.0, 0); CHUNK]);
         for (logits, ids) in self.logits.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
             // No weight is greater than their sum.
             if self.weigh(logits, &mut weights) >= least {
-                // Written in any case and kept if heavy enough: a branch would often be guessed wrong.
+                // Branch-free: written in any case, kept if heavy enough.
                 let mut kept = 0;
                 for (weight, id) in weights[..logits.len()].iter().zip(ids..) {
                     heavy[kept] = (*weight, id);
@@ -191,6 +196,16 @@ impl TokenWeights<'_> {
         self.weigh(logits, &mut weights);
         pick(weights.into_iter().take(logits.len()).zip(first as u32..), left)
     }
+}
+
+/// Logits without those of tokens that the mask excludes.
+fn masked(mut logits: Vec<f32>, mask: &TokenSet) -> Vec<f32> {
+    for (logit, id) in logits.iter_mut().zip(0..) {
+        if !mask.has(id) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    logits
 }
 
 /// The first token with that logit.
@@ -313,7 +328,7 @@ mod tests {
         let mut counts = vec![0.0; logits.len()];
         let mut sampler = sampler_of(&config.seed(7), &[]);
         for _ in 0..draws {
-            counts[sampler.sample(logits).unwrap().0 as usize] += 1.0 / draws as f64;
+            counts[sampler.sample(logits, None).unwrap().0 as usize] += 1.0 / draws as f64;
         }
         counts
     }
@@ -344,32 +359,33 @@ mod tests {
     #[test]
     fn a_penalty_turns_to_tokens_that_have_not_been() {
         let mut sampler = sampler_of(&GenerateConfig::new().repeat_penalty(2.0), &[1]);
-        assert_eq!(sampler.sample(&[1.0, 1.5, -0.1]).unwrap().0, 0);
-        assert_eq!(sampler.sample(&[1.0, 1.5, 0.7]).unwrap().0, 1, "both 0 and 1 are halved now");
+        assert_eq!(sampler.sample(&[1.0, 1.5, -0.1], None).unwrap().0, 0);
+        assert_eq!(sampler.sample(&[1.0, 1.5, 0.7], None).unwrap().0, 1, "both 0 and 1 are halved now");
     }
 
     #[test]
     fn frequency_and_presence_penalties_count_the_answer_only() {
         let mut sampler = sampler_of(&GenerateConfig::new().frequency_penalty(0.4), &[0, 0]);
-        let chosen: Vec<u32> = (0..5).map(|_| sampler.sample(&[1.0, 0.5]).unwrap().0).collect();
+        let chosen: Vec<u32> = (0..5).map(|_| sampler.sample(&[1.0, 0.5], None).unwrap().0).collect();
         assert_eq!(chosen, [0, 0, 1, 0, 1]);
         let mut sampler = sampler_of(&GenerateConfig::new().presence_penalty(0.6), &[0]);
-        let chosen: Vec<u32> = (0..4).map(|_| sampler.sample(&[1.0, 0.5]).unwrap().0).collect();
+        let chosen: Vec<u32> = (0..4).map(|_| sampler.sample(&[1.0, 0.5], None).unwrap().0).collect();
         assert_eq!(chosen, [0, 1, 0, 0]);
     }
 
     #[test]
     fn a_window_bounds_how_far_penalties_look_back() {
         let config = || GenerateConfig::new().repeat_penalty(2.0);
-        let first =
-            |config: &GenerateConfig, prompt: &[u32]| sampler_of(config, prompt).sample(&[1.0, 0.9, 0.8]).unwrap().0;
+        let first = |config: &GenerateConfig, prompt: &[u32]| {
+            sampler_of(config, prompt).sample(&[1.0, 0.9, 0.8], None).unwrap().0
+        };
         assert_eq!(first(&config(), &[0, 1, 1]), 2);
         assert_eq!(first(&config().penalty_window(3), &[0, 1, 1]), 2);
         assert_eq!(first(&config().penalty_window(2), &[0, 1, 1]), 0);
         assert_eq!(first(&config().penalty_window(1), &[1, 1, 0]), 1);
         let answer = |config: GenerateConfig, prompt: &[u32]| {
             let mut sampler = sampler_of(&config, prompt);
-            (0..6).map(|_| sampler.sample(&[1.0, 0.9, 0.8]).unwrap().0).collect::<Vec<_>>()
+            (0..6).map(|_| sampler.sample(&[1.0, 0.9, 0.8], None).unwrap().0).collect::<Vec<_>>()
         };
         // Of one token the last one only: the best two take turns.
         assert_eq!(answer(config().penalty_window(1), &[]), [0, 1, 0, 1, 0, 1]);
@@ -390,7 +406,7 @@ mod tests {
         let logits: Vec<f32> = (0..8).map(|i| (i % 3) as f32 * 0.4).collect();
         let run = |config: GenerateConfig| {
             let mut sampler = sampler_of(&config.seed(11), &prompt);
-            (0..200).map(|_| sampler.sample(&logits).unwrap().0).collect::<Vec<_>>()
+            (0..200).map(|_| sampler.sample(&logits, None).unwrap().0).collect::<Vec<_>>()
         };
         assert_eq!(run(config()), run(config().penalty_window(205)));
         assert_eq!(run(config()), run(config().penalty_window(usize::MAX)));
@@ -404,13 +420,13 @@ mod tests {
             for wanted in [0, 1, 7] {
                 let config = config.clone().stop_tokens(vec![2]).min_tokens(wanted);
                 let mut sampler = Sampler::new(&config, &[], &[1], 0, Isa::detect());
-                let ids: Vec<u32> = (0..30).map(|_| sampler.sample(&logits).unwrap().0).collect();
+                let ids: Vec<u32> = (0..30).map(|_| sampler.sample(&logits, None).unwrap().0).collect();
                 assert!(ids[..wanted].iter().all(|id| [0, 3].contains(id)), "{ids:?}");
                 assert!([1, 2].contains(&ids[wanted]), "{ids:?}");
             }
         }
         let nothing_else = GenerateConfig::new().stop_tokens(vec![0]).min_tokens(1);
-        let sampled = Sampler::new(&nothing_else, &[], &[1], 0, Isa::detect()).sample(&[1.0, 2.0]);
+        let sampled = Sampler::new(&nothing_else, &[], &[1], 0, Isa::detect()).sample(&[1.0, 2.0], None);
         assert!(matches!(sampled, Err(Error::InvalidConfig { field: "min_tokens", .. })), "{sampled:?}");
     }
 
@@ -418,7 +434,7 @@ mod tests {
     fn a_bias_favours_and_bans() {
         let sample = |bias: &[(u32, f32)]| {
             let config = GenerateConfig::new().logit_bias(bias.iter().copied().collect());
-            sampler_of(&config, &[]).sample(&[1.0, 0.5, 0.0]).map(|(id, _)| id)
+            sampler_of(&config, &[]).sample(&[1.0, 0.5, 0.0], None).map(|(id, _)| id)
         };
         assert_eq!(sample(&[(2, 1.5)]).unwrap(), 2);
         assert_eq!(sample(&[(0, f32::NEG_INFINITY)]).unwrap(), 1);
@@ -484,7 +500,7 @@ mod tests {
     #[test]
     fn logprobs_are_of_the_models_own_distribution() {
         let mut sampler = sampler_of(&GenerateConfig::new().logprobs(2), &[]);
-        let logprobs = sampler.sample(&logits()).unwrap().1.unwrap();
+        let logprobs = sampler.sample(&logits(), None).unwrap().1.unwrap();
         assert!((logprobs.logprob - 0.5f32.ln()).abs() < 1e-6);
         assert_eq!(logprobs.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 0]);
     }
@@ -513,7 +529,7 @@ mod tests {
             config.validate().unwrap();
             let mut sampler = sampler_of(&config, &[0, 2]);
             for _ in 0..4 {
-                let sampled = sampler.sample(&[2.5, 10.0, -3.0, 1e-3]).map(|(id, _)| id);
+                let sampled = sampler.sample(&[2.5, 10.0, -3.0, 1e-3], None).map(|(id, _)| id);
                 let banned = config.logit_bias.contains_key(&1).then_some(1);
                 assert!(sampled.as_ref().is_ok_and(|id| Some(*id) != banned), "{sampled:?} of {config:?}");
             }
@@ -523,9 +539,9 @@ mod tests {
     #[test]
     fn logits_that_are_no_numbers_are_an_error() {
         let mut sampler = sampler_of(&GenerateConfig::new(), &[]);
-        assert!(matches!(sampler.sample(&[0.0, f32::NAN]), Err(Error::Internal { .. })));
+        assert!(matches!(sampler.sample(&[0.0, f32::NAN], None), Err(Error::Internal { .. })));
         // All impossible is no reason to panic.
         let mut sampler = sampler_of(&GenerateConfig::new().temperature(1.0).top_p(0.5), &[]);
-        assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3]).unwrap().0, 0);
+        assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3], None).unwrap().0, 0);
     }
 }

@@ -8,9 +8,8 @@ use super::blocks::{BlockPool, BlockTable, CacheNamespace};
 /// Names a sequence in the scheduler; later ones are greater.
 pub type SequenceId = u64;
 
-/// Rows of a pass, beside those of streams, that logits are computed for: each takes as many numbers as the vocabulary
-/// has tokens.
-const MAX_SCORED_TOKENS: usize = 64;
+/// Output rows of sequences that want all of theirs, in a pass. Logits take `vocab_size` elements a row.
+const MAX_OUTPUT_ROWS: usize = 64;
 
 /// How often the sequence that waits for longest lets those of higher priority pass.
 const MAX_OVERTAKEN: usize = 64;
@@ -77,7 +76,7 @@ struct ScheduledSequence {
     table: BlockTable,
     rank: Rank,
     paused: bool,
-    scored: bool,
+    all_rows: bool,
 }
 
 /// Tokens of prompts and drafts that a pass may have.
@@ -113,8 +112,8 @@ pub struct Arrival {
     pub priority: i32,
     /// Cached prefixes are shared within the same one only.
     pub namespace: CacheNamespace,
-    /// Whether the logits after all of its tokens are wanted, so that what is cached of them is of no use.
-    pub scored: bool,
+    /// Whether the outputs after all of its tokens are wanted, which the prefix cache cannot give.
+    pub all_rows: bool,
 }
 
 /// Tokens of one sequence for the next pass.
@@ -127,11 +126,45 @@ pub struct Chunk {
     pub samples: bool,
     /// Tokens that may follow them. What is computed and sampled for those that do saves passes.
     pub draft: Vec<u32>,
-    /// Whether the logits after all of these tokens are wanted.
-    pub scored: bool,
+    /// Whether the outputs after all of these tokens are wanted.
+    pub all_rows: bool,
     /// How its positions are encoded.
     pub rope_variant: usize,
     pub blocks: Vec<u32>,
+}
+
+impl Chunk {
+    /// The rows whose outputs are wanted: all, or those of the last token and of the draft, or none. They are the last
+    /// rows of the chunk.
+    pub fn output_rows(&self) -> usize {
+        match (self.all_rows, self.samples) {
+            (true, _) => self.len,
+            (false, true) => 1 + self.draft.len(),
+            (false, false) => 0,
+        }
+    }
+}
+
+/// The outcome of a chunk after its pass.
+#[derive(Debug)]
+pub struct ChunkOutcome {
+    pub chunk: Chunk,
+    /// The sampled tokens: the accepted ones of the draft, and one more.
+    pub sampled: Vec<u32>,
+    pub next: NextStep,
+}
+
+/// What becomes of a sequence after a pass.
+#[derive(Debug)]
+pub enum NextStep {
+    /// There is more of it to compute.
+    Continue,
+    /// It is computed up to its last token, with this rope variant from now on. A draft may follow the token.
+    Decode { rope_variant: usize, draft: Vec<u32> },
+    /// It has ended.
+    End,
+    /// The pass has failed, so that nothing of the chunk is in the cache, and the sequence ends.
+    Fail,
 }
 
 impl Scheduler {
@@ -149,7 +182,7 @@ impl Scheduler {
 
     /// Lets a sequence wait for its turn.
     pub fn add(&mut self, id: SequenceId, arrival: Arrival) {
-        let Arrival { tokens, priority, namespace, scored } = arrival;
+        let Arrival { tokens, priority, namespace, all_rows } = arrival;
         let rank = (Reverse(priority), id);
         self.waiting.insert(rank);
         let progress = ScheduledSequence {
@@ -160,7 +193,7 @@ impl Scheduler {
             table: BlockTable::new(namespace),
             rank,
             paused: false,
-            scored,
+            all_rows,
         };
         self.sequences.insert(id, progress);
     }
@@ -181,9 +214,28 @@ impl Scheduler {
         }
     }
 
+    /// Takes the outcomes of a pass.
+    pub fn apply(&mut self, outcomes: Vec<ChunkOutcome>) {
+        for ChunkOutcome { chunk, sampled, next } in outcomes {
+            if let NextStep::Fail = next {
+                self.failed(&chunk);
+            } else {
+                self.computed(&chunk, &sampled);
+            }
+            match next {
+                NextStep::Continue => {}
+                NextStep::Decode { rope_variant, draft } => {
+                    self.set_rope_variant(chunk.id, rope_variant);
+                    self.set_draft(chunk.id, draft);
+                }
+                NextStep::End | NextStep::Fail => self.remove(chunk.id),
+            }
+        }
+    }
+
     /// Notes that a chunk has been computed, and which tokens were sampled after it: those of its draft that were
     /// right, and one more.
-    pub fn computed(&mut self, chunk: &Chunk, sampled: &[u32]) {
+    fn computed(&mut self, chunk: &Chunk, sampled: &[u32]) {
         let next = self.sequences.last_key_value().map_or(0, |(last, _)| last + 1);
         if let Some(progress) = self.sequences.get_mut(&chunk.id) {
             let right = sampled.len().saturating_sub(1);
@@ -199,14 +251,14 @@ impl Scheduler {
     }
 
     /// Notes which tokens may follow those of a sequence, until one is sampled.
-    pub fn set_draft(&mut self, id: SequenceId, draft: Vec<u32>) {
+    fn set_draft(&mut self, id: SequenceId, draft: Vec<u32>) {
         if let Some(progress) = self.sequences.get_mut(&id) {
             progress.draft = draft;
         }
     }
 
     /// Notes how the positions of a sequence are encoded from now on. If that is new, it is computed anew.
-    pub fn set_rope_variant(&mut self, id: SequenceId, rope_variant: usize) {
+    fn set_rope_variant(&mut self, id: SequenceId, rope_variant: usize) {
         if let Some(progress) =
             self.sequences.get_mut(&id).filter(|progress| progress.table.rope_variant() != rope_variant)
         {
@@ -216,7 +268,7 @@ impl Scheduler {
     }
 
     /// Notes that a chunk was not computed after all. Its sequence must be removed.
-    pub fn failed(&mut self, chunk: &Chunk) {
+    fn failed(&mut self, chunk: &Chunk) {
         if let Some(progress) = self.sequences.get_mut(&chunk.id) {
             self.pool.retract(&mut progress.table, chunk.start / self.limits.block_tokens);
         }
@@ -301,7 +353,7 @@ impl Scheduler {
     ) -> usize {
         let before = outranked.and_then(|id| self.rank(id));
         chunks.iter().for_each(|chunk| self.publish(chunk));
-        while let Some(id) = self.next_waiting(scored_tokens(chunks) >= MAX_SCORED_TOKENS)
+        while let Some(id) = self.next_waiting(all_rows_tokens(chunks) >= MAX_OUTPUT_ROWS)
             && before.is_none_or(|before| self.rank(id).is_some_and(|rank| rank < before))
             && budget.of(id) > taken
             && self.admit(id)
@@ -372,8 +424,8 @@ impl Scheduler {
         let Some(progress) = self.sequences.get_mut(&id) else { return Some(0) };
         let (start, left) = (progress.computed, progress.left());
         let mut len = left.min(budget);
-        if progress.scored {
-            len = len.min(MAX_SCORED_TOKENS.saturating_sub(scored_tokens(chunks)));
+        if progress.all_rows {
+            len = len.min(MAX_OUTPUT_ROWS.saturating_sub(all_rows_tokens(chunks)));
         }
         // Another may have taken its place meanwhile.
         if len == 0 || !self.running.contains(&progress.rank) {
@@ -383,8 +435,8 @@ impl Scheduler {
             return None;
         }
         let (rope_variant, blocks) = (progress.table.rope_variant(), progress.table.blocks.clone());
-        let (samples, scored, draft) = (len == left, progress.scored, Vec::new());
-        chunks.push(Chunk { id, start, len, samples, draft, scored, rope_variant, blocks });
+        let (samples, all_rows, draft) = (len == left, progress.all_rows, Vec::new());
+        chunks.push(Chunk { id, start, len, samples, draft, all_rows, rope_variant, blocks });
         Some(len)
     }
 
@@ -421,7 +473,7 @@ impl Scheduler {
     fn admit(&mut self, id: SequenceId) -> bool {
         while let Some(progress) = self.sequences.get(&id) {
             // The last token is computed in any case: its logits are wanted, or those of all.
-            let known = if progress.scored { 0 } else { progress.tokens.len() - 1 };
+            let known = if progress.all_rows { 0 } else { progress.tokens.len() - 1 };
             let hit = self.pool.find(&progress.table, &progress.tokens[..known]);
             let taken = self.pool.needed(progress.tokens.len()) - hit.blocks.len() + hit.idle;
             // A block for each that runs, lest the newcomer has to give way at once.
@@ -445,11 +497,11 @@ impl Scheduler {
         self.sequences.get(&id).map(|progress| progress.rank)
     }
 
-    /// The first in rank, unless the one that waits for longest has been overtaken too often; if `unscored`, of those
-    /// only that are not scored.
-    fn next_waiting(&self, unscored: bool) -> Option<SequenceId> {
-        let scored = |id: &SequenceId| self.sequences.get(id).is_some_and(|progress| progress.scored);
-        let candidates = || self.candidates().filter(|id| !(unscored && scored(id)));
+    /// The first in rank, unless the one that waits for longest has been overtaken too often; `last_row_only` leaves
+    /// out sequences that want all output rows.
+    fn next_waiting(&self, last_row_only: bool) -> Option<SequenceId> {
+        let all_rows = |id: &SequenceId| self.sequences.get(id).is_some_and(|progress| progress.all_rows);
+        let candidates = || self.candidates().filter(|id| !(last_row_only && all_rows(id)));
         let oldest = candidates().min()?;
         match self.overtaken {
             (id, times) if id == oldest && times >= MAX_OVERTAKEN => Some(oldest),
@@ -469,8 +521,9 @@ impl Scheduler {
     }
 }
 
-fn scored_tokens(chunks: &[Chunk]) -> usize {
-    chunks.iter().filter(|chunk| chunk.scored).map(|chunk| chunk.len).sum()
+/// Output rows of sequences that want all of theirs.
+fn all_rows_tokens(chunks: &[Chunk]) -> usize {
+    chunks.iter().filter(|chunk| chunk.all_rows).map(|chunk| chunk.len).sum()
 }
 
 #[cfg(test)]

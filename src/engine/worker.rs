@@ -1,6 +1,5 @@
 use std::{
-    collections::{BTreeMap, hash_map::RandomState},
-    hash::BuildHasher,
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
@@ -8,53 +7,57 @@ use std::{
 
 use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
 use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     EngineOptions,
-    admission::AdmissionQueue,
     blocks::CacheNamespace,
     compute_lock::ComputeLock,
     prefill_budget::PrefillBudget,
-    request_context::{self, End},
-    sampler::Sampler,
-    scheduler::{Arrival, Chunk, Scheduler, SequenceId},
-    sequence::{Memory, Sequence, StepOutcome},
-    state::ModelState,
-    tokenize_queue::TokenizedRequest,
+    scheduler::{Arrival, Chunk, ChunkOutcome, NextStep, Scheduler, SequenceId},
+    sequence::{Sequence, SequenceParts},
+    tasks::StepResult,
+    token_mask::MaskThread,
+    tokenizer_thread::TokenizedRequest,
 };
 use crate::{
     Error, Result,
-    decoder::{Batch, Forward, Span},
+    decoder::{Batch, Forward, Outputs, Span},
     kernels::threads::{ThreadPool, parallel},
+    request::{AdmissionQueue, MemoryUse, ModelState, reached},
+    stream::End,
     text::TextProcessor,
 };
 
-/// How long a request waits for those that have come with it. Without them a pass would begin at once, and they would
-/// have to share the next ones with its stream.
+/// The time that a request waits for others that came with it. Without it a pass would begin at once, and the others
+/// would have to share the next passes with its stream.
 const MAX_GATHERING: Duration = Duration::from_millis(5);
 
-/// What reaches the worker from outside.
+/// The worker's connections to the model's other threads.
 pub struct Inbox {
-    pub jobs: mpsc::Receiver<TokenizedRequest>,
+    pub requests: mpsc::Receiver<TokenizedRequest>,
     /// Rung when a reader has made room.
     pub wake: Arc<Notify>,
-    /// Shared with whoever else computes with the model.
+    /// Shared with background jobs.
     pub compute_lock: Arc<ComputeLock>,
     /// Told how many requests could run.
     pub queue: Arc<AdmissionQueue>,
+    pub state: Arc<ModelState>,
+    /// Fires when the worker has freed everything.
+    pub closed: CancellationToken,
 }
 
-/// What owns a model's decoder, on one of the model's threads. Its loop is four moves: schedule, run, sample, deliver.
+/// The owner of a model's decoder, on a thread of its own. Its loop has four moves: schedule, run, sample, deliver.
 pub struct Worker {
     decoder: Box<dyn Forward>,
-    /// What passes are computed by.
+    /// The threads of a forward pass.
     pool: ThreadPool,
-    text: Arc<TextProcessor>,
+    parts: SequenceParts,
     options: EngineOptions,
     inbox: Inbox,
-    state: Arc<ModelState>,
     scheduler: Scheduler,
     prefill_budget: PrefillBudget,
+    mask_thread: MaskThread,
     sequences: BTreeMap<SequenceId, Sequence>,
     peak_memory: usize,
 }
@@ -65,52 +68,55 @@ impl Worker {
         text: Arc<TextProcessor>,
         options: EngineOptions,
         inbox: Inbox,
-        state: Arc<ModelState>,
     ) -> Self {
-        let scheduler = Scheduler::new(options.limits.clone());
-        let peak_memory = options.weight_bytes;
-        let (prefill_budget, sequences) = Default::default();
-        let worker =
-            Self { decoder, pool, text, options, inbox, state, scheduler, prefill_budget, sequences, peak_memory };
+        let worker = Self {
+            decoder,
+            pool,
+            parts: SequenceParts { text, context_len: options.context_len, isa: options.isa },
+            scheduler: Scheduler::new(options.limits.clone()),
+            prefill_budget: PrefillBudget::default(),
+            mask_thread: MaskThread::default(),
+            sequences: BTreeMap::new(),
+            peak_memory: options.weight_bytes,
+            options,
+            inbox,
+        };
         worker.report();
         worker
     }
 
     /// Runs until the model closes.
     pub fn run(mut self) {
-        // Whatever happens here, nobody waits for it for ever.
-        let closed = self.state.closed.clone().drop_guard();
-        let _alive = self.state.alive("worker");
-        while !self.state.closing.is_cancelled() {
+        // Fires even after a panic, so that nobody waits for ever.
+        let closed = self.inbox.closed.clone().drop_guard();
+        let state = self.inbox.state.clone();
+        let _alive = state.alive("worker");
+        while !state.closing.is_cancelled() {
             self.intake();
             let chunks = self.scheduler.schedule(|streams| self.prefill_budget.prompt_tokens(streams));
             if chunks.is_empty() {
                 self.note_capacity();
                 self.report();
                 self.sleep();
-            } else if let Err(error) = self.pass(&chunks) {
-                tracing::error!(%error, "a forward pass failed");
-                for chunk in &chunks {
-                    self.scheduler.failed(chunk);
-                    self.end(chunk.id, error.clone().into());
-                }
+            } else {
+                self.pass(chunks);
             }
         }
         for id in self.sequences.keys().copied().collect::<Vec<_>>() {
-            self.end(id, self.state.closed_error().into());
+            self.end(id, state.closed_error().into());
         }
-        self.inbox.jobs.close();
-        while let Ok(prepared) = self.inbox.jobs.try_recv() {
-            prepared.request.context.fail(self.state.closed_error());
+        self.inbox.requests.close();
+        while let Ok(request) = self.inbox.requests.try_recv() {
+            request.context.fail(state.closed_error());
         }
         drop(self);
         drop(closed);
     }
 
-    /// Takes what has come, and lets go of what nobody waits for any more.
+    /// Takes new requests, and ends those that are cancelled or whose deadline has passed.
     fn intake(&mut self) {
-        while let Ok(prepared) = self.inbox.jobs.try_recv() {
-            self.add(prepared);
+        while let Ok(request) = self.inbox.requests.try_recv() {
+            self.add(request);
         }
         if self.scheduler.running() == 0 && !self.sequences.is_empty() {
             self.gather();
@@ -128,18 +134,17 @@ impl Worker {
         }
     }
 
-    fn add(&mut self, prepared: TokenizedRequest) {
-        let TokenizedRequest { id, mut request, tokens } = prepared;
-        let salt = request.config.cache_salt.take().map(Arc::from);
-        let adapter = request.adapter.as_ref().map(|loaded| loaded.id);
-        let namespace =
-            CacheNamespace { salt, rope_variant: self.decoder.rope_variant(tokens.len(), tokens.len()), adapter };
+    fn add(&mut self, mut request: TokenizedRequest) {
+        let (id, tokens) = (request.id, std::mem::take(&mut request.tokens));
+        let namespace = CacheNamespace {
+            salt: request.config.cache_salt.take().map(Arc::from),
+            rope_variant: self.decoder.rope_variant(tokens.len(), tokens.len()),
+            adapter: request.adapter.as_ref().map(|loaded| loaded.id),
+        };
         let priority = request.config.priority;
-        let entropy = RandomState::new().hash_one(id);
-        let sampler = Sampler::new(&request.config, &tokens, &self.text.end_ids, entropy, self.options.isa);
-        let sequence = Sequence::new(request, &tokens, self.text.clone(), self.options.context_len, sampler);
-        let scored = sequence.is_scored();
-        self.scheduler.add(id, Arrival { tokens, priority, namespace, scored });
+        let sequence = Sequence::new(request, &tokens, &self.parts);
+        let all_rows = sequence.wants_all_rows();
+        self.scheduler.add(id, Arrival { tokens, priority, namespace, all_rows });
         self.sequences.insert(id, sequence);
     }
 
@@ -149,106 +154,128 @@ impl Worker {
         let mut cancellations: FuturesUnordered<_> =
             contexts().map(|context| context.sender.cancellation().cancelled()).collect();
         let deadline = contexts().filter_map(|context| context.deadline).min();
-        let prepared = block_on(async {
+        let closing = self.inbox.state.closing.clone();
+        let request = block_on(async {
             tokio::select! {
-                () = self.state.closing.cancelled() => None,
+                () = closing.cancelled() => None,
                 () = self.inbox.wake.notified() => None,
                 Some(()) = cancellations.next() => None,
-                () = request_context::reached(deadline) => None,
-                prepared = self.inbox.jobs.recv() => match prepared {
-                    Some(prepared) => Some(prepared),
-                    // The front is gone; only the end is left to wait for.
-                    None => { self.state.closing.cancelled().await; None }
+                () = reached(deadline) => None,
+                request = self.inbox.requests.recv() => match request {
+                    Some(request) => Some(request),
+                    // The tokenizer thread has ended, so the model is about to close.
+                    None => { closing.cancelled().await; None }
                 },
             }
         });
         drop(cancellations);
-        if let Some(prepared) = prepared {
-            self.add(prepared);
+        if let Some(request) = request {
+            self.add(request);
         }
     }
 
-    /// Takes requests that have come with the first ones, as soon as their prompts are tokens, so that they share
-    /// passes.
+    /// Takes requests that have come with the first ones as soon as they are tokenized, so that they share passes.
     fn gather(&mut self) {
         let until = Instant::now() + MAX_GATHERING;
-        while self.state.in_flight() > self.sequences.len() {
+        while self.inbox.state.in_flight() > self.sequences.len() {
             let next = block_on(async {
                 tokio::select! {
                     biased;
-                    prepared = self.inbox.jobs.recv() => prepared,
-                    () = request_context::reached(Some(until)) => None,
+                    request = self.inbox.requests.recv() => request,
+                    () = reached(Some(until)) => None,
                 }
             });
-            let Some(prepared) = next else { return };
-            self.add(prepared);
+            let Some(request) = next else { return };
+            self.add(request);
         }
     }
 
-    /// One forward pass over all chunks, and what follows from its logits.
-    fn pass(&mut self, chunks: &[Chunk]) -> Result<()> {
-        self.start(chunks);
-        let batch = self.pack(chunks);
+    /// One forward pass over all chunks, then sampling and delivery.
+    fn pass(&mut self, chunks: Vec<Chunk>) {
+        self.start(&chunks);
         let memory = self.memory();
-        let Self { decoder, pool, inbox, sequences, prefill_budget, state, .. } = self;
+        let steps = self.compute(&chunks, memory).unwrap_or_else(|error| {
+            tracing::error!(%error, "a forward pass failed");
+            // Nothing of the pass is in the cache.
+            let failed = |_| Step::Failed(error.clone());
+            chunks.iter().map(failed).collect()
+        });
+        let sampled = steps.iter().filter(|step| matches!(step, Step::Advanced(_))).count();
+        let price = self.prefill_budget.draft_price(sampled);
+        let (mut outcomes, mut ends) = (Vec::with_capacity(chunks.len()), Vec::new());
+        for (chunk, step) in chunks.into_iter().zip(steps) {
+            let (outcome, end) = self.outcome(chunk, step, price);
+            ends.extend(end.map(|end| (outcome.chunk.id, end)));
+            outcomes.push(outcome);
+        }
+        self.scheduler.apply(outcomes);
+        for (id, end) in ends {
+            self.end(id, end);
+        }
+    }
+
+    /// Runs the decoder and samples. A step for each chunk.
+    fn compute(&mut self, chunks: &[Chunk], memory: MemoryUse) -> Result<Vec<Step>> {
+        let batch = self.pack(chunks);
+        let Self { decoder, pool, inbox, sequences, prefill_budget, .. } = self;
         let run = || {
             pool.scope(|| {
                 let guard = inbox.compute_lock.lock_for_pass();
                 let begun = Instant::now();
-                let logits = decoder.forward(&batch)?;
+                let outputs = decoder.forward(&batch)?;
                 let took = begun.elapsed();
                 drop(guard);
-                note_pass(chunks, took, prefill_budget, state);
-                advance(sequences, chunks, &logits, memory)
+                note_pass(chunks, took, prefill_budget, &inbox.state);
+                advance(sequences, chunks, &outputs, memory)
             })
         };
         let ran = catch_unwind(AssertUnwindSafe(run));
-        let steps = ran.unwrap_or_else(|panic| Err(Error::panicked("the model's worker", panic.as_ref())))?;
-        for chunk in chunks.iter().filter(|chunk| !chunk.samples) {
-            self.scheduler.computed(chunk, &[]);
-        }
-        let price = self.prefill_budget.draft_price(steps.len());
-        for (chunk, step) in steps {
-            match chunk.samples {
-                true => self.append(chunk, step, price),
-                // There is more of a prompt that is scored.
-                false => step.end.into_iter().for_each(|end| self.end(chunk.id, end)),
+        ran.unwrap_or_else(|panic| Err(Error::panicked("the model's worker", panic.as_ref())))
+    }
+
+    /// The outcome of a chunk for the scheduler, with a draft of what follows, and the end of its request.
+    fn outcome(&mut self, chunk: Chunk, step: Step, price: f64) -> (ChunkOutcome, Option<End>) {
+        let StepResult { sampled, end, .. } = match step {
+            Step::Prefilled => StepResult::default(),
+            Step::Advanced(result) => result,
+            Step::Failed(error) => {
+                return (ChunkOutcome { chunk, sampled: Vec::new(), next: NextStep::Fail }, Some(error.into()));
             }
-        }
-        Ok(())
+        };
+        let next = match (&end, chunk.samples) {
+            (Some(_), _) => NextStep::End,
+            (None, true) => self.draft(&chunk, sampled.len(), price),
+            (None, false) => NextStep::Continue,
+        };
+        (ChunkOutcome { chunk, sampled, next }, end)
     }
 
-    /// Adds what was sampled after a chunk to its sequence and guesses what follows, or ends it.
-    fn append(&mut self, chunk: &Chunk, step: StepOutcome, price: f64) {
-        let StepOutcome { tokens, end } = step;
-        self.scheduler.computed(chunk, &tokens);
-        if let Some(end) = end {
-            return self.end(chunk.id, end);
-        }
-        if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
-            let mut draft = sequence.guess(price);
-            let len = chunk.start + chunk.len + tokens.len();
-            let rope_variant = |len| self.decoder.rope_variant(sequence.prompt_len(), len);
-            self.scheduler.set_rope_variant(chunk.id, rope_variant(len));
-            // A chunk is computed with one rope variant.
-            draft.truncate((1..=draft.len()).take_while(|more| rope_variant(len + more) == rope_variant(len)).count());
-            self.scheduler.set_draft(chunk.id, draft);
-        }
+    /// Drafts what follows a chunk and `sampled` more tokens.
+    fn draft(&mut self, chunk: &Chunk, sampled: usize, price: f64) -> NextStep {
+        let Some(sequence) = self.sequences.get_mut(&chunk.id) else { return NextStep::Continue };
+        let mut draft = sequence.draft(price);
+        let len = chunk.start + chunk.len + sampled;
+        let variant = |len| self.decoder.rope_variant(sequence.prompt_len(), len);
+        // All of a chunk is computed with one rope variant.
+        draft.truncate((1..=draft.len()).take_while(|more| variant(len + more) == variant(len)).count());
+        NextStep::Decode { rope_variant: variant(len), draft }
     }
 
-    /// Tells the sequences that this is their turn.
+    /// Tells the sequences that they are in the next pass.
     fn start(&mut self, chunks: &[Chunk]) {
         let (mut prompt_tokens, mut cached) = (0, 0);
         for chunk in chunks {
-            if let Some(sequence) = self.sequences.get_mut(&chunk.id)
-                && sequence.start(chunk.start)
-            {
+            let Some(sequence) = self.sequences.get_mut(&chunk.id) else { continue };
+            if sequence.start(chunk.start) {
                 prompt_tokens += sequence.prompt_len();
                 cached += chunk.start;
             }
+            if chunk.output_rows() > 0 {
+                sequence.start_mask(chunk, &mut self.mask_thread);
+            }
         }
         self.note_capacity();
-        self.state.update(|stats| {
+        self.inbox.state.update(|stats| {
             stats.prompt_tokens += prompt_tokens as u64;
             stats.cached_prompt_tokens += cached as u64;
         });
@@ -274,7 +301,7 @@ impl Worker {
             batch.tokens.extend(self.scheduler.tokens(chunk).iter().chain(&chunk.draft));
             batch.positions.extend(start as u32..end as u32);
             let rows = batch.tokens.len();
-            batch.sampled.extend((rows - sampled_rows(chunk)) as u32..rows as u32);
+            batch.sampled.extend((rows - chunk.output_rows()) as u32..rows as u32);
         }
         batch
     }
@@ -285,7 +312,7 @@ impl Worker {
         self.scheduler.remove(id);
         self.decoder.forget(id);
         if let Some(sequence) = self.sequences.remove(&id) {
-            // Whoever learns of the end finds its memory and its slot free.
+            // A reader that sees the end finds memory and slot free.
             self.note_capacity();
             self.report();
             let metrics = sequence.metrics(memory);
@@ -293,16 +320,16 @@ impl Worker {
         }
     }
 
-    /// Tells the queue how many sequences have begun or could begin at once.
+    /// Tells the queue how many sequences run or could run at once.
     fn note_capacity(&self) {
         let begun = self.sequences.values().filter(|sequence| sequence.has_started()).count();
         self.inbox.queue.set_capacity(begun + self.scheduler.idle_slots());
     }
 
-    /// Publishes what the scheduler holds.
+    /// Publishes the scheduler's gauges.
     fn report(&self) {
         let EngineOptions { block_bytes, limits, .. } = &self.options;
-        self.state.update(|stats| {
+        self.inbox.state.update(|stats| {
             stats.running = self.scheduler.running();
             stats.preemptions = self.scheduler.preemptions();
             stats.weight_bytes = self.options.weight_bytes;
@@ -313,23 +340,31 @@ impl Worker {
         });
     }
 
-    fn memory(&mut self) -> Memory {
+    fn memory(&mut self) -> MemoryUse {
         let active = self.options.weight_bytes + self.scheduler.used_blocks() * self.options.block_bytes;
         self.peak_memory = self.peak_memory.max(active);
-        Memory { active, peak: self.peak_memory }
+        MemoryUse { active, peak: self.peak_memory }
     }
 }
 
-/// Learns from a pass and counts it, before anybody can have seen its tokens.
+/// The step of a chunk.
+enum Step {
+    /// No outputs were wanted.
+    Prefilled,
+    Advanced(StepResult),
+    Failed(Error),
+}
+
+/// Learns from a pass and counts it, before anybody can see its tokens.
 fn note_pass(chunks: &[Chunk], took: Duration, prefill_budget: &mut PrefillBudget, state: &ModelState) {
     let drafted: usize = chunks.iter().map(|chunk| chunk.draft.len()).sum();
     let rows = chunks.iter().map(|chunk| chunk.len).sum::<usize>() + drafted;
     let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
-    let sampled = chunks.iter().filter(|chunk| chunk.samples && !chunk.scored).count();
+    let sampled = chunks.iter().filter(|chunk| chunk.samples && !chunk.all_rows).count();
     match rows - streams - drafted {
         prompts if drafted == 0 => prefill_budget.note(streams, prompts, took),
         0 => prefill_budget.note_drafts(streams, drafted, took),
-        // Whose time it was is unknown.
+        // Prompts and drafts share the time in unknown parts.
         _ => {}
     }
     tracing::trace!(rows, streams, sampled, drafted, took_us = took.as_micros() as u64, "pass");
@@ -342,39 +377,31 @@ fn note_pass(chunks: &[Chunk], took: Duration, prefill_budget: &mut PrefillBudge
     });
 }
 
-/// Rows of a chunk whose logits are wanted: that of its last token and those of its draft, or all.
-fn sampled_rows(chunk: &Chunk) -> usize {
-    match (chunk.scored, chunk.samples) {
-        (true, _) => chunk.len,
-        (false, true) => 1 + chunk.draft.len(),
-        (false, false) => 0,
-    }
-}
-
-/// Does what follows from the logits, `[sampled rows, vocab_size]`, for each sequence that samples. They share
-/// nothing, so it is done for several at a time.
-fn advance<'a>(
+/// Hands the outputs, `[output rows, …]`, to the sequences, several at a time: they share nothing. A step for each
+/// chunk.
+fn advance(
     sequences: &mut BTreeMap<SequenceId, Sequence>,
-    chunks: &'a [Chunk],
-    mut logits: &[f32],
-    memory: Memory,
-) -> Result<Vec<(&'a Chunk, StepOutcome)>> {
-    let rows = chunks.iter().map(sampled_rows).sum();
-    if rows == 0 {
-        return Ok(Vec::new());
-    }
-    if logits.is_empty() || !logits.len().is_multiple_of(rows) {
+    chunks: &[Chunk],
+    outputs: &Outputs,
+    memory: MemoryUse,
+) -> Result<Vec<Step>> {
+    let rows: usize = chunks.iter().map(Chunk::output_rows).sum();
+    let mut logits = outputs.logits.as_slice();
+    if rows > 0 && (logits.is_empty() || !logits.len().is_multiple_of(rows)) {
         return Err(Error::internal(format!("a forward pass gave {} logits for {rows} rows", logits.len())));
     }
-    let vocab_size = logits.len() / rows;
+    let vocab_size = logits.len() / rows.max(1);
     let mut sequences: BTreeMap<_, _> = sequences.iter_mut().collect();
-    let mut advancing = Vec::with_capacity(chunks.len());
-    for chunk in chunks.iter().filter(|chunk| sampled_rows(chunk) > 0) {
-        let own = logits.split_off(..sampled_rows(chunk) * vocab_size).unwrap_or_default();
-        advancing.extend(sequences.remove(&chunk.id).map(|sequence| (chunk, sequence, own, None)));
+    let mut steps = Vec::with_capacity(chunks.len());
+    for chunk in chunks {
+        let own = logits.split_off(..chunk.output_rows() * vocab_size).unwrap_or_default();
+        let sequence = if own.is_empty() { None } else { sequences.remove(&chunk.id) };
+        steps.push((chunk, own, sequence, Step::Prefilled));
     }
-    parallel::for_each_mut(&mut advancing, |_, (chunk, sequence, logits, step)| {
-        *step = Some(sequence.advance(chunk, logits, memory));
+    parallel::for_each_mut(&mut steps, |_, (chunk, logits, sequence, step)| {
+        if let Some(sequence) = sequence {
+            *step = Step::Advanced(sequence.advance(chunk, logits, memory));
+        }
     });
-    Ok(advancing.into_iter().filter_map(|(chunk, _, _, step)| Some((chunk, step?))).collect())
+    Ok(steps.into_iter().map(|(_, _, _, step)| step).collect())
 }

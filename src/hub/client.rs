@@ -86,8 +86,8 @@ impl Hub {
     ///
     /// # Errors
     /// - [`Error::InvalidConfig`] if `repo` or `file` is not a valid name, or there is no home folder for the cache.
-    /// - [`Error::Remote`] if the Hub is out of reach (noticed within five seconds), does not have the file, refuses it,
-    ///   or sends nothing for 30 seconds.
+    /// - [`Error::Remote`] if the Hub is out of reach (noticed within five seconds), does not have the file, refuses
+    ///   it, or sends nothing for 30 seconds.
     /// - [`Error::Internal`] if the file cannot be written.
     ///
     /// # Cancel safety
@@ -113,8 +113,8 @@ impl Hub {
     /// Downloads a model: configuration, tokenizer, chat template and `safetensors` weights. Returns the folder that
     /// [`load_model`](crate::load_model) takes.
     ///
-    /// The newest commit is used, and only files missing in the cache are fetched. If the Hub is out of reach, a complete
-    /// older download is returned. GGUF files are downloaded one by one with [`file`](Self::file).
+    /// The newest commit is used, and only files missing in the cache are fetched. If the Hub is out of reach, a
+    /// complete older download is returned. GGUF files are downloaded one by one with [`file`](Self::file).
     ///
     /// `progress` runs in the task that polls the future, so it should be quick.
     ///
@@ -122,8 +122,8 @@ impl Hub {
     /// As [`file`](Self::file); also [`Error::Remote`] if the repository has no `safetensors`.
     ///
     /// # Cancel safety
-    /// Dropping the future stops the waiting. Its thread finishes or fails the current file and starts no other; a later
-    /// call goes on from there.
+    /// Dropping the future stops the waiting. Its thread finishes or fails the current file and starts no other; a
+    /// later call goes on from there.
     pub async fn model(&self, repo: &str, progress: impl FnMut(DownloadProgress) + Send + 'static) -> Result<PathBuf> {
         check_repo(repo)?;
         let cache = self.cache()?;
@@ -162,8 +162,8 @@ impl Hub {
         Error::Remote { endpoint: self.endpoint.clone(), reason: reason.into() }
     }
 
-    /// Checks that the Hub answers at all: hf-hub's metadata requests have no timeouts and would hang for minutes behind
-    /// a firewall that drops packets.
+    /// Checks that the Hub answers at all: hf-hub's metadata requests have no timeouts and would hang for minutes
+    /// behind a firewall that drops packets.
     async fn probe(&self) -> Result<()> {
         let (sender, answer) = oneshot::channel();
         let endpoint = self.endpoint.clone();

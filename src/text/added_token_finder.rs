@@ -1,4 +1,4 @@
-//! Tokens that are found in a text before it is cut into words.
+//! Added tokens, which are found in a text before it is split into words.
 
 use std::sync::LazyLock;
 
@@ -8,11 +8,13 @@ use tokenizers::AddedToken;
 
 use super::{normalizer::Normalizer, pattern::BoxError};
 
-/// Bytes such a token may have: what finds them takes many times as much.
+/// Bytes a token may have: the automaton that finds it takes many times as much.
 const MAX_BYTES: usize = 16 << 10;
 /// Bytes that all of them may have.
 const MAX_TOTAL_BYTES: usize = 4 << 20;
-/// Bytes of those for which the fastest finder is made, a kilobyte for each.
+/// Tokens that there may be. Speech models add up to 70,000.
+const MAX_TOKENS: usize = 1 << 18;
+/// Bytes of tokens up to which the fastest automaton is built: it takes a kilobyte for each.
 const SMALL_BYTES: usize = 8 << 10;
 
 static WORD_END: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^\w").ok());
@@ -24,7 +26,7 @@ pub struct AddedTokenFinder {
     tokens: Vec<(u32, AddedToken)>,
 }
 
-/// A part of a text: a token, or what is between tokens.
+/// A part of a text: an added token, or the text between two.
 #[derive(Debug, PartialEq, Eq)]
 pub struct AddedTokenSplit<'t> {
     pub text: &'t str,
@@ -41,13 +43,17 @@ impl<'t> AddedTokenSplit<'t> {
 
 /// Refuses texts of tokens that would take too much memory.
 pub fn check<'t>(texts: impl Iterator<Item = &'t str>) -> Result<(), BoxError> {
-    let mut total = 0usize;
+    let (mut total, mut count) = (0usize, 0usize);
     for text in texts {
+        count += 1;
         if text.len() > MAX_BYTES {
             let begin: String = text.chars().take(20).collect();
             return Err(format!("the token {begin:?}… has {} bytes, more than {MAX_BYTES}", text.len()).into());
         }
         total += text.len();
+    }
+    if count > MAX_TOKENS {
+        return Err(format!("there are {count} added tokens, more than {MAX_TOKENS}").into());
     }
     if total > MAX_TOTAL_BYTES {
         return Err(format!("the added tokens have {total} bytes, more than {MAX_TOTAL_BYTES}").into());
@@ -56,7 +62,7 @@ pub fn check<'t>(texts: impl Iterator<Item = &'t str>) -> Result<(), BoxError> {
 }
 
 impl AddedTokenFinder {
-    /// Those that are looked for in texts as they are, or as the normalizer leaves them.
+    /// A finder of the tokens that are matched in raw text, or in normalized text if there is a normalizer.
     pub fn new(tokens: &[(u32, AddedToken)], normalizer: Option<&Normalizer>) -> Result<Self, BoxError> {
         let wanted = tokens.iter().filter(|(_, token)| token.normalized == normalizer.is_some());
         let mut texts = Vec::new();
@@ -113,7 +119,7 @@ impl AddedTokenFinder {
                 AddedTokenSplit { text: text.get(start..end).unwrap_or_default(), id: Some(*id), starts_at: start };
             Some((before, part, end))
         });
-        // What is behind the last one comes at the end.
+        // The text behind the last token comes at the end.
         let mut found = found.fuse();
         let (mut next, mut last) = (None, Some(0));
         std::iter::from_fn(move || {

@@ -1,11 +1,11 @@
-//! The added tokens that a directory names beside those of its `tokenizer.json`, as transformers takes them.
+//! Added tokens that a directory names outside its `tokenizer.json`, by the rules of transformers.
 
 use std::{collections::HashSet, path::Path};
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::lenient::ignore_invalid;
+use super::{added_token_finder, class_defaults, lenient::ignore_invalid};
 use crate::{Result, weights::Config};
 
 /// Special tokens with a name of their own, in the order in which new ones get ids. All other keys that end alike come
@@ -16,21 +16,23 @@ const LISTED: &str = "added_tokens_decoder";
 /// Tokens to be added to a tokenizer.
 #[derive(Default)]
 pub struct AddedTokens {
-    /// What is said of them goes before what the tokenizer says.
+    /// Their flags take precedence over the tokenizer's.
     listed: Vec<AddedToken>,
     /// Special tokens, but as the tokenizer has them where it has added them itself.
     named: Vec<AddedToken>,
+    /// Special tokens of the tokenizer's class, where the vocabulary has them.
+    defaults: Vec<AddedToken>,
     /// The ids that the model has room for.
     max_ids: Option<usize>,
 }
 
 impl AddedTokens {
-    /// Those of `tokenizer_config.json` and `added_tokens.json`.
+    /// Reads the tokens of `tokenizer_config.json` and `added_tokens.json`.
     pub fn read(dir: &Path, config: &Config) -> Result<Self> {
         Self::read_with(dir, config, |found| found)
     }
 
-    /// The same, but what makes no sense is ignored: a `tokenizer.json` is enough.
+    /// Reads the same tokens and ignores invalid ones: a `tokenizer.json` is enough.
     pub fn read_leniently(dir: &Path, config: &Config) -> Result<Self> {
         Self::read_with(dir, config, |found| Ok(ignore_invalid(found)))
     }
@@ -61,7 +63,8 @@ impl AddedTokens {
         for token in &mut listed {
             token.special |= special.contains(token.content.as_str());
         }
-        Ok(Self { listed, named, max_ids: None })
+        let defaults = class_defaults::tokens(config).map(|(_, text)| AddedToken::from(text, true)).collect();
+        Ok(Self { listed, named, defaults, max_ids: None })
     }
 
     /// New ids are below this number, so that none is out of the model's range.
@@ -72,21 +75,37 @@ impl AddedTokens {
     }
 
     /// Adds them.
+    ///
+    /// # Errors
+    /// More tokens than anything could look for.
     pub fn add_to(self, inner: &mut tokenizers::Tokenizer) -> tokenizers::Result<()> {
-        let mut seen: HashSet<_> = inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+        let added = inner.get_added_vocabulary().get_added_tokens_decoder();
+        let mut seen: HashSet<_> = added.values().map(|token| token.content.clone()).collect();
         seen.extend(self.listed.iter().map(|token| token.content.clone()));
         let named = self.named.into_iter().filter(|token| seen.insert(token.content.clone()));
-        let (known, mut new): (Vec<_>, Vec<_>) =
-            self.listed.into_iter().chain(named).partition(|token| inner.token_to_id(&token.content).is_some());
-        inner.add_tokens(known)?;
-        let first_id = inner.get_added_tokens_decoder().into_keys().map(|id| id as usize + 1).max().unwrap_or(0);
+        let named: Vec<_> = named.collect();
+        let defaults = self.defaults.into_iter().filter(|token| inner.token_to_id(&token.content).is_some());
+        let defaults: Vec<_> = defaults.filter(|token| seen.insert(token.content.clone())).collect();
+        added_token_finder::check(seen.iter().map(String::as_str))?;
+        // Each call rebuilds the automaton that finds added tokens, and most files repeat tokens that exist already.
+        let is_new =
+            |token: &AddedToken| inner.token_to_id(&token.content).is_none_or(|id| added.get(&id) != Some(token));
+        let tokens = self.listed.into_iter().chain(named).chain(defaults).filter(is_new);
+        let (known, mut new): (Vec<_>, Vec<_>) = tokens.partition(|token| inner.token_to_id(&token.content).is_some());
+        if !known.is_empty() {
+            inner.add_tokens(known)?;
+        }
+        let added = inner.get_added_vocabulary().get_added_tokens_decoder();
+        let first_id = added.keys().map(|id| *id as usize + 1).max().unwrap_or(0);
         let room = self.max_ids.map_or(usize::MAX, |max| max.saturating_sub(first_id.max(inner.get_vocab_size(false))));
         if new.len() > room {
             let (first, count) = (&new[room].content, new.len() - room);
             tracing::warn!(first, count, "tokens for which the model has no room are ignored");
             new.truncate(room);
         }
-        inner.add_tokens(new)?;
+        if !new.is_empty() {
+            inner.add_tokens(new)?;
+        }
         Ok(())
     }
 }

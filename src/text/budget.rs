@@ -1,4 +1,4 @@
-//! What tokenizing one prompt may take, so that others have their turn.
+//! The budget of tokenizing one prompt: how many tokens, and how long before other prompts get a turn.
 
 use std::{
     future::poll_fn,
@@ -15,9 +15,9 @@ const TURN: Duration = Duration::from_millis(1);
 /// Calls between looks at the clock.
 const CALLS: u32 = 32;
 
-/// What is left of what tokenizing a prompt may take.
+/// The budget that is left for a prompt.
 pub struct TokenizeBudget {
-    /// Tokens the prompt may have, and those that the context holds.
+    /// Tokens the prompt may have, and the context length.
     room: Option<(usize, usize)>,
     /// Tokens so far.
     tokens: usize,
@@ -26,22 +26,22 @@ pub struct TokenizeBudget {
 }
 
 impl TokenizeBudget {
-    /// As long as it takes, at once.
+    /// No limits, and no yielding.
     pub fn unlimited() -> Self {
         Self { room: None, tokens: 0, calls: 0, turn: None }
     }
 
-    /// In turns with others, for a prompt that has at most `most` tokens in a context of `limit`.
+    /// A budget that yields to other prompts, for at most `most` tokens in a context of `limit`.
     pub fn cooperative(most: usize, limit: usize) -> Self {
         Self { room: Some((most, limit)), tokens: 0, calls: 0, turn: Some(Instant::now()) }
     }
 
-    /// Whether that many bytes may be too many tokens.
+    /// Whether that many more bytes may become too many tokens.
     pub fn may_exceed(&self, bytes: usize) -> bool {
         self.room.is_some_and(|(most, _)| self.tokens.saturating_add(bytes) > most)
     }
 
-    /// Lets others have their turn if it is time.
+    /// Yields to other prompts once this one has had a millisecond.
     pub async fn yield_if_due(&mut self) {
         let Some(begun) = self.turn else { return };
         self.calls += 1;
@@ -60,7 +60,7 @@ impl TokenizeBudget {
         self.turn = Some(Instant::now());
     }
 
-    /// Forgets the tokens so far, of a text that is begun anew.
+    /// Forgets the tokens so far: the text is encoded anew.
     pub fn restart(&mut self) {
         self.tokens = 0;
     }
@@ -76,7 +76,7 @@ impl TokenizeBudget {
         }
     }
 
-    /// Refuses what will have that many tokens more at least.
+    /// Refuses a prompt that will have at least that many more tokens.
     pub fn check(&self, least: usize) -> Result<()> {
         let tokens = self.tokens.saturating_add(least);
         match self.room {

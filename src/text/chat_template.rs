@@ -1,3 +1,5 @@
+//! Chat templates: a conversation to a prompt.
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -9,7 +11,7 @@ use serde_json::{Map, Value};
 use super::jinja::{JinjaError, Template, Written};
 use crate::{Error, Result};
 
-/// A model's way to write a conversation down, in Jinja as transformers runs it.
+/// A model's chat template, in Jinja as transformers runs it.
 pub struct ChatTemplate {
     /// The templates, or why they cannot be used.
     templates: Result<Templates>,
@@ -37,7 +39,7 @@ impl From<String> for TemplateSource {
 
 const NAME: &str = "chat_template";
 const TOOL_USE: &str = "chat_template tool_use";
-/// Bytes a template may be long. Those of models have less than half of it.
+/// Bytes a template may have; real ones have less than half of it.
 const MAX_SOURCE_BYTES: usize = 128 << 10;
 
 impl ChatTemplate {
@@ -64,7 +66,7 @@ impl ChatTemplate {
         Self { templates: Err(error), bos_token, eos_token, now: None }
     }
 
-    /// The template for what `context` holds, and its name.
+    /// The template for `context`, which depends on whether there are tools, and its name.
     fn template(&self, context: &Map<String, Value>) -> Result<(&'static str, &Template)> {
         let Templates { default, tool_use } = self.templates.as_ref().map_err(Clone::clone)?;
         let with_tools = context.get("tools").is_some_and(|tools| !tools.is_null());
@@ -74,18 +76,18 @@ impl ChatTemplate {
         })
     }
 
-    /// Whether the template for what `context` holds may read the content of messages.
+    /// Whether the template for `context` may read the content of messages.
     pub fn reads_content(&self, context: &Map<String, Value>) -> bool {
         self.template(context).map_or(true, |(_, template)| template.source().contains("content"))
     }
 
-    /// Writes down what `context` holds: `messages` and whatever else the template reads.
+    /// Renders `context`: `messages` and other variables of the template.
     #[cfg(test)]
     pub fn render(&self, context: Map<String, Value>) -> Result<String> {
         self.render_with_origins(context).map(|rendered| rendered.text)
     }
 
-    /// Writes down what `context` holds, and says which bytes are from there.
+    /// Renders `context`, and tells which bytes of the output come from it.
     pub fn render_with_origins(&self, mut context: Map<String, Value>) -> Result<Written> {
         let (name, template) = self.template(&context)?;
         for name in ["tools", "documents"] {

@@ -1,11 +1,11 @@
-//! Prompts that end within the last message, which the model goes on with, as transformers makes them.
+//! Prompts that end within the last message, for the model to continue (`continue_final_message` of transformers).
 
 use serde_json::{Map, Value};
 
 use super::{ChatTemplate, rendered_prompt::RenderedPrompt};
 use crate::{Error, Result};
 
-/// What is put behind the last message, to find its end in the prompt. A template may trim the space.
+/// Marks the end of the last message in the prompt. A template may trim the space.
 const TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 fn refused(reason: &str) -> Error {

@@ -1,5 +1,5 @@
 //! Names that make a token of a GGUF file a control token, whatever type the file gives it: converters often write down
-//! another one. The names are those that llama.cpp goes by.
+//! another one. The lists are llama.cpp's.
 
 /// End an answer.
 pub const ENDS: [&str; 22] = [

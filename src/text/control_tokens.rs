@@ -1,4 +1,4 @@
-//! Which tokens no text of a message may become.
+//! Control tokens, which no text of a message may become.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,26 +24,26 @@ const TURN_TAGS: [&str; 12] = [
     "eos",
     "end_of_utterance",
 ];
-/// What people and models write of their own accord: parts of names of tokens that are no turn markers.
+/// Parts of names of tokens that people and models write of their own accord, and that are no turn markers.
 const OWN_WORDS: [&str; 3] = ["think", "reason", "tool_call"];
 
-/// Longer texts are looked for one by one: what finds many at once takes a multiple of their size.
+/// Longer texts are searched one by one: an automaton takes a multiple of their size.
 pub const MAX_TEXT_BYTES: usize = 4096;
 
-/// Control tokens: those that are flagged as special, those that end an answer, and turn markers that are not flagged.
+/// Control tokens: tokens that are flagged as special or end an answer, and turn markers that are not flagged.
 #[derive(Default)]
 pub struct ControlTokens {
     ids: HashSet<u32>,
     by_text: HashMap<String, ControlToken>,
     long_texts: Vec<String>,
     texts: OnceLock<Automaton>,
-    /// Those that begin or end a text, or end an answer.
+    /// Ids that begin or end a text, or end an answer.
     bounds: HashSet<u32>,
-    /// What stands for text that is in no token.
+    /// The token of unknown text.
     unknown: OnceLock<Option<u32>>,
 }
 
-/// What the tokenizer does where it finds one.
+/// A control token with its flags.
 #[derive(Clone)]
 pub struct ControlToken {
     pub id: u32,
@@ -68,7 +68,7 @@ impl ControlTokens {
         self.unknown = OnceLock::new();
     }
 
-    /// What becomes of text that is in no token, unless it ends an answer, say.
+    /// The token of unknown text, unless it has another meaning, such as ending an answer.
     pub fn unknown(&self, model: &ModelWrapper) -> Option<u32> {
         *self.unknown.get_or_init(|| {
             let tokens = guarded(|| model.tokenize("\u{FDEF}")).ok()?;
@@ -78,7 +78,7 @@ impl ControlTokens {
         })
     }
 
-    /// Whether a token that came of this text is a control token. What stands for text that is in no token is none.
+    /// Whether a token that came of this text is a control token. The unknown token is none.
     pub fn is_control(&self, model: &ModelWrapper, id: u32, text: &str) -> bool {
         let is_itself = || model.id_to_token(id).is_some_and(|token| token == text.trim());
         self.contains(id) && (self.unknown(model) != Some(id) || is_itself())
@@ -86,11 +86,13 @@ impl ControlTokens {
 
     /// Whether a control token could be among these, which came of a word.
     pub fn may_be_in(&self, model: &ModelWrapper, ids: &[u32], word: &str) -> bool {
-        let is_control = |id: &u32| {
-            let is_there = || model.id_to_token(*id).is_some_and(|token| word.contains(&token));
-            self.contains(*id) && (self.unknown(model) != Some(*id) || is_there())
-        };
-        ids.iter().any(is_control)
+        let mut controls = ids.iter().filter(|id| self.contains(**id)).peekable();
+        if controls.peek().is_none() {
+            return false;
+        }
+        let unknown = self.unknown(model);
+        let is_written = unknown.and_then(|id| model.id_to_token(id)).is_some_and(|token| word.contains(&token));
+        controls.any(|id| is_written || unknown != Some(*id))
     }
 
     pub fn contains(&self, id: u32) -> bool {
@@ -129,7 +131,12 @@ pub fn is_turn_marker(text: &str) -> bool {
     name.map_or_else(|| looks_like_control(text), |name| TURN_TAGS.contains(&name))
 }
 
-/// Whether a token that a file calls an end, say, is no ordinary text.
-pub fn looks_like_control(text: &str) -> bool {
+/// Whether a token that a file calls a beginning or an end is one that people and models write of their own accord,
+/// such as a line break.
+pub fn is_ordinary(text: &str) -> bool {
+    text.trim().chars().count() <= 2
+}
+
+fn looks_like_control(text: &str) -> bool {
     text.chars().count() > 2 && text.contains(['<', '>', '[', ']', '|', '｜'])
 }

@@ -1,18 +1,20 @@
+//! Incremental detokenizing.
+
 use std::sync::Arc;
 
 use super::{
     TextProcessor,
-    token_decoder::{DecodedPiece, TokenDecoder},
+    token_decoder::{DecodedPiece, DecoderKind},
 };
 use crate::Result;
 
-/// Tokens of a prompt that are looked at for what they mean to the text of those after them.
+/// Tokens at the end of a prompt that may decide the text of the first generated ones.
 const CONTEXT_TOKENS: usize = 8;
 /// A character has no more bytes.
 const MAX_CHAR_BYTES: usize = 4;
 
-/// Turns ids into text one by one, so that the pieces together are what the ids add to the decoding of a prompt.
-/// Control tokens have no text.
+/// Incremental detokenizer: the pieces of all ids add up to the text that the ids add to a prompt. Control tokens have
+/// no text.
 ///
 /// At most three bytes wait for the rest of their character. Where single bytes are tokens, the decoding of the whole
 /// has no character of a run of them that is no UTF-8. Characters before the first wrong byte of the run have been
@@ -34,16 +36,16 @@ impl Detokenizer {
         let printed = || prompt.iter().rev().copied().filter(|id| !text.tokenizer.is_special(*id));
         let mut context: Vec<u32> = printed().take(CONTEXT_TOKENS).collect();
         context.reverse();
-        let state = match text.tokenizer.decoding() {
-            TokenDecoder::Bytes => DetokenizerState::Bytes(ByteState::default()),
-            TokenDecoder::Pieces(pieces) => {
+        let state = match text.tokenizer.decoder_kind() {
+            DecoderKind::Bytes => DetokenizerState::Bytes(ByteState::default()),
+            DecoderKind::Pieces(pieces) => {
                 let at_start = printed().nth(CONTEXT_TOKENS).is_none();
                 DetokenizerState::Pieces(PieceState {
                     strips: pieces.strips.filter(|_| at_start),
                     ..PieceState::default()
                 })
             }
-            TokenDecoder::InContext => {
+            DecoderKind::InContext => {
                 let given = context.len();
                 DetokenizerState::InContext(ContextState { ids: std::mem::take(&mut context), given })
             }
@@ -57,12 +59,12 @@ impl Detokenizer {
     fn pass(&mut self, context: &[u32]) {
         let (tokenizer, mut inside_character) = (&self.text.tokenizer, true);
         for id in context {
-            match (&mut self.state, tokenizer.decoding()) {
+            match (&mut self.state, tokenizer.decoder_kind()) {
                 (DetokenizerState::Bytes(state), _) => {
                     state.push(&tokenizer.bytes_of(*id));
                     state.forget();
                 }
-                (DetokenizerState::Pieces(state), TokenDecoder::Pieces(pieces)) => {
+                (DetokenizerState::Pieces(state), DecoderKind::Pieces(pieces)) => {
                     let piece = tokenizer.piece_of(*id, pieces).unwrap_or(DecodedPiece::Text(String::new()));
                     // Of a character that began before, nothing is known.
                     inside_character &= matches!(piece, DecodedPiece::Byte(0x80..=0xBF));
@@ -81,9 +83,9 @@ impl Detokenizer {
         if tokenizer.is_special(id) {
             return Ok((!self.waits()).then(String::new));
         }
-        match (&mut self.state, tokenizer.decoding()) {
+        match (&mut self.state, tokenizer.decoder_kind()) {
             (DetokenizerState::Bytes(state), _) => Ok(state.push(&tokenizer.bytes_of(id))),
-            (DetokenizerState::Pieces(state), TokenDecoder::Pieces(pieces)) => {
+            (DetokenizerState::Pieces(state), DecoderKind::Pieces(pieces)) => {
                 Ok(state.push(tokenizer.piece_of(id, pieces)?))
             }
             (DetokenizerState::Pieces(_), _) => Ok(Some(String::new())),
@@ -100,7 +102,7 @@ impl Detokenizer {
         }
     }
 
-    /// What is left when no more tokens come: an unfinished character.
+    /// The bytes of an unfinished character, when no more tokens come.
     pub fn finish(&mut self) -> Result<String> {
         match &mut self.state {
             DetokenizerState::Bytes(state) => Ok(lossy(std::mem::take(&mut state.held))),
@@ -126,7 +128,7 @@ fn unfinished_len(bytes: &[u8]) -> usize {
 /// Tokens that are bytes.
 #[derive(Default)]
 struct ByteState {
-    /// Those of tokens that end inside a character.
+    /// Bytes of tokens that ended inside a character.
     held: Vec<u8>,
 }
 
@@ -139,7 +141,7 @@ impl ByteState {
         if unfinished > 0 && (held_before == 0 || finished < held_before) {
             return None;
         }
-        // What begins another character ends the one before, if only as one that is none.
+        // The first byte of another character ends an incomplete one as a replacement character.
         let rest = self.held.split_off(finished);
         Some(lossy(std::mem::replace(&mut self.held, rest)))
     }
@@ -158,7 +160,7 @@ struct PieceState {
     run: Vec<u8>,
     /// Whether a byte of this run was no part of a character.
     broken: bool,
-    /// What the text loses as long as it begins.
+    /// The character that the beginning of the text loses, and how often.
     strips: Option<(char, usize)>,
 }
 
@@ -215,7 +217,7 @@ impl PieceState {
 /// Tokens whose text depends on their neighbors. Decoders look back at most one token (whether a space belongs before a
 /// word), so the tokens of the piece before are decoded again with the new ones.
 struct ContextState {
-    /// The tokens of the last piece, then those that have given no text yet.
+    /// The tokens of the last piece, then the tokens that have no text yet.
     ids: Vec<u32>,
     given: usize,
 }

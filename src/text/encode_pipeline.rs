@@ -1,4 +1,4 @@
-//! From text to token ids, piece by piece, so that it can be given up or put off at any time.
+//! Text to token ids, word by word, so that the work can yield or be cancelled at any time.
 
 use std::sync::OnceLock;
 
@@ -6,18 +6,18 @@ use tokenizers::{AddedToken, Encoding, Model as _, ModelWrapper, PostProcessor a
 
 use super::{
     added_token_finder::AddedTokenFinder, budget::TokenizeBudget, byte_level, control_tokens::ControlTokens,
-    model::Model, normalizer::Normalizer, pattern::BoxError, plain_words, pre_tokenizer::PreTokenizer,
-    rendered_prompt::ValueSpans,
+    normalizer::Normalizer, pattern::BoxError, plain_words::PlainWords, pre_tokenizer::PreTokenizer,
+    rendered_prompt::ValueSpans, subword::SubwordModel,
 };
 use crate::Error;
 
 /// Bytes of a token of a Unigram model: at each place in a text, all tokens are tried that begin there.
 const MAX_UNIGRAM_BYTES: usize = 512;
 
-/// Bytes of a word that is looked at before it is tokenized, which is done at a stretch.
+/// Bytes of a word whose characters are counted before it is tokenized: it may be more tokens than the context holds.
 const LONG_WORD: usize = 16 << 10;
 
-/// What is done with a text.
+/// How control tokens in a text are treated.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum EncodeMode<'a> {
     /// A whole text: control tokens are recognized, and the tokenizer puts its own around it.
@@ -43,7 +43,7 @@ struct PlainSpan<'t> {
 /// Why a text has no ids.
 pub enum EncodeFailure {
     Error(Error),
-    /// What the tokenizer said.
+    /// An error of the tokenizer.
     Internal(BoxError),
     /// Characters of values could be part of a control token.
     Forged,
@@ -63,13 +63,13 @@ impl From<BoxError> for EncodeFailure {
 
 /// The steps of a tokenizer.
 pub struct EncodePipeline {
-    /// Those that are found in a text as it is.
+    /// Added tokens that are matched in raw text.
     verbatim: AddedTokenFinder,
     normalizer: Normalizer,
-    /// Those that are found in a text as the normalizer leaves it.
+    /// Added tokens that are matched in normalized text.
     normalized: AddedTokenFinder,
     steps: PreTokenizer,
-    model: Model,
+    model: SubwordModel,
     most_bytes: OnceLock<Option<usize>>,
 }
 
@@ -106,12 +106,12 @@ impl EncodePipeline {
             normalized: AddedTokenFinder::new(&tokens, Some(&normalizer))?,
             normalizer,
             steps,
-            model: Model::default(),
+            model: SubwordModel::default(),
             most_bytes: OnceLock::new(),
         })
     }
 
-    /// The ids of a text, by what else the tokenizer has.
+    /// The ids of a text.
     pub async fn encode(
         &self,
         (inner, control): (&tokenizers::Tokenizer, &ControlTokens),
@@ -164,8 +164,8 @@ impl EncodePipeline {
             if !all_known || !self.steps.keeps_all() || added.values().any(strips) {
                 return None;
             }
-            let longest = self.model.longest_token(model);
-            let longest = if bytes { longest.chars } else { longest.bytes };
+            let vocabulary = self.model.vocabulary(model);
+            let longest = if bytes { vocabulary.most_chars } else { vocabulary.most_bytes };
             let added = added.values().map(|token| token.content.len()).max().unwrap_or(0);
             Some(longest.max(added).max(1) * self.normalizer.most_shrinking()?)
         })
@@ -212,7 +212,7 @@ impl WordEncoder<'_> {
                     budget.check(least)?;
                 }
                 let before = self.ids.len();
-                self.encode_word(word, span.given)?;
+                self.encode_word(word, span.given, budget).await?;
                 budget.spend(self.ids.len() - before)?;
                 budget.yield_if_due().await;
                 rest = after;
@@ -221,22 +221,23 @@ impl WordEncoder<'_> {
         Ok(())
     }
 
-    fn encode_word(&mut self, word: &str, given: bool) -> Result<(), EncodeFailure> {
-        let before = self.ids.len();
-        self.pipeline.model.tokenize(self.model, word, &mut self.ids)?;
+    async fn encode_word(&mut self, word: &str, given: bool, budget: &mut TokenizeBudget) -> Result<(), EncodeFailure> {
+        let (before, ids) = (self.ids.len(), &mut self.ids);
+        self.pipeline.model.tokenize(self.model, word, budget, |id, _| ids.push(id)).await?;
         let is_plain = matches!(self.mode, EncodeMode::Plain { .. });
         if (given || is_plain) && self.control.may_be_in(self.model, &self.ids[before..], word) {
             if given {
                 return Err(EncodeFailure::Forged);
             }
             self.ids.truncate(before);
-            self.ids.extend(plain_words::tokenize(self.model, self.control, word)?);
+            let words = PlainWords { subwords: &self.pipeline.model, model: self.model, control: self.control };
+            self.ids.extend(words.tokenize(word, budget).await?);
         }
         Ok(())
     }
 }
 
-/// What the tokenizer puts around a text.
+/// Runs the post-processor, which puts special tokens around a text.
 fn around(inner: &tokenizers::Tokenizer, ids: Vec<u32>, mode: EncodeMode<'_>) -> Result<Vec<u32>, BoxError> {
     let Some(processor) = inner.get_post_processor() else { return Ok(ids) };
     let tokens = ids.into_iter().map(|id| Token::new(id, String::new(), (0, 0))).collect();

@@ -1,5 +1,5 @@
-//! How much longer the steps of a `tokenizer.json` make a text: each multiplies what the one before has written, and
-//! those of a few kilobytes would take all memory.
+//! Limits on how much the steps of a `tokenizer.json` expand a text: each multiplies the output of the one before, and
+//! a file of a few kilobytes could take all memory.
 
 use std::path::Path;
 
@@ -12,11 +12,10 @@ use serde_json::Value;
 use super::tokenizer_json::TokenizerJson;
 use crate::{Error, Result};
 
-/// The most bytes that a byte may become. What models name comes to a few hundred at most, where they have
-/// SentencePiece's charsmap.
+/// The most bytes that a byte may become. Real models reach a few hundred, with SentencePiece's charsmap.
 const MAX_EXPANSION: f64 = 4096.0;
 
-/// The most tokens that a post-processor may make of one. Those of models put a few around a text.
+/// The most tokens that a post-processor may make of one. Real ones put a few around a text.
 const MAX_REPEATS: f64 = 64.0;
 
 /// As lenient as the tokenizers crate is.
@@ -43,7 +42,7 @@ pub fn check(path: &Path, steps: &TokenizerJson) -> Result<()> {
     Ok(())
 }
 
-/// The most bytes, or tokens, that a step and those in it make of one. The crate knows some steps by their fields,
+/// The most bytes, or tokens, that a step and its inner steps make of one. The crate knows some steps by their fields,
 /// without a `type`.
 pub fn expansion(step: &Value) -> f64 {
     let Some(fields) = step.as_object() else { return 1.0 };
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_that_make_each_other_longer_are_refused() {
+    fn multiplying_steps_are_refused() {
         let replace =
             |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
         let string = |pattern: &str| json!({"String": pattern});
@@ -114,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn decoders_and_post_processors_have_the_same_bound() {
+    fn decoder_and_post_processor_expansion_is_limited() {
         let replace = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(100)});
         let reason_of_decoder =
             reason(json!({"decoder": {"type": "Sequence", "decoders": [replace, replace]}})).unwrap();
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_characters_become_may_not_be_long() {
+    fn charsmap_expansion_is_measured() {
         // A trie of four bytes, and the texts "a" and "b" * 5.
         assert_eq!(longest_text("BAAAAAAAAABhAGJiYmJiAA=="), 5);
         assert_eq!(longest_text("BAAAAAAAAABhAGJiYmJiAA"), 5);

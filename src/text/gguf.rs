@@ -1,6 +1,9 @@
-//! The tokenizer that a GGUF file carries.
+//! The tokenizer of a GGUF file.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -9,19 +12,18 @@ use tokenizers::{
     decoders::{byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip},
     models::bpe::{BPE, BpeBuilder, Merges, Vocab},
     normalizers::{NFC, Prepend, Replace, Sequence as Normalizers},
-    pre_tokenizers::byte_level::ByteLevel,
 };
 
 use super::{
     Tokenizer, added_token_finder, control_names, gguf_pre_tokenizer::GgufPreTokenizer, lenient::ignore_invalid,
-    normalizer::Normalizer, pre_tokenizer::PreTokenizer, tokenizer::surrounded,
+    normalizer::Normalizer, token_decoder::TokenDecoder, tokenizer::surrounded, tokenizer_json::TokenizerSteps,
 };
 use crate::{
     Error, Result,
     weights::gguf::{GgufArray, GgufMetadata},
 };
 
-/// What `tokenizer.ggml.token_type` says of a token.
+/// Values of `tokenizer.ggml.token_type`.
 mod token_type {
     pub const NORMAL: i64 = 1;
     pub const UNKNOWN: i64 = 2;
@@ -30,9 +32,16 @@ mod token_type {
     pub const BYTE: i64 = 6;
 }
 
+/// Tokens that a vocabulary may have, and bytes of all of them. Real ones have a quarter of a million, of two
+/// megabytes.
+const MAX_TOKENS: usize = 1 << 21;
+const MAX_TOKEN_BYTES: usize = 32 << 20;
 /// No longer token is made of others: there are as many ways to split one as it has characters.
 const MAX_SPLIT_BYTES: usize = 1024;
-/// Memory for the pairs of tokens that make others. Real vocabularies need an eighth of it.
+/// Bytes that may be looked at to find the pairs of tokens that make others.
+const MAX_SPLIT_WORK: usize = 1 << 31;
+/// Pairs of tokens that may make others, and memory for them. Real vocabularies need an eighth of it.
+const MAX_MERGES: usize = 4 << 20;
 const MAX_MERGES_BYTES: usize = 256 << 20;
 
 /// Builds the tokenizer.
@@ -59,7 +68,7 @@ pub fn tokenizer(path: &Path, metadata: &GgufMetadata) -> Result<Tokenizer> {
     }
     add_tokens(metadata, &vocabulary, &mut inner).map_err(|error| bad_vocabulary(path, error))?;
     match steps {
-        Some((normalizer, steps)) => Tokenizer::with_steps(path, inner, normalizer, steps),
+        Some(steps) => Tokenizer::with_steps(path, inner, steps),
         None => Tokenizer::new(path, inner),
     }
 }
@@ -105,6 +114,10 @@ impl<'a> GgufVocabulary<'a> {
     fn read(metadata: &'a GgufMetadata) -> Result<Self> {
         let key = "tokenizer.ggml.tokens";
         let tokens = metadata.strings(key)?;
+        let bytes = tokens.iter().map(String::len).sum::<usize>();
+        if tokens.len() > MAX_TOKENS || bytes > MAX_TOKEN_BYTES {
+            return Err(metadata.bad(key, &format!("has {} tokens of {bytes} bytes, too many to hold", tokens.len())));
+        }
         let mut ids = Vocab::with_capacity(tokens.len());
         for (token, id) in tokens.iter().zip(0..) {
             // Files fill gaps with empty ones.
@@ -146,7 +159,7 @@ impl<'a> GgufVocabulary<'a> {
     }
 }
 
-/// What a kind of tokenizer puts around every text unless the file says otherwise.
+/// The special tokens around every text, unless the file says otherwise.
 #[derive(Default)]
 struct SurroundingTokens {
     adds_bos: bool,
@@ -154,8 +167,8 @@ struct SurroundingTokens {
     eos: Option<u32>,
 }
 
-/// A tokenizer, its steps if it does not have them itself, and what is put around texts.
-type BuiltTokenizer = (tokenizers::Tokenizer, Option<(Normalizer, PreTokenizer)>, SurroundingTokens);
+/// A tokenizer, its steps if they are not its own, and the special tokens around texts.
+type BuiltTokenizer = (tokenizers::Tokenizer, Option<TokenizerSteps>, SurroundingTokens);
 
 fn byte_level(path: &Path, metadata: &GgufMetadata, vocabulary: &mut GgufVocabulary<'_>) -> Result<BuiltTokenizer> {
     let key = "tokenizer.ggml.pre";
@@ -168,15 +181,14 @@ fn byte_level(path: &Path, metadata: &GgufMetadata, vocabulary: &mut GgufVocabul
     if words.nfc {
         inner.with_normalizer(Some(NFC)).map_err(|error| bad_vocabulary(path, error))?;
     }
-    inner.with_decoder(Some(ByteLevel::new(false, false, false)));
     let normalizer = if words.nfc { json!({"type": "NFC"}) } else { Value::Null };
-    let normalizer = Normalizer::read(&normalizer).map_err(|error| bad_vocabulary(path, error))?;
-    let steps = words.steps().map_err(|error| metadata.bad(key, &error.to_string()))?;
-    Ok((
-        inner,
-        Some((normalizer, steps)),
-        SurroundingTokens { adds_bos: words.adds_bos, ..SurroundingTokens::default() },
-    ))
+    let decoder = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    let steps = TokenizerSteps {
+        normalizer: Normalizer::read(&normalizer).map_err(|error| bad_vocabulary(path, error))?,
+        pre_tokenizer: words.steps().map_err(|error| metadata.bad(key, &error.to_string()))?,
+        decoder: TokenDecoder::read(&decoder).map_err(|error| bad_vocabulary(path, error))?,
+    };
+    Ok((inner, Some(steps), SurroundingTokens { adds_bos: words.adds_bos, ..SurroundingTokens::default() }))
 }
 
 /// The tokenizer takes the vocabulary's ids, so that large ones need not be copied.
@@ -216,10 +228,22 @@ fn merges_by_score(metadata: &GgufMetadata, vocabulary: &GgufVocabulary<'_>) -> 
         }
         _ => return Err(metadata.bad(key, &format!("is not an array of {} numbers", tokens.len()))),
     };
+    let too_many = |count: usize| {
+        let why = format!("{count} pairs of tokens make others, too many to hold");
+        metadata.bad("tokenizer.ggml.tokens", &why)
+    };
+    let is_split = |id: usize| {
+        let whole = vocabulary.is_control(id) || vocabulary.kind(id) == token_type::BYTE;
+        !whole && tokens[id].len() <= MAX_SPLIT_BYTES
+    };
+    let split = (0..tokens.len()).into_par_iter().filter(|id| is_split(*id));
+    if split.map(|id| tokens[id].len().pow(2)).sum::<usize>() > MAX_SPLIT_WORK {
+        return Err(metadata.bad("tokenizer.ggml.tokens", "are too long to look for pairs that make others"));
+    }
+    let count = AtomicUsize::new(0);
     let pairs = |(id, token): (usize, &'_ String)| {
         let mut pairs = Vec::new();
-        let whole = vocabulary.is_control(id) || vocabulary.kind(id) == token_type::BYTE;
-        if !whole && token.len() <= MAX_SPLIT_BYTES {
+        if is_split(id) && count.load(Ordering::Relaxed) <= MAX_MERGES {
             for (at, _) in token.char_indices().skip(1) {
                 let (left, right) = token.split_at(at);
                 if let Some(left) = ids.get(left)
@@ -229,6 +253,7 @@ fn merges_by_score(metadata: &GgufMetadata, vocabulary: &GgufVocabulary<'_>) -> 
                 }
             }
         }
+        count.fetch_add(pairs.len(), Ordering::Relaxed);
         pairs
     };
     let mut merges: Vec<_> = tokens.par_iter().enumerate().flat_map_iter(pairs).collect();
@@ -237,14 +262,13 @@ fn merges_by_score(metadata: &GgufMetadata, vocabulary: &GgufVocabulary<'_>) -> 
     let bytes = |(_, left, right): &(f64, u32, u32)| {
         size_of::<(String, String)>() + tokens[*left as usize].len() + tokens[*right as usize].len()
     };
-    if merges.par_iter().map(bytes).sum::<usize>() > MAX_MERGES_BYTES {
-        let why = format!("{} pairs of tokens make others, too many to hold", merges.len());
-        return Err(metadata.bad("tokenizer.ggml.tokens", &why));
+    if merges.len() > MAX_MERGES || merges.par_iter().map(bytes).sum::<usize>() > MAX_MERGES_BYTES {
+        return Err(too_many(merges.len()));
     }
     Ok(merges.into_par_iter().map(|(_, left, right)| (token(left), token(right))).collect())
 }
 
-/// A SentencePiece model: BPE of characters, where spaces are "▁" and what is in no token becomes bytes.
+/// A SentencePiece model: BPE of characters with "▁" for spaces and byte fallback.
 fn sentence_piece(
     path: &Path,
     metadata: &GgufMetadata,
@@ -274,7 +298,7 @@ fn sentence_piece(
     Ok((inner, None, SurroundingTokens { adds_bos: true, bos: default(1), eos: default(2) }))
 }
 
-/// Control tokens are special; those the model's makers added as text are not.
+/// Adds control tokens as special tokens, and user-defined ones as plain tokens.
 fn add_tokens(
     metadata: &GgufMetadata,
     vocabulary: &GgufVocabulary<'_>,
@@ -299,7 +323,7 @@ fn add_tokens(
     Ok(())
 }
 
-/// What the tokenizer puts around every text.
+/// The post-processor that puts BOS and EOS around every text.
 fn surroundings(
     path: &Path,
     metadata: &GgufMetadata,

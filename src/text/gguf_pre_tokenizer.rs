@@ -1,9 +1,9 @@
-//! How byte-level tokenizers cut text into words before merging, by the `tokenizer.ggml.pre` of a GGUF file.
+//! Pre-tokenizers of byte-level GGUF files, by their `tokenizer.ggml.pre`.
 //!
-//! The steps are those of the models' own `tokenizer.json`. llama.cpp, which gave the kinds their names, says many of
-//! them otherwise for its own regular expressions and normalises nothing. It differs for decomposed characters where
-//! `nfc` is set, for combining marks in the words of Tekken and GPT-4o, for numbers of Falcon, which never join the
-//! space before them, and for rare spaces and letters such as U+2028 and "ſ".
+//! The steps follow the models' own `tokenizer.json`. llama.cpp, which named the kinds, rewrites many of them for its
+//! own regular expressions and normalizes nothing. It differs for decomposed characters where `nfc` is set, for
+//! combining marks in the words of Tekken and GPT-4o, for numbers of Falcon, which never join the space before them,
+//! and for rare spaces and letters such as U+2028 and "ſ".
 
 use tokenizers::{SplitDelimiterBehavior, pre_tokenizers::punctuation::Punctuation};
 
@@ -12,6 +12,7 @@ use super::{
     pre_tokenizer::{PreTokenizer, PreTokenizerStep},
 };
 
+/// A kind of pre-tokenizer, with the settings that come with it.
 pub struct GgufPreTokenizer {
     steps: &'static [GgufStep],
     /// Whether text is composed first.
@@ -25,7 +26,7 @@ pub struct GgufPreTokenizer {
 /// Each step cuts the pieces of the one before.
 #[derive(Clone, Copy)]
 enum GgufStep {
-    /// What a regular expression matches stands alone.
+    /// Isolates the matches of a regular expression.
     Cut(&'static str),
     /// Every digit stands alone.
     EachDigit,
@@ -66,7 +67,7 @@ const BLOOM: &str = r" ?[^(\s|[.,!?…。，、।۔،])]+";
 const YOUTU_CJK: &str = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u{3040}-ゟ゠-ヿ]+";
 
 impl GgufPreTokenizer {
-    /// The words of a kind, none if this version does not know it.
+    /// The pre-tokenizer of a kind, or none if it is unknown.
     pub fn of(kind: &str) -> Option<Self> {
         let of = |steps| Self { steps, nfc: false, whole: false, adds_bos: false };
         let composed = |steps| Self { nfc: true, ..of(steps) };

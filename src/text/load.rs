@@ -1,11 +1,13 @@
 //! Tokenizer and chat template of a checkpoint.
 
+use std::path::Path;
+
 use serde_json::{Map, Value};
 
 use super::{
     ChatTemplate, TextProcessor, Tokenizer,
     added_tokens::{self, AddedTokens},
-    gguf,
+    class_defaults, gguf,
     lenient::ignore_invalid,
     template_files::FoundTemplate,
     vocab_merges,
@@ -58,7 +60,7 @@ pub fn load(checkpoint: &Checkpoint, chat_template: Option<&str>, vocab_size: us
     Ok(TextProcessor { tokenizer: found.tokenizer, template, end_ids: found.end_ids, end_of_text })
 }
 
-/// What a model's files say about text.
+/// The parts of a [`TextProcessor`] as the files have them.
 struct TextParts {
     tokenizer: Tokenizer,
     template: Option<FoundTemplate>,
@@ -82,8 +84,9 @@ fn directory_text(checkpoint: &Checkpoint, vocab_size: usize) -> Result<TextPart
     } else {
         return Err(no_tokenizer(dir));
     };
-    let eos_token = special_token(config.as_ref(), "eos_token")?;
-    let generation = Config::read_if_there(&dir.join("generation_config.json"))?;
+    let (bos_token, eos_token) =
+        (named(config.as_ref(), "bos_token", &tokenizer)?, named(config.as_ref(), "eos_token", &tokenizer)?);
+    let generation = generation_config(dir)?;
     let mut end_ids: Vec<u32> = [Some(&checkpoint.config), generation.as_ref()]
         .into_iter()
         .flatten()
@@ -95,14 +98,26 @@ fn directory_text(checkpoint: &Checkpoint, vocab_size: usize) -> Result<TextPart
     end_ids.dedup();
     Ok(TextParts {
         template: FoundTemplate::of_directory(dir, config.as_ref())?,
-        bos_token: special_token(config.as_ref(), "bos_token")?,
+        bos_token,
         eos_token,
         end_ids,
         tokenizer,
     })
 }
 
-/// An id or a list of ids, without those that the model has not.
+/// Reads `generation_config.json`. As in transformers, a file that is no JSON object is ignored.
+///
+/// # Errors
+/// A file that is too large or no regular file.
+fn generation_config(dir: &Path) -> Result<Option<Config>> {
+    let path = dir.join("generation_config.json");
+    if files::exists(&path) {
+        files::read_limited(&path, files::MAX_JSON)?;
+    }
+    Ok(ignore_invalid(Config::read_if_there(&path)))
+}
+
+/// An id or a list of ids; ids that the model does not have are ignored.
 fn known_ids(config: &Config, key: &str, vocab_size: usize) -> Vec<u32> {
     let values = match config.get(key) {
         None => &[][..],
@@ -116,6 +131,17 @@ fn known_ids(config: &Config, key: &str, vocab_size: usize) -> Vec<u32> {
         tracing::warn!("{}", config.bad(key, &why));
     }
     ids
+}
+
+/// The text of a special token that the configuration names, or else of the class's default if the vocabulary has it.
+fn named(config: Option<&Config>, key: &str, tokenizer: &Tokenizer) -> Result<String> {
+    let token = special_token(config, key)?;
+    if !token.is_empty() {
+        return Ok(token);
+    }
+    let mut defaults = config.into_iter().flat_map(class_defaults::tokens);
+    let default = defaults.find(|(found, text)| *found == key && tokenizer.id_of(text).is_some());
+    Ok(default.map(|(_, text)| text.to_owned()).unwrap_or_default())
 }
 
 /// The text of a special token, which `tokenizer_config.json` gives as text or as an object.

@@ -1,10 +1,11 @@
-//! Between text and token ids: tokenizer, chat template, and text as it is generated.
+//! Text to token ids and back: tokenizers, chat templates, and the text of an answer while it is generated.
 
 mod added_token_finder;
 mod added_tokens;
 pub mod budget;
 mod byte_level;
 mod chat_template;
+mod class_defaults;
 mod continued_chat;
 mod control_names;
 mod control_tokens;
@@ -16,7 +17,6 @@ mod gguf_pre_tokenizer;
 mod jinja;
 mod lenient;
 mod load;
-mod model;
 mod normalizer;
 mod output_text;
 mod pattern;
@@ -24,6 +24,7 @@ mod plain_words;
 mod pre_tokenizer;
 mod rendered_prompt;
 mod stop_strings;
+mod subword;
 mod template_files;
 #[cfg(test)]
 pub mod tests;
@@ -47,10 +48,10 @@ use crate::{
     config::{MAX_NESTING, nests_deeper},
 };
 
-/// What a request wants to have continued.
+/// The prompt of a request.
 #[derive(Debug)]
 pub enum Prompt {
-    /// Text of the program, in which special tokens are recognised.
+    /// Raw text, in which special tokens are recognized.
     Text(String),
     /// A conversation, for the chat template.
     Chat(Vec<Message>),
@@ -81,7 +82,7 @@ pub struct TextProcessor {
     pub template: Option<ChatTemplate>,
     /// The ids that end an answer.
     pub end_ids: Vec<u32>,
-    /// The id that ends a text in what the model learned from.
+    /// The id that ends a text in the model's training data.
     pub end_of_text: Option<u32>,
 }
 
@@ -132,7 +133,7 @@ impl TextProcessor {
     }
 }
 
-/// What a chat template is given.
+/// The variables of a chat template.
 fn chat_context(messages: &[Message], vars: &Map<String, Value>) -> Result<Map<String, Value>> {
     if messages.is_empty() {
         return Err(Error::config("messages", "there are none"));
@@ -147,8 +148,8 @@ fn chat_context(messages: &[Message], vars: &Map<String, Value>) -> Result<Map<S
     Ok(context)
 }
 
-/// What transformers makes of a message: no field is null, and reasoning has all the names that templates
-/// know it by.
+/// A message as transformers hands it to a template: without nulls, and with its reasoning under every name that
+/// templates use.
 fn normalized(mut message: Map<String, Value>) -> Map<String, Value> {
     message.retain(|_, value| !value.is_null());
     let names = ["reasoning_content", "thinking", "reasoning"];

@@ -1,4 +1,4 @@
-//! What text becomes before it is cut into words: the `normalizer` of a `tokenizer.json`.
+//! The `normalizer` of a `tokenizer.json`: changes text before it is split into words.
 
 use std::borrow::Cow;
 
@@ -28,7 +28,7 @@ enum NormalizerStep {
         pattern: Pattern,
         content: String,
     },
-    /// As the tokenizers crate has it.
+    /// Any other step, run by the tokenizers crate.
     Foreign {
         step: Box<NormalizerWrapper>,
         /// How much longer it makes a text.
@@ -37,12 +37,12 @@ enum NormalizerStep {
     },
 }
 
-/// What a step looks at.
+/// How much text a step needs to see at a time.
 #[derive(Clone, Copy, PartialEq)]
 enum NormalizerScope {
-    /// Characters and those that combine with them; it leaves ASCII alone.
+    /// A character and its combining marks; ASCII stays as it is.
     Composition,
-    /// Characters and those that combine with them.
+    /// A character and its combining marks.
     Characters,
     /// All of a text.
     Text,
@@ -76,7 +76,7 @@ impl Normalizer {
         })
     }
 
-    /// What a text becomes.
+    /// The normalized text.
     pub async fn normalize<'t>(&self, text: &'t str, budget: &mut TokenizeBudget) -> Result<Cow<'t, str>, BoxError> {
         let mut text = Cow::Borrowed(text);
         for step in &self.0 {
@@ -110,7 +110,7 @@ impl Normalizer {
         Ok(text)
     }
 
-    /// What a text becomes, at once.
+    /// The normalized text, without yielding.
     pub fn normalize_now(&self, text: &str) -> Result<String, BoxError> {
         let mut budget = TokenizeBudget::unlimited();
         super::budget::at_once(self.normalize(text, &mut budget)).ok_or("it was not done at once")?.map(Cow::into_owned)

@@ -1,10 +1,13 @@
+//! The text of an answer while it is generated, with stop strings cut off.
+
 use std::{collections::VecDeque, sync::Arc};
 
 use super::{StopStrings, TextProcessor, detokenizer::Detokenizer};
 use crate::{Result, Token, TokenLogprobs};
 
-/// The answer as far as it is generated: gives each token its text, and holds tokens back while
-/// their text is undecided — an unfinished character, or what may become a stop string.
+/// The text of an answer while it is generated.
+///
+/// Tokens are held back while their text is undecided: an unfinished character, or the beginning of a stop string.
 pub struct OutputText {
     detokenizer: Detokenizer,
     stops: Arc<StopStrings>,
@@ -16,7 +19,7 @@ pub struct OutputText {
     unstoppable: usize,
 }
 
-/// What became of a token.
+/// The tokens that a new token releases.
 #[derive(Debug, PartialEq)]
 pub struct OutputDelta {
     /// The tokens whose text is decided now.
@@ -50,7 +53,7 @@ impl OutputText {
             return Ok(OutputDelta { ready: Vec::new(), stopped: false });
         }
         let undecided = self.stops.automaton().len_of(self.prefix);
-        // What is left of a character goes to the last token, should no more come.
+        // The bytes of an unfinished character go to the last token, should no more come.
         let kept = usize::from(self.detokenizer.waits());
         match stop {
             Some(end) => Ok(OutputDelta { ready: self.cut(end), stopped: true }),

@@ -1,15 +1,15 @@
-//! Words of messages, whose tokens are never control tokens.
+//! Words of messages, which are tokenized so that no control token comes of them.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
-use tokenizers::{Model as _, ModelWrapper, Token};
+use tokenizers::{Model as _, ModelWrapper};
 
-use super::{control_tokens::ControlTokens, pattern::BoxError};
+use super::{budget::TokenizeBudget, control_tokens::ControlTokens, pattern::BoxError, subword::SubwordModel};
 
 /// How often a word is cut anew where control tokens come of its parts, before it is cut into characters.
 const MAX_CUTS: usize = 16;
 
-/// A text that only a control token can write.
+/// A text that only a control token of the vocabulary covers.
 #[derive(Debug)]
 pub struct Unwritable(String);
 
@@ -21,62 +21,76 @@ impl fmt::Display for Unwritable {
 
 impl std::error::Error for Unwritable {}
 
-/// The ids of a word, which is cut for as long as control tokens come of it.
-pub fn tokenize(model: &ModelWrapper, control: &ControlTokens, word: &str) -> Result<Vec<u32>, BoxError> {
-    let words = PlainWords { model, control };
-    Ok(words.tokenize(word, 0)?.into_iter().map(|token| token.id).collect())
-}
-
-struct PlainWords<'a> {
-    model: &'a ModelWrapper,
-    control: &'a ControlTokens,
+/// Splits words into tokens none of which is a control token.
+pub struct PlainWords<'a> {
+    pub subwords: &'a SubwordModel,
+    pub model: &'a ModelWrapper,
+    pub control: &'a ControlTokens,
 }
 
 impl PlainWords<'_> {
-    fn tokenize(&self, word: &str, cuts: usize) -> Result<Vec<Token>, BoxError> {
-        let tokens = self.model.tokenize(word)?;
-        let is_control = |token: &&Token| {
-            let (from, end) = token.offsets;
-            self.control.is_control(self.model, token.id, word.get(from..end).unwrap_or(word))
-        };
-        let inside = |token: &Token| {
-            let (from, end) = token.offsets;
-            let inner: Vec<usize> =
-                word.get(from..end).unwrap_or(word).char_indices().map(|(at, _)| from + at).collect();
-            // One of a single character stands alone.
-            if inner.len() > 1 { vec![inner[inner.len() / 2]] } else { vec![from, end] }
-        };
-        let mut at: Vec<usize> = tokens.iter().filter(is_control).flat_map(inside).collect();
-        if at.is_empty() {
-            return Ok(tokens);
+    /// The ids of a word, which is cut for as long as control tokens come of it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the work.
+    pub async fn tokenize(&self, word: &str, budget: &mut TokenizeBudget) -> Result<Vec<u32>, BoxError> {
+        let mut ids = Vec::new();
+        // Parts that are still to be tokenized, the next one on top, and how often each was cut.
+        let mut parts = vec![(0..word.len(), 0)];
+        while let Some((part, cuts)) = parts.pop() {
+            let text = &word[part.clone()];
+            let mut tokens = Vec::new();
+            let emit = |id, range| tokens.push((id, range));
+            self.subwords.tokenize(self.model, text, budget, emit).await?;
+            let mut at: Vec<usize> = tokens
+                .iter()
+                .filter(|token| self.is_control(text, token))
+                .flat_map(|(_, range)| inside(text, range))
+                .collect();
+            if at.is_empty() {
+                ids.extend(tokens.into_iter().map(|(id, _)| id));
+                continue;
+            }
+            if cuts == MAX_CUTS {
+                at = text.char_indices().map(|(at, _)| at).collect();
+            }
+            at.retain(|at| (1..text.len()).contains(at) && text.is_char_boundary(*at));
+            // Several tokens may have the bytes of one character.
+            at.sort_unstable();
+            at.dedup();
+            if at.is_empty() {
+                ids.extend(self.spell(text)?);
+                continue;
+            }
+            let mut end = part.end;
+            for start in at.into_iter().rev().map(|at| part.start + at).chain([part.start]) {
+                parts.push((start..end, cuts + 1));
+                end = start;
+            }
+            budget.yield_if_due().await;
         }
-        if cuts == MAX_CUTS {
-            at = word.char_indices().map(|(at, _)| at).collect();
-        }
-        at.retain(|at| (1..word.len()).contains(at) && word.is_char_boundary(*at));
-        at.dedup();
-        if at.is_empty() {
-            return self.spell(word);
-        }
-        let (mut tokens, mut from) = (Vec::new(), 0);
-        for end in at.into_iter().chain([word.len()]) {
-            let part = self.tokenize(&word[from..end], cuts + 1)?;
-            tokens.extend(part.into_iter().map(|token| Token::new(token.id, token.value, (from, end))));
-            from = end;
-        }
-        Ok(tokens)
+        Ok(ids)
     }
 
-    /// The bytes of a character, or what stands for one that is in no token.
-    fn spell(&self, character: &str) -> Result<Vec<Token>, BoxError> {
-        let byte = |byte: u8| {
-            let name = format!("<0x{byte:02X}>");
-            self.model.token_to_id(&name).map(|id| Token::new(id, name, (0, character.len())))
-        };
+    fn is_control(&self, word: &str, (id, range): &(u32, Range<usize>)) -> bool {
+        self.control.is_control(self.model, *id, word.get(range.clone()).unwrap_or(word))
+    }
+
+    /// The byte tokens of a character, or the unknown token.
+    fn spell(&self, character: &str) -> Result<Vec<u32>, BoxError> {
+        let byte = |byte: u8| self.model.token_to_id(&format!("<0x{byte:02X}>"));
         if let Some(bytes) = character.bytes().map(byte).collect() {
             return Ok(bytes);
         }
         let unknown = self.control.unknown(self.model).ok_or_else(|| Unwritable(character.to_owned()))?;
-        Ok(vec![Token::new(unknown, String::new(), (0, character.len()))])
+        Ok(vec![unknown])
     }
+}
+
+/// Where to cut a word so that a token of it is cut, too.
+fn inside(word: &str, token: &Range<usize>) -> Vec<usize> {
+    let text = word.get(token.clone()).unwrap_or(word);
+    let starts: Vec<usize> = text.char_indices().map(|(at, _)| token.start + at).collect();
+    // One of a single character stands alone.
+    if starts.len() > 1 { vec![starts[starts.len() / 2]] } else { vec![token.start, token.end] }
 }

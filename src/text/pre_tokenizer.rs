@@ -1,5 +1,4 @@
-//! How text is cut into words before a model's tokenizer makes tokens of them: the `pre_tokenizer` of a
-//! `tokenizer.json`, one word at a time.
+//! The `pre_tokenizer` of a `tokenizer.json`: splits text into words, lazily, one at a time.
 
 use std::{ops::Range, sync::Arc, vec};
 
@@ -35,7 +34,7 @@ pub enum PreTokenizerStep {
     /// From here on text is bytes.
     Bytes,
     Metaspace(Metaspace),
-    /// Any other, as the tokenizers crate has it.
+    /// Any other step, run by the tokenizers crate.
     Foreign(Box<PreTokenizerWrapper>),
 }
 
@@ -55,7 +54,7 @@ enum PrependScheme {
 }
 
 impl PreTokenizerStep {
-    /// What a pattern matches stands alone.
+    /// Isolates every match of a pattern.
     pub fn isolated(pattern: Pattern) -> Self {
         Self::Split { pattern, behavior: SplitDelimiterBehavior::Isolated, invert: false }
     }
@@ -130,7 +129,7 @@ fn read(value: &Value, steps: &mut Vec<PreTokenizerStep>) -> Result<(), BoxError
         }
         "Metaspace" => steps.push(PreTokenizerStep::Metaspace(metaspace(value)?)),
         "FixedLength" if value["length"] == 0 => return Err("length is 0".into()),
-        // Those have no patterns of their own.
+        // No other step has patterns.
         _ => steps.push(PreTokenizerStep::Foreign(Box::new(serde_json::from_value(value.clone())?))),
     }
     Ok(())
@@ -196,7 +195,7 @@ impl TextSlice {
 /// The words of a text, in order.
 pub struct WordIter<'s> {
     steps: &'s [PreTokenizerStep],
-    /// What each step is at, the last one on top.
+    /// The piece that each step is splitting, the last step on top.
     stack: Vec<PendingSplits<'s>>,
     /// The text, until it is begun.
     start: Option<TextSlice>,
@@ -215,7 +214,7 @@ struct PatternSplits<'s> {
     /// How much has been given.
     at: usize,
     next: Option<Range<usize>>,
-    /// Whether matches, and what is between them, are given.
+    /// Whether matches are returned, and whether the text between them is.
     gives: (bool, bool),
 }
 
@@ -296,7 +295,7 @@ fn lazily(pattern: &Pattern, piece: TextSlice, gives: (bool, bool)) -> PendingSp
     PendingSplits::Lazy(PatternSplits { piece, scan: pattern.scan(), at: 0, next: None, gives })
 }
 
-/// All of a text: what matches, and what is between.
+/// All parts of a text, and whether each is a match (or none, if `invert`).
 fn parts(pattern: &Pattern, text: &str, invert: bool) -> Result<Vec<(Range<usize>, bool)>, BoxError> {
     let (mut parts, mut at, mut scan) = (Vec::new(), 0, pattern.scan());
     while let Some((start, end)) = scan.next(text)? {

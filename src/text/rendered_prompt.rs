@@ -1,4 +1,4 @@
-//! Prompts that a template has written, to token ids: control tokens only where the template wrote them.
+//! Prompts that a template has rendered. Control tokens are recognized only where the template wrote them.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::{ChatTemplate, EncodeMode, TokenizeBudget, Tokenizer};
 use crate::Result;
 
-/// A prompt that a template has written, and which parts of it come from the values it was given.
+/// The output of a chat template, and which parts of it come from its input values.
 pub struct RenderedPrompt {
     pub text: String,
     /// Byte ranges, in order and apart.
@@ -61,11 +61,12 @@ impl RenderedPrompt {
         ValueSpans { text: &self.text, values: &self.values }
     }
 
-    /// Encodes what is between the control tokens of the template.
+    /// Encodes the text between the template's control tokens as plain text.
     async fn encode_apart(&self, tokenizer: &Tokenizer, budget: &mut TokenizeBudget) -> Result<Vec<u32>> {
         let (text, given) = (&self.text, self.given());
         let (mut ids, mut plain_from, mut at) = (Vec::new(), 0, 0);
         while at < text.len() {
+            budget.yield_if_due().await;
             let found = tokenizer.control().at_start_of(&text[at..]);
             match found.filter(|found| !given.is_any_in(at..at + found.token.content.len())) {
                 Some(found) => {

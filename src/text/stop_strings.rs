@@ -1,6 +1,8 @@
+//! Stop strings, and the Aho-Corasick automaton that finds them.
+
 use std::sync::OnceLock;
 
-/// Strings that end an answer, as an automaton of Aho and Corasick, which takes each byte once however many there are.
+/// Strings that end an answer, matched by an Aho-Corasick automaton: one step a byte, however many strings there are.
 #[derive(Debug, Default)]
 pub struct StopStrings {
     strings: Vec<String>,
@@ -18,7 +20,7 @@ impl StopStrings {
     }
 }
 
-/// The prefixes of all strings, by length. Those that continue a prefix are next to each other, by their last byte.
+/// The prefixes of all strings, by length. Continuations of a prefix are adjacent and sorted by their last byte.
 #[derive(Debug, Clone)]
 pub struct Automaton(Vec<AutomatonState>);
 
@@ -26,7 +28,7 @@ pub struct Automaton(Vec<AutomatonState>);
 struct AutomatonState {
     last_byte: u8,
     len: u32,
-    /// The first of those that continue it; they end where those of the next prefix begin.
+    /// Its first continuation; the last one is before the first of the next prefix.
     longer: u32,
     /// The longest prefix that it ends with, but itself.
     fallback: u32,
@@ -119,7 +121,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn prefixes_and_strings_are_those_that_a_search_finds(
+        fn automaton_matches_naive_search(
             strings in prop::collection::vec("[ab]{1,5}|ä[ab]", 0..8),
             text in "[abcä]{0,40}",
         ) {

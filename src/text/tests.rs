@@ -4,7 +4,7 @@ mod gguf_files;
 mod limits;
 mod messages;
 mod steps;
-#[path = "../../examples/support/mod.rs"]
+#[path = "../../examples/support/models.rs"]
 mod support;
 
 use std::{
@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use super::{
     ChatTemplate, OutputText, Prompt, StopStrings, TemplateSource, TextProcessor, Tokenizer,
     added_tokens::{self, AddedTokens},
-    budget, chat_context, continued_chat,
+    budget, chat_context, class_defaults, continued_chat,
     detokenizer::Detokenizer,
     gguf,
     rendered_prompt::RenderedPrompt,
@@ -56,7 +56,7 @@ fn gguf_tokenizer(path: &Path) -> Tokenizer {
     gguf::tokenizer(path, &GgufFile::open(path).unwrap().metadata).unwrap()
 }
 
-/// Every tokenizer with what its reference makes of texts and ids.
+/// Every tokenizer with the ids and texts of its reference.
 fn tokenizers() -> Vec<(String, Arc<TextProcessor>, Value)> {
     let directories = DIRECTORIES.map(|name| {
         let tokenizer = Tokenizer::read(&golden(name).join("tokenizer.json"), AddedTokens::default()).unwrap();
@@ -80,7 +80,7 @@ fn tokenizers() -> Vec<(String, Arc<TextProcessor>, Value)> {
 }
 
 #[test]
-fn ids_are_those_of_transformers() {
+fn encode_matches_transformers() {
     for (name, text, expected) in tokenizers() {
         for (input, ids) in cases(&expected, "encode_cases") {
             assert_eq!(text.tokenizer.encode(input, true).unwrap(), ids, "{name}: {input:?}");
@@ -89,7 +89,7 @@ fn ids_are_those_of_transformers() {
 }
 
 #[test]
-fn pieces_make_up_the_decoding_of_transformers() {
+fn detokenizer_matches_transformers() {
     for (name, text, expected) in tokenizers() {
         for (whole, ids) in cases(&expected, "decode_cases") {
             let mut answer = OutputText::new(text.clone(), &[], Arc::default());
@@ -132,7 +132,7 @@ fn answer_text(text: &Arc<TextProcessor>, prompt: &[u32], answer: &[u32]) -> (St
 }
 
 #[test]
-fn an_answer_is_what_its_ids_add_to_the_decoding_of_the_prompt() {
+fn detokenizer_continues_the_prompt() {
     for (name, text, expected) in tokenizers() {
         for (input, ids) in cases(&expected, "encode_cases") {
             let (whole, _) = answer_text(&text, &[], &ids);
@@ -152,7 +152,7 @@ fn an_answer_is_what_its_ids_add_to_the_decoding_of_the_prompt() {
 }
 
 #[test]
-fn the_first_token_of_an_answer_keeps_its_space() {
+fn first_token_of_an_answer_keeps_its_space() {
     let (_, text, _) = tokenizers().into_iter().find(|(name, ..)| name == "spm_gqa").unwrap();
     let ids = text.tokenizer.encode("The dog", true).unwrap();
     let cut = (1..ids.len()).find(|at| text.tokenizer.token_of(ids[*at]).unwrap().starts_with("▁d")).unwrap();
@@ -166,7 +166,7 @@ fn the_first_token_of_an_answer_keeps_its_space() {
 }
 
 #[test]
-fn bytes_that_never_become_a_character_do_not_wait() {
+fn invalid_utf8_does_not_hold_back_tokens() {
     for (name, text, _) in tokenizers() {
         let byte = |byte: u8| {
             let fallback = text.tokenizer.id_of(&format!("<0x{byte:02X}>"));
@@ -193,7 +193,7 @@ fn bytes_that_never_become_a_character_do_not_wait() {
 }
 
 #[test]
-fn tokens_drawn_at_random_make_up_their_decoding() {
+fn detokenizer_matches_decode_for_random_tokens() {
     for (name, text, _) in tokenizers().into_iter().filter(|(name, ..)| !name.contains("spm")) {
         let count = text.tokenizer.vocab_size() as u32;
         let mut state = 1u32;
@@ -209,7 +209,7 @@ fn tokens_drawn_at_random_make_up_their_decoding() {
 }
 
 #[test]
-fn added_tokens_of_directories_are_those_of_transformers() {
+fn added_tokens_match_transformers() {
     let golden_file = json("added_tokens.json");
     let dir = std::env::temp_dir().join(format!("tokenflow-added-{}", std::process::id()));
     for case in golden_file["directories"].as_array().unwrap() {
@@ -249,7 +249,7 @@ fn added_tokens_of_directories_are_those_of_transformers() {
 }
 
 #[test]
-fn new_tokens_have_ids_for_which_the_model_has_room() {
+fn new_added_tokens_stay_below_the_vocab_size() {
     let path = golden("mha_tied/tokenizer.json");
     let config = json!({"pad_token": "[PAD]", "additional_special_tokens": ["<|one|>", "<|two|>", 3, null], "eos_token": 7,
                         "added_tokens_decoder": {"first": {"content": "x"}, "5": "text", "6": {}}});
@@ -262,7 +262,35 @@ fn new_tokens_have_ids_for_which_the_model_has_room() {
 }
 
 #[test]
-fn many_stop_strings_that_nearly_match_cost_no_more_than_a_few() {
+fn tokenizer_classes_have_default_tokens() {
+    let path = golden("mha_tied/tokenizer.json");
+    let known = |text: &str| Tokenizer::read(&path, AddedTokens::default()).unwrap().id_of(text).is_some();
+    assert!(known("<|im_end|>") && !known("<|endoftext|>"));
+    let tokens = |config: Value| {
+        let config = Config::new("tokenizer_config.json", config.as_object().unwrap().clone());
+        class_defaults::tokens(&config).collect::<Vec<_>>()
+    };
+    let end = "<|endoftext|>";
+    assert_eq!(
+        tokens(json!({"tokenizer_class": "GPT2TokenizerFast"})),
+        [("bos_token", end), ("eos_token", end), ("unk_token", end)]
+    );
+    assert_eq!(
+        tokens(json!({"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "unk_token": null})),
+        [("pad_token", end)]
+    );
+    assert_eq!(tokens(json!({"tokenizer_class": "LlamaTokenizer"}))[1], ("eos_token", "</s>"));
+    assert_eq!(tokens(json!({"tokenizer_class": "PreTrainedTokenizerFast"})), []);
+    assert_eq!(tokens(json!({})), []);
+    // A default adds no token to a vocabulary.
+    let config =
+        Config::new("tokenizer_config.json", json!({"tokenizer_class": "Qwen2Tokenizer"}).as_object().unwrap().clone());
+    let added = AddedTokens::read_leniently(Path::new("no-such-directory"), &config).unwrap();
+    assert_eq!(Tokenizer::read(&path, added).unwrap().id_of(end), None);
+}
+
+#[test]
+fn many_similar_stop_strings_are_fast() {
     let text = Arc::new(chatml());
     let stops = (0..2000).map(|i| format!("{}{i}!", "a".repeat(1000))).collect();
     let mut answer = OutputText::new(text.clone(), &[], Arc::new(StopStrings::new(stops)));
@@ -280,7 +308,7 @@ fn many_stop_strings_that_nearly_match_cost_no_more_than_a_few() {
 }
 
 #[test]
-fn a_character_comes_with_its_last_token() {
+fn character_comes_with_its_last_token() {
     let (_, text, _) = tokenizers().remove(0);
     let ids = text.tokenizer.encode("a🚀b", false).unwrap();
     let mut detokenizer = Detokenizer::new(text.clone(), &[]);
@@ -290,7 +318,7 @@ fn a_character_comes_with_its_last_token() {
 }
 
 #[test]
-fn smollm2_ids_are_those_of_llama_cpp() {
+fn smollm2_encode_matches_llama_cpp() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let tokenizer = gguf_tokenizer(&runtime.block_on(support::smollm2_gguf()).unwrap());
     for case in json("smollm2/tokenize.json")["cases"].as_array().unwrap() {
@@ -318,8 +346,8 @@ fn template_names() -> Vec<String> {
     names
 }
 
-/// What a golden's messages and variables become on their way from `TextModel::chat` to the template, or
-/// what transformers would make of them if they have roles that we do not know.
+/// A golden's messages and variables as `TextModel::chat` hands them to the template, or as transformers does if a role
+/// is unknown here.
 fn context(case: &Value) -> Map<String, Value> {
     let vars = case["vars"].as_object().cloned().unwrap_or_default();
     let mut context = match serde_json::from_value::<Vec<Message>>(case["messages"].clone()) {
@@ -335,7 +363,7 @@ fn context(case: &Value) -> Map<String, Value> {
 }
 
 #[test]
-fn templates_render_as_in_transformers() {
+fn templates_match_transformers() {
     let path = golden("mha_tied/tokenizer.json");
     let mut tokenizer = tokenizers::Tokenizer::from_file(&path).unwrap();
     let control = ["[INST]", "[|user|]", "<｜User｜>", "</s>"].map(|text| tokenizers::AddedToken::from(text, true));
@@ -381,7 +409,7 @@ fn templates_render_as_in_transformers() {
 }
 
 #[test]
-fn expressions_are_those_of_python() {
+fn expressions_match_python() {
     let mut wrong = Vec::new();
     for name in ["expressions", "language"] {
         let value = json(&format!("templates/{name}.json"));
@@ -405,7 +433,39 @@ fn expressions_are_those_of_python() {
 }
 
 #[test]
-fn prompts_end_within_the_last_message() {
+fn blocks_and_macros_match_jinja() {
+    let render = |source: &str| template(source.to_owned(), &Value::Null).render(Map::new());
+    let flags = "{{ m.catch_varargs }},{{ m.catch_kwargs }},{{ m.caller }}";
+    for (source, expected) in [
+        (&*format!("{{% macro m(a) %}}{{{{ varargs }}}}{{% endmacro %}}{flags}"), "True,False,False"),
+        (&*format!("{{% macro m() %}}{{{{ kwargs }}}}{{{{ caller() }}}}{{% endmacro %}}{flags}"), "False,True,True"),
+        ("{% block x %}hi{% endblock %}{{ self.x() }}", "hihi"),
+        ("{{ self.x() }}{% block x %}hi{{ 1 }}{% endblock %}", "hi1hi1"),
+        ("{{ self.y is defined }}{% block x %}{% endblock %}", "False"),
+        ("{% block x %}a{% endblock %}{% set y = self.x() %}{{ y ~ y }}", "aaa"),
+        ("{% block x %}a{% endblock x %}{{ self['x']() }}", "aa"),
+        ("{% macro m() %}{{ self.x() }}{% endmacro %}{% block x %}b{% endblock %}{{ m() }}", "bb"),
+        ("{% if false %}{% block x %}b{% endblock %}{% endif %}{{ self.x() }}", "b"),
+        ("{% set a = 1 %}{% block x %}{{ a }}{% set a = 2 %}{% endblock %}{{ a }}{{ self.x() }}", "111"),
+    ] {
+        assert_eq!(render(source).unwrap(), expected, "{source}");
+    }
+    for (source, expected) in [
+        ("{{ lipsum() }}", "lipsum() is not supported"),
+        ("{{ 'a'.encode() }}", "str.encode() is not supported"),
+        ("{% block x %}{{ self.x() }}{% endblock %}", "nested"),
+        ("{{ self.y() }}{% block x %}{% endblock %}", "has no attribute 'y'"),
+    ] {
+        let error = render(source).unwrap_err().to_string();
+        assert!(error.contains(expected), "{source}: {error}");
+    }
+    let twice = "{% block x %}a{% endblock %}{% block x %}b{% endblock %}".to_owned();
+    let error = ChatTemplate::new(Path::new("test"), twice, String::new(), String::new()).err().unwrap().to_string();
+    assert!(error.contains("block 'x' defined twice"), "{error}");
+}
+
+#[test]
+fn continued_chat_ends_within_the_last_message() {
     let text = chatml();
     let value = json("templates/continued.json");
     let cases = value["cases"].as_array().unwrap();
@@ -428,7 +488,7 @@ fn prompts_end_within_the_last_message() {
 }
 
 #[test]
-fn templates_take_no_more_memory_than_texts_may_have() {
+fn template_memory_is_limited() {
     for source in [
         "{{ 'a'.ljust(1048576, 'x' * 100000000) }}",
         "{{ [1] | batch(100000000000000, 0) | list }}",
@@ -477,7 +537,7 @@ fn encode_chat(text: &TextProcessor, messages: &[Message], vars: &Map<String, Va
 }
 
 #[test]
-fn a_plain_conversation_has_the_ids_of_its_render() {
+fn chat_encodes_like_its_rendered_text() {
     let text = chatml();
     let messages = [Message::system("Be < brief >."), Message::user("1 <2> 3 <| 4"), Message::assistant("<b>ok</b>")];
     let rendered = text.template.as_ref().unwrap().render(chat_context(&messages, &Map::new()).unwrap()).unwrap();
@@ -485,7 +545,7 @@ fn a_plain_conversation_has_the_ids_of_its_render() {
 }
 
 #[test]
-fn a_template_finds_what_it_looks_for() {
+fn templates_can_search_message_text() {
     let source = "{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] }}{{ m.content | length }}\
                   {% if '<|im_end|>' in m.content %}found{% endif %}{% endfor %}";
     let text = TextProcessor { template: Some(template(source.to_owned(), &Value::Null)), ..chatml() };
@@ -495,7 +555,7 @@ fn a_template_finds_what_it_looks_for() {
 }
 
 #[test]
-fn templates_that_are_nested_deep_are_compiled_or_refused() {
+fn deeply_nested_templates_compile_or_are_refused() {
     // A small stack: all that compiles them is to have one of its own.
     let new = |source: String| {
         let new = move || ChatTemplate::new(Path::new("test"), source, String::new(), String::new()).map(drop);
@@ -528,7 +588,7 @@ fn templates_that_are_nested_deep_are_compiled_or_refused() {
 }
 
 #[test]
-fn stop_strings_are_found_across_tokens_and_held_back_until_decided() {
+fn stop_strings_match_across_tokens() {
     let text = Arc::new(chatml());
     let run = |input: &str, stops: &[&str]| {
         let stop_strings = StopStrings::new(stops.iter().map(|stop| (*stop).to_owned()).collect());

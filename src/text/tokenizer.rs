@@ -1,3 +1,5 @@
+//! Tokenizers: text to ids and ids to text, with a notion of control tokens.
+
 use std::{
     collections::{BTreeSet, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -13,24 +15,22 @@ use tokenizers::{
 use super::{
     added_tokens::AddedTokens,
     budget::{self, TokenizeBudget},
-    control_tokens::{ControlTokens, is_turn_marker, looks_like_control},
+    control_tokens::{ControlTokens, is_ordinary, is_turn_marker},
     encode_pipeline::{EncodeFailure, EncodeMode, EncodePipeline},
-    normalizer::Normalizer,
     plain_words::Unwritable,
-    pre_tokenizer::PreTokenizer,
     rendered_prompt::ValueSpans,
-    token_decoder::{self, DecodedPiece, PieceDecoder, TokenDecoder},
-    tokenizer_json,
+    token_decoder::{self, DecodedPiece, DecoderKind, PieceDecoder, TokenDecoder},
+    tokenizer_json::{self, TokenizerSteps},
 };
 use crate::{Error, Result, files};
 
 /// A tokenizer, and which of its tokens are control tokens.
 pub struct Tokenizer {
-    /// Its model, what is put around texts, and its decoder.
+    /// The model, and the tokens it puts around texts.
     inner: tokenizers::Tokenizer,
     pipeline: EncodePipeline,
     path: PathBuf,
-    decoding: TokenDecoder,
+    decoder: TokenDecoder,
     /// Tokens that are never printed.
     special_ids: HashSet<u32>,
     control: ControlTokens,
@@ -49,28 +49,23 @@ impl Tokenizer {
             Ok(inner)
         });
         let inner = inner.map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
-        Self::with_steps(path, inner, parts.normalizer(path)?, parts.pre_tokenizer(path)?)
+        Self::with_steps(path, inner, parts.steps(path)?)
     }
 
     /// Wraps a tokenizer that was made of the file at `path`.
     pub fn new(path: &Path, inner: tokenizers::Tokenizer) -> Result<Self> {
         let parts = tokenizer_json::TokenizerJson::of(&inner)
             .map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
-        Self::with_steps(path, inner, parts.normalizer(path)?, parts.pre_tokenizer(path)?)
+        Self::with_steps(path, inner, parts.steps(path)?)
     }
 
-    /// Wraps a tokenizer that was made of the file at `path`, with another normalizer and pre-tokenizer.
-    pub fn with_steps(
-        path: &Path,
-        inner: tokenizers::Tokenizer,
-        normalizer: Normalizer,
-        steps: PreTokenizer,
-    ) -> Result<Self> {
+    /// Wraps a tokenizer that was made of the file at `path`, with other steps before and after its model.
+    pub fn with_steps(path: &Path, inner: tokenizers::Tokenizer, steps: TokenizerSteps) -> Result<Self> {
         let mut inner = inner;
         // A prompt is never cut or padded behind its author's back.
         let _ = inner.with_truncation(None);
         inner.with_padding(None);
-        let pipeline = guarded(|| EncodePipeline::new(&mut inner, normalizer, steps))
+        let pipeline = guarded(|| EncodePipeline::new(&mut inner, steps.normalizer, steps.pre_tokenizer))
             .map_err(|error| Error::model_because(path, "added_tokens or model: cannot be used", error))?;
         // One that has been special stays so, whatever is said of it later.
         let is_special = |token: &AddedToken| inner.get_added_vocabulary().is_special_token(&token.content);
@@ -79,7 +74,7 @@ impl Tokenizer {
         let plain_added_texts = plain.into_iter().map(|(_, token)| token.content).filter(|text| !text.is_empty());
         let mut this = Self {
             path: path.to_owned(),
-            decoding: TokenDecoder::of(inner.get_decoder()),
+            decoder: steps.decoder,
             special_ids: special.iter().map(|(id, _)| *id).collect(),
             control: ControlTokens::default(),
             plain_added_texts: plain_added_texts.collect(),
@@ -102,7 +97,7 @@ impl Tokenizer {
         let markers: Vec<u32> = markers.filter_map(|text| self.id_of(text)).collect();
         let added = self.inner.get_added_tokens_decoder();
         for id in bounds.iter().chain(&markers).copied().filter(|id| !self.control.contains(*id)).collect::<Vec<_>>() {
-            let Some(text) = self.token_of(id).filter(|text| looks_like_control(text) || markers.contains(&id)) else {
+            let Some(text) = self.token_of(id).filter(|text| !is_ordinary(text) || markers.contains(&id)) else {
                 continue;
             };
             self.plain_added_texts.remove(&text);
@@ -111,8 +106,8 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of `text`. Special tokens in it are recognized; `add_special_tokens` adds those the
-    /// tokenizer puts around every text.
+    /// The ids of `text`, in which special tokens are recognized. `add_special_tokens` puts the tokenizer's own (BOS,
+    /// EOS) around it.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         self.encode_now(text, if add_special_tokens { EncodeMode::Document } else { EncodeMode::Fragment })
     }
@@ -186,27 +181,29 @@ impl Tokenizer {
 
     /// The text of `ids`.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        guarded(|| self.inner.decode(ids, false)).map_err(|error| self.failed("decoding", error))
+        let tokens = ids.iter().filter_map(|id| self.written(*id)).collect();
+        guarded(|| self.decoder.decode(tokens)).map_err(|error| self.failed("decoding", error))
     }
 
-    pub fn decoding(&self) -> &TokenDecoder {
-        &self.decoding
+    pub fn decoder_kind(&self) -> &DecoderKind {
+        &self.decoder.kind
     }
 
     /// The bytes of a token that is bytes.
     pub fn bytes_of(&self, id: u32) -> Vec<u8> {
-        token_decoder::bytes(self.written(id))
+        token_decoder::bytes(self.written(id).unwrap_or_default())
     }
 
-    /// What a token is to a decoder of pieces.
+    /// Decodes one token by itself.
     pub fn piece_of(&self, id: u32, pieces: &PieceDecoder) -> Result<DecodedPiece> {
-        guarded(|| pieces.piece(self.written(id))).map_err(|error| self.failed("decoding", error))
+        let token = self.written(id).unwrap_or_default();
+        guarded(|| self.decoder.piece(token, pieces)).map_err(|error| self.failed("decoding", error))
     }
 
-    /// A token as decoders see it; an id that there is not is nothing.
-    fn written(&self, id: u32) -> String {
+    /// A token as decoders see it.
+    fn written(&self, id: u32) -> Option<String> {
         let added = self.inner.get_added_vocabulary().simple_id_to_token(id);
-        added.or_else(|| self.inner.get_model().id_to_token(id)).unwrap_or_default()
+        added.or_else(|| self.inner.get_model().id_to_token(id))
     }
 
     /// Whether a token is a control token, which is never printed.
@@ -232,8 +229,8 @@ impl Tokenizer {
     }
 }
 
-/// What the crate does of a file's tokenizer. It panics for some that make no sense: with merges into no token, with
-/// post-processors that do not fit each other or name tokens that there are not.
+/// Runs code of the tokenizers crate, which panics for some invalid files: merges into no token, post-processors that
+/// do not fit each other or name unknown tokens.
 pub fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("it ended in a panic".into()))
 }

@@ -1,4 +1,4 @@
-//! The parts of a `tokenizer.json`, looked at before anything is made of them.
+//! The parts of a `tokenizer.json`, checked before anything is built from them.
 
 use std::path::Path;
 
@@ -6,15 +6,12 @@ use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::Value;
 use tokenizers::{
     DecoderWrapper, ModelWrapper, NormalizedString, NormalizerWrapper, PostProcessorWrapper, PreTokenizedString,
-    PreTokenizerWrapper, TokenizerImpl, normalizers, pre_tokenizers,
+    PreTokenizerWrapper, TokenizerImpl, decoders::fuse::Fuse, normalizers, pre_tokenizers,
 };
 
 use super::{
-    added_token_finder, expansion_limit,
-    normalizer::Normalizer,
-    pattern::{BoxError, Pattern},
-    pre_tokenizer::PreTokenizer,
-    tokenizer::guarded,
+    added_token_finder, expansion_limit, normalizer::Normalizer, pattern::BoxError, pre_tokenizer::PreTokenizer,
+    token_decoder::TokenDecoder, tokenizer::guarded,
 };
 use crate::{Error, Result};
 
@@ -22,8 +19,6 @@ use crate::{Error, Result};
 const MAX_DEPTH: usize = 16;
 /// PreTokenizer that there may be.
 const MAX_STEPS: usize = 256;
-/// Memory for a pattern of a decoder.
-const MAX_PATTERN_BYTES: usize = 1 << 20;
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -35,13 +30,20 @@ pub struct TokenizerJson {
     added_tokens: Vec<AddedTokenText>,
 }
 
+/// The steps before and after the model.
+pub struct TokenizerSteps {
+    pub normalizer: Normalizer,
+    pub pre_tokenizer: PreTokenizer,
+    pub decoder: TokenDecoder,
+}
+
 #[derive(Deserialize)]
 struct AddedTokenText {
     content: String,
 }
 
 impl TokenizerJson {
-    /// Reads them of a `tokenizer.json`, and refuses those that take too much.
+    /// Reads a `tokenizer.json`, and refuses parts that would take too much time or memory.
     pub fn read(path: &Path, json: &[u8]) -> Result<Self> {
         let parts: Self =
             serde_json::from_slice(json).map_err(|error| Error::model_because(path, "is not a tokenizer", error))?;
@@ -56,33 +58,36 @@ impl TokenizerJson {
         expansion_limit::check(path, &parts)?;
         let texts = parts.added_tokens.iter().map(|token| &*token.content);
         added_token_finder::check(texts).map_err(|error| Error::model(path, format!("added_tokens: {error}")))?;
-        check_decoder(&parts.decoder).map_err(|error| Error::model(path, format!("decoder: {error}")))?;
         Ok(parts)
     }
 
-    /// Those of a tokenizer that was made in another way.
+    /// The parts of a tokenizer that was made in another way.
     pub fn of(tokenizer: &tokenizers::Tokenizer) -> Result<Self, BoxError> {
-        let normalizer = serde_json::to_value(tokenizer.get_normalizer())?;
-        let pre_tokenizer = serde_json::to_value(tokenizer.get_pre_tokenizer())?;
-        Ok(Self { normalizer, pre_tokenizer, ..Self::default() })
+        Ok(Self {
+            normalizer: serde_json::to_value(tokenizer.get_normalizer())?,
+            pre_tokenizer: serde_json::to_value(tokenizer.get_pre_tokenizer())?,
+            decoder: serde_json::to_value(tokenizer.get_decoder())?,
+            ..Self::default()
+        })
     }
 
-    pub fn normalizer(&self, path: &Path) -> Result<Normalizer> {
-        guarded(|| Normalizer::read(&self.normalizer))
-            .map_err(|error| Error::model(path, format!("normalizer: {error}")))
+    /// The steps before and after the model, with patterns compiled.
+    pub fn steps(&self, path: &Path) -> Result<TokenizerSteps> {
+        let bad = |field: &'static str| move |error: BoxError| Error::model(path, format!("{field}: {error}"));
+        Ok(TokenizerSteps {
+            normalizer: guarded(|| Normalizer::read(&self.normalizer)).map_err(bad("normalizer"))?,
+            pre_tokenizer: guarded(|| PreTokenizer::read(&self.pre_tokenizer)).map_err(bad("pre_tokenizer"))?,
+            decoder: guarded(|| TokenDecoder::read(&self.decoder)).map_err(bad("decoder"))?,
+        })
     }
 
-    pub fn pre_tokenizer(&self, path: &Path) -> Result<PreTokenizer> {
-        guarded(|| PreTokenizer::read(&self.pre_tokenizer))
-            .map_err(|error| Error::model(path, format!("pre_tokenizer: {error}")))
-    }
-
-    /// All of the file but its normalizer and pre-tokenizer, whose patterns are not compiled.
+    /// All of the file but the steps before and after the model, whose patterns the crate would compile.
     pub fn tokenizer(&self, json: &[u8]) -> Result<tokenizers::Tokenizer, BoxError> {
-        type Rest = TokenizerImpl<ModelWrapper, SkippedField, SkippedField, PostProcessorWrapper, DecoderWrapper>;
+        type Rest = TokenizerImpl<ModelWrapper, SkippedField, SkippedField, PostProcessorWrapper, SkippedField>;
         let mut tokenizer: Rest = serde_json::from_slice(json)?;
         tokenizer.with_normalizer(None::<SkippedField>)?;
         tokenizer.with_pre_tokenizer(None::<SkippedField>);
+        tokenizer.with_decoder(None::<SkippedField>);
         Ok(tokenizer.into())
     }
 }
@@ -104,21 +109,6 @@ fn check_steps(value: &Value) -> Result<(), BoxError> {
     Err(format!("its steps are nested more than {MAX_DEPTH} deep").into())
 }
 
-/// Refuses patterns of decoders, which run on each token, that could take long: all but those with one repetition.
-fn check_decoder(value: &Value) -> Result<(), BoxError> {
-    if let Some(pattern) = value["pattern"]["Regex"].as_str() {
-        Pattern::regex(pattern)?;
-        regex::RegexBuilder::new(pattern).size_limit(MAX_PATTERN_BYTES).build()?;
-        if pattern.contains('(') || pattern.matches(['*', '+', '{', '?']).count() > 1 {
-            return Err(
-                format!("the pattern {pattern:?} is not supported: it has a group, or is repeated twice").into()
-            );
-        }
-    }
-    let inner = value.as_object().into_iter().flat_map(|fields| fields.values()).filter_map(Value::as_array);
-    inner.flatten().try_for_each(check_decoder)
-}
-
 /// A part that the tokenizers crate does not read.
 struct SkippedField;
 
@@ -137,6 +127,18 @@ impl tokenizers::Normalizer for SkippedField {
 impl tokenizers::PreTokenizer for SkippedField {
     fn pre_tokenize(&self, _: &mut PreTokenizedString) -> tokenizers::Result<()> {
         Ok(())
+    }
+}
+
+impl tokenizers::Decoder for SkippedField {
+    fn decode_chain(&self, tokens: Vec<String>) -> tokenizers::Result<Vec<String>> {
+        Ok(tokens)
+    }
+}
+
+impl From<SkippedField> for DecoderWrapper {
+    fn from(_: SkippedField) -> Self {
+        Fuse::new().into()
     }
 }
 

@@ -1,5 +1,4 @@
-//! The tokenizer of directories that have a `vocab.json` and a `merges.txt` in place of a `tokenizer.json`: GPT-2's, as
-//! transformers makes it of them.
+//! The GPT-2 tokenizer of a directory with `vocab.json` and `merges.txt` in place of a `tokenizer.json`.
 
 use std::{collections::HashMap, path::Path};
 
@@ -24,7 +23,7 @@ pub fn is_there(dir: &Path) -> bool {
     files::exists(&dir.join("vocab.json")) && files::exists(&dir.join(MERGES))
 }
 
-/// The configuration, with GPT-2's own tokens in place of those that it leaves out.
+/// The configuration, with GPT-2's default for each special token that it omits.
 pub fn config(dir: &Path, config: Option<Config>) -> Config {
     let config = config.unwrap_or_else(|| Config::new(dir.join("tokenizer_config.json"), Map::new()));
     let end = "<|endoftext|>";

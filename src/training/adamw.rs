@@ -1,3 +1,5 @@
+//! The AdamW optimizer and gradient clipping.
+
 use rayon::prelude::*;
 
 const BETAS: (f32, f32) = (0.9, 0.999);
@@ -8,11 +10,11 @@ const EPS: f32 = 1e-8;
 pub struct AdamW {
     /// Steps taken.
     pub steps: u32,
-    /// The moments of each parameter, as long as it; none before the first step.
+    /// The moments of each parameter; empty before the first step.
     pub moments: Vec<Moments>,
 }
 
-/// Running means of a parameter's gradients and of their squares.
+/// The running means of a parameter's gradients and of their squares.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Moments {
     pub first: Vec<f32>,
@@ -20,7 +22,7 @@ pub struct Moments {
 }
 
 impl AdamW {
-    /// Moves parameters against their gradients.
+    /// One step with a learning rate and a weight decay.
     pub fn step(&mut self, parameters: &mut [&mut Vec<f32>], gradients: &[Vec<f32>], rate: f32, decay: f32) {
         self.steps += 1;
         if self.moments.is_empty() {
@@ -41,7 +43,7 @@ impl AdamW {
     }
 }
 
-/// Scales gradients so that together they are no longer than `limit`, and gives how long they were.
+/// Scales gradients to a global norm of at most `limit` (0: any). Returns the norm before.
 pub fn clip(gradients: &mut [Vec<f32>], limit: f32) -> f32 {
     let squares = |gradient: &Vec<f32>| gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
     let norm = gradients.iter().map(squares).sum::<f64>().sqrt() as f32;

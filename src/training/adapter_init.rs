@@ -1,38 +1,41 @@
+//! Initial parameters of a new adapter.
+
 use std::collections::BTreeMap;
 
 use super::{LoraConfig, random::SplitMix64};
 use crate::{
     AdapterFile, Error, LoraTensors, Result,
-    decoder::{LoraTarget, LoraTargets},
+    decoder::{LoraTarget, LoraTargets, Network},
     engine::ModelLease,
 };
 
-/// Stands for all linear maps of the layers, as in PEFT.
+/// Targets all linear layers of the transformer layers, as in PEFT.
 const ALL_LINEAR: &str = "all-linear";
 
-/// A module that a new adapter is to change.
+/// A module that a new adapter adapts.
 pub struct ModulePlan {
-    /// What decides its random numbers.
+    /// The stream of its random values.
     stream: u64,
     name: String,
-    /// Indices of the targets that make its output.
+    /// Indices of the targets that compute its output.
     targets: Vec<usize>,
     inputs: usize,
     outputs: usize,
 }
 
 impl ModulePlan {
+    /// The number of trainable parameters.
     pub fn total_params(&self, config: &LoraConfig) -> usize {
         let magnitudes = if config.dora { self.outputs } else { 0 };
         config.rank * (self.inputs + self.outputs) + magnitudes
     }
 
-    /// The lengths of the rows of the weight.
+    /// The norms of the weight's rows.
     fn norms(&self, targets: &LoraTargets, tensors: &LoraTensors) -> Result<Vec<f32>> {
         let mut norms = vec![0.0; self.outputs];
         for target in self.targets.iter().map(|target| targets.get(*target)) {
-            let of_site = target.norms(tensors)?.into_iter().enumerate();
-            of_site.for_each(|(row, norm)| norms[target.module_row(row)] = norm);
+            let of_target = target.norms(tensors)?.into_iter().enumerate();
+            of_target.for_each(|(row, norm)| norms[target.module_row(row)] = norm);
         }
         Ok(norms)
     }
@@ -62,8 +65,8 @@ pub fn plan(targets: &LoraTargets, config: &LoraConfig) -> Result<Vec<ModulePlan
     Ok(plan)
 }
 
-/// A new adapter as PEFT begins one: A is random, B is zero, magnitudes are those of the weights.
-pub fn random_adapter(lease: &ModelLease, plan: &[ModulePlan], config: &LoraConfig) -> Result<AdapterFile> {
+/// A new adapter, initialized as in PEFT: random A, zero B, and the weights' own magnitudes.
+pub fn random_adapter(lease: &ModelLease<Network>, plan: &[ModulePlan], config: &LoraConfig) -> Result<AdapterFile> {
     let mut modules = BTreeMap::new();
     for planned in plan {
         lease.check_open()?;
@@ -80,7 +83,7 @@ pub fn random_adapter(lease: &ModelLease, plan: &[ModulePlan], config: &LoraConf
     Ok(AdapterFile { bfloat16: config.bfloat16, ..AdapterFile::new(modules) })
 }
 
-/// Whether a key is a module's name, or what it ends with.
+/// Whether a key is a module's name, or its last components.
 fn is_called(module: &str, key: &str) -> bool {
     module.strip_suffix(key).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }

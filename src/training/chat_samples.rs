@@ -1,28 +1,29 @@
+//! Samples of a conversation: which tokens of a rendered chat are targets.
+
 use super::dataset::Sample;
 use crate::{
     Message, Result, Role,
     text::{Prompt, TextProcessor},
 };
 
-/// What is learned from a conversation, as the chat template writes it: each answer as it would be given, after what
-/// stands before it then, up to the token that ends it.
+/// The samples of a conversation, as the chat template renders it. Targets are the tokens of each answer, up to its end
+/// token, after the prompt that the model would have seen.
 ///
-/// All answers are learned in one sequence if the template leaves earlier turns as they are. Where it writes an answer
-/// in another way once there are later turns, as those do that drop earlier thoughts, the answer gets a sequence of its
-/// own.
+/// One sample has all answers if the template renders earlier turns unchanged. An answer that the template renders
+/// differently once later turns follow (earlier reasoning is dropped, for example) gets a sample of its own.
 pub fn samples(messages: &[Message], text: &TextProcessor) -> Result<Vec<Sample>> {
     let conversation = Conversation { messages, text };
-    let mut samples = vec![Sample::unlearned(conversation.write(messages, false)?)];
+    let mut samples = vec![Sample::without_targets(conversation.render(messages, false)?)];
     let is_answer = |i: &usize| messages[*i].role == Role::Assistant;
     for i in (1..messages.len()).rev().filter(is_answer) {
         let Some(answer) = conversation.answer(i)? else { continue };
         let at = samples.iter().position(|sample| answer.is_in(sample)).unwrap_or_else(|| {
-            samples.push(Sample::unlearned(answer.tokens.clone()));
+            samples.push(Sample::without_targets(answer.tokens.clone()));
             samples.len() - 1
         });
-        answer.teach(&mut samples[at]);
+        answer.add_targets(&mut samples[at]);
     }
-    samples.retain(|sample| sample.targets() > 0);
+    samples.retain(|sample| sample.num_targets() > 0);
     Ok(samples)
 }
 
@@ -31,30 +32,30 @@ struct Conversation<'a> {
     text: &'a TextProcessor,
 }
 
-/// An answer, at the end of the conversation up to it.
+/// An assistant message, rendered at the end of the conversation up to it.
 struct AssistantTurn {
     tokens: Vec<u32>,
-    /// Where it begins.
+    /// The index of the first token of the answer.
     begin: usize,
-    /// Where it ends: the place of its end token, if the template writes one.
+    /// The index of the end token, or the length of `tokens` if the template writes none.
     end: usize,
     end_token: Option<u32>,
 }
 
 impl Conversation<'_> {
-    /// The tokens of a conversation; `asks` for an answer or not.
-    fn write(&self, messages: &[Message], asks: bool) -> Result<Vec<u32>> {
-        let vars = [("add_generation_prompt".to_owned(), asks.into())].into_iter().collect();
+    /// Renders and tokenizes messages, with or without the generation prompt.
+    fn render(&self, messages: &[Message], generation_prompt: bool) -> Result<Vec<u32>> {
+        let vars = [("add_generation_prompt".to_owned(), generation_prompt.into())].into_iter().collect();
         self.text.encode(&Prompt::Chat(messages.to_vec()), &vars)
     }
 
-    /// The message `i` as an answer to those before it; `None` if the template writes nothing of it.
+    /// Message `i` as the answer to the messages before it; `None` if the template leaves it out.
     fn answer(&self, i: usize) -> Result<Option<AssistantTurn>> {
-        let asked = self.write(&self.messages[..i], true)?;
-        let tokens = self.after(&asked, self.write(&self.messages[..=i], false)?)?;
-        // A question may suggest more of an answer than this one has, an empty thought say.
-        let begin = common(&asked, &tokens);
-        if begin == tokens.len() && begin < asked.len() {
+        let prompt = self.render(&self.messages[..i], true)?;
+        let tokens = self.continue_prompt(&prompt, self.render(&self.messages[..=i], false)?)?;
+        // A generation prompt may hold more of an answer than this one has, an empty thought for example.
+        let begin = common_prefix(&prompt, &tokens);
+        if begin == tokens.len() && begin < prompt.len() {
             return Ok(None);
         }
         let end = self.written_end(&tokens, begin)?;
@@ -65,22 +66,22 @@ impl Conversation<'_> {
         Ok(Some(AssistantTurn { end: end.unwrap_or(tokens.len()), tokens, begin, end_token }))
     }
 
-    /// The same text, of tokens that begin with those that ask for it. Where a question ends with a space, say, what is
-    /// written in one go has that in the first token of the answer, which the model is never to give.
-    fn after(&self, asked: &[u32], tokens: Vec<u32>) -> Result<Vec<u32>> {
-        let (begin, tokenizer) = (common(asked, &tokens), &self.text.tokenizer);
-        if begin == asked.len() {
+    /// Retokenizes so that the tokens begin with the prompt's tokens. Tokenized as a whole, a space at the end of the
+    /// prompt merges into the first token of the answer, a token that the model never has to generate.
+    fn continue_prompt(&self, prompt: &[u32], tokens: Vec<u32>) -> Result<Vec<u32>> {
+        let (begin, tokenizer) = (common_prefix(prompt, &tokens), &self.text.tokenizer);
+        if begin == prompt.len() {
             return Ok(tokens);
         }
-        let question = tokenizer.decode(asked)?;
+        let prompt_text = tokenizer.decode(prompt)?;
         for end in begin + 1..=tokens.len() {
             let written = tokenizer.decode(&tokens[..end])?;
-            if let Some(rest) = written.strip_prefix(&question) {
-                let joined = [asked, &tokenizer.encode_plain(rest)?, &tokens[end..]].concat();
+            if let Some(rest) = written.strip_prefix(&prompt_text) {
+                let joined = [prompt, &tokenizer.encode_plain(rest)?, &tokens[end..]].concat();
                 let is_same = tokenizer.decode(&joined)? == tokenizer.decode(&tokens)?;
                 return Ok(if is_same { joined } else { tokens });
             }
-            if !question.starts_with(&written) {
+            if !prompt_text.starts_with(&written) {
                 break;
             }
         }
@@ -95,7 +96,7 @@ impl Conversation<'_> {
         Ok(self.text.tokenizer.decode(&[id])?.trim().is_empty())
     }
 
-    /// The first of the end tokens that the template has put behind an answer, among nothing but white space.
+    /// The first end token after an answer, with only white space and end tokens behind it.
     fn written_end(&self, tokens: &[u32], begin: usize) -> Result<Option<usize>> {
         let mut found = None;
         for (at, id) in tokens.iter().enumerate().skip(begin).rev() {
@@ -108,16 +109,16 @@ impl Conversation<'_> {
         Ok(found)
     }
 
-    /// What ends an answer if the template leaves that to the next turn: the token that begins the next turn, if it is
-    /// one that ends answers, else that which ends texts.
+    /// The end token of an answer that the template does not end: the first token of the next turn if it is an end
+    /// token, else the end of text.
     fn unwritten_end(&self, i: usize, tokens: &[u32]) -> Result<Option<u32>> {
         let next = self.messages.get(i + 1).cloned().unwrap_or_else(|| {
             let calls = self.messages[i].fields.get("tool_calls").is_some_and(|calls| !calls.is_null());
             if calls { Message::tool("1") } else { Message::user("1") }
         });
         let turns = [&self.messages[..=i], &[next]].concat();
-        // A template may refuse such a turn.
-        if let Some(rest) = self.write(&turns, false).unwrap_or_default().strip_prefix(tokens) {
+        // The template may refuse such a turn.
+        if let Some(rest) = self.render(&turns, false).unwrap_or_default().strip_prefix(tokens) {
             for id in rest {
                 match self.is_end(*id) {
                     true => return Ok(Some(*id)),
@@ -133,15 +134,15 @@ impl Conversation<'_> {
 }
 
 impl AssistantTurn {
-    /// Whether a sequence has the whole answer, after all that stands before it.
+    /// Whether a sample has the whole answer after the same prompt.
     fn is_in(&self, sample: &Sample) -> bool {
-        common(&self.tokens, &sample.tokens) >= self.end
+        common_prefix(&self.tokens, &sample.tokens) >= self.end
     }
 
-    /// Makes a sequence that has the answer teach it. Its end token is predicted even if another turn follows without
+    /// Adds the tokens of the answer to a sample's targets, and its end token even if the next turn follows without
     /// one.
-    fn teach(&self, sample: &mut Sample) {
-        for at in self.begin.max(1)..common(&self.tokens, &sample.tokens) {
+    fn add_targets(&self, sample: &mut Sample) {
+        for at in self.begin.max(1)..common_prefix(&self.tokens, &sample.tokens) {
             sample.targets[at - 1] = Some(self.tokens[at]);
         }
         if let Some(last) = self.end.checked_sub(1) {
@@ -150,8 +151,8 @@ impl AssistantTurn {
     }
 }
 
-/// Tokens that two sequences have in common, from the first on.
-fn common(a: &[u32], b: &[u32]) -> usize {
+/// The length of the common prefix.
+fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
@@ -172,12 +173,12 @@ mod tests {
         ]
     }
 
-    /// The tokens that are to be predicted, or are not, one after another.
-    fn of(text: &TextProcessor, sample: &Sample) -> String {
+    /// The text of a sample's targets.
+    fn target_text(text: &TextProcessor, sample: &Sample) -> String {
         text.tokenizer.decode(&sample.targets.iter().flatten().copied().collect::<Vec<_>>()).unwrap()
     }
 
-    /// A golden template with these special tokens, of which some end answers.
+    /// A golden template with special tokens, some of which end answers.
     fn golden(name: &str, special: &[&str], ends: &[&str], end_of_text: &str) -> TextProcessor {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         let mut tokenizer = tokenizers::Tokenizer::from_file(root.join("mha_tied/tokenizer.json")).unwrap();
@@ -198,7 +199,7 @@ mod tests {
     fn chat_targets_are_answers_and_their_ends() {
         let text = tests::chatml();
         let sample = samples(&messages(), &text).unwrap().remove(0);
-        assert_eq!(of(&text, &sample), "Hi.<|im_end|>\nBye now.<|im_end|>\n");
+        assert_eq!(target_text(&text, &sample), "Hi.<|im_end|>\nBye now.<|im_end|>\n");
         let from = sample.targets.iter().position(Option::is_some).unwrap();
         let before = text.tokenizer.decode(&sample.tokens[..=from]).unwrap();
         assert!(before.ends_with("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"), "{before}");
@@ -211,7 +212,7 @@ mod tests {
         let learned = |messages: &[Message], text: &TextProcessor| {
             let samples = samples(messages, text).unwrap();
             assert_eq!(samples.len(), 1, "{samples:?}");
-            of(text, &samples[0])
+            target_text(text, &samples[0])
         };
         assert_eq!(learned(&messages(), &glm), "Hi.<|user|>Bye now.<|user|>");
         let call = serde_json::json!([{"type": "function", "function": {"name": "now", "arguments": {}}}]);
@@ -224,7 +225,7 @@ mod tests {
         let starcoder = golden("starcoder2", &[], &["<|endoftext|>"], "<|endoftext|>");
         let written = learned(&messages()[1..], &starcoder);
         assert_eq!(written.replace('\n', ""), "Hi.<|endoftext|>Bye now.<|endoftext|>");
-        // An answer of nothing is learned, too.
+        // The end of an empty answer is a target, too.
         let nothing = [Message::user("Hello"), Message::assistant("")];
         assert_eq!(learned(&nothing, &glm), "<|user|>");
         assert_eq!(learned(&nothing, &starcoder), "<|endoftext|>");
@@ -237,7 +238,7 @@ mod tests {
         let text = golden("glm4", &[], &["<|endoftext|>"], "<|endoftext|>");
         let text = TextProcessor { template: tests::chatml_with(source), ..text };
         let samples = samples(&messages(), &text).unwrap();
-        let learned: Vec<String> = samples.iter().rev().map(|sample| of(&text, sample)).collect();
+        let learned: Vec<String> = samples.iter().rev().map(|sample| target_text(&text, sample)).collect();
         assert_eq!(learned.concat().matches("<|endoftext|>").count(), 2, "{learned:?}");
         for sample in &samples {
             assert!(!sample.tokens.contains(&text.end_of_text.unwrap()), "no prompt has it");
@@ -251,7 +252,11 @@ mod tests {
             let text = golden(name, &special, &["<|endoftext|>", "<|end|>"], "<|endoftext|>");
             let samples = samples(&messages(), &text).unwrap();
             assert_eq!(samples.len(), 1, "{name}: {samples:?}");
-            assert_eq!(of(&text, &samples[0]).replace('\n', ""), "Hi.<|end|>Bye now.<|end|><|endoftext|>", "{name}");
+            assert_eq!(
+                target_text(&text, &samples[0]).replace('\n', ""),
+                "Hi.<|end|>Bye now.<|end|><|endoftext|>",
+                "{name}"
+            );
         }
     }
 
@@ -261,7 +266,7 @@ mod tests {
         let mut messages = messages();
         messages[2] = Message::assistant("Hi.").field("reasoning_content", "A greeting.");
         let samples = samples(&messages, &qwen).unwrap();
-        let learned: Vec<String> = samples.iter().map(|sample| of(&qwen, sample)).collect();
+        let learned: Vec<String> = samples.iter().map(|sample| target_text(&qwen, sample)).collect();
         let expected =
             ["<think>\n\n</think>\n\nBye now.<|im_end|>\n", "<think>\nA greeting.\n</think>\n\nHi.<|im_end|>\n"];
         assert_eq!(learned, expected);
@@ -276,7 +281,7 @@ mod tests {
         let text = TextProcessor { template: tests::chatml_with(harmony), ..text };
         let samples = super::samples(&messages, &text).unwrap();
         assert_eq!(samples.len(), 1);
-        assert_eq!(of(&text, &samples[0]), "<|message|>Hi.<|return|><|message|>Bye now.<|return|>");
+        assert_eq!(target_text(&text, &samples[0]), "<|message|>Hi.<|return|><|message|>Bye now.<|return|>");
     }
 
     #[test]
@@ -284,11 +289,11 @@ mod tests {
         let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}\
                       {% if add_generation_prompt %}assistant: {% endif %}";
         let text = TextProcessor { template: tests::chatml_with(source), ..tests::chatml() };
-        let asked = Conversation { messages: &messages(), text: &text }.write(&messages()[..2], true).unwrap();
+        let asked = Conversation { messages: &messages(), text: &text }.render(&messages()[..2], true).unwrap();
         let samples = samples(&messages()[..3], &text).unwrap();
         assert_eq!(samples.len(), 1);
         assert!(samples[0].tokens.starts_with(&asked));
-        assert_eq!(of(&text, &samples[0]), "Hi.<|im_end|>");
+        assert_eq!(target_text(&text, &samples[0]), "Hi.<|im_end|>");
         assert_eq!(samples[0].targets.iter().position(Option::is_some), Some(asked.len() - 1));
     }
 

@@ -1,4 +1,4 @@
-//! Checkpoints of a training: `step-000100/` with the adapter as PEFT reads it, and all that going on from there needs.
+//! Checkpoints of a training: directories such as `step-000100/` with a PEFT adapter and the state to resume from.
 
 use std::{
     fs, io,
@@ -18,30 +18,31 @@ use super::{
 use crate::{AdapterFile, Error, Result, files};
 
 const STATE: &str = "training.json";
-const NUMBERS: &str = "training.safetensors";
-/// Checkpoints that are kept.
+const TENSORS: &str = "training.safetensors";
+/// The number of checkpoints to keep.
 const KEPT: usize = 2;
 
-/// Where a training is.
+/// The progress of a training, as a checkpoint stores it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointState {
     /// Steps taken.
     pub step: usize,
-    /// Those taken before the last evaluation.
+    /// Steps taken before the last evaluation.
     pub evaluated: usize,
-    /// Evaluations in a row without a lower loss, and the lowest.
+    /// Consecutive evaluations without a lower loss.
     pub without_improvement: usize,
+    /// The lowest evaluation loss.
     pub best_loss: Option<f32>,
-    /// The loss of a few examples before the first step, which divergence is told by.
+    /// The loss of the divergence probes before the first step.
     #[serde(default)]
     pub base_loss: Option<f32>,
-    /// What has to be as it was for training to go on: examples and configuration.
+    /// A hash of examples, configuration and initial adapter: another training does not resume from here.
     pub fingerprint: String,
 }
 
 impl CheckpointState {
-    /// Takes note of an evaluation.
-    pub fn note(&mut self, loss: f32) {
+    /// Records an evaluation.
+    pub fn record_evaluation(&mut self, loss: f32) {
         self.evaluated = self.step;
         if self.best_loss.is_none_or(|best| loss < best) {
             (self.best_loss, self.without_improvement) = (Some(loss), 0);
@@ -50,13 +51,13 @@ impl CheckpointState {
         }
     }
 
-    /// Whether the loss has been no lower for as long as `patience` goes.
-    pub fn is_enough(&self, patience: Option<usize>) -> bool {
+    /// Whether early stopping ends the training.
+    pub fn is_out_of_patience(&self, patience: Option<usize>) -> bool {
         patience.is_some_and(|patience| self.without_improvement >= patience)
     }
 }
 
-/// Writes a checkpoint. A crash leaves it out, or whole; those before it stay until it is there.
+/// Writes a checkpoint atomically, and then removes old ones.
 pub fn write(dir: &Path, state: &CheckpointState, file: &mut AdapterFile, adamw: &AdamW) -> Result<()> {
     let name = format!("step-{:06}", state.step);
     let part = dir.join(format!("{name}.part"));
@@ -66,21 +67,21 @@ pub fn write(dir: &Path, state: &CheckpointState, file: &mut AdapterFile, adamw:
     }
     fs::create_dir_all(&part).map_err(failed)?;
     file.write(&part)?;
-    let mut numbers = Vec::new();
+    let mut tensors = Vec::new();
     for (i, values) in parameters(file).into_iter().enumerate() {
-        numbers.push((format!("value.{i}"), &*values));
+        tensors.push((format!("value.{i}"), &*values));
     }
     for (i, moments) in adamw.moments.iter().enumerate() {
-        numbers.push((format!("first.{i}"), &moments.first));
-        numbers.push((format!("second.{i}"), &moments.second));
+        tensors.push((format!("first.{i}"), &moments.first));
+        tensors.push((format!("second.{i}"), &moments.second));
     }
-    let views = numbers.iter().map(|(name, values)| {
+    let views = tensors.iter().map(|(name, values)| {
         let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
         Ok((name, view.map_err(|error| Error::internal(error.to_string()))?))
     });
     let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None)
         .map_err(|error| Error::internal(error.to_string()))?;
-    synced(&part.join(NUMBERS), &bytes).map_err(failed)?;
+    synced(&part.join(TENSORS), &bytes).map_err(failed)?;
     let state_json = serde_json::to_vec_pretty(state).map_err(|error| Error::internal(error.to_string()))?;
     synced(&part.join(STATE), &state_json).map_err(failed)?;
     let whole = dir.join(&name);
@@ -94,7 +95,10 @@ pub fn write(dir: &Path, state: &CheckpointState, file: &mut AdapterFile, adamw:
     Ok(())
 }
 
-/// Puts what the latest whole checkpoint holds, if there is one, into all of these. It is to be of the same training.
+/// Restores the latest whole checkpoint, if there is one.
+///
+/// # Errors
+/// If it belongs to another training, or is damaged.
 pub fn read(dir: &Path, state: &mut CheckpointState, file: &mut AdapterFile, adamw: &mut AdamW) -> Result<()> {
     let Some((_, latest)) = found(dir)?.pop() else { return Ok(()) };
     let path = latest.join(STATE);
@@ -103,10 +107,10 @@ pub fn read(dir: &Path, state: &mut CheckpointState, file: &mut AdapterFile, ada
     if found.fingerprint != state.fingerprint {
         return Err(Error::config("checkpoint_dir", format!("{} has checkpoints of another training", dir.display())));
     }
-    let path = latest.join(NUMBERS);
+    let path = latest.join(TENSORS);
     let stored = bytes(&path)?;
     let tensors = SafeTensors::deserialize(&stored).map_err(|error| Error::model(&path, error.to_string()))?;
-    let numbers = |name: String, len: usize| {
+    let values_of = |name: String, len: usize| {
         let bad = |reason: String| Error::model(&path, format!("tensor {name}: {reason}"));
         let tensor = tensors.tensor(&name).map_err(|error| bad(error.to_string()))?;
         if tensor.dtype() != Dtype::F32 || tensor.shape() != [len] {
@@ -120,10 +124,10 @@ pub fn read(dir: &Path, state: &mut CheckpointState, file: &mut AdapterFile, ada
     };
     let mut moments = Vec::new();
     for (i, values) in parameters(file).into_iter().enumerate() {
-        *values = numbers(format!("value.{i}"), values.len())?;
+        *values = values_of(format!("value.{i}"), values.len())?;
         moments.push(Moments {
-            first: numbers(format!("first.{i}"), values.len())?,
-            second: numbers(format!("second.{i}"), values.len())?,
+            first: values_of(format!("first.{i}"), values.len())?,
+            second: values_of(format!("second.{i}"), values.len())?,
         });
     }
     *adamw = AdamW { steps: found.step as u32, moments };
@@ -131,7 +135,7 @@ pub fn read(dir: &Path, state: &mut CheckpointState, file: &mut AdapterFile, ada
     Ok(())
 }
 
-/// Whole checkpoints, the latest last.
+/// Whole checkpoints, in order of their steps.
 fn found(dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -149,16 +153,16 @@ fn bytes(path: &Path) -> Result<Vec<u8>> {
     files::read_limited(path, u64::MAX)
 }
 
-/// Writes a file and waits until it is on the disk.
+/// Writes a file and waits until it is on disk.
 fn synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::File::create(path)?;
     io::Write::write_all(&mut file, bytes)?;
     file.sync_all()
 }
 
-/// What tells trainings apart: whatever decides how an example changes the adapter. `origin` is a hash of how it began.
+/// A hash of everything that decides how an example changes the adapter. `origin` is a hash of the initial adapter.
 pub fn fingerprint(config: &TrainConfig, origin: u64, samples: &[Vec<Sample>]) -> String {
-    // How long training is to go on, and what is kept of it, may change.
+    // The length of the training and its checkpoints may change.
     let fresh = TrainConfig::default();
     let config = TrainConfig {
         epochs: fresh.epochs,

@@ -1,17 +1,19 @@
+//! Training examples.
+
 use crate::Message;
 
-/// What a model learns from.
+/// A training example.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum TrainExample {
-    /// A text, all of which is learned but its first token.
+    /// A text. Targets are all tokens but the first.
     Text(String),
-    /// A conversation, written down by the model's chat template: what the assistant says is learned, but for a first
-    /// message, which answers nothing, and the token that ends each answer, even if the template leaves it to the next
-    /// turn. Each answer is learned after what the model is given before it; where the template writes earlier turns in
-    /// another way once there are later ones, the example becomes several sequences.
+    /// A conversation, rendered by the model's chat template. Targets are the tokens of each answer of the assistant,
+    /// and an end token even if the template writes none. A first message of the assistant is no answer. Each
+    /// answer is trained after the prompt that the model would have seen; where the template renders earlier turns
+    /// differently once later ones follow, the example becomes several sequences.
     Chat(Vec<Message>),
-    /// Tokens, all of which are learned but the first.
+    /// Token ids. Targets are all of them but the first.
     Tokens(Vec<u32>),
 }
 

@@ -1,4 +1,6 @@
-/// FNV-1a, the same in every build.
+//! A stable hash for fingerprints.
+
+/// [FNV-1a](https://datatracker.ietf.org/doc/html/draft-eastlake-fnv), the same hash in every build.
 pub struct Fnv1a(pub u64);
 
 impl Default for Fnv1a {
@@ -8,7 +10,7 @@ impl Default for Fnv1a {
 }
 
 impl Fnv1a {
-    /// Takes a sequence in, and where it ends.
+    /// Hashes a sequence and its end.
     pub fn add<T: Into<u64>>(&mut self, items: impl Iterator<Item = T>) {
         let end = std::iter::once(u64::MAX);
         self.0 =

@@ -1,30 +1,31 @@
+//! `LoraConfig`.
+
 use std::path::PathBuf;
 
 use crate::{Error, Result, config::setters};
 
-/// Which adapter is trained. `LoraConfig::new()` and the builder methods.
+/// The shape of a LoRA adapter to train. `LoraConfig::new()` and the builder methods.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct LoraConfig {
-    /// The rank of what is added to a matrix (8), at most the longer side of each.
+    /// The rank of the update of a matrix (8), at most the longer side of each matrix.
     pub rank: usize,
-    /// What is added is multiplied by `alpha / rank` (16).
+    /// The update is scaled by `alpha / rank` (16).
     pub alpha: f32,
-    /// The linear maps that are adapted, by what their modules' names end with (`q_proj`, `v_proj`); `all-linear`
-    /// stands for all of the layers.
+    /// The linear layers to adapt, by the last components of their modules' names (`q_proj`, `v_proj`); `all-linear`
+    /// targets all linear layers but embeddings and head.
     pub target_keys: Vec<String>,
-    /// Whether products with the weights are in bfloat16 with sums of 32 bits, about twice as fast where the machine
-    /// has instructions for it, and the adapter is saved in bfloat16 (`false`: all in 32 bits). It is learned in 32
-    /// bits.
+    /// Whether products with the weights are in bfloat16 with f32 sums, about twice as fast on CPUs with bfloat16
+    /// instructions, and the adapter is saved in bfloat16 (`false`: all in f32). Parameters and optimizer are f32.
     pub bfloat16: bool,
-    /// Whether it is multiplied by `alpha / √rank` instead ([rsLoRA](https://arxiv.org/abs/2312.03732)).
+    /// Whether the scale is `alpha / √rank` instead ([rsLoRA](https://arxiv.org/abs/2312.03732)).
     pub rank_stabilized: bool,
-    /// Whether the lengths of the weights' rows are learned, too ([DoRA](https://arxiv.org/abs/2402.09353)).
+    /// Whether the magnitudes of the weights' rows are trained, too ([DoRA](https://arxiv.org/abs/2402.09353)).
     pub dora: bool,
-    /// What the random numbers of a new adapter are made from (0).
+    /// The seed of a new adapter's random values (0).
     pub seed: u64,
-    /// A directory of PEFT or MLX-LM with an adapter to begin with, whose ranks, scales and modules take the place of
-    /// those here.
+    /// A PEFT or MLX-LM directory with an adapter to continue from; its ranks, scales and modules override the fields
+    /// above.
     pub initial: Option<PathBuf>,
 }
 
@@ -66,14 +67,14 @@ impl LoraConfig {
         seed: u64 => seed;
     }
 
-    /// Sets [`target_keys`](Self::target_keys), in place of those there are.
+    /// Replaces [`target_keys`](Self::target_keys).
     #[must_use]
     pub fn target_keys<S: Into<String>>(mut self, keys: impl IntoIterator<Item = S>) -> Self {
         self.target_keys = keys.into_iter().map(Into::into).collect();
         self
     }
 
-    /// What the product of the two matrices is multiplied by.
+    /// The factor of the product of B and A.
     pub fn scale(&self) -> f64 {
         let rank = self.rank as f64;
         f64::from(self.alpha) / if self.rank_stabilized { rank.sqrt() } else { rank }

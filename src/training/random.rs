@@ -1,4 +1,6 @@
-/// Numbers that a seed and a stream decide, the same in every build:
+//! A stable random generator.
+
+/// A random generator with streams, the same in every build:
 /// [SplitMix64](https://doi.org/10.1145/2714064.2660195).
 pub struct SplitMix64 {
     state: u64,
@@ -18,11 +20,12 @@ impl SplitMix64 {
         mixed ^ mixed >> 31
     }
 
-    /// From -1 on, below 1.
+    /// A uniform value in [-1, 1).
     pub fn uniform(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
     }
 
+    /// Shuffles in place (Fisher-Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, (self.next() % (last as u64 + 1)) as usize);

@@ -1,81 +1,83 @@
+//! `TrainConfig`.
+
 use std::path::PathBuf;
 
 use crate::{Error, Result, config::setters};
 
-/// How the learning rate goes on after it has risen.
+/// The learning rate after the warmup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Schedule {
-    /// Down to zero in a straight line.
+    /// Linear decay to zero.
     #[default]
     Linear,
-    /// Down to zero along half a cosine.
+    /// Cosine decay to zero.
     Cosine,
-    /// It stays.
+    /// No decay.
     Constant,
 }
 
-/// What becomes of an example that nothing can be learned from: an empty one, a chat without an answer or one that the
-/// chat template refuses, a token that there is not, or one of which nothing that is to be learned is among the first
+/// The treatment of a bad example: an empty one, a chat without an answer, a chat that the template refuses, a token id
+/// outside the vocabulary, or an example with no token to learn among the first
 /// [`max_tokens`](TrainConfig::max_tokens).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnBadExample {
-    /// Training ends before it begins, with an error that names the example's index.
+    /// The training ends before its first step, with an error that names the example's index.
     #[default]
     Error,
-    /// It is left out; [`TrainProgress::skipped_examples`](crate::TrainProgress::skipped_examples) counts them.
+    /// The example is skipped; [`TrainProgress::skipped_examples`](crate::TrainProgress::skipped_examples) counts them.
     Skip,
-    /// What is too long loses its beginning instead of its end, so that the last answer is learned after as much of the
-    /// conversation as fits. What nothing can be learned from even so is left out.
+    /// An example that is too long loses its beginning instead of its end, so that the last answer is trained after as
+    /// much of the conversation as fits. Other bad examples are skipped.
     Truncate,
 }
 
-/// How an adapter is trained. `TrainConfig::new()` and the builder methods.
+/// The hyperparameters of a training. `TrainConfig::new()` and the builder methods.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TrainConfig {
-    /// How often each example is learned from (3).
+    /// Passes over the examples (3).
     pub epochs: usize,
-    /// Ends training after that many steps; `None`: after all epochs.
+    /// The number of optimizer steps; `None`: all epochs.
     pub max_steps: Option<usize>,
-    /// Examples that go through the model together (4), side by side without padding: short ones cost no more than
-    /// they are.
+    /// Examples of a forward pass (4), packed without padding.
     pub batch_size: usize,
-    /// Such batches that a step learns from (1).
+    /// Batches of an optimizer step (1).
     pub gradient_accumulation: usize,
-    /// Tokens of an example (1024), as many as the model takes; what is longer is cut off.
+    /// The longest example in tokens (1024), at most the model's context; longer ones are truncated.
     pub max_tokens: usize,
-    /// What becomes of examples that nothing can be learned from ([`OnBadExample::Error`]).
+    /// The treatment of bad examples ([`OnBadExample::Error`]).
     pub on_bad_example: OnBadExample,
-    /// Whether texts end with the model's end of text, so that it learns to stop there (`false`).
+    /// Whether an end-of-text token is appended to texts, so that the model learns to stop there (`false`).
     pub end_of_text: bool,
-    /// Whether each epoch takes the examples in another order (`true`).
+    /// Whether each epoch shuffles the examples (`true`).
     pub shuffle: bool,
     /// The greatest learning rate (2e-4).
     pub learning_rate: f32,
-    /// Steps in which the learning rate rises to it (0).
+    /// Steps of linear warmup (0).
     pub warmup_steps: usize,
-    /// How it goes on.
+    /// The learning rate after the warmup ([`Schedule::Linear`]).
     pub schedule: Schedule,
-    /// What parameters lose per step, times the learning rate (0).
+    /// Decoupled weight decay (0).
     pub weight_decay: f32,
-    /// The longest gradient a step follows (1); 0: any.
+    /// Clips gradients to this global norm (1); 0: no clipping.
     pub max_grad_norm: f32,
-    /// The part of the examples that is not learned but asked for (0). It has to be one example at least.
+    /// The fraction of examples held out for evaluation (0); at least one example if set.
     pub eval_split: f32,
-    /// Steps between two evaluations; `None`: one after each epoch.
+    /// Steps between evaluations; `None`: one after each epoch.
     pub eval_every: Option<usize>,
-    /// Ends training after that many evaluations in a row without a lower loss; `None`: never.
+    /// Early stopping after that many consecutive evaluations without a lower loss; `None`: never.
     pub patience: Option<usize>,
-    /// Where checkpoints are kept, the last two; `None`: nowhere. If there is one of the same training, it goes on from
-    /// there, to the bit.
+    /// The folder of checkpoints, the last two of which are kept; `None`: no checkpoints. A training with the same
+    /// examples, configuration and initial adapter resumes from the latest one, bit for bit.
     pub checkpoint_dir: Option<PathBuf>,
-    /// Steps between two checkpoints (100). The last step makes one, too.
+    /// Steps between checkpoints (100). The last step writes one, too.
     pub checkpoint_every: usize,
-    /// Computes what layers do anew on the way back instead of holding it: less memory, a third more work (`false`).
+    /// Activation checkpointing: recomputes activations in the backward pass, for less memory and a third more work
+    /// (`false`).
     pub checkpoint_activations: bool,
-    /// What decides the order of the examples (0).
+    /// The seed of the order of examples (0).
     pub seed: u64,
 }
 
@@ -155,26 +157,26 @@ impl TrainConfig {
         seed: u64 => seed;
     }
 
-    /// Examples that a step learns from.
+    /// Examples of an optimizer step.
     pub(crate) fn step_examples(&self) -> usize {
         self.batch_size.saturating_mul(self.gradient_accumulation)
     }
 
-    /// The learning rate of a step, counted from 0, of `total`.
+    /// The learning rate of a step (from 0) of `total`.
     pub(crate) fn rate(&self, step: usize, total: usize) -> f32 {
-        let risen = match self.warmup_steps {
+        let decayed = match self.warmup_steps {
             warmup if step < warmup => return self.learning_rate * step as f32 / warmup as f32,
             warmup => (step - warmup) as f32 / total.saturating_sub(warmup).max(1) as f32,
         };
         self.learning_rate
             * match self.schedule {
-                Schedule::Linear => (1.0 - risen).max(0.0),
-                Schedule::Cosine => 0.5 * (1.0 + (std::f32::consts::PI * risen.min(1.0)).cos()),
+                Schedule::Linear => (1.0 - decayed).max(0.0),
+                Schedule::Cosine => 0.5 * (1.0 + (std::f32::consts::PI * decayed.min(1.0)).cos()),
                 Schedule::Constant => 1.0,
             }
     }
 
-    /// A field that makes sense only if examples are set aside, if one is set.
+    /// The name of a field that needs held-out examples, if one is set.
     pub(crate) fn evaluation(&self) -> Option<&'static str> {
         let fields = [
             ("eval_split", self.eval_split > 0.0),
@@ -198,19 +200,19 @@ impl TrainConfig {
             return Err(Error::config(field, "at least 1 is needed"));
         }
         if self.max_tokens < 2 {
-            return Err(Error::config("max_tokens", "at least 2 are needed, one to learn from the other"));
+            return Err(Error::config("max_tokens", "at least 2 are needed: a token, and the next one to predict"));
         }
-        let numbers = [
+        let rates = [
             ("learning_rate", self.learning_rate),
             ("weight_decay", self.weight_decay),
             ("max_grad_norm", self.max_grad_norm),
             ("eval_split", self.eval_split),
         ];
-        if let Some((field, number)) = numbers.into_iter().find(|(_, number)| !(number.is_finite() && *number >= 0.0)) {
-            return Err(Error::config(field, format!("{number} is not zero or above")));
+        if let Some((field, rate)) = rates.into_iter().find(|(_, rate)| !(rate.is_finite() && *rate >= 0.0)) {
+            return Err(Error::config(field, format!("{rate} is not zero or above")));
         }
         if self.eval_split >= 1.0 {
-            return Err(Error::config("eval_split", "nothing is left to learn from"));
+            return Err(Error::config("eval_split", "no example is left to train on"));
         }
         Ok(())
     }
@@ -225,11 +227,11 @@ mod tests {
         // get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup, 2 of 10 steps to warm up.
         let linear = TrainConfig::new().learning_rate(1.0).warmup_steps(2);
         let cosine = linear.clone().schedule(Schedule::Cosine);
-        for (step, by_line, by_cosine) in
+        for (step, linear_rate, cosine_rate) in
             [(0, 0.0, 0.0), (1, 0.5, 0.5), (2, 1.0, 1.0), (4, 0.75, 0.853_553), (9, 0.125, 0.038_06)]
         {
-            assert!((linear.rate(step, 10) - by_line).abs() < 1e-5, "{step}");
-            assert!((cosine.rate(step, 10) - by_cosine).abs() < 1e-5, "{step}");
+            assert!((linear.rate(step, 10) - linear_rate).abs() < 1e-5, "{step}");
+            assert!((cosine.rate(step, 10) - cosine_rate).abs() < 1e-5, "{step}");
         }
         assert_eq!(linear.schedule(Schedule::Constant).rate(9, 10), 1.0);
     }

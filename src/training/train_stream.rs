@@ -1,3 +1,5 @@
+//! The stream of progress, and the sender behind it.
+
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -18,30 +20,29 @@ pub struct TrainProgress {
     pub total_steps: usize,
     /// The epoch, from 0 on.
     pub epoch: usize,
-    /// The mean loss of the tokens this step learned from, in nats.
+    /// The mean loss of this step's targets, in nats per token.
     pub loss: f32,
-    /// The mean loss of the examples set aside, if they were asked after this step.
+    /// The mean loss of the held-out examples, if they were evaluated after this step.
     pub eval_loss: Option<f32>,
     /// The learning rate of this step.
     pub learning_rate: f32,
-    /// How long the gradient was before it was clipped.
+    /// The global gradient norm before clipping.
     pub grad_norm: f32,
     /// Tokens of the step's examples.
     pub tokens: usize,
-    /// These per second.
+    /// Tokens per second of this step.
     pub tokens_per_sec: f32,
-    /// Examples of the training that were left out ([`OnBadExample`](crate::OnBadExample)).
+    /// Examples of the training that were skipped ([`OnBadExample`](crate::OnBadExample)).
     pub skipped_examples: usize,
-    /// Examples of the training of which the first or last tokens were left out, for there were more than
-    /// [`max_tokens`](crate::TrainConfig::max_tokens).
+    /// Examples of the training that were truncated to [`max_tokens`](crate::TrainConfig::max_tokens).
     pub cut_examples: usize,
 }
 
-/// The steps of a training as they are taken: a `Stream<Item = TrainProgress>`.
+/// The progress of a training: a `Stream` of [`TrainProgress`], one for each step.
 ///
-/// The stream is `Send + 'static`. Dropping it ends the training soon, with what the steps before have taught, and with
-/// a checkpoint if there is a place for them; [`stop`](Self::stop) does so and waits for it. A reader that stops
-/// reading pauses the training.
+/// The stream is `Send + 'static`. Dropping it ends the training within one layer of the current step; the adapter is
+/// then the one after the step before, with a checkpoint if there is a folder for it. [`stop`](Self::stop) also waits
+/// for that end. A reader that stops reading pauses the training.
 #[derive(Debug)]
 #[must_use = "a stream that is dropped ends its training"]
 pub struct TrainStream {
@@ -50,23 +51,23 @@ pub struct TrainStream {
     end: Option<Result<()>>,
 }
 
-/// The other end of a [`TrainStream`].
+/// The training's end of a [`TrainStream`].
 pub(crate) struct TrainSender {
     steps: mpsc::Sender<TrainProgress>,
     ended: oneshot::Sender<Result<()>>,
 }
 
-/// Whether a training goes on.
+/// A weak view of a training: whether it runs, and whether its stream is read.
 pub(crate) struct TrainWatch(mpsc::WeakSender<TrainProgress>);
 
 impl TrainWatch {
-    /// Whether the training has not ended and somebody listens.
+    /// Whether the training has not ended and its stream was not dropped.
     pub fn is_wanted(&self) -> bool {
         self.0.upgrade().is_some_and(|steps| !steps.is_closed())
     }
 }
 
-/// Steps that a reader may be behind.
+/// Steps that a reader may lag behind.
 const BUFFER: usize = 16;
 
 impl TrainStream {
@@ -76,33 +77,32 @@ impl TrainStream {
         (TrainSender { steps: steps_sender, ended: ended_sender }, Self { steps, ended, end: None })
     }
 
-    /// A stream that has ended.
+    /// A stream that has ended with an error.
     pub(crate) fn failed(error: Error) -> Self {
         let (sender, stream) = Self::channel();
         sender.end(Err(error));
         stream
     }
 
-    /// Why training ended early, if it did, once the stream has ended.
+    /// The error that ended the training, once the stream has ended.
     pub fn err(&self) -> Option<&Error> {
         self.end.as_ref().and_then(|end| end.as_ref().err())
     }
 
-    /// How training ended, for `?`; it is fine as long as it has not.
+    /// The result of the training, for `?`; `Ok` as long as it runs.
     ///
     /// # Errors
-    /// As [`TrainableModel::train`](crate::TrainableModel::train), and [`Error::Closed`] if the model was closed
-    /// meanwhile.
+    /// The errors of [`TrainableModel::train`](crate::TrainableModel::train), and [`Error::Closed`] if the model was
+    /// closed.
     pub fn result(&self) -> Result<()> {
         self.end.clone().unwrap_or(Ok(()))
     }
 
-    /// Ends the training and waits until it has ended, which takes about as long as one layer of a step and a look at
-    /// what has been learned. Requests then use what the steps so far have taught, and
-    /// [`Adapter::save`](crate::Adapter::save) writes that.
+    /// Ends the training and waits for its end: about the time of one layer, and of a check of the adapter. Requests
+    /// and [`Adapter::save`](crate::Adapter::save) then use the adapter after the last whole step.
     ///
     /// # Errors
-    /// Those of a training that had failed by then, or whose last step diverged. That it was stopped is none.
+    /// The error of a training that had failed by then, or whose last step diverged. Being stopped is no error.
     ///
     /// # Cancel safety
     /// The training ends even if the future is dropped.
@@ -133,7 +133,7 @@ impl TrainStream {
 }
 
 fn died() -> Result<()> {
-    Err(Error::internal("training ended without a word"))
+    Err(Error::internal("the training thread died"))
 }
 
 impl Stream for TrainStream {
@@ -142,7 +142,7 @@ impl Stream for TrainStream {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<TrainProgress>> {
         let step = std::task::ready!(self.steps.poll_recv(context));
         if step.is_none() && self.end.is_none() {
-            // The sender has said why before it left.
+            // The result is sent before the sender is dropped.
             self.end = Some(self.ended.try_recv().unwrap_or_else(|_| died()));
         }
         Poll::Ready(step)
@@ -150,10 +150,10 @@ impl Stream for TrainStream {
 }
 
 impl TrainSender {
-    /// Reports a step, when there is room.
+    /// Sends the progress of a step, once there is room in the channel.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] if nobody listens, [`Error::Closed`] if `closing` ends before there is room.
+    /// [`Error::Cancelled`] if the stream was dropped, [`Error::Closed`] if `closing` completes first.
     pub fn step(&self, progress: TrainProgress, closing: impl Future<Output = ()>) -> Result<()> {
         block_on(async {
             tokio::select! {
@@ -164,21 +164,22 @@ impl TrainSender {
         })
     }
 
-    /// Whether nobody listens any more.
+    /// Whether the stream was dropped.
     pub fn is_closed(&self) -> bool {
         self.steps.is_closed()
     }
 
-    /// Waits until nobody listens any more.
+    /// Waits until the stream is dropped.
     pub async fn closed(&self) {
         self.steps.closed().await;
     }
 
-    /// Tells whether somebody listens without keeping the training's end from being heard.
+    /// A view that does not keep the stream open.
     pub fn watch(&self) -> TrainWatch {
         TrainWatch(self.steps.downgrade())
     }
 
+    /// Sends the result of the training.
     pub fn end(self, result: Result<()>) {
         self.ended.send(result).ok();
     }

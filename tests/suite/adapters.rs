@@ -28,7 +28,7 @@ pub fn adapters() -> Vec<String> {
     names
 }
 
-/// An adapter's directory, what is expected of it, and its model.
+/// The directory of an adapter, its expected figures, and its model.
 fn adapter(name: &str) -> (PathBuf, Value, String) {
     let expected = read_json(&format!("adapters/{name}/expected.json"));
     let model = expected["model"].as_str().unwrap().to_owned();
@@ -128,7 +128,7 @@ async fn base_model_is_reachable_beside_a_default_adapter() {
     let with = logits(&*adapted, text, GenerateConfig::new()).await;
     let without = logits(&*plain, text, GenerateConfig::new()).await;
     assert_ne!(with, without);
-    // In turns, so that what is cached of one would be found by the other.
+    // Alternating, so that a shared prefix cache would show.
     for _ in 0..2 {
         assert_eq!(logits(&*adapted, text, base()).await, without);
         assert_eq!(logits(&*adapted, text, GenerateConfig::new()).await, with);
@@ -179,7 +179,7 @@ async fn running_request_keeps_its_adapter() {
     let config = || GenerateConfig::new().adapter("a").max_tokens(40).stop_tokens(Vec::new());
     model.load_adapter("a", &golden_path("adapters/q_v")).await.unwrap();
     let expected: Vec<_> = model.generate("The dog", config()).collect().await;
-    // What is not read pauses, so most of it is still to come.
+    // An unread stream pauses, so most of its tokens are still to come.
     let mut stream = model.generate("The dog", config());
     let mut tokens = vec![stream.next().await.unwrap()];
     model.unload_adapter("a").await.unwrap();
@@ -223,7 +223,7 @@ async fn adapter_files_round_trip() {
         let (path, expected, model) = adapter(&name);
         let read = AdapterFile::read(&path).unwrap();
         let dir = TempDir::new("written-adapter");
-        // Over what is there.
+        // Over existing files.
         AdapterFile::new(BTreeMap::new()).write(dir.0.join("new")).unwrap();
         read.write(dir.0.join("new")).unwrap();
         let again = AdapterFile::read(dir.0.join("new")).unwrap();
@@ -287,8 +287,8 @@ async fn unmergeable_adapters_are_refused() {
     for (model, adapter, needle) in [
         ("helium_v4", "tied_head", "lm_head is the embedding, too"),
         ("gguf/tiny-f32.gguf", "q_v", "GGUF"),
-        ("mlx", "q_v", "quantised"),
-        ("gptq", "q_v", "quantised"),
+        ("mlx", "q_v", "quantized"),
+        ("gptq", "q_v", "quantized"),
         ("mha_tied", "q_v", "model.layers.0.self_attn.q_proj"),
     ] {
         let adapter = q_v.with_file_name(adapter);

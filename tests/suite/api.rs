@@ -1,4 +1,4 @@
-//! What a request may ask for, and what its answer and its errors say.
+//! Settings of requests, and the contents of answers and errors.
 
 use std::{
     sync::{
@@ -89,7 +89,7 @@ async fn ignore_eos_generates_past_end_of_text() {
         let (tokens, reason) = read(model.generate("to the sea", config.clone())).await;
         assert_eq!((text(&tokens).as_str(), tokens.len(), reason), ("sea", 12, FinishReason::Length));
         assert!(ids(&tokens)[3..].iter().all(|id| *id == end));
-        // What the request itself says still ends it.
+        // Stop settings of the request still end it.
         let (tokens, reason) = read(model.generate("to the sea", config.clone().stop_tokens(vec![end]))).await;
         assert_eq!((tokens.len(), reason), (3, FinishReason::Stop));
         let (tokens, reason) = read(model.generate("to the sea", config.stop(vec!["ea".into()]))).await;
@@ -172,7 +172,7 @@ async fn errors_name_the_failing_prompt() {
     let empty = model.classify(&["a", ""], GenerateConfig::new()).await.unwrap_err();
     assert!(matches!(empty, Error::InvalidConfig { field: "prompt", .. }), "{empty:?}");
     assert!(empty.to_string().contains("prompt 1"), "{empty}");
-    // What concerns the whole call names none.
+    // Errors of the whole call name no prompt.
     let error = model.classify(&prompts, GenerateConfig::new().top_p(7.0)).await.unwrap_err();
     assert!(!error.to_string().contains("prompt"), "{error}");
     let alone = model.generate(&long, GenerateConfig::new()).text().await.unwrap_err();
@@ -246,7 +246,7 @@ async fn scripted_closure_runs_once_per_request() {
     assert_eq!(asked.load(Ordering::SeqCst), 49);
 }
 
-/// In little memory, so that requests are preempted and find what others have left in the cache.
+/// A small cache, so that requests are preempted and hit cached prefixes of others.
 #[tokio::test]
 async fn equal_scripted_requests_keep_their_own_answers() {
     let mut asked = 0;

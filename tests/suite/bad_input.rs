@@ -1,4 +1,4 @@
-//! Every error a user can cause names what is wrong, and nothing panics or hangs.
+//! Errors of bad files and requests: each names the fault, and nothing panics or hangs.
 
 use std::{fs, path::Path};
 
@@ -280,7 +280,7 @@ async fn largest_allowed_settings_work() {
     let all = model.batch_generate(&["Hello"; 3], config.clone()).await.unwrap();
     assert!(all.iter().all(|one| one.err.is_none() && one.tokens == all[0].tokens));
     let (_sender, _stream) = TokenStream::channel(usize::MAX, &config);
-    // What keeps count of a cache is no greater than what is used of it.
+    // The bookkeeping of a cache is no larger than its used part.
     let greatest = greatest.kv_cache_bytes(1 << 37);
     let model = ScriptedModel::new(|_| "word ".repeat(9)).load_config(greatest).build().unwrap();
     assert_eq!(model.generate("a", config.temperature(0.0)).text().await.unwrap().len(), 45);

@@ -1,4 +1,4 @@
-//! Streams: how they run, pause, stop and end.
+//! Streams: running, pausing, stopping and ending.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokenflow::{Error, FinishReason, GenerateConfig, LoadConfig, Message, TextMo
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::{golden_model, golden_model_with, read_json};
+use crate::{golden_model, golden_model_with, read_json, scripted::until};
 
 const PROMPT: &str = "Hello world";
 
@@ -15,7 +15,7 @@ async fn model() -> Box<dyn TextModel> {
     golden_model("mha_tied").await
 }
 
-/// A prompt that goes on, to the end of the context if it may.
+/// A config whose answer runs to the end of the context.
 async fn endless(model: &dyn TextModel) -> GenerateConfig {
     let config = (0..50).map(|seed| GenerateConfig::new().max_tokens(100_000).temperature(2.0).seed(seed));
     for config in config {
@@ -129,18 +129,13 @@ async fn cancel_ends_the_stream() {
 async fn cancel_ends_an_unread_stream() {
     let model = golden_model_with("mha_tied", LoadConfig::new().stream_buffer(1)).await;
     let config = endless(&*model).await;
-    let before = model.metrics();
+    let before = model.stats();
     let stream = model.generate(PROMPT, config);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // The buffer is full, and the stream paused.
+    until(&*model, |stats| stats.sampled_tokens > before.sampled_tokens).await;
     stream.cancellation_token().cancel();
-    timeout(Duration::from_secs(10), async {
-        while model.metrics() == before {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .expect("the worker notices");
-    assert!(matches!(model.err(), Some(Error::Cancelled)));
+    until(&*model, |_| matches!(model.err(), Some(Error::Cancelled))).await;
+    assert_eq!(model.stats().cancelled, before.cancelled + 1);
     drop(stream);
 }
 
@@ -154,7 +149,7 @@ async fn dropped_streams_free_their_memory() {
     drop(streams);
     model.generate(PROMPT, GenerateConfig::new().max_tokens(1)).text().await.unwrap();
     timeout(Duration::from_secs(10), async {
-        // The figures are those of the operation that ended last, whichever that was.
+        // `metrics` is of the operation that ended last, which may be a dropped stream.
         while model.metrics().active_memory_bytes > idle {
             model.generate(PROMPT, GenerateConfig::new().max_tokens(1)).text().await.unwrap();
         }

@@ -1,4 +1,4 @@
-//! What is computed on the way, against transformers.
+//! Inspected keys, queries, attention and hidden states, against transformers.
 
 use std::fs;
 

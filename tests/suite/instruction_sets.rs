@@ -1,4 +1,4 @@
-//! What a model answers does not depend, to the bit, on the instructions that its kernels run on.
+//! Answers do not depend on the instruction set of the kernels, bit for bit.
 
 use tokenflow::{ActivationType, GenerateConfig, InstructionSet, LoadConfig, Quantize, Token};
 

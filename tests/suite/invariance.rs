@@ -1,5 +1,5 @@
-//! What a request answers does not depend, to the bit, on what else runs, on how its prompt is cut into
-//! chunks, on what is cached, on how often it is preempted, or on what is guessed of it.
+//! Batch invariance: answers do not depend on other requests, prompt chunks, cache hits, preemption or drafts, bit for
+//! bit.
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,7 +34,7 @@ struct Request {
     adapter: Option<usize>,
     /// Tokens that are guessed at a time.
     lookup: usize,
-    /// What keeps it from ending.
+    /// Settings that keep it from ending.
     min_tokens: usize,
     ignore_eos: bool,
     /// How far penalties look back.
@@ -68,7 +68,7 @@ impl Request {
         stream.take(self.leaves.unwrap_or(usize::MAX)).collect().await
     }
 
-    /// What makes its answer.
+    /// The settings that decide its answer.
     fn key(&self) -> String {
         format!("{:?}", Self { priority: 0, arrives_ms: 0, leaves: None, lookup: 0, ..self.clone() })
     }

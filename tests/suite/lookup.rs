@@ -14,18 +14,18 @@ const TEXT: &str = "The ship left the harbour at dawn, and the harbour master we
 /// Tokens of 4 bytes in blocks of 16.
 const BLOCK_BYTES: usize = 64;
 
-/// A model that says the prompt twice, with a surprise between.
+/// A model that repeats the prompt, with a surprise between.
 fn parrot(config: LoadConfig) -> Box<dyn TextModel> {
     model(|prompt| format!("{prompt}¿{prompt}"), config)
 }
 
-/// A model whose passes take the same time however many tokens they have, so that guesses are cheap.
+/// A model whose passes take the same time for any number of tokens, so that drafts are cheap.
 fn model(answer: impl FnMut(&str) -> String + Send + 'static, config: LoadConfig) -> Box<dyn TextModel> {
     let hook = |_| thread::sleep(Duration::from_micros(100));
     ScriptedModel::new(answer).on_pass(hook).load_config(config).build().unwrap()
 }
 
-/// All that a reader can see of an answer, but for times.
+/// Everything that a reader sees of an answer, without times.
 async fn seen(model: &dyn TextModel, config: GenerateConfig) -> (Vec<Token>, Option<FinishReason>, GenerateMetrics) {
     let mut stream = model.generate(TEXT, config);
     let tokens = (&mut stream).collect().await;

@@ -1,9 +1,7 @@
 //! The crate through its public API, on the tiny models in `tests/golden` and on SmolLM2.
-#![allow(clippy::duplicate_mod, reason = "an example that is tested brings its own support")]
 
 mod adapters;
 mod api;
-mod axum_sse;
 mod bad_input;
 mod discover;
 mod engine;
@@ -13,7 +11,7 @@ mod inspect;
 mod instruction_sets;
 mod invariance;
 mod lookup;
-#[path = "../../examples/support/mod.rs"]
+#[path = "../../examples/support/models.rs"]
 mod models;
 mod perplexity;
 mod score;
@@ -39,7 +37,7 @@ fn golden_path(name: &str) -> PathBuf {
     std::env::var_os("TOKENFLOW_GOLDEN").map_or_else(committed, PathBuf::from).join(name)
 }
 
-/// All models in Hugging Face directories: those of all architectures, in both styles of configuration.
+/// All Hugging Face directories of `tests/golden`: every architecture, in both styles of configuration.
 fn directories() -> Vec<String> {
     let entries = golden_path("").read_dir().unwrap().map(|entry| entry.unwrap().path());
     let models = entries.filter(|path| path.join("config.json").exists());

@@ -34,7 +34,7 @@ async fn score_matches_classify_of_every_prefix() {
     }
 }
 
-/// On the way through little memory, beside streams and each other, with what is cached of them.
+/// With a small cache, beside streams and other scores, and with cache hits.
 #[tokio::test]
 async fn score_is_batch_invariant() {
     let text = |i: usize| format!("{i} {}", TEXT.repeat(1 + i % 3));

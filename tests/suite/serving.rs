@@ -169,7 +169,7 @@ async fn deadline_ends_a_request_in_every_state() {
 
 #[tokio::test]
 async fn cancel_while_tokenizing() {
-    // Takes a second: a template may work as long as what it is given is large. Two of them keep all threads of long
+    // Renders for a second: the work budget of a template grows with its input. Two of them occupy all threads for long
     // prompts.
     let slow = "{% for i in range(20000) %}{% for j in range(200) %}{% endfor %}{% endfor %}a";
     let large = "a".repeat(4 << 20);
@@ -177,7 +177,7 @@ async fn cancel_while_tokenizing() {
     let model = model(LoadConfig::new().chat_template(slow).parallel_slots(1).queue_limit(4));
     let chat = |config| model.chat(&[Message::user("a")], config);
     let mut slow = [(); 2].map(|()| chat(GenerateConfig::new().template_var("large", large.clone())));
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    until(&*model, |stats| stats.waiting == 2).await;
     let token = CancellationToken::new();
     let late = model.generate(&long, GenerateConfig::new().deadline(Duration::from_millis(20)));
     let cancelled = model.generate(&long, GenerateConfig::new().cancellation(token.clone()));
@@ -188,7 +188,7 @@ async fn cancel_while_tokenizing() {
     assert!(matches!(cancelled.text().await, Err(Error::Cancelled)));
     assert!(matches!(late.text().await, Err(Error::DeadlineExceeded)));
     until(&*model, |stats| (stats.waiting, stats.cancelled, stats.failed) == (2, 2, 2)).await;
-    // They have left their places to others, which those before them may leave, too.
+    // Their queue slots are free for others, and the slow ones can be cancelled as well.
     let others = [(); 3].map(|()| model.generate(&long, GenerateConfig::new().max_tokens(1)));
     for stream in &mut slow {
         assert!(stream.next().now_or_never().is_none(), "its prompt is no tokens yet");
@@ -252,6 +252,7 @@ async fn panicking_waker_ends_only_its_own_request() {
     let waker = std::task::Waker::from(Arc::new(Panics));
     for _ in 0..3 {
         let config = || GenerateConfig::new().max_tokens(5);
+        let failed = model.stats().failed;
         let mut stream = model.generate("a prompt", config());
         let _ = stream.poll_next_unpin(&mut std::task::Context::from_waker(&waker));
         let mut too_long = model.generate(&"x".repeat(1 << 20), config());
@@ -259,7 +260,8 @@ async fn panicking_waker_ends_only_its_own_request() {
         let mut classified = model.classify(&["a", "b"], config());
         let _ = classified.as_mut().poll(&mut std::task::Context::from_waker(&waker));
         assert!(neighbor.next().await.is_some());
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // The request that is too long has failed, and has woken its reader.
+        until(&*model, |stats| stats.failed > failed).await;
         assert!(neighbor.next().await.is_some());
         drop((stream, too_long, classified));
         assert_eq!(model.generate("another", config()).text().await.unwrap(), "word ");

@@ -7,7 +7,7 @@ use tokenflow::{Error, GenerateConfig, LoadConfig, Message, Result, load_model, 
 
 use crate::{TempDir, golden_path, read_json};
 
-/// What a model with a template is prompted with.
+/// The prompt that a template renders.
 async fn prompt(template: &str, messages: &[Message], vars: Map<String, Value>) -> Result<String> {
     let prompt = Arc::new(Mutex::new(String::new()));
     let seen = prompt.clone();

@@ -21,7 +21,7 @@ async fn trainable_with(model: &str, config: LoadConfig) -> Box<dyn TrainableMod
     load_trainable(golden_path(model), config).await.unwrap()
 }
 
-/// All steps, and how they ended.
+/// All steps, and the result.
 async fn all(mut stream: TrainStream) -> (Vec<TrainProgress>, Result<()>) {
     let mut steps = Vec::new();
     while let Some(step) = stream.next().await {
@@ -30,7 +30,7 @@ async fn all(mut stream: TrainStream) -> (Vec<TrainProgress>, Result<()>) {
     (steps, stream.result())
 }
 
-/// Those after some words.
+/// The logits after a short prompt.
 async fn logits(model: &dyn TextModel) -> Vec<f32> {
     logits_with(model, GenerateConfig::new()).await
 }
@@ -45,7 +45,7 @@ async fn losses(stream: TrainStream) -> Vec<f32> {
     steps.iter().map(|step| step.loss).collect()
 }
 
-/// Sequences to learn from, one after another.
+/// Token sequences to train on.
 fn sequences(count: u32) -> Vec<TrainExample> {
     (0..count).map(|i| TrainExample::Tokens((0..12 + i % 5).map(|j| 3 + (i * 31 + j * 17) % 200).collect())).collect()
 }
@@ -66,7 +66,7 @@ fn floats(values: &Value) -> Vec<f32> {
     values.as_array().unwrap().iter().map(|value| value.as_f64().unwrap() as f32).collect()
 }
 
-/// Losses and lengths of gradients, of an adapter that goes on as `training.json` beside it says.
+/// Compares losses and gradient norms of a training that continues an adapter with `training.json` beside it.
 async fn goes_on(model: &dyn TrainableModel, name: &str, expected: &Value, loss_within: f32, norm_within: f32) {
     goes_on_as(model, (name, LoraConfig::new()), expected, loss_within, norm_within).await;
 }
@@ -174,11 +174,11 @@ async fn stopped_training_publishes_its_adapter() {
     model.load_adapter("saved", &dir.0).await.unwrap();
     assert_eq!(logits_with(&*model, GenerateConfig::new().adapter("saved")).await, after);
 
-    // Another adapter is not replaced by one whose training ends later.
+    // A training that ends late does not replace a newer adapter.
     let config = TrainConfig::new().learning_rate(1e-2).epochs(100_000);
     model.train(sequences(4), config).next().await.unwrap();
     model.apply_lora(LoraConfig::new().initial(&dir.0)).unwrap();
-    // That one has ended when this one learns that there is nothing to learn.
+    // The earlier training has ended when this one fails.
     all(model.train(vec![], TrainConfig::new())).await.1.unwrap_err();
     assert_eq!(logits(&*model).await, after);
 }
@@ -239,7 +239,7 @@ async fn stop_waits_for_the_end_of_training() {
         }
         stream.stop().await.unwrap();
     }
-    // Of one that had ended, and of one that failed.
+    // A training that had ended, and one that failed.
     let mut ended = model.train(sequences(4), config.clone().max_steps(1));
     while ended.next().await.is_some() {}
     ended.stop().await.unwrap();
@@ -248,7 +248,7 @@ async fn stop_waits_for_the_end_of_training() {
     assert!(matches!(model.train(sequences(1), TrainConfig::new()).stop().await, Err(Error::Closed)));
 }
 
-/// Requests that name no adapter are answered as those of a working model.
+/// Checks that requests without an adapter name get finite logits, and returns the logits.
 async fn answers(model: &dyn TextModel) -> Vec<f32> {
     let mut stream = model.generate("The dog", GenerateConfig::new().max_tokens(5));
     while stream.next().await.is_some() {}
@@ -280,7 +280,7 @@ async fn diverged_training_keeps_the_last_good_adapter() {
             || TrainConfig::new().learning_rate(rate).schedule(Schedule::Constant).max_grad_norm(0.0).epochs(50);
         for config in [
             absurd(),
-            // What is left is looked at even if there is no further step.
+            // The last step is checked, too.
             absurd().max_steps(1),
             absurd().checkpoint_dir(&dir.0).checkpoint_every(1),
             absurd().eval_split(0.25).eval_every(1),
@@ -308,7 +308,7 @@ async fn late_divergence_keeps_earlier_progress() {
     model.apply_lora(LoraConfig::new().target_keys(["all-linear"])).unwrap();
     losses(model.train(sequences(4), TrainConfig::new().learning_rate(1e-2).epochs(200))).await;
     let before = answers(&*model).await;
-    // The rate rises from nothing to what no model bears.
+    // The learning rate rises from zero beyond any stable value.
     let config = TrainConfig::new().learning_rate(1000.0).warmup_steps(100_000).epochs(2000);
     let (steps, ended) = all(model.train(sequences(4), config)).await;
     has_diverged(ended);
@@ -380,7 +380,7 @@ fn checkpointed(dir: &Path, steps: usize) -> TrainConfig {
     config.learning_rate(1e-2).schedule(Schedule::Constant)
 }
 
-/// A model of which a tensor begins with another number.
+/// A copy of a model with one changed byte in a tensor.
 fn altered(model: &str, tensor: &str) -> TempDir {
     let dir = TempDir::copy_of(model, "altered");
     let path = dir.0.join("model.safetensors");
@@ -392,7 +392,7 @@ fn altered(model: &str, tensor: &str) -> TempDir {
     dir
 }
 
-/// Trains with checkpoints, for as many steps.
+/// Trains with checkpoints up to a step.
 async fn with_checkpoints(model: &dyn TrainableModel, dir: &Path, steps: usize) -> Vec<f32> {
     model.apply_lora(LoraConfig::new().dora(true)).unwrap();
     losses(model.train(sequences(5), checkpointed(dir, steps))).await
@@ -405,19 +405,19 @@ async fn resume_from_checkpoints_is_bit_exact() {
     let expected = with_checkpoints(&*model, &whole.0, 7).await;
     assert_eq!(expected.len(), 7);
     let mut losses = with_checkpoints(&*model, &parts.0, 3).await;
-    // What a crash may leave behind.
+    // A crash may leave a partial checkpoint.
     fs::create_dir(parts.0.join("step-000004.part")).unwrap();
     losses.extend(with_checkpoints(&*model, &parts.0, 6).await);
     losses.extend(with_checkpoints(&*model, &parts.0, 7).await);
     assert_eq!(losses, expected);
     let weights = |dir: &TempDir| fs::read(dir.0.join("step-000007/adapter_model.safetensors")).unwrap();
     assert_eq!(weights(&parts), weights(&whole));
-    // Another training does not go on from it.
+    // Another training does not resume from it.
     model.apply_lora(LoraConfig::new()).unwrap();
     let (steps, ended) = all(model.train(sequences(5), TrainConfig::new().checkpoint_dir(&parts.0))).await;
     assert!(steps.is_empty());
     assert!(matches!(ended, Err(Error::InvalidConfig { field: "checkpoint_dir", .. })), "{ended:?}");
-    // Nor does one that began elsewhere.
+    // Nor does one with another initial adapter or model.
     let config = LoraConfig::new().dora(true);
     let altered = altered("gqa_llama3", "model.layers.0.self_attn.q_proj.weight");
     let other = load_trainable(&altered.0, LoadConfig::new()).await.unwrap();
@@ -431,7 +431,7 @@ async fn resume_from_checkpoints_is_bit_exact() {
         let stream = model.train(sequences(5), checkpointed(&parts.0, 9));
         assert!(matches!(all(stream).await.1, Err(Error::InvalidConfig { field: "checkpoint_dir", .. })), "{config:?}");
     }
-    // Nor from what is damaged.
+    // A damaged checkpoint is refused.
     fs::write(whole.0.join("step-000007/training.safetensors"), b"nothing").unwrap();
     let stream = {
         model.apply_lora(LoraConfig::new().dora(true)).unwrap();
@@ -452,7 +452,7 @@ async fn dropped_stream_ends_training_and_keeps_the_last_step() {
     let (_, busy) = all(model.train(sequences(4), TrainConfig::new())).await;
     assert!(matches!(busy, Err(Error::TrainingInProgress)), "{busy:?}");
     drop(stream);
-    // Those that are dropped before they begin are in nobody's way either.
+    // Trainings that are dropped before they start do not block later ones.
     for _ in 0..3 {
         drop(model.train(sequences(4), config.clone()));
     }
@@ -470,7 +470,7 @@ async fn dropped_stream_ends_training_and_keeps_the_last_step() {
 async fn close_ends_an_unread_training() {
     let model = trainable("gqa_llama3").await;
     let dir = TempDir::new("unread");
-    // There is no room for the report of the step that this checkpoint is of.
+    // The channel is full before the step of this checkpoint is sent.
     let config = TrainConfig::new().epochs(100_000).checkpoint_dir(&dir.0).checkpoint_every(17);
     let stream = model.train(sequences(4), config);
     while !dir.0.join("step-000017").exists() {
@@ -486,7 +486,7 @@ async fn close_ends_an_unread_training() {
 async fn close_interrupts_reading_examples() {
     let model = trainable("gqa_llama3").await;
     let mut examples = vec![TrainExample::text("The dog and the cat. ".repeat(100)); 10_000];
-    // It would be told of, if it were come to.
+    // This example would be an error, if it were reached.
     examples.push(TrainExample::Tokens(Vec::new()));
     let stream = model.train(examples, TrainConfig::new());
     model.close().await.unwrap();
@@ -548,7 +548,7 @@ async fn interrupted_evaluation_is_repeated() {
     while learned() == before {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // The step has been taken, and most of the evaluation is to come.
+    // The step is done, and most of the evaluation is still to come.
     drop(stream);
     all(model.train(sequences(1000), config.clone())).await.1.unwrap();
     let state: Value = serde_json::from_slice(&fs::read(dir.0.join("step-000001/training.json")).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Directories as strangers leave them: what other libraries load is loaded, and what cannot be is named.
+//! Directories of other tools: odd ones that transformers loads are loaded, and unsupported ones are named.
 
 use std::{
     collections::BTreeMap,
@@ -134,7 +134,7 @@ async fn index_of_absent_shards_and_duplicate_tensors() {
     put(&first, &second);
     write_index(&dir.0, &[(&file(1, 2), &first), (&file(2, 2), &second)]);
     assert_eq!(logits(&dir.0).await, expected);
-    // What is nowhere is an error with the file that it should be in.
+    // A tensor that is nowhere is an error with the file that should hold it.
     second.remove("model.norm.weight");
     first.remove("model.norm.weight");
     put(&first, &second);
@@ -349,6 +349,16 @@ async fn python_json_infinity_and_nan() {
     refused(&dir.0, &["config.json", "rms_norm_eps = -inf"]).await;
 }
 
+#[tokio::test]
+async fn generation_config_that_is_no_json_is_ignored() {
+    let expected = logits(&golden_path("mha_tied")).await;
+    for text in ["", "no JSON", "{\"eos_token_id\": ", "\u{feff}{}", "[1]"] {
+        let dir = TempDir::copy_of("mha_tied", "generation");
+        fs::write(dir.0.join("generation_config.json"), text).unwrap();
+        assert_eq!(logits(&dir.0).await, expected, "{text:?}");
+    }
+}
+
 /// A last entry, which counts.
 fn configure_text(dir: &TempDir, entry: &str) {
     let path = dir.0.join("config.json");
@@ -502,7 +512,7 @@ mod no_regular_files {
 
     use super::*;
 
-    /// What makes something in place of a file, and what errors say of it.
+    /// Creates something in place of a file; and the words of its error.
     type Other = (fn(&Path), &'static str);
 
     fn others() -> [Other; 5] {

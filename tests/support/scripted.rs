@@ -1,4 +1,5 @@
-//! Scripted models for the tests of services, and waiting for a model's figures.
+//! Scripted models for the tests of services, and waiting for the stats of a model.
+#![allow(dead_code, reason = "each package that includes this file uses some of it")]
 
 use std::{
     sync::{
@@ -12,12 +13,12 @@ use std::{
 use tokenflow::{ModelStats, TextModel, testing::ScriptedModel};
 use tokio::time::timeout;
 
-/// A model that takes a millisecond for each step and speaks for long.
+/// A model with long answers that takes a millisecond for each pass.
 pub fn talkative() -> ScriptedModel {
     ScriptedModel::new(|_| "and so on ".repeat(2000)).on_pass(|_| std::thread::sleep(Duration::from_millis(1)))
 }
 
-/// A scripted model that speaks for long, and is held in its 50th pass.
+/// A model with long answers that blocks in its 50th pass until [`Hold`] is dropped.
 pub fn held_model() -> (ScriptedModel, Hold) {
     let (release, released) = mpsc::channel::<()>();
     let reached = Arc::new(AtomicBool::new(false));
@@ -33,13 +34,14 @@ pub fn held_model() -> (ScriptedModel, Hold) {
     (model, hold)
 }
 
-/// Lets the model go on when it is dropped.
+/// Blocks a model; dropping it lets the model go on.
 pub struct Hold {
     reached: Arc<AtomicBool>,
     _release: Sender<()>,
 }
 
 impl Hold {
+    /// Waits until the model is blocked.
     pub async fn reached(&self) {
         while !self.reached.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -47,6 +49,7 @@ impl Hold {
     }
 }
 
+/// Waits until the stats of a model satisfy a condition, and returns them.
 pub async fn until(model: &dyn TextModel, wanted: impl Fn(ModelStats) -> bool) -> ModelStats {
     let reached = timeout(Duration::from_secs(10), async {
         while !wanted(model.stats()) {

@@ -1,5 +1,7 @@
-//! A gRPC service that streams a model's answer. A client that goes away, or whose deadline passes,
-//! drops the stream, which frees its place in the model before the next step.
+//! A gRPC service that streams a model's answers, to start from.
+//!
+//! A client that disconnects, or whose deadline passes, drops the stream, which frees its slot in the model before the
+//! next forward pass.
 
 use std::{
     pin::Pin,
@@ -11,7 +13,8 @@ use futures::{Stream, StreamExt, stream};
 use tokenflow::{Error, GenerateConfig, Message, TextModel, Token};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-/// What the .proto file became.
+/// Generated from the .proto file.
+#[allow(missing_docs, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("chat");
 }
@@ -44,7 +47,7 @@ impl chat_server::Chat for ChatService {
             config.max_tokens = max_tokens as usize;
         }
         let mut tokens = self.model.chat(&messages, config).into_results();
-        // What fails before the first token fails the call.
+        // An error before the first token fails the call.
         let first = tokens.next().await.transpose().map_err(status)?;
         let piece = |token: Token| Piece { text: token.text };
         let pieces = stream::iter(first.map(Ok)).chain(tokens).map(move |token| token.map(piece).map_err(status));
@@ -61,7 +64,7 @@ fn message(message: proto::Message) -> Result<Message, Status> {
     }
 }
 
-/// The client's deadline: the header `grpc-timeout`, a number of up to eight digits and a unit.
+/// The client's deadline, from the header `grpc-timeout`: up to eight digits and a unit.
 fn deadline(metadata: &MetadataMap) -> Option<Instant> {
     let timeout = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (number, unit) = timeout.split_at_checked(timeout.len().checked_sub(1)?)?;

@@ -72,8 +72,9 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<NativeMo
         block_bytes,
     };
     let network = decoder.network().clone();
-    let engine = Engine::start(Box::new(decoder), text.clone(), options)?;
-    let background = network.is_on_cpu().then(|| BackgroundJobs::new(&network, text.clone(), &engine));
+    let requests = Engine::start(Box::new(decoder), text.clone(), options)?;
+    let engine = &requests.executor;
+    let background = network.is_on_cpu().then(|| Arc::new(BackgroundJobs::new(&network, text.clone(), engine)));
     if let Some(adapter) = adapter {
         if background.is_none() {
             return Err(Error::config("adapter_path", "only models on the CPU take adapters"));
@@ -83,7 +84,7 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<NativeMo
     tracing::info!(path = %path.display(), ?info, "loaded a model");
     drop(checkpoint);
     memory::trim();
-    Ok(NativeModel::new(info, text, engine, background))
+    Ok(NativeModel::new(info, text, requests, background))
 }
 
 /// The device all layers run on: splitting them is not possible, leaving it out is.

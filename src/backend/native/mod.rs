@@ -1,6 +1,7 @@
-//! The crate's own engine on candle's devices: cpu, cuda, metal.
+//! The crate's own engine: backends "cpu", "cuda" and "metal".
 
 mod cache_budget;
+mod inspect;
 mod load;
 mod model;
 
@@ -31,12 +32,12 @@ enum NativeBackend {
     Metal,
 }
 
-/// Files of which one is there where NVIDIA's driver is: on Linux, its subsystem in Windows, Tegra, and Windows.
+/// Files of NVIDIA's driver on Linux, WSL, Tegra and Windows; one of them exists where the driver is installed.
 const CUDA_FILES: [&str; 5] =
     ["/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-gpu", "C:\\Windows\\System32\\nvcuda.dll"];
 
 impl NativeBackend {
-    /// Opens the device, if it is compiled in and there. That takes long.
+    /// Opens the device, which may take long.
     fn device(self) -> candle_core::Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
@@ -45,7 +46,7 @@ impl NativeBackend {
         }
     }
 
-    /// As `device`; libraries that are not there are a panic in some of those below.
+    /// As `device`. A missing driver library makes some of candle's devices panic.
     fn open(self) -> Result<Device> {
         let unavailable = |reason| Error::BackendUnavailable { name: self.name().to_owned(), reason };
         let opened = catch_unwind(AssertUnwindSafe(|| self.device()));
@@ -53,12 +54,12 @@ impl NativeBackend {
         opened.map_err(|error| unavailable(error.to_string()))
     }
 
-    /// Whether there seems to be a device, by which of these files are there.
+    /// Whether there seems to be a device, by the files that exist.
     fn seems_there(self, is_there: impl Fn(&Path) -> bool) -> bool {
         match self {
             Self::Cpu => true,
             Self::Cuda => CUDA_FILES.iter().any(|file| is_there(Path::new(file))),
-            // Every Mac of this time has one.
+            // Every current Mac has one.
             Self::Metal => cfg!(any(target_os = "macos", target_os = "ios")),
         }
     }

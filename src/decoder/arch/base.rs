@@ -10,7 +10,7 @@ use crate::{
             AttentionSpec, DenseSpec, ExpertsSpec, HeadSpec, LayerSpec, MlpSpec, NormPlacement, NormSpec, RopeSpec,
         },
     },
-    kernels::rows::{Activation, NormKind, RopeStyle},
+    kernels::elementwise::{Activation, NormKind, RopeStyle},
     weights::Config,
 };
 

@@ -10,7 +10,7 @@ use crate::{
         layout::Names,
         spec::{NormOver, NormPlacement, QkNorm},
     },
-    kernels::rows::Activation,
+    kernels::elementwise::Activation,
     weights::Config,
 };
 

@@ -10,7 +10,7 @@ use crate::{
         layout::{MlpNames, Names},
         spec::{DenseSpec, ExpertsSpec},
     },
-    kernels::rows::Activation,
+    kernels::elementwise::Activation,
     weights::Config,
 };
 

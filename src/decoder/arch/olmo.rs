@@ -9,7 +9,7 @@ use crate::{
         Spec,
         spec::{NormOver, NormPlacement, NormSpec, QkNorm},
     },
-    kernels::rows::NormKind,
+    kernels::elementwise::NormKind,
     weights::Config,
 };
 

@@ -10,7 +10,7 @@ use crate::{
         layout::{Layout, MlpNames, Names},
         spec::{NormPlacement, NormSpec},
     },
-    kernels::rows::NormKind,
+    kernels::elementwise::NormKind,
     weights::Config,
 };
 

@@ -1,7 +1,7 @@
 use crate::{
     Result,
     decoder::spec::{RopeScaling, RopeSpec},
-    kernels::rows::RopeStyle,
+    kernels::elementwise::RopeStyle,
     weights::Config,
 };
 

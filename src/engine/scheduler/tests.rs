@@ -114,13 +114,13 @@ fn a_prompt_that_is_cached_as_a_whole_still_computes_its_last_token() {
 }
 
 #[test]
-fn scored_sequences_compute_all_their_tokens_and_few_in_a_pass() {
+fn sequences_that_want_all_rows_compute_all_tokens_and_few_in_a_pass() {
     let mut s = scheduler(8, 100, 100);
     s.add(0, arrival(7, 70));
     assert_eq!(step(&mut s), [(0, 0, 70, true)]);
     s.remove(0);
-    s.add(1, Arrival { scored: true, ..arrival(7, 70) });
-    s.add(2, Arrival { scored: true, ..arrival(8, 70) });
+    s.add(1, Arrival { all_rows: true, ..arrival(7, 70) });
+    s.add(2, Arrival { all_rows: true, ..arrival(8, 70) });
     assert_eq!(step(&mut s), [(1, 0, 64, false)]);
     assert_eq!(step(&mut s), [(1, 64, 6, true), (2, 0, 58, false)]);
     s.remove(1);
@@ -185,9 +185,9 @@ fn a_prompt_goes_on_if_one_of_higher_priority_finds_no_room() {
 }
 
 #[test]
-fn streams_do_not_wait_for_scored_sequences_that_a_pass_has_no_room_for() {
+fn streams_do_not_wait_for_all_rows_sequences_that_a_pass_has_no_room_for() {
     let mut s = scheduler(4, 200, 200);
-    (0..6).for_each(|id| s.add(id, Arrival { scored: true, ..arrival(id, 70) }));
+    (0..6).for_each(|id| s.add(id, Arrival { all_rows: true, ..arrival(id, 70) }));
     s.add(6, arrival(6, 5));
     assert_eq!(step(&mut s), [(0, 0, 64, false), (6, 0, 5, true)]);
 }

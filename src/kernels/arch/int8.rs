@@ -1,10 +1,9 @@
-//! Factors of 16 bits times codes of 8, two steps at a time: the pairs whose products integer instructions add up. Accumulators
-//! are exact, and so the same in any order.
+//! Products of 16-bit factors and 8-bit codes in pairs, which integer instructions multiply and add. Sums are exact, and so the
+//! same in any order.
 
-use super::panels::{Accumulators, LANES, PanelElement, PanelProduct};
 use crate::kernels::{
     Isa,
-    elementwise::math::{greatest, rounded},
+    layout::panels::{Accumulators, LANES, PanelElement, PanelProduct},
     memory::prefetch::Prefetcher,
 };
 
@@ -42,38 +41,10 @@ fn add_scalar(product: &PanelProduct<'_, i8>, mut sums: Accumulators<'_, i32>) {
     });
 }
 
-/// A pair of factors as the bits that all lanes have.
-#[inline(always)]
-pub fn bits([first, second]: [i16; 2]) -> i32 {
-    i32::from(first) & 0xffff | i32::from(second) << 16
-}
-
-/// The greatest factor with which sums of so many products stay below what an integer of 32 bits holds.
-pub fn greatest_factor(products: usize) -> i16 {
-    (i32::MAX as usize / 128 / products).min(i16::MAX as usize) as i16
-}
-
-/// Rounds to the nearest of the steps between ± the greatest, which becomes `greatest_factor`; gives the step.
-#[inline(always)]
-pub fn round_to_factors(x: &[f32], greatest_factor: i16, factors: &mut [i16]) -> f32 {
-    let (greatest, greatest_factor) = (greatest(x), f32::from(greatest_factor));
-    let inverse = if greatest == 0.0 { 0.0 } else { greatest_factor / greatest };
-    for (factor, value) in factors.iter_mut().zip(x) {
-        *factor = rounded(value * inverse) as i16;
-    }
-    greatest / greatest_factor
-}
-
-/// Writes sums times `step`.
-#[inline(always)]
-pub fn scale_sums(sums: &[i32], step: f32, out: &mut [f32]) {
-    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum as f32 * step);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::arch::panels::Panels;
+    use crate::kernels::layout::panels::Panels;
 
     #[test]
     fn every_path_gives_the_sums_of_products() {
@@ -109,29 +80,6 @@ mod tests {
                 product.add_to(&mut sums, panels * LANES, isa);
                 assert_eq!(sums, exact, "{isa:?}, {rows} rows, {panels} panels, {pieces} pieces, {steps} steps");
             }
-        }
-    }
-
-    #[test]
-    fn the_greatest_sums_are_no_more_than_an_integer_holds() {
-        for products in [2, 64, 256, 512, 514, 4096] {
-            let factor = i64::from(greatest_factor(products));
-            assert!(factor * 128 * products as i64 <= i64::from(i32::MAX));
-            assert!(factor == 32_767 || (factor + 1) * 128 * products as i64 > i64::from(i32::MAX));
-        }
-    }
-
-    #[test]
-    fn factors_are_within_half_a_step() {
-        let x: Vec<f32> = (0..99).map(|i| (i as f32 - 60.0) * 0.37).collect();
-        for isa in Isa::available() {
-            let mut factors = vec![0; x.len()];
-            let step = compiled_for!(isa, round_to_factors(&x, 32_767, &mut factors));
-            let near = |(x, factor): (&f32, &i16)| (f32::from(*factor) * step - x).abs() < step * 0.502;
-            assert!(x.iter().zip(&factors).all(near), "{isa:?}");
-            assert_eq!(factors[0], -32_767);
-            assert_eq!(compiled_for!(isa, round_to_factors(&[0.0], 9, &mut factors[..1])), 0.0);
-            assert_eq!(factors[0], 0);
         }
     }
 }

@@ -2,40 +2,14 @@
 
 use std::ops::Range;
 
+use super::tiles::quantized::for_tiles;
 use crate::kernels::{
     Isa,
-    quant::{
+    layout::{
         activations::{ActivationTile, GROUP, QuantRows},
-        packing::{CodeFormat, QuantPanel, ROWS, place_of_higher},
+        codes::{CodeFormat, QuantPanel, ROWS, place_of_higher},
     },
 };
-
-/// Calls with the products of a panel, which `$multiply` writes for a tile of tokens.
-macro_rules! for_tiles {
-    ($panel:expr, $x:expr, $write:expr, $multiply:ident::<$($generic:ident),*>) => {
-        for tile in 0..$x.tokens().div_ceil($crate::kernels::quant::activations::TILE) {
-            let first = tile * $crate::kernels::quant::activations::TILE;
-            macro_rules! tile_of {
-                ($tokens:expr) => {{
-                    let mut products = [[0f32; ROWS]; $tokens];
-                    $multiply::<{ $tokens }, $($generic),*>($panel, &$x.tile::<{ $tokens }>(tile), &mut products);
-                    $write(&products);
-                }};
-            }
-            match $x.tokens() - first {
-                1 => tile_of!(1),
-                2 => tile_of!(2),
-                3 => tile_of!(3),
-                4 => tile_of!(4),
-                5 => tile_of!(5),
-                6 => tile_of!(6),
-                7 => tile_of!(7),
-                _ => tile_of!($crate::kernels::quant::activations::TILE),
-            }
-        }
-    };
-}
-pub(super) use for_tiles;
 
 /// Gives the products of each panel with some tokens after others.
 pub fn multiply_panels<'a, C: CodeFormat, const GROUPS: usize>(

@@ -3,10 +3,12 @@
 use std::mem::take;
 
 use super::{
-    heads::Heads,
+    band::bands,
     kv_dtype::with_kv_dtype,
     paged_cache::{CacheView, PagedSequence},
-    tile::{AttentionScratch, AttentionTile},
+    scoring::Scoring,
+    scratch::AttentionScratch,
+    tile::AttentionTile,
 };
 use crate::kernels::{
     Isa,
@@ -16,35 +18,10 @@ use crate::kernels::{
     },
 };
 
-/// Rows times query heads that go through a part of the keys and values together.
-const TILE_QUERIES: usize = 24;
 /// Multiply-adds below which a second thread costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 16;
 /// Tiles a thread has, or more, where parts of tiles are not shared.
 const TILES_EACH: usize = 8;
-
-/// How queries are held against keys.
-#[derive(Debug, Clone, Copy)]
-pub struct Scoring<'a> {
-    /// What dot products of queries and keys are multiplied by.
-    pub scale: f32,
-    /// Scores become `softcap * tanh(score / softcap)`.
-    pub softcap: Option<f32>,
-    /// The keys a row attends to, its own and those before it; `None`: all.
-    pub window: Option<usize>,
-    /// For each query head the score of one more key, whose value is zero.
-    pub sinks: Option<&'a [f32]>,
-    /// Scores fall with the distance of the key, by this times the [`slope`] of the head.
-    pub alibi: Option<f32>,
-}
-
-/// The slope of a head's linear biases ([ALiBi](https://arxiv.org/abs/2108.12409)): powers of `2^(-8 / heads)`, and of
-/// its root for the heads beyond a power of two.
-pub fn slope(head: usize, num_heads: usize) -> f32 {
-    let whole = 1 << num_heads.ilog2();
-    let power = if head < whole { (head + 1) as f64 } else { (head - whole) as f64 + 0.5 };
-    (-8.0 * power / whole as f64).exp2() as f32
-}
 
 /// `softmax(scale * q Kᵀ) V` for each row and head. `queries` and the result are
 /// `[rows, num_heads * head_dim]`, the rows of one sequence after those of another.
@@ -95,41 +72,17 @@ pub fn attend(cache: CacheView<'_>, queries: &[f32], scoring: Scoring<'_>, isa: 
     })
 }
 
-/// Rows of one sequence that go through its keys and values together.
-#[derive(Clone, Copy)]
-pub struct QueryBand<'a> {
-    /// Where they begin among all rows.
-    pub start: usize,
-    pub rows: usize,
-    /// Keys up to that of the first row; each row after it has one more.
-    pub first_context: usize,
-    /// Whether these are the first rows of the sequence in this pass: for them keys and values come from far, the others find
-    /// them near.
-    pub first: bool,
-    /// Those that are read for the sequence.
-    pub blocks: &'a [u32],
-}
-
-fn bands<'a>(heads: Heads, sequences: &[PagedSequence<'a>]) -> Vec<QueryBand<'a>> {
-    let band_rows = (TILE_QUERIES / heads.group()).max(1);
-    let (mut bands, mut start) = (Vec::with_capacity(sequences.len()), 0);
-    for sequence in sequences {
-        for row in (0..sequence.rows).step_by(band_rows) {
-            let rows = band_rows.min(sequence.rows - row);
-            let first_context = sequence.context_len - sequence.rows + row + 1;
-            bands.push(QueryBand { start, rows, first_context, first: row == 0, blocks: sequence.read() });
-            start += rows;
-        }
-    }
-    bands
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernels::{
-        arch::panels::Element,
-        attention::{heads::BLOCK_TOKENS, kv_dtype::KvDtype, paged_cache::PagedCache},
+        attention::{
+            heads::{BLOCK_TOKENS, Heads},
+            kv_dtype::KvDtype,
+            paged_cache::PagedCache,
+            scoring::slope,
+        },
+        layout::element::Element,
         noise,
     };
 
@@ -309,14 +262,6 @@ mod tests {
             assert_eq!(out[101 * 96..], whole[..5 * 96]);
             assert!(attend(case.cache.view(&[]), &[], scoring, isa).is_empty());
         }
-    }
-
-    #[test]
-    fn slopes_are_those_of_the_paper() {
-        assert_eq!([0, 1, 7].map(|head| slope(head, 8)), [0.5, 0.25, 1.0 / 256.0]);
-        // Of twelve heads eight have the slopes of eight, the others every second one of sixteen.
-        assert_eq!([0, 7].map(|head| slope(head, 12)), [0.5, 1.0 / 256.0]);
-        assert_eq!([8, 11].map(|head| slope(head, 12)), [-0.5f32, -3.5].map(f32::exp2));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 use std::ops::Range;
 
-use super::tile::{AttentionElement, AttentionScratch, AttentionTile, KvPart, ValueWeights};
 use super::{
     heads::BLOCK_TOKENS,
+    scratch::AttentionScratch,
     softmax::{PartialAttention, SOFTMAX_WORK},
+    tile::{AttentionElement, AttentionTile, KvPart, ValueWeights},
 };
-use crate::kernels::{arch::panels::Element, memory::prefetch::Prefetcher};
+use crate::kernels::{layout::element::Element, memory::prefetch::Prefetcher};
 
 /// Blocks whose values go through all queries before the next ones.
 const BLOCKS_AT_ONCE: usize = 4;

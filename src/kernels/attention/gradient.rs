@@ -4,17 +4,19 @@
 use std::ops::Range;
 
 use super::{
-    attend::{Scoring, attend, slope},
+    attend::attend,
     heads::{BLOCK_TOKENS, Heads},
     kv_dtype::KvDtype,
     paged_cache::{PagedCache, PagedSequence},
+    scoring::{Scoring, slope},
     softmax::softmax_lanes,
 };
 use crate::kernels::{
     Isa,
-    arch::panels::{LANES, PanelProduct, Panels},
     elementwise::math::{exp, tanh},
+    layout::panels::{LANES, PanelProduct, Panels},
     memory::prefetch::Prefetcher,
+    multiversion::multiversion,
     threads::parallel::{filled, map},
 };
 
@@ -193,7 +195,7 @@ impl HeadAttention<'_> {
                     gradient: gradient.row(row),
                 };
                 let (weights, slopes) = (&mut weights.numbers[at.clone()], &mut slopes.numbers[at]);
-                compiled_for!(self.isa, weigh_row(&row, weights, slopes));
+                weigh_row(&row, weights, slopes, self.isa);
             }
             slopes.times(&self.keys, seen, &mut grad_queries, first, self.isa);
             let back = |of: &HeadRows| HeadRows { len: seen, ..of.transposed() };
@@ -216,39 +218,40 @@ pub struct QueryRow<'a> {
     gradient: &'a [f32],
 }
 
-/// Makes products of a row with all keys its weights, and those of its gradient with all values the gradient by those
-/// products; whole lanes of them.
-#[inline(always)]
-pub fn weigh_row(row: &QueryRow<'_>, weights: &mut [f32], slopes: &mut [f32]) {
-    let Scoring { scale, softcap, .. } = row.scoring;
-    weights.iter_mut().for_each(|score| *score *= scale);
-    if let Some(fall) = row.fall {
-        let last = row.seen.end as f32 - 1.0;
-        weights.iter_mut().zip(0u32..).for_each(|(score, key)| *score += fall * (key as f32 - last));
-    }
-    let mut bends = vec![1f32; if softcap.is_some() { weights.len() } else { 0 }];
-    if let Some(cap) = softcap {
-        for (score, bend) in weights.iter_mut().zip(&mut bends) {
-            let bent = tanh(*score / cap);
-            (*score, *bend) = (cap * bent, 1.0 - bent * bent);
+multiversion! {
+    /// Makes products of a row with all keys its weights, and those of its gradient with all values the gradient by those
+    /// products; whole lanes of them.
+    pub fn weigh_row(row: &QueryRow<'_>, weights: &mut [f32], slopes: &mut [f32]) {
+        let Scoring { scale, softcap, .. } = row.scoring;
+        weights.iter_mut().for_each(|score| *score *= scale);
+        if let Some(fall) = row.fall {
+            let last = row.seen.end as f32 - 1.0;
+            weights.iter_mut().zip(0u32..).for_each(|(score, key)| *score += fall * (key as f32 - last));
         }
+        let mut bends = vec![1f32; if softcap.is_some() { weights.len() } else { 0 }];
+        if let Some(cap) = softcap {
+            for (score, bend) in weights.iter_mut().zip(&mut bends) {
+                let bent = tanh(*score / cap);
+                (*score, *bend) = (cap * bent, 1.0 - bent * bent);
+            }
+        }
+        weights[..row.seen.start].fill(f32::NEG_INFINITY);
+        weights[row.seen.end..].fill(f32::NEG_INFINITY);
+        let (greatest, sum) = softmax_lanes(weights, &mut Prefetcher::idle());
+        let sum = sum + row.sink.map_or(0.0, |sink| exp(sink - greatest));
+        // Of the values all weights together take this much.
+        let mut taken = [0f32; LANES];
+        let (out, gradient) = (row.out.as_chunks::<LANES>().0, row.gradient.as_chunks::<LANES>().0);
+        for (out, gradient) in out.iter().zip(gradient) {
+            taken.iter_mut().zip(out.iter().zip(gradient)).for_each(|(taken, (out, gradient))| *taken += out * gradient);
+        }
+        let taken: f32 = taken.iter().sum();
+        for (weight, slope) in weights.iter_mut().zip(&mut *slopes) {
+            *weight /= sum;
+            *slope = *weight * (*slope - taken) * scale;
+        }
+        slopes.iter_mut().zip(&bends).for_each(|(slope, bend)| *slope *= bend);
     }
-    weights[..row.seen.start].fill(f32::NEG_INFINITY);
-    weights[row.seen.end..].fill(f32::NEG_INFINITY);
-    let (greatest, sum) = softmax_lanes(weights, &mut Prefetcher::idle());
-    let sum = sum + row.sink.map_or(0.0, |sink| exp(sink - greatest));
-    // Of the values all weights together take this much.
-    let mut taken = [0f32; LANES];
-    let (out, gradient) = (row.out.as_chunks::<LANES>().0, row.gradient.as_chunks::<LANES>().0);
-    for (out, gradient) in out.iter().zip(gradient) {
-        taken.iter_mut().zip(out.iter().zip(gradient)).for_each(|(taken, (out, gradient))| *taken += out * gradient);
-    }
-    let taken: f32 = taken.iter().sum();
-    for (weight, slope) in weights.iter_mut().zip(&mut *slopes) {
-        *weight /= sum;
-        *slope = *weight * (*slope - taken) * scale;
-    }
-    slopes.iter_mut().zip(&bends).for_each(|(slope, bend)| *slope *= bend);
 }
 
 #[cfg(test)]

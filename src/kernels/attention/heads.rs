@@ -1,6 +1,6 @@
 //! The shape of an attention layer: its heads, and the block of the cache that its kernels read at a time.
 
-use crate::kernels::arch::panels::LANES;
+use crate::kernels::layout::panels::LANES;
 
 /// Tokens in one block of the cache: the scores of a block's keys are the lanes of a panel.
 pub const BLOCK_TOKENS: usize = LANES;

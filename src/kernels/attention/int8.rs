@@ -1,31 +1,17 @@
-use super::tile::{AttentionElement, AttentionScratch, AttentionTile, KvPart, PART_TOKENS, Slices, ValueWeights};
 use super::{
     heads::BLOCK_TOKENS,
-    kv_int8::{SCALES_LEN, TokenScale, key_scales, scale_scores, value_scales, weigh_scales},
+    int16::{greatest_factor, round_to_factors, scale_sums},
+    kv_int8::{SCALES_LEN, key_scales, scale_scores, value_scales, weigh_scales},
+    scratch::{AttentionScratch, Int8Scratch},
     softmax::{PartialAttention, SOFTMAX_WORK},
+    tile::{AttentionElement, AttentionTile, KvPart, PART_TOKENS, Slices, ValueWeights},
 };
-use crate::kernels::{
-    arch::int8::{greatest_factor, round_to_factors, scale_sums},
-    memory::prefetch::Prefetcher,
-};
+use crate::kernels::memory::prefetch::Prefetcher;
 
 /// What it takes to scale [`LANES`](crate::kernels::arch::panels::LANES) sums, and to round so many weights, in units of work of
 /// [`Prefetcher`].
 const SCALING_WORK: usize = 4;
 const ROUNDING_WORK: usize = 12;
-
-/// What a thread computes in.
-#[derive(Default)]
-pub struct Int8Scratch {
-    /// Queries, `[queries, head_dim / 2]`, or weights times the scales of values, `[queries, keys / 2]`, in steps of their own.
-    factors: Vec<[i16; 2]>,
-    /// `[queries]`.
-    steps: Vec<f32>,
-    /// Those of keys or values.
-    scales: Vec<[TokenScale; BLOCK_TOKENS]>,
-    /// Dot products, `[queries, keys]`, or values, `[queries, padded_dim]`.
-    sums: Vec<i32>,
-}
 
 /// Queries and weights are rounded to 16 bits, so that their products with codes are those of integers.
 impl AttentionElement for i8 {
@@ -45,7 +31,7 @@ impl AttentionElement for i8 {
         steps.clear();
         for (query, factors) in queries.chunks_exact(head_dim).zip(factors.chunks_exact_mut(pairs)) {
             let (factors, beyond) = factors.as_flattened_mut().split_at_mut(head_dim);
-            steps.push(compiled_for!(tile.isa, round_to_factors(query, greatest_factor, factors)));
+            steps.push(round_to_factors(query, greatest_factor, factors, tile.isa));
             beyond.fill(0);
         }
         sums.resize(rows * width, 0);
@@ -55,7 +41,7 @@ impl AttentionElement for i8 {
         weights.resize(rows * width, 0.0);
         let rows = weights.chunks_exact_mut(width).zip(sums.chunks_exact(width)).zip(steps);
         for ((weights, sums), step) in rows {
-            compiled_for!(tile.isa, scale_scores(sums, *step, scales.as_flattened(), weights));
+            scale_scores(sums, *step, scales.as_flattened(), weights, tile.isa);
             ahead.step(SCALING_WORK * cached.keys.len());
         }
     }
@@ -76,13 +62,13 @@ impl AttentionElement for i8 {
         steps.clear();
         let each = weights.chunks_exact_mut(width).zip(factors.chunks_exact_mut(width / 2)).enumerate();
         for (query, (weights, factors)) in each {
-            compiled_for!(tile.isa, weigh_scales(weights, scales.as_flattened()));
+            weigh_scales(weights, scales.as_flattened(), tile.isa);
             // What a row does not see may be anything.
             let seen = tile.seen(query / tile.heads.group(), cached.first * BLOCK_TOKENS, width);
             weights[..seen.start].fill(0.0);
             weights[seen.end..].fill(0.0);
             let factors = factors.as_flattened_mut();
-            steps.push(compiled_for!(tile.isa, round_to_factors(weights, greatest_factor, factors)));
+            steps.push(round_to_factors(weights, greatest_factor, factors, tile.isa));
             ahead.step(ROUNDING_WORK * cached.keys.len());
         }
         sums.resize(rows * padded_dim, 0);
@@ -91,7 +77,7 @@ impl AttentionElement for i8 {
         tile.multiply_values(&stored, weights, ahead, (sums, false));
         let rows = values.chunks_exact_mut(padded_dim).zip(sums.chunks_exact(padded_dim)).zip(steps);
         for ((values, sums), step) in rows {
-            compiled_for!(tile.isa, scale_sums(sums, *step, values));
+            scale_sums(sums, *step, values, tile.isa);
         }
     }
 }

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use super::heads::{BLOCK_TOKENS, Heads};
 use crate::kernels::{
     Isa,
-    arch::panels::{Element, PanelElement},
+    layout::{element::Element, panels::PanelElement},
     memory::prefetch::prefetch,
 };
 

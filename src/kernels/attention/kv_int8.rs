@@ -7,9 +7,10 @@ use smallvec::{SmallVec, smallvec};
 use super::{heads::BLOCK_TOKENS, kv_dtype::KvElement};
 use crate::kernels::{
     Isa,
-    arch::panels::PanelElement,
     elementwise::math::{greatest, rounded},
+    layout::panels::PanelElement,
     memory::prefetch::prefetch,
+    multiversion::multiversion,
 };
 
 /// What the scales of a block's tokens take, each in 16 bits.
@@ -37,13 +38,13 @@ impl KvElement for i8 {
     fn store([keys, values]: [&mut [i8]; 2], token: usize, [key, value]: [&[f32]; 2], isa: Isa) {
         let head_dim = key.len();
         let mut codes: SmallVec<[i8; 256]> = smallvec![0; head_dim.next_multiple_of(2)];
-        let scale = compiled_for!(isa, round_to_codes(key, &mut codes[..head_dim]));
+        let scale = round_to_codes(key, &mut codes[..head_dim], isa);
         let (stored, scales) = keys.split_at_mut(keys.len() - SCALES_LEN);
         stored.chunks_exact_mut(Self::STEP_LEN).zip(codes.chunks_exact(2)).for_each(|(lanes, pair)| {
             lanes[2 * token..][..2].copy_from_slice(pair);
         });
         set_scale(scales, token, scale);
-        let scale = compiled_for!(isa, round_to_codes(value, &mut codes[..head_dim]));
+        let scale = round_to_codes(value, &mut codes[..head_dim], isa);
         let (scales, stored) = values.split_at_mut(SCALES_LEN);
         let pairs = stored[token / 2 * 2 * head_dim..][..2 * head_dim].chunks_exact_mut(2);
         pairs.zip(codes).for_each(|(pair, code)| pair[token % 2] = code);
@@ -79,15 +80,16 @@ fn set_scale(scales: &mut [i8], token: usize, scale: bf16) {
     cast_slice_mut(scales)[token] = TokenScale(scale.to_le_bytes());
 }
 
-/// Rounds to the nearest of 255 steps between ± the greatest, or a little more: the step has 16 bits.
-#[inline(always)]
-pub fn round_to_codes(x: &[f32], codes: &mut [i8]) -> bf16 {
-    let scale = scale_for(greatest(x));
-    let inverse = if scale == bf16::ZERO { 0.0 } else { scale.to_f32().recip() };
-    for (code, value) in codes.iter_mut().zip(x) {
-        *code = rounded((value * inverse).clamp(-127.0, 127.0)) as i8;
+multiversion! {
+    /// Rounds to the nearest of 255 steps between ± the greatest, or a little more: the step has 16 bits.
+    pub fn round_to_codes(x: &[f32], codes: &mut [i8]) -> bf16 {
+        let scale = scale_for(greatest(x));
+        let inverse = if scale == bf16::ZERO { 0.0 } else { scale.to_f32().recip() };
+        for (code, value) in codes.iter_mut().zip(x) {
+            *code = rounded((value * inverse).clamp(-127.0, 127.0)) as i8;
+        }
+        scale
     }
-    scale
 }
 
 /// The least of 16 bits of which 127 are not less.
@@ -103,16 +105,18 @@ fn scale_for(greatest: f32) -> bf16 {
     bf16::from_bits(((scale.to_bits() + 0xffff) >> 16) as u16)
 }
 
-/// Writes sums times `step` and the scales of their tokens.
-#[inline(always)]
-pub fn scale_scores(sums: &[i32], step: f32, scales: &[TokenScale], out: &mut [f32]) {
-    for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
-        *out = *sum as f32 * (step * scale.to_f32());
+multiversion! {
+    /// Writes sums times `step` and the scales of their tokens.
+    pub fn scale_scores(sums: &[i32], step: f32, scales: &[TokenScale], out: &mut [f32]) {
+        for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
+            *out = *sum as f32 * (step * scale.to_f32());
+        }
     }
 }
 
-/// Multiplies weights with the scales of their tokens.
-#[inline(always)]
-pub fn weigh_scales(weights: &mut [f32], scales: &[TokenScale]) {
-    weights.iter_mut().zip(scales).for_each(|(weight, scale)| *weight *= scale.to_f32());
+multiversion! {
+    /// Multiplies weights with the scales of their tokens.
+    pub fn weigh_scales(weights: &mut [f32], scales: &[TokenScale]) {
+        weights.iter_mut().zip(scales).for_each(|(weight, scale)| *weight *= scale.to_f32());
+    }
 }

@@ -15,7 +15,7 @@ use super::{
     heads::{BLOCK_TOKENS, Heads},
     kv_dtype::{ByKvDtype, KvDtype, KvElement, with_kv_dtype},
 };
-use crate::kernels::{Isa, arch::panels::LANES, memory::prefetch::Prefetcher, threads::parallel::for_each_mut};
+use crate::kernels::{Isa, layout::panels::LANES, memory::prefetch::Prefetcher, threads::parallel::for_each_mut};
 
 /// Numbers below which a second thread costs more than it saves.
 const PARALLEL_LEN: usize = 1 << 11;
@@ -347,7 +347,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::{
-        attention::attend::{Scoring, attend},
+        attention::{attend::attend, scoring::Scoring},
         noise,
     };
 

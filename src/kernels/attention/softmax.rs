@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use crate::kernels::{
     Isa,
-    arch::panels::LANES,
-    elementwise::{math::exp, rows::cap},
+    elementwise::{cap, math::exp},
+    layout::panels::LANES,
     memory::prefetch::Prefetcher,
+    multiversion::multiversion,
 };
 
 /// What the keys of a part give, before the division by the sum of their weights.
@@ -51,25 +52,26 @@ impl PartialAttention {
                 values.copy_from_slice(next_values);
                 continue;
             }
-            *softmax = compiled_for!(isa, merge_values(values, *softmax, next_values, *next));
+            *softmax = merge_values(values, *softmax, next_values, *next, isa);
         }
     }
 }
 
-/// Adds the values of the next part to those so far.
-#[inline(always)]
-pub fn merge_values(
-    values: &mut [f32],
-    softmax: SoftmaxState,
-    next_values: &[f32],
-    next: SoftmaxState,
-) -> SoftmaxState {
-    let max = softmax.max.max(next.max);
-    let (ours, theirs) = (exp(softmax.max - max), exp(next.max - max));
-    for (value, next) in values.iter_mut().zip(next_values) {
-        *value = *value * ours + next * theirs;
+multiversion! {
+    /// Adds the values of the next part to those so far.
+    pub fn merge_values(
+        values: &mut [f32],
+        softmax: SoftmaxState,
+        next_values: &[f32],
+        next: SoftmaxState,
+    ) -> SoftmaxState {
+        let max = softmax.max.max(next.max);
+        let (ours, theirs) = (exp(softmax.max - max), exp(next.max - max));
+        for (value, next) in values.iter_mut().zip(next_values) {
+            *value = *value * ours + next * theirs;
+        }
+        SoftmaxState { max, sum: softmax.sum * ours + next.sum * theirs }
     }
-    SoftmaxState { max, sum: softmax.sum * ours + next.sum * theirs }
 }
 
 /// Turns the scores that are `seen` into weights.
@@ -86,11 +88,11 @@ pub fn softmax(
     let lanes = seen.start / LANES * LANES;
     let scores = &mut scores[lanes..seen.end.next_multiple_of(LANES)];
     if let Some(softcap) = softcap {
-        compiled_for!(isa, cap(scores, softcap));
+        cap(scores, softcap, isa);
     }
     scores[..seen.start - lanes].fill(f32::NEG_INFINITY);
     scores[seen.end - lanes..].fill(f32::NEG_INFINITY);
-    let (max, sum) = compiled_for!(isa, softmax_lanes(scores, ahead));
+    let (max, sum) = softmax_of_lanes(scores, ahead, isa);
     SoftmaxState { max, sum }
 }
 
@@ -117,4 +119,10 @@ pub fn softmax_lanes(scores: &mut [f32], ahead: &mut Prefetcher<'_>) -> (f32, f3
         }
     }
     (max, sums.into_iter().sum())
+}
+
+multiversion! {
+    fn softmax_of_lanes(scores: &mut [f32], ahead: &mut Prefetcher<'_>) -> (f32, f32) {
+        softmax_lanes(scores, ahead)
+    }
 }

@@ -1,21 +1,22 @@
 #![allow(unsafe_code)]
 
-use std::{cell::RefCell, ops::Range};
+use std::ops::Range;
 
 use smallvec::SmallVec;
 
 use super::{
-    attend::{QueryBand, Scoring, slope},
+    band::QueryBand,
     heads::{BLOCK_TOKENS, Heads},
-    int8::Int8Scratch,
     kv_dtype::KvElement,
     paged_cache::KvBlocks,
+    scoring::{Scoring, slope},
+    scratch::AttentionScratch,
     softmax::{PartialAttention, SoftmaxState, softmax},
 };
 use crate::kernels::{
     Isa,
-    arch::panels::{Accumulators, LANES, PanelElement, PanelProduct, Panels},
     elementwise::math::exp,
+    layout::panels::{Accumulators, LANES, PanelElement, PanelProduct, Panels},
     memory::prefetch::Prefetcher,
 };
 
@@ -76,30 +77,6 @@ pub struct AttentionTile<'a, T> {
     pub queries: &'a [f32],
     pub held: KvBlocks<'a, T>,
     pub isa: Isa,
-}
-
-/// What a thread computes in, kept for its next tiles.
-#[derive(Default)]
-pub struct AttentionScratch {
-    /// `[rows, group, head_dim]`, times the scale.
-    pub queries: Vec<f32>,
-    /// Scores, then weights, `[queries, keys]`.
-    pub weights: Vec<f32>,
-    /// Of codes and what they are multiplied with.
-    pub int8: Int8Scratch,
-    pub part: PartialAttention,
-    pub whole: PartialAttention,
-    /// `[rows, group, head_dim]`.
-    out: Vec<f32>,
-}
-
-impl AttentionScratch {
-    pub fn with<R>(work: impl FnOnce(&mut Self) -> R) -> R {
-        thread_local! {
-            static WORK: RefCell<AttentionScratch> = RefCell::default();
-        }
-        WORK.with_borrow_mut(work)
-    }
 }
 
 /// Factors of values.

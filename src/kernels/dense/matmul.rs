@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::kernels::{
     Isa,
-    arch::panels::{LANES, PanelProduct, Panels},
+    layout::panels::{LANES, PanelProduct, Panels},
     threads::parallel::{MatrixTile, Strips, summed},
 };
 

@@ -4,15 +4,17 @@ use std::borrow::Cow;
 
 use half::f16;
 
-use super::transposed::Unpack;
+use super::{
+    rounding::{RoundedRows, is_tall, rounded, rounded_tall},
+    transposed::Unpack,
+};
 use crate::kernels::{
     Isa,
-    arch::{
-        bf16::{
-            self, Bf16Factor, Bf16Product, PairLine, RoundedRows, is_tall, multiply_tall, rounded, rounded_tall,
-            widened_pair,
-        },
-        panels::{Element, ElementType, LANES, PanelProduct, Panels},
+    arch::bf16::{multiply_tall, pair_rows, widen},
+    layout::{
+        bf16::{Bf16Factor, Bf16Product, PairLine, widened_pair},
+        element::{Element, ElementType},
+        panels::{LANES, PanelProduct, Panels},
     },
     memory::WeightBuffer,
     threads::parallel::{MatrixTile, Strips, summed, written},
@@ -136,7 +138,7 @@ impl DenseMatrix {
         }
         match rounded(x, self.columns, isa) {
             #[cfg(target_arch = "x86_64")]
-            RoundedRows::RopeStyle(x) => self.multiply_lines(lines, &x, isa),
+            RoundedRows::Packed(x) => self.multiply_lines(lines, &x, isa),
             RoundedRows::Widened(x) => self.multiply_lines(lines, &x, isa),
         }
     }
@@ -214,7 +216,7 @@ impl Unpack for DenseMatrix {
             DenseWeights::F16(panels) => self.unpack_panels(panels, first, panel, out),
             DenseWeights::Bf16(_) => {
                 for (rows, out) in (first..).step_by(LANES).zip(out.chunks_mut(LANES)) {
-                    bf16::widen(self.lines(rows, panel), out, isa);
+                    widen(self.lines(rows, panel), out, isa);
                 }
             }
         }
@@ -225,7 +227,7 @@ impl Unpack for DenseMatrix {
             return self.unpack_rounded(first, panel, out, isa);
         }
         for (rows, out) in (first..).step_by(LANES).zip(out.chunks_mut(LANES / 2)) {
-            bf16::pair_rows(self.lines(rows, panel), out, isa);
+            pair_rows(self.lines(rows, panel), out, isa);
         }
     }
 }

@@ -2,8 +2,9 @@
 
 mod matmul;
 mod matrix;
+mod rounding;
 pub mod transposed;
 
-pub use super::arch::panels::ElementType;
+pub use super::layout::element::ElementType;
 pub use matmul::{product, transpose};
 pub use matrix::DenseMatrix;

@@ -1,9 +1,10 @@
 //! Products with the transposes of weight matrices, which take gradients back through linear maps.
 
+use super::rounding::{RoundedRows, round_row, rounded};
 use crate::kernels::{
     Isa,
-    arch::{
-        bf16::{Bf16Factor, Bf16Product, PairLine, RoundedRows, round_row, rounded},
+    layout::{
+        bf16::{Bf16Factor, Bf16Product, PairLine},
         panels::{LANES, PanelProduct, Panels},
     },
     threads::{
@@ -42,7 +43,7 @@ pub trait Unpack: Sync {
         for (line, rows) in out.iter_mut().zip(wide.as_chunks().0) {
             let [upper, lower]: &[[f32; LANES]; 2] = rows;
             let pairs: [[f32; 2]; LANES] = std::array::from_fn(|lane| [upper[lane], lower[lane]]);
-            compiled_for!(isa, round_row(pairs.as_flattened(), &mut line.0));
+            round_row(pairs.as_flattened(), &mut line.0, isa);
         }
     }
 }
@@ -67,7 +68,7 @@ pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32
 pub fn multiply_rounded<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32> {
     match rounded(x, weights.rows(), isa) {
         #[cfg(target_arch = "x86_64")]
-        RoundedRows::RopeStyle(x) => multiply_pairs(&x, weights, isa),
+        RoundedRows::Packed(x) => multiply_pairs(&x, weights, isa),
         RoundedRows::Widened(x) => multiply_pairs(&x, weights, isa),
     }
 }
@@ -110,40 +111,4 @@ fn by_blocks<L: Copy + Send + Sync, F: Sync>(
             }
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernels::{
-        noise,
-        quant::{Affine, GgmlType, QuantMatrix},
-    };
-
-    #[test]
-    fn quantised_matrices_take_back_what_their_rows_say() {
-        let affine = |bits, rows: usize, columns: usize| {
-            let mut affine = Affine::quantized(&noise(rows * columns, 1, 1.0), rows, columns, bits);
-            affine.order = Some((0..columns as u32).map(|column| (column * 37 + 5) % columns as u32).collect());
-            QuantMatrix::from_affine(&affine, true)
-        };
-        // Scales are a quarter.
-        let floats: Vec<u8> = (0..20 * 3 * 17).map(|i| if i % 17 == 0 { 125 } else { (i * 89 % 251) as u8 }).collect();
-        let floats = QuantMatrix::from_ggml(GgmlType::MXFP4, &floats, 20, 96, true);
-        for matrix in [affine(4, 5, 64), affine(8, 300, 96), floats] {
-            let (rows, columns) = (matrix.rows, matrix.columns);
-            let x = noise(3 * rows, 2, 1.0);
-            for isa in Isa::available() {
-                let y = matrix.multiply_transposed(&x, false, isa);
-                for (x, y) in x.chunks(rows).zip(y.chunks(columns)) {
-                    let mut exact = vec![0f64; columns];
-                    for (row, x) in x.iter().enumerate() {
-                        let products = matrix.row(row).into_iter().map(|weight| f64::from(weight) * f64::from(*x));
-                        exact.iter_mut().zip(products).for_each(|(sum, product)| *sum += product);
-                    }
-                    assert!(y.iter().zip(exact).all(|(y, exact)| (f64::from(*y) - exact).abs() < 1e-6 * rows as f64));
-                }
-            }
-        }
-    }
 }

@@ -1,30 +1,27 @@
 //! What sampling computes over a whole row of logits.
 
 use super::math::exp;
-use crate::kernels::{Isa, arch::panels::LANES};
+use crate::kernels::{Isa, layout::panels::LANES, multiversion::multiversion};
 
 /// Logits that are taken together: few enough for the first cache, enough to be worth a call.
 pub const CHUNK: usize = 512;
 
-/// The greatest logit; `None` if one of them is infinite or no number.
-pub fn greatest(logits: &[f32], isa: Isa) -> Option<f32> {
-    compiled_for!(isa, greatest_of(logits))
-}
-
-#[inline(always)]
-pub fn greatest_of(logits: &[f32]) -> Option<f32> {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    // As wide as a logit, for compilers.
-    let mut unusable = [0u32; LANES];
-    let (whole, rest) = logits.as_chunks::<LANES>();
-    for logits in whole {
-        for ((lane, unusable), logit) in lanes.iter_mut().zip(&mut unusable).zip(logits) {
-            *unusable |= u32::from(is_unusable(*logit));
-            *lane = if *logit > *lane { *logit } else { *lane };
+multiversion! {
+    /// The greatest logit; `None` if one of them is positive infinity or NaN.
+    pub fn greatest(logits: &[f32]) -> Option<f32> {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        // As wide as a logit, for compilers.
+        let mut unusable = [0u32; LANES];
+        let (whole, rest) = logits.as_chunks::<LANES>();
+        for logits in whole {
+            for ((lane, unusable), logit) in lanes.iter_mut().zip(&mut unusable).zip(logits) {
+                *unusable |= u32::from(is_unusable(*logit));
+                *lane = if *logit > *lane { *logit } else { *lane };
+            }
         }
+        let usable = unusable == [0; LANES] && !rest.iter().any(|logit| is_unusable(*logit));
+        usable.then(|| lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max))
     }
-    let usable = unusable == [0; LANES] && !rest.iter().any(|logit| is_unusable(*logit));
-    usable.then(|| lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max))
 }
 
 #[inline(always)]
@@ -32,27 +29,24 @@ fn is_unusable(logit: f32) -> bool {
     logit.is_nan() || logit == f32::INFINITY
 }
 
-/// Weights `e^((logit - greatest) / temperature)` of the logits, and their sum. They are
-/// relative to the most likely token, so nothing overflows.
-pub fn weigh(logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32], isa: Isa) -> f32 {
-    compiled_for!(isa, weigh_chunk(logits, greatest, temperature, weights))
-}
-
-#[inline(always)]
-pub fn weigh_chunk(logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32]) -> f32 {
-    // Finite, so that the greatest logit has the weight 1 at any temperature.
-    let sharpness = (1.0 / temperature).min(f32::MAX);
-    for (weight, logit) in weights.iter_mut().zip(logits) {
-        *weight = exp((logit - greatest) * sharpness);
-    }
-    let (whole, rest) = weights.as_chunks::<LANES>();
-    let mut sums = [0f32; LANES];
-    for weights in whole {
-        for (sum, weight) in sums.iter_mut().zip(weights) {
-            *sum += weight;
+multiversion! {
+    /// Writes weights `e^((logit - greatest) / temperature)` of the logits and gives their sum. They are relative to the most
+    /// likely token, so nothing overflows.
+    pub fn weigh(logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32]) -> f32 {
+        // Finite, so that the greatest logit has the weight 1 at any temperature.
+        let sharpness = (1.0 / temperature).min(f32::MAX);
+        for (weight, logit) in weights.iter_mut().zip(logits) {
+            *weight = exp((logit - greatest) * sharpness);
         }
+        let (whole, rest) = weights.as_chunks::<LANES>();
+        let mut sums = [0f32; LANES];
+        for weights in whole {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += weight;
+            }
+        }
+        sums.iter().chain(rest).sum()
     }
-    sums.iter().chain(rest).sum()
 }
 
 /// `ln Σ e^logit`

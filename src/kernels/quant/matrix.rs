@@ -9,19 +9,23 @@ use std::borrow::Cow;
 use half::f16;
 
 use super::{
-    activations::{GROUP, QuantRows, WORK, keep_what_rounding_loses},
+    activations::{WORK, keep_what_rounding_loses},
     affine::Affine,
     ggml::{Format, GgmlBlock, GgmlType},
-    packing::{
-        BlockFactors, CodeFormat, CodeLine, EightBits, FiveBits, FourBitTable, FourBits, PanelFactors, QuantPanel,
-        ROWS, SixBits,
-    },
+    packing::BlockFactors,
 };
 use crate::kernels::{
     Isa,
-    arch::{panels::LANES, quantized::multiply_panels},
+    arch::quantized::multiply_panels,
     dense::transposed::{self, Unpack},
-    elementwise::rows::{Activation, activate_row},
+    elementwise::{Activation, activate_row},
+    layout::{
+        activations::{GROUP, QuantRows},
+        codes::{
+            CodeFormat, CodeLine, EightBits, FiveBits, FourBitTable, FourBits, PanelFactors, QuantPanel, ROWS, SixBits,
+        },
+        panels::LANES,
+    },
     memory::WeightBuffer,
     threads::{
         current_num_threads,
@@ -242,7 +246,7 @@ impl QuantMatrix {
         }
         // What rounding takes away is another row, and so is rounded far less.
         let mut rows = x.to_vec();
-        for_chunks_mut(&mut rows, self.columns, |_, x| compiled_for!(isa, keep_what_rounding_loses(x)));
+        for_chunks_mut(&mut rows, self.columns, |_, x| keep_what_rounding_loses(x, isa));
         let both = [&x, &rows[..]].concat();
         let [mut out] = multiply_rounded([self], &both, isa);
         let rest = out.split_off(out.len() / 2);
@@ -307,7 +311,7 @@ pub fn multiply_gated(matrices: [&QuantMatrix; 2], x: &[f32], activation: Activa
         let [mut gates, ups] = [0, 1].map(|of| {
             Strip::alone(tokens, strip.columns.clone(), |alone| matrices[of].multiply_strip(rounded.of(of), isa, alone))
         });
-        compiled_for!(isa, activate_row(&mut gates, Some(&ups), activation));
+        activate_row(&mut gates, Some(&ups), activation, isa);
         strip.write(&gates);
     });
     Some(out)
@@ -604,6 +608,33 @@ mod tests {
                 let mut x = [1.0; 64];
                 x[3] = value;
                 assert!(matrix.multiply(&x, isa).iter().all(|y| !y.is_finite()), "{isa:?} {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn transposed_products_are_the_formula_of_the_rows() {
+        let affine = |bits, rows: usize, columns: usize| {
+            let mut affine = Affine::quantized(&crate::kernels::noise(rows * columns, 1, 1.0), rows, columns, bits);
+            affine.order = Some((0..columns as u32).map(|column| (column * 37 + 5) % columns as u32).collect());
+            QuantMatrix::from_affine(&affine, true)
+        };
+        // Scales are a quarter.
+        let floats: Vec<u8> = (0..20 * 3 * 17).map(|i| if i % 17 == 0 { 125 } else { (i * 89 % 251) as u8 }).collect();
+        let floats = QuantMatrix::from_ggml(GgmlType::MXFP4, &floats, 20, 96, true);
+        for matrix in [affine(4, 5, 64), affine(8, 300, 96), floats] {
+            let (rows, columns) = (matrix.rows, matrix.columns);
+            let x = crate::kernels::noise(3 * rows, 2, 1.0);
+            for isa in Isa::available() {
+                let y = matrix.multiply_transposed(&x, false, isa);
+                for (x, y) in x.chunks(rows).zip(y.chunks(columns)) {
+                    let mut exact = vec![0f64; columns];
+                    for (row, x) in x.iter().enumerate() {
+                        let products = matrix.row(row).into_iter().map(|weight| f64::from(weight) * f64::from(*x));
+                        exact.iter_mut().zip(products).for_each(|(sum, product)| *sum += product);
+                    }
+                    assert!(y.iter().zip(exact).all(|(y, exact)| (f64::from(*y) - exact).abs() < 1e-6 * rows as f64));
+                }
             }
         }
     }

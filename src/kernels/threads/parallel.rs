@@ -8,7 +8,7 @@ use std::{marker::PhantomData, ops::Range};
 use bytemuck::Zeroable;
 
 use super::pool::for_each;
-use crate::kernels::arch::panels::LANES;
+use crate::kernels::layout::panels::LANES;
 
 /// Pointers to what each task has of its own.
 struct DisjointPtr<T>(*mut T);

@@ -9,7 +9,7 @@ use super::{
     vm::Vm,
 };
 
-/// What a function is given.
+/// The arguments of a call.
 #[derive(Default)]
 pub struct Args {
     pub positional: Vec<Value>,
@@ -84,7 +84,7 @@ impl<'t> Vm<'t> {
         self.call(&function, args)
     }
 
-    /// Runs a macro: what it writes is its value.
+    /// Runs a macro; its output is the value.
     pub fn call_macro(&mut self, called: MacroRef, args: Args) -> Outcome<Value> {
         self.enter()?;
         let template = self.template;

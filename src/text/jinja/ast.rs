@@ -1,4 +1,4 @@
-//! The syntax tree of a template. Chains are lists, so that only what is in brackets or blocks is nested.
+//! The syntax tree of a template. Chains are lists, so that only brackets and blocks nest.
 
 /// The number of a name or of a constant in its table.
 pub type Id = usize;
@@ -44,7 +44,7 @@ pub enum Expr {
     Postfix(Box<Expr>, Vec<Postfix>),
 }
 
-/// What is done with the value before.
+/// An operation on the value before it.
 #[derive(Debug)]
 pub enum Postfix {
     Attribute(Id),
@@ -91,6 +91,8 @@ pub enum Statement {
     With(Vec<(AssignTarget, Expr)>, Body),
     /// Puts a macro under its name.
     Macro(Id, usize),
+    /// A block, by the number of its macro: it is written where it stands, and again by `self.name()`.
+    Block(usize),
     /// A call with a body, which is a macro, too.
     Call(Expr, Box<Arguments>, usize),
     Filter(Vec<Filter>, Body),
@@ -113,7 +115,7 @@ pub struct For {
     pub otherwise: Body,
 }
 
-/// What a value is assigned to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub enum AssignTarget {
     Name(Id),
@@ -122,12 +124,12 @@ pub enum AssignTarget {
     Tuple(Vec<AssignTarget>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Macro {
     pub name: Option<Id>,
     pub parameters: Vec<(Id, Option<Expr>)>,
     pub body: Body,
-    /// Whether its body asks for what no parameter takes.
+    /// Whether its body uses `varargs`.
     pub takes_arguments: bool,
     pub takes_keywords: bool,
     pub takes_caller: bool,

@@ -30,7 +30,7 @@ fn missing(value: &Value, name: &Text) -> Value {
     Value::Undefined(Missing::Attribute(kind, name.clone()))
 }
 
-/// What a value has besides its items.
+/// The attributes of a value besides its items.
 fn own_attribute(vm: &mut Vm<'_>, value: &Value, name: &Text) -> Outcome<Option<Value>> {
     if name.starts_with("__") || methods::is_mutator(value, name) {
         return Ok(Some(Value::Undefined(Missing::Unsafe(value.type_name(), name.clone()))));
@@ -59,6 +59,9 @@ fn own_attribute(vm: &mut Vm<'_>, value: &Value, name: &Text) -> Outcome<Option<
                     let names = definition.parameters.iter().map(|(name, _)| vm.text(&*vm.template.names[*name]));
                     Some(Value::tuple(&vm.budget, names.collect::<Outcome<_>>()?)?)
                 }
+                "catch_varargs" => Some(Value::Bool(definition.takes_arguments)),
+                "catch_kwargs" => Some(Value::Bool(definition.takes_keywords)),
+                "caller" => Some(Value::Bool(definition.takes_caller)),
                 _ => None,
             }
         }

@@ -23,7 +23,7 @@ fn refused(sources: impl IntoIterator<Item = String>) {
 const OFTEN: &str = "range(100000)";
 
 #[test]
-fn great_values_are_refused_before_they_are_made() {
+fn huge_values_are_refused_before_allocation() {
     let sources = [
         "1 in [0] * 10 ** 12",
         "([0] * 10 ** 12)[::-1]",
@@ -58,7 +58,7 @@ fn great_values_are_refused_before_they_are_made() {
 }
 
 #[test]
-fn doubling_ends_early() {
+fn doubling_hits_the_limit() {
     let steps = [
         "ns.x ~ ns.x",
         "ns.x + ns.x",
@@ -90,7 +90,7 @@ fn doubling_ends_early() {
 }
 
 #[test]
-fn work_counts_by_the_size_of_values() {
+fn work_counts_bytes() {
     let texts = [
         "| upper",
         "| sort",
@@ -141,7 +141,7 @@ fn work_counts_by_the_size_of_values() {
 }
 
 #[test]
-fn values_are_nested_to_a_depth() {
+fn value_nesting_is_limited() {
     let wrap = |value: &str, of: &str, times: usize| {
         format!(
             "{{% set ns = namespace(x={value}) %}}{{% for i in range({times}) %}}{{% set ns.x = {of} %}}{{% endfor %}}"
@@ -163,7 +163,7 @@ fn values_are_nested_to_a_depth() {
 }
 
 #[test]
-fn recursion_ends() {
+fn recursion_is_limited() {
     let deep = format!("{}m(){}", "[".repeat(60), "]".repeat(60));
     refused([
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}".to_owned(),
@@ -177,7 +177,7 @@ fn recursion_ends() {
 }
 
 #[test]
-fn numbers_at_their_ends_are_errors_or_results() {
+fn extreme_numbers_do_not_panic() {
     for source in [
         "-(-2 ** 127)",
         "(-2 ** 126 * 2) // -1",

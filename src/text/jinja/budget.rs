@@ -1,4 +1,4 @@
-//! What a template may take: work, memory and nesting. Templates come with models, from strangers.
+//! Limits of a template: work, memory and nesting. Templates are untrusted.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -10,13 +10,14 @@ pub const MAX_VALUE_DEPTH: usize = 100;
 pub const MAX_SYNTAX_DEPTH: usize = 100;
 /// How deep evaluation may go: macros and recursive loops call each other.
 pub const MAX_CALL_DEPTH: usize = 400;
-/// Units of work beside those for the size of the input. A unit is a node of the syntax tree, an item of a list, …
+/// Units of work, before the allowance for the size of the input. A unit is a node of the syntax tree, an item of a
+/// list, …
 const WORK_UNITS: u64 = 4_000_000;
 /// … or as many bytes.
 const BYTES_PER_UNIT: usize = 16;
 /// Units of work for each byte of the input.
 const WORK_UNITS_PER_BYTE: u64 = 8;
-/// Bytes that values may take at one time, beside those for the size of the input.
+/// Bytes that values may take at one time, before the allowance for the size of the input.
 const LIVE_BYTES: usize = 24 << 20;
 /// Bytes that values may take for each byte of the input.
 const LIVE_BYTES_PER_BYTE: usize = 6;
@@ -42,7 +43,7 @@ pub fn fail<T>(reason: impl Into<String>) -> Outcome<T> {
     Err(JinjaError::new(reason))
 }
 
-/// What is left of the work and memory of one rendering.
+/// The work and memory that are left for one rendering.
 #[derive(Clone)]
 pub struct RenderBudget(Rc<RemainingBudget>);
 
@@ -75,7 +76,7 @@ impl RenderBudget {
         self.work(1 + bytes / BYTES_PER_UNIT)
     }
 
-    /// Takes memory, which comes back when what is returned is dropped.
+    /// Takes memory, which is given back when the returned value is dropped.
     pub fn hold(&self, bytes: usize) -> Outcome<HeldMemory> {
         let mut held = HeldMemory { bytes: 0, budget: self.clone() };
         held.grow(bytes)?;

@@ -59,7 +59,7 @@ fn all_equal(budget: &RenderBudget, a: &[Value], b: &[Value]) -> Outcome<bool> {
     Ok(true)
 }
 
-/// How numbers compare; nothing for what is none, and for what is not ordered.
+/// The order of two numbers; none if either is no number or not ordered.
 fn number_order(a: &Value, b: &Value) -> Option<Ordering> {
     match (a.as_int(), b.as_int(), a, b) {
         (Some(a), Some(b), ..) => Some(a.cmp(&b)),

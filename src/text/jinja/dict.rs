@@ -16,7 +16,7 @@ use super::{
 /// Memory that a dict takes beside its entries.
 const DICT_BYTES: usize = 128;
 
-/// Units of work that a new entry takes beside those for its key.
+/// Units of work of a new entry, beside hashing its key.
 const INSERT_UNITS: usize = 8;
 
 #[derive(Clone)]

@@ -12,7 +12,7 @@ use super::{
     filters, globals, methods,
     number::{self, PyNumber},
     operators, repr, tests,
-    text::TextBuilder,
+    text::{Text, TextBuilder},
     value::{Missing, Value},
     vm::Vm,
 };
@@ -20,7 +20,7 @@ use super::{
 impl<'t> Vm<'t> {
     pub fn eval(&mut self, expr: &'t Expr) -> Outcome<Value> {
         match expr {
-            // What has no parts needs no level.
+            // A leaf needs no level of nesting.
             Expr::Constant(id) => Ok(self.constant(*id)),
             Expr::Name(name) => self.load(*name),
             _ => {
@@ -87,10 +87,42 @@ impl<'t> Vm<'t> {
     fn concat(&mut self, parts: &'t [Expr]) -> Outcome<Value> {
         let mut out = TextBuilder::new(&self.budget)?;
         for part in parts {
-            let value = self.eval(part)?;
+            let value = self.printed(part)?;
             repr::write_str(self, &mut out, &value)?;
         }
         out.finish().map(Value::Text)
+    }
+
+    /// The value of an expression that is written down. A number is the template's own if it wrote it, or counts
+    /// iterations of a loop or in a namespace; any other may be from outside.
+    pub fn printed(&mut self, expr: &'t Expr) -> Outcome<Value> {
+        let value = self.eval(expr)?;
+        if !matches!(value, Value::Int(_) | Value::Float(_)) || self.is_own_number(expr)? {
+            return Ok(value);
+        }
+        let text = repr::to_text(self, &value)?;
+        Text::from_value(&self.budget, &*text).map(Value::Text)
+    }
+
+    fn is_own_number(&mut self, expr: &'t Expr) -> Outcome<bool> {
+        self.budget.work(1)?;
+        match expr {
+            Expr::Constant(_) => Ok(true),
+            Expr::Signed(_, operand) => self.is_own_number(operand),
+            Expr::Arithmetic(first, rest) => {
+                for expr in [&**first].into_iter().chain(rest.iter().map(|(_, expr)| expr)) {
+                    if !self.is_own_number(expr)? {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+            Expr::Postfix(base, _) => match **base {
+                Expr::Name(name) => Ok(matches!(self.load(name)?, Value::Loop(_) | Value::Namespace(_))),
+                _ => Ok(false),
+            },
+            _ => Ok(false),
+        }
     }
 
     /// The first value that is as true, or the last one.

@@ -233,7 +233,7 @@ impl Parser {
         Ok(items)
     }
 
-    /// Attributes, items and calls, or with `filters` also those.
+    /// Attributes, items and calls, and with `filters` also filters and tests.
     pub fn steps(&mut self, of: Expr, filters: bool) -> Outcome<Expr> {
         let (base, mut steps) = match of {
             Expr::Postfix(base, steps) => (base, steps),

@@ -237,7 +237,7 @@ pub fn format(vm: &mut Vm<'_>, format: &Text, args: Args) -> Outcome<Text> {
     out.finish()?.with_markup(format.is_markup())
 }
 
-/// The fields of a format and what is put into them.
+/// The fields of a format and their arguments.
 struct FormatFields<'a> {
     format: &'a Text,
     positional: List,

@@ -6,7 +6,7 @@ use super::{
     value::Value,
 };
 
-/// The text with what means something in HTML written otherwise, unless it is HTML already.
+/// The text, escaped for HTML unless it is HTML already.
 pub fn escape(text: &Text) -> Outcome<Text> {
     if text.is_markup() { Ok(text.clone()) } else { force_escape(text) }
 }
@@ -31,7 +31,7 @@ pub fn force_escape(text: &Text) -> Outcome<Text> {
     out.finish()?.with_markup(true)
 }
 
-/// The text without comments and tags, its white space made one space, and what was escaped as it was.
+/// The text without comments and tags, unescaped, with each run of white space made one space.
 pub fn strip_tags(text: &Text) -> Outcome<Value> {
     text.budget().scan(8 * text.len())?;
     let _held = text.budget().hold(4 * text.len())?;
@@ -40,7 +40,7 @@ pub fn strip_tags(text: &Text) -> Outcome<Value> {
     text.derived(unescape(&words.join(" "))).map(Value::Text)
 }
 
-/// The text without what stands from one mark to the next other one.
+/// The text without the parts from an opening mark to the next closing one.
 fn without(text: &str, start: &str, end: &str) -> String {
     let (mut out, mut rest) = (String::with_capacity(text.len()), text);
     while let Some((before, after)) = rest.split_once(start)

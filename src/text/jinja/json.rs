@@ -1,4 +1,4 @@
-//! JSON: what templates write, and what they are given.
+//! JSON: the output of `tojson`, and the values that templates get.
 
 use serde_json::{Map, Value as Json};
 
@@ -95,10 +95,11 @@ pub fn to_json(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     let options = JsonOptions { ensure_ascii, indent, item_separator, key_separator, sort_keys };
     let mut out = TextBuilder::new(&vm.budget)?;
     options.write(vm, &mut out, &value, 0)?;
-    out.finish().map(Value::Text)
+    // Values other than text track no origin: `null` and `[]` count as the value's.
+    out.finish_as_value().map(Value::Text)
 }
 
-/// What stands before a line: a text, or as many spaces.
+/// The indent of a line: a text, or as many spaces.
 pub fn indentation(vm: &Vm<'_>, width: &Value) -> Outcome<Text> {
     match width {
         Value::Text(text) if text.len() <= MAX_INDENT => Ok(text.clone()),
@@ -184,7 +185,7 @@ impl JsonOptions {
         out.push_str("\"")
     }
 
-    /// What stands before an item.
+    /// Writes the separator before an item.
     fn separate(&self, out: &mut TextBuilder, index: usize, depth: usize) -> Outcome<()> {
         if index > 0 {
             out.push(&self.item_separator)?;
@@ -223,7 +224,7 @@ fn sorted(vm: &Vm<'_>, entries: &[(Value, Value)]) -> Outcome<Vec<usize>> {
     Ok(sorted.iter().filter_map(|at| at.as_int().map(|at| at as usize)).collect())
 }
 
-/// `pprint.pformat` of what fits on a line: dicts come sorted.
+/// `pprint.pformat` of a value that fits on a line: dicts come sorted.
 pub fn pretty(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     let [] = args.bind("pprint", [])?;
     let mut out = TextBuilder::new(&vm.budget)?;

@@ -1,4 +1,4 @@
-//! What Python knows of characters: cases, digits, words and lines.
+//! Python's character classes: cases, digits, words and lines.
 
 use super::{lexer::is_space, strings};
 
@@ -36,7 +36,7 @@ fn is_decimal(c: char) -> bool {
     ZEROS.iter().any(|zero| (*zero..zero + 10).contains(&code))
 }
 
-/// Digits, those in circles and above or below the line, too.
+/// Digits, including circled, superscript and subscript ones.
 fn is_digit(c: char) -> bool {
     is_decimal(c)
         || matches!(c, '²' | '³' | '¹' | '⁰' | '⁴'..='⁹' | '₀'..='₉' | '①'..='⑨' | '⑴'..='⑼' | '⒈'..='⒐')
@@ -84,7 +84,7 @@ pub fn title_words(text: &str) -> String {
     capitalized(text, |c| !is_space(c) && !"-({[<".contains(c))
 }
 
-/// All in lower case but what does not come after a character that is `inside` a word.
+/// All in lower case, except after characters that are not `inside` a word.
 fn capitalized(text: &str, inside: impl Fn(char) -> bool) -> String {
     let (mut out, mut in_word) = (String::with_capacity(text.len()), false);
     for c in text.chars() {
@@ -98,7 +98,7 @@ fn capitalized(text: &str, inside: impl Fn(char) -> bool) -> String {
     out
 }
 
-/// Splits at white space. With a limit, what is left over keeps the space in it and at its far end.
+/// Splits at white space. With a limit, the remainder keeps the space in it and at its far end.
 pub fn split_words(text: &str, from_right: bool, limit: usize) -> Vec<&str> {
     let (mut words, mut rest) = (Vec::new(), text);
     loop {

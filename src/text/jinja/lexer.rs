@@ -99,7 +99,7 @@ impl<'a> Lexer<'a> {
         self.skip(bytes);
     }
 
-    /// What is left of the text before a tag.
+    /// The text before a tag, trimmed as the tag asks.
     fn before_tag(&self, text: &str, sign: Option<char>, may_strip: bool) -> String {
         let line = text.rfind('\n').map_or(0, |at| at + 1);
         let blank = !text[line..].is_empty() && text[line..].chars().all(is_space);
@@ -152,7 +152,7 @@ impl<'a> Lexer<'a> {
         fail("Missing end of raw directive")
     }
 
-    /// What stands in `{{ }}` or `{% %}`.
+    /// The code inside `{{ }}` or `{% %}`.
     fn code(&mut self, signed: usize, begin: LexToken) -> Outcome<()> {
         let is_block = begin == LexToken::BeginBlock;
         self.push(begin);
@@ -217,7 +217,7 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// What Python takes for white space.
+/// White space, as Python defines it.
 pub fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1C'..='\x1F').contains(&c)
 }
@@ -263,7 +263,7 @@ fn text_len(text: &str, quote: char) -> Option<usize> {
     None
 }
 
-/// What a string literal stands for.
+/// The value of a string literal.
 fn unescape(text: &str) -> Outcome<String> {
     let (mut out, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find('\\') {

@@ -1,4 +1,4 @@
-//! Loops, and what templates know of them as `loop`.
+//! Loops, and their `loop` variable.
 
 use std::{
     cell::{Cell, RefCell},

@@ -12,7 +12,7 @@ use super::{
 
 const LIST: [&str; 3] = ["copy", "count", "index"];
 const DICT: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
-/// Methods that Jinja's sandbox keeps from templates, since they change what they are of.
+/// Methods that Jinja's sandbox refuses, since they change their object.
 const LIST_MUTATORS: [&str; 8] = ["append", "clear", "pop", "reverse", "insert", "sort", "extend", "remove"];
 const DICT_MUTATORS: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 

@@ -1,5 +1,5 @@
-//! Jinja as transformers runs it, in bounds: each operation takes of one budget of work and memory, and nothing is
-//! nested deeper than its stack.
+//! Jinja as transformers runs it, with limits: every operation draws on one budget of work and memory, and nesting is
+//! bounded.
 
 mod args;
 mod ast;
@@ -46,7 +46,7 @@ pub struct Template {
     source: String,
 }
 
-/// What a template wrote.
+/// The output of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     pub text: String,
@@ -82,6 +82,9 @@ impl Template {
             if let Some((_, word)) = words.iter().find(|(word, _)| word == name) {
                 return value::Value::text(&budget, *word).map(Some);
             }
+            if name == "self" && !self.parsed.blocks.is_empty() {
+                return self.blocks(&budget).map(Some);
+            }
             values.get(name).map(|value| json::value(&budget, value, 0)).transpose()
         };
         let context = self.parsed.names.iter().map(value).collect::<Outcome<_>>()?;
@@ -89,5 +92,15 @@ impl Template {
         vm.now = now;
         let text = vm.render()?;
         Ok(Written { values: text.value_ranges(), text: text.to_string() })
+    }
+
+    /// The blocks by name, for `self`. They see the variables of the template as a whole.
+    fn blocks(&self, budget: &RenderBudget) -> Outcome<value::Value> {
+        let mut blocks = dict::DictBuilder::new(budget)?;
+        for (name, index) in &self.parsed.blocks {
+            let block = value::MacroRef { index: *index, scope: 0 };
+            blocks.insert(value::Value::text(budget, &**name)?, value::Value::Macro(block))?;
+        }
+        blocks.finish().map(value::Value::Dict)
     }
 }

@@ -207,7 +207,7 @@ pub fn parse_float(text: &str) -> Option<f64> {
     text.replace('_', "").parse().ok()
 }
 
-/// `round(number, digits)`: halves of what is written go to the even neighbor.
+/// `round(number, digits)`: halves of the decimal form go to the even neighbor.
 pub fn round(number: f64, digits: i128) -> f64 {
     if !number.is_finite() || digits > 300 {
         return number;

@@ -9,11 +9,13 @@ use super::{
     value::excerpt,
 };
 
-/// What a template was parsed into.
+/// A parsed template.
 #[derive(Debug, Default)]
 pub struct Parsed {
     pub body: Body,
     pub macros: Vec<Macro>,
+    /// The names of blocks, and the macros with their bodies.
+    pub blocks: Vec<(String, usize)>,
     pub loops: Vec<For>,
     pub constants: Vec<Constant>,
     pub names: Vec<String>,
@@ -24,7 +26,7 @@ pub struct Parser {
     at: usize,
     /// How deep the part that is being parsed is nested.
     pub depth: usize,
-    /// Whether what is being parsed may never be run, so that it may use filters that there are not.
+    /// Whether the current code may never run, so that it may use unknown filters.
     pub in_condition: bool,
     loops: usize,
     parsed: Parsed,
@@ -218,7 +220,7 @@ impl Parser {
         self.expect(&LexToken::EndBlock)
     }
 
-    /// What stands in a tag. A tag that prints several values adds all but the last to `body`.
+    /// The statement of a tag. A tag that prints several values adds all but the last to `body`.
     fn statement(&mut self, body: &mut Body, line: u32) -> Outcome<Option<Statement>> {
         let tag = self.expect_any_name()?;
         Ok(Some(match &tag[..] {
@@ -236,9 +238,17 @@ impl Parser {
             "block" => {
                 let name = self.expect_any_name()?;
                 let _ = (self.skip_name("scoped"), self.skip_name("required"));
+                if self.parsed.blocks.iter().any(|(found, _)| *found == name) {
+                    return fail(format!("block '{name}' defined twice"));
+                }
                 let body = self.block("endblock")?;
                 self.skip_name(&name);
-                Statement::Scope(body)
+                let id = self.name_id(name.clone());
+                let block = Macro { name: Some(id), body, ..Macro::default() };
+                self.parsed.macros.push(block);
+                let index = self.parsed.macros.len() - 1;
+                self.parsed.blocks.push((name, index));
+                Statement::Block(index)
             }
             "autoescape" => {
                 let escapes = self.expression()?;
@@ -343,7 +353,7 @@ impl Parser {
         Ok(Statement::With(values, self.block("endwith")?))
     }
 
-    /// What is assigned to: a name, several, or attributes of namespaces.
+    /// The target of an assignment: a name, several, or attributes of namespaces.
     fn target(&mut self, with_attributes: bool) -> Outcome<AssignTarget> {
         self.nested(|parser| {
             let first = parser.single_target(with_attributes)?;

@@ -9,12 +9,17 @@ use super::{
     vm::Vm,
 };
 
-/// Writes `str(value)`.
+/// Writes `str(value)`. Anything but texts and numbers counts as a value's: `None` and `[]` have no other origin.
 pub fn write_str(vm: &Vm<'_>, out: &mut TextBuilder, value: &Value) -> Outcome<()> {
     match value {
         Value::Text(text) => out.push(text),
         Value::Undefined(_) => Ok(()),
-        other => write_repr(vm, out, other, 0),
+        Value::Int(_) | Value::Float(_) => write_repr(vm, out, value, 0),
+        other => {
+            let mut written = TextBuilder::new(&vm.budget)?;
+            write_repr(vm, &mut written, other, 0)?;
+            out.push(&written.finish_as_value()?)
+        }
     }
 }
 
@@ -72,7 +77,7 @@ pub fn write_repr(vm: &Vm<'_>, out: &mut TextBuilder, value: &Value, depth: usiz
     }
 }
 
-/// How Python writes what has no form of its own.
+/// Python's default representation of objects.
 fn object_repr(vm: &Vm<'_>, value: &Value) -> String {
     match value {
         Value::Macro(called) => match vm.template.macros.get(called.index).and_then(|found| found.name) {

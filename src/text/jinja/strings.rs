@@ -14,11 +14,12 @@ use super::{
     vm::Vm,
 };
 
-pub const METHODS: [&str; 46] = [
+pub const METHODS: [&str; 47] = [
     "capitalize",
     "casefold",
     "center",
     "count",
+    "encode",
     "endswith",
     "expandtabs",
     "find",
@@ -92,6 +93,7 @@ pub fn call(vm: &mut Vm<'_>, text: &Text, name: &str, args: Args) -> Outcome<Val
             let (old, new) = (needed(old, name, "old")?, needed(new, name, "new")?);
             return replace(text, &old, &new, count_of(count)?).map(Value::Text);
         }
+        "encode" => return fail("str.encode() is not supported: there are no bytes"),
         "maketrans" => return maketrans(vm, args),
         "translate" => {
             let [table] = args.bind(name, ["table"])?;
@@ -220,7 +222,7 @@ pub fn replace(text: &Text, old: &Text, new: &Text, count: usize) -> Outcome<Tex
     out.finish()
 }
 
-/// `strip`, or what of it is done on the left or right.
+/// `strip`, `lstrip` or `rstrip`.
 pub fn strip(text: &Text, name: &str, chars: Option<&Value>) -> Outcome<Text> {
     let chars = match chars {
         None | Some(Value::None) => None,

@@ -123,7 +123,7 @@ fn is(vm: &mut Vm<'_>, name: &str, value: Value) -> Outcome<bool> {
         ),
         "callable" => matches!(
             value,
-            // What is undefined has the method that a call needs, which always fails.
+            // An undefined value is callable in Python, and the call always fails.
             Value::Undefined(_)
                 | Value::Macro(_)
                 | Value::Function(_)

@@ -1,4 +1,4 @@
-//! Texts that know which of their bytes came from values and which the template wrote.
+//! Texts that track which of their bytes came from values and which from the template.
 
 use std::{cell::OnceCell, ops::Deref, ops::Range, rc::Rc};
 
@@ -182,14 +182,14 @@ impl TextBuilder {
         Ok(())
     }
 
-    /// Writes what the template wrote, or what is no text of anyone, such as a number.
+    /// Writes text of the template.
     pub fn push_str(&mut self, text: &str) -> Outcome<()> {
         self.reserve(text.len())?;
         self.text.push_str(text);
         Ok(())
     }
 
-    /// Writes what was made of a text, or of a part of it.
+    /// Writes a text that was derived from another, or from a part of it.
     pub fn push_derived(&mut self, text: &str, from: &Text) -> Outcome<()> {
         self.reserve(text.len())?;
         let start = self.text.len();
@@ -213,6 +213,13 @@ impl TextBuilder {
             }
         }
         Ok(())
+    }
+
+    /// A text that counts as a value's as a whole.
+    pub fn finish_as_value(mut self) -> Outcome<Text> {
+        self.values.clear();
+        self.add_value(0..self.text.len())?;
+        self.finish()
     }
 
     pub fn finish(self) -> Outcome<Text> {

@@ -24,7 +24,7 @@ pub enum Value {
     /// `dict.keys()` and its like.
     View(View, Dict),
     Generator(Rc<Generator>),
-    /// The number of a namespace: what it holds may change, and may be itself.
+    /// The number of a namespace, whose content may change and may include itself.
     Namespace(usize),
     Macro(MacroRef),
     Loop(Rc<LoopState>),
@@ -84,7 +84,7 @@ pub struct Cycler {
     pub at: Cell<usize>,
 }
 
-/// What can be gone through once.
+/// An iterator, which is consumed once.
 pub struct Generator {
     items: List,
     at: Cell<usize>,
@@ -211,7 +211,7 @@ impl Value {
         matches!(self, Self::Undefined(_))
     }
 
-    /// How deep it is nested. What is not nested has no depth.
+    /// How deep it is nested; a scalar has no depth.
     pub fn depth(&self) -> usize {
         match self {
             Self::List(items) | Self::Tuple(items) => items.depth(),
@@ -283,7 +283,7 @@ impl Value {
         }
     }
 
-    /// The length of what has one without being gone through.
+    /// The length of a value that has one without being iterated.
     pub fn len(&self) -> Outcome<usize> {
         Ok(match self {
             Self::Undefined(_) => 0,
@@ -324,7 +324,7 @@ impl Value {
         List::new(budget, items)
     }
 
-    /// An error for what is undefined.
+    /// The error of using an undefined value.
     pub fn check_defined(&self) -> Outcome<()> {
         match self {
             Self::Undefined(missing) => fail(missing.message()),
@@ -337,6 +337,7 @@ impl Missing {
     pub fn message(&self) -> String {
         match self {
             Self::Hint(hint) => (*hint).to_owned(),
+            Self::Name(name) if &**name == "lipsum" => "lipsum() is not supported: its text is random".to_owned(),
             Self::Name(name) => format!("'{}' is undefined", &**name),
             Self::Attribute(kind, name) => {
                 format!("'{} object' has no attribute '{}'", kind, excerpt(name))

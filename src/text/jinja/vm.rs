@@ -21,18 +21,18 @@ pub struct Vm<'t> {
     pub budget: RenderBudget,
     pub template: &'t Parsed,
     constants: Vec<Value>,
-    /// What the template is given, by the numbers of names.
+    /// The template's variables, by the numbers of their names.
     context: Vec<Option<Value>>,
     scopes: Vec<Scope>,
     /// The scope whose names are seen.
     scope: usize,
     namespaces: Vec<Namespace>,
     outputs: Vec<TextBuilder>,
-    /// What loops were asked about by `loop.changed`, by their addresses.
+    /// The last arguments of `loop.changed`, by the addresses of loops.
     pub changed: HashMap<usize, List>,
     depth: usize,
     line: u32,
-    /// What time it is for the template, if not now.
+    /// The time for `strftime_now`, if not now.
     pub now: Option<NaiveDateTime>,
 }
 
@@ -192,7 +192,7 @@ impl<'t> Vm<'t> {
         Ok(self.namespaces.len() - 1)
     }
 
-    /// What a namespace holds.
+    /// The content of a namespace.
     pub fn namespace(&self, number: usize) -> &[(Text, Value)] {
         self.namespaces.get(number).map_or(&[], |namespace| &namespace.values)
     }
@@ -252,7 +252,7 @@ impl<'t> Vm<'t> {
         Value::Macro(MacroRef { index, scope: self.scope })
     }
 
-    /// What is written while something runs.
+    /// The output of a body, captured.
     pub fn captured(&mut self, run: impl FnOnce(&mut Self) -> Outcome<()>) -> Outcome<Text> {
         self.outputs.push(TextBuilder::new(&self.budget)?);
         run(self)?;
@@ -292,7 +292,7 @@ impl<'t> Vm<'t> {
                 self.write(&data)?;
             }
             Statement::Print(expr) => {
-                let value = self.eval(expr)?;
+                let value = self.printed(expr)?;
                 self.write(&value)?;
             }
             Statement::If(cases, otherwise) => {
@@ -307,6 +307,10 @@ impl<'t> Vm<'t> {
             Statement::Set(target, expr) => {
                 let value = self.eval(expr)?;
                 self.assign(target, value)?;
+            }
+            Statement::Block(index) => {
+                let body = &self.template.macros[*index].body;
+                return self.scoped(self.scope, |vm| vm.run(body));
             }
             Statement::Scope(body) => return self.scoped(self.scope, |vm| vm.run(body)),
             Statement::Break => return Ok(Flow::Break),

@@ -1,4 +1,4 @@
-//! Patterns that look around in other ways than models do.
+//! Patterns that need backtracking: lookaround and backreferences beyond those of common models.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -32,7 +32,7 @@ impl BacktrackingPattern {
             let mut builder = RegexBuilder::new(pattern);
             builder.oniguruma_mode(true).multi_line(true).backtrack_limit(steps);
             builder.delegate_size_limit(MAX_PART_BYTES).delegate_dfa_size_limit(MAX_PART_BYTES);
-            // A compiler that is given what makes no sense.
+            // The compiler panics for some invalid patterns.
             catch_unwind(AssertUnwindSafe(|| builder.build())).map_err(|_| "the pattern cannot be compiled")
         };
         Ok(Self { quick: build(STEPS.0)??, thorough: build(STEPS.1)?? })

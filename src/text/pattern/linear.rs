@@ -20,7 +20,7 @@ use super::{BoxError, syntax};
 
 /// Memory for the compiled automaton of a pattern.
 const MAX_COMPILED_BYTES: usize = 4 << 20;
-/// Memory for those states of it that texts have reached. They are made anew as it runs out.
+/// Memory for the states that texts have reached, a cache that is cleared when it is full.
 const STATES_BYTES: usize = 4 << 20;
 /// Bytes that may be looked at in vain, for each byte of a text and besides.
 const MAX_SPENT: (usize, usize) = (64, 1 << 20);

@@ -1,7 +1,7 @@
-//! The regular expressions of model files, which anybody may have written: small to compile, and run in bounded time.
+//! Regular expressions of untrusted model files: small to compile, and run in bounded time.
 //!
 //! Files are written for Oniguruma. Nearly all patterns of models need no backtracking and run as lazy automata; the
-//! rest run on a backtracking engine that counts its steps. What neither can do within its bounds is an error.
+//! rest run on a backtracking engine that counts its steps. A pattern that exceeds the bounds of both is an error.
 
 mod backtracking;
 mod digits;
@@ -16,12 +16,12 @@ use linear::LinearPattern;
 /// Why a pattern is refused, or could not be run.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Bytes a pattern may have; those of models have a thousand.
+/// Bytes a pattern may have; real ones have a thousand.
 const MAX_BYTES: usize = 8 << 10;
 /// How deep groups and classes may be nested.
 const MAX_DEPTH: usize = 32;
 
-/// What cuts or replaces text.
+/// A pattern that splits or replaces text.
 pub struct Pattern(PatternKind);
 
 enum PatternKind {
@@ -77,7 +77,6 @@ impl Pattern {
     }
 
     /// Whether time is linear in the text whatever it holds.
-    #[cfg(test)]
     pub fn is_linear(&self) -> bool {
         !matches!(self.0, PatternKind::Backtracking(_))
     }
@@ -95,7 +94,7 @@ pub struct PatternMatches<'p> {
     from: usize,
     /// Matches that are known already.
     ready: VecDeque<(usize, usize)>,
-    /// Work beyond what the matches themselves take.
+    /// Work in vain: bytes looked at beyond the matches.
     spent: usize,
 }
 

@@ -1,11 +1,11 @@
-//! What patterns of files are made of, as far as it decides how they are run.
+//! Syntax of patterns, as far as it decides which engine runs them.
 
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// Parts of patterns that never give back what they have taken, beside what is the same to an automaton: what follows
-/// cannot match it, or need not match.
+/// Possessive parts of patterns, and parts that are equivalent for an automaton, since the text that follows cannot
+/// match or need not.
 const POSSESSIVE: [(&str, &str); 3] = [
     (r"[^\r\n\p{L}\p{N}]?+\p{L}", r"[^\r\n\p{L}\p{N}]?\p{L}"),
     (r"[^\s\p{L}\p{N}]++[\r\n]*|", r"[^\s\p{L}\p{N}]+[\r\n]*|"),
@@ -32,8 +32,7 @@ fn matches(regex: &Option<Regex>, c: char) -> bool {
     regex.as_ref().is_some_and(|regex| regex.is_match(c.encode_utf8(&mut [0; 4])))
 }
 
-/// What stands in a pattern, but for what is escaped: each character, how deep it is in groups and classes, and whether
-/// it is in a class.
+/// The unescaped characters of a pattern, each with its depth in groups and classes and whether it is in a class.
 fn characters(pattern: &str) -> impl Iterator<Item = (usize, char, usize, bool)> {
     let (mut escaped, mut groups, mut classes) = (false, 0usize, 0usize);
     pattern.char_indices().filter_map(move |(at, c)| {
@@ -74,7 +73,7 @@ pub fn alternatives(pattern: &str) -> Option<Vec<String>> {
         if !in_class && c == '?' && adjacent == Some('(') {
             let rest = &pattern[at + 1..];
             let flags = &rest[..rest.find(|c: char| !c.is_ascii_alphabetic() && c != '-').unwrap_or(rest.len())];
-            // Those without a group of their own are for all that follows.
+            // Flags without a group of their own apply to the rest of the pattern.
             let unbounded = rest[flags.len()..].starts_with(')') && pattern.contains(NO_TEXT);
             if flags.contains(|c| c != 'i' && c != '-') || unbounded {
                 return None;
@@ -90,7 +89,7 @@ pub fn alternatives(pattern: &str) -> Option<Vec<String>> {
     Some(starts.zip(ends).map(|(start, end)| pattern[start..end].to_owned()).collect())
 }
 
-/// POSIX's classes, which are of all scripts in Oniguruma. `None` for those with others.
+/// The pattern with its POSIX classes, which cover all scripts in Oniguruma, written out. `None` for unknown classes.
 fn classes(pattern: &str) -> Option<String> {
     let known = [
         ("[:alpha:]", r"\p{Alphabetic}"),
@@ -109,7 +108,7 @@ fn classes(pattern: &str) -> Option<String> {
 /// one more character, which is only looked at. `None` if it is something else.
 pub fn before_no_text(alternative: &str) -> Option<Vec<(String, bool)>> {
     let spaces = alternative.strip_suffix(NO_TEXT)?;
-    // What is greedy takes all but the last one, unless nothing follows.
+    // A greedy repetition takes all white space but the last character, unless nothing follows.
     let counts = match spaces.strip_prefix(r"\s")? {
         "+" => vec!["+".to_owned()],
         "" => vec![String::new()],

@@ -1,3 +1,5 @@
+//! Patterns of real models and their relatives, on every engine that runs them.
+
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -10,7 +12,7 @@ fn matches(pattern: &Pattern, text: &str) -> Result<Vec<(usize, usize)>, BoxErro
     Ok(found)
 }
 
-/// What the backtracking engine finds, with nothing rewritten.
+/// The matches of the backtracking engine, with the pattern as it is.
 fn expected(pattern: &str, text: &str) -> Vec<(usize, usize)> {
     let found = fancy_regex::RegexBuilder::new(pattern).oniguruma_mode(true).multi_line(true).build().unwrap();
     found.find_iter(text).map(|found| found.unwrap()).map(|found| (found.start(), found.end())).collect()
@@ -34,7 +36,7 @@ const TEXTS: [&str; 14] = [
 ];
 
 #[test]
-fn patterns_without_backtracking_find_the_same() {
+fn linear_patterns_match_the_backtracking_engine() {
     for pattern in [
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
         concat!(
@@ -64,13 +66,13 @@ fn patterns_without_backtracking_find_the_same() {
 }
 
 #[test]
-fn classes_of_posix_are_of_all_scripts() {
+fn posix_classes_cover_all_scripts() {
     let found = matches(&Pattern::regex("[[:alpha:]]+|[[:digit:]]").unwrap(), "aÉ٣1-日").unwrap();
     assert_eq!(found, [(0, 3), (3, 5), (5, 6), (7, 10)]);
 }
 
 #[test]
-fn patterns_that_look_around_in_other_ways_work() {
+fn other_lookaround_patterns_work() {
     for pattern in [r"\b\w+\b", r"(?<=a)b+", r"(?>a+)b?", r"(?m:.)x", r"\w++\s", r"(?i)x(?!\S)|y"] {
         let compiled = Pattern::regex(pattern).unwrap();
         assert!(!compiled.is_linear(), "{pattern}");
@@ -81,7 +83,7 @@ fn patterns_that_look_around_in_other_ways_work() {
 }
 
 #[test]
-fn patterns_that_take_too_much_are_refused_or_end_in_an_error() {
+fn expensive_patterns_are_errors() {
     let begun = Instant::now();
     for (pattern, reason) in [
         (format!("{}a{}", "(".repeat(20_000), ")".repeat(20_000)), "bytes"),

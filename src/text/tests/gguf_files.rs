@@ -12,7 +12,7 @@ pub fn tokenizer_of(metadata: &Value, with: &[(&str, Value)]) -> crate::Result<T
 }
 
 #[test]
-fn ids_of_every_kind_of_gguf_are_those_of_its_tokenizer_json() {
+fn gguf_pre_tokenizers_match_tokenizer_json() {
     let golden = json("gguf/tokenizers.json");
     let of = &golden["byte_level"];
     for group in of["groups"].as_array().unwrap() {
@@ -33,7 +33,7 @@ fn ids_of_every_kind_of_gguf_are_those_of_its_tokenizer_json() {
 }
 
 #[test]
-fn files_say_what_is_put_around_texts() {
+fn gguf_keys_decide_bos_and_eos() {
     let golden = json("gguf/tokenizers.json");
     let metadata = &golden["byte_level"]["metadata"];
     let special = |key: &str| metadata[key].as_u64().unwrap() as u32;
@@ -55,7 +55,7 @@ fn files_say_what_is_put_around_texts() {
 }
 
 #[test]
-fn bad_tokenizers_are_refused_with_key_and_value() {
+fn invalid_gguf_tokenizers_name_key_and_value() {
     let golden = json("gguf/tokenizers.json");
     let (bpe, spm) = (&golden["byte_level"]["metadata"], &golden["spm"]["llama"]["metadata"]);
     let long = format!("a {}", "b".repeat(100));
@@ -100,7 +100,7 @@ fn with_tokens(tokens: &[(&str, i64)]) -> Value {
 }
 
 #[test]
-fn tokens_of_a_gguf_are_control_tokens_and_ends_by_their_names() {
+fn gguf_control_tokens_are_known_by_name() {
     for kind in [1, 3, 4, 5, 77] {
         for name in
             ["<|im_end|>", "<end_of_turn>", "<eos>", "[EOT]", "<turn|>", "<|flush|>", "<|calls|>", "<|fim_pad|>"]
@@ -121,7 +121,7 @@ fn tokens_of_a_gguf_are_control_tokens_and_ends_by_their_names() {
 }
 
 #[test]
-fn ends_of_parts_do_not_end_an_answer() {
+fn message_part_ends_do_not_end_an_answer() {
     for (tokens, expected) in [
         (["<|end|>", "<|call|>", "<|im_end|>"], vec![0, 1, 2]),
         (["<|end|>", "<|call|>", "<|return|>"], vec![1, 2]),
@@ -136,7 +136,7 @@ fn ends_of_parts_do_not_end_an_answer() {
 }
 
 #[test]
-fn optional_metadata_that_makes_no_sense_is_ignored() {
+fn invalid_optional_metadata_is_ignored() {
     let golden = json("gguf/tokenizers.json");
     let (bpe, spm) = (&golden["byte_level"]["metadata"], &golden["spm"]["llama"]["metadata"]);
     for (metadata, key, value) in [
@@ -171,4 +171,57 @@ fn optional_metadata_that_makes_no_sense_is_ignored() {
 fn empty_tokens_fill_gaps() {
     let tokenizer = tokenizer_of(&with_tokens(&[("", 1), ("", 1)]), &[]).unwrap();
     assert!(!tokenizer.encode("a b", true).unwrap().is_empty());
+}
+
+#[test]
+fn hostile_gguf_arrays_are_errors_or_ignored() {
+    let golden = json("gguf/tokenizers.json");
+    let (bpe, spm) = (&golden["byte_level"]["metadata"], &golden["spm"]["llama"]["metadata"]);
+    let begun = std::time::Instant::now();
+    let count = bpe["tokenizer.ggml.tokens"].as_array().unwrap().len();
+    let long: Vec<String> = (0..40_000).map(|i| format!("{i:05}").repeat(200)).collect();
+    let binary = |len: usize| (0..1usize << len).map(move |bits| format!("{bits:0len$b}").replace('0', "a"));
+    let dense: Vec<String> = (1..=17).flat_map(binary).collect();
+    let million: Vec<String> = (0..1_000_000).map(|i| format!("t{i}")).collect();
+    let of_len = |len: usize, value: Value| Value::from(vec![value; len]);
+    for (metadata, key, value) in [
+        (bpe, "tokens", json!([])),
+        (bpe, "tokens", json!([1, 2])),
+        (bpe, "tokens", json!("a")),
+        (bpe, "tokens", json!(["\u{fffd}", "\u{fffd}"])),
+        (bpe, "tokens", of_len(count, json!(""))),
+        (bpe, "tokens", million.clone().into()),
+        (spm, "tokens", long.into()),
+        (spm, "tokens", dense.into()),
+        (spm, "tokens", million.into()),
+        (bpe, "token_type", of_len(count, json!(-1))),
+        (bpe, "token_type", of_len(count, json!(1.5))),
+        (bpe, "token_type", of_len(count, json!("1"))),
+        (bpe, "token_type", of_len(count - 1, json!(1))),
+        (bpe, "token_type", of_len(3, json!(3))),
+        (bpe, "token_type", json!(true)),
+        (bpe, "merges", json!([])),
+        (bpe, "merges", json!([""])),
+        (bpe, "merges", json!([" "])),
+        (bpe, "merges", json!(["a"])),
+        (bpe, "merges", json!(["a  b"])),
+        (bpe, "merges", json!(["no-such token"])),
+        (bpe, "merges", json!([1])),
+        (bpe, "merges", of_len(1_000_000, json!("a b"))),
+        (spm, "scores", of_len(669, json!("0"))),
+        (spm, "scores", of_len(669, json!(f64::MAX))),
+        (spm, "scores", of_len(668, json!(0.5))),
+        (spm, "scores", json!(1)),
+    ] {
+        let key = format!("tokenizer.ggml.{key}");
+        let found = tokenizer_of(metadata, &[(&key, value)]);
+        match found.and_then(|tokenizer| tokenizer.encode("Hello  world ü", true)) {
+            Ok(_) => {}
+            Err(error) => {
+                let error = error.to_string();
+                assert!(error.contains("model.gguf") && error.contains("tokenizer.ggml."), "{key}: {error}");
+            }
+        }
+    }
+    assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
 }

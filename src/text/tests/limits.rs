@@ -1,4 +1,4 @@
-//! What tokenizing takes, whatever a file or a text holds.
+//! Time and memory of tokenizing, for hostile files and texts.
 
 use std::{
     collections::HashSet,
@@ -9,7 +9,7 @@ use std::{
 use super::{gguf_files::tokenizer_of, *};
 use crate::text::{EncodeMode, budget::TokenizeBudget};
 
-/// What texts repeat that are hard for patterns, models or normalizers.
+/// Repeated, these are hard for patterns, models or normalizers.
 const HARD: [&str; 22] = [
     " ", "\n", "\t", "a", "A", "1", "!", "'", "\u{301}", "日", "a1", " a", "1 ", "\r\n", " \n", "'s", "aA", "<|", "▁",
     "\u{a0}", "नम", "\u{fdfa}",
@@ -19,7 +19,7 @@ const HARD: [&str; 22] = [
 fn all_tokenizers() -> Vec<(String, Tokenizer)> {
     let metadata = &json("gguf/tokenizers.json")["byte_level"];
     let groups = metadata["groups"].as_array().unwrap();
-    // Those of a group are the same.
+    // The kinds of a group are equal.
     let kinds = groups.iter().map(|group| &group["kinds"][0]);
     let of_kind = |kind: &Value| {
         let tokenizer = tokenizer_of(&metadata["metadata"], &[("tokenizer.ggml.pre", kind.clone())]).unwrap();
@@ -33,7 +33,7 @@ fn all_tokenizers() -> Vec<(String, Tokenizer)> {
 }
 
 #[test]
-fn time_is_linear_in_a_text_whatever_it_holds() {
+fn encoding_takes_linear_time() {
     let tokenizers = all_tokenizers();
     assert!(tokenizers.len() > 32, "{}", tokenizers.len());
     for (name, tokenizer) in tokenizers {
@@ -45,7 +45,7 @@ fn time_is_linear_in_a_text_whatever_it_holds() {
                 begun.elapsed()
             };
             let (short, long) = (took(4 << 10), took(16 << 10));
-            // Much is allowed to a busy machine, and less than what is quadratic.
+            // Generous for a busy machine, and less than quadratic.
             assert!(long < 10 * short.max(Duration::from_millis(40)), "{name}, {unit:?}: {short:?}, then {long:?}");
         }
     }
@@ -73,7 +73,7 @@ fn split(pattern: &str) -> Value {
 }
 
 #[test]
-fn patterns_of_files_are_refused_with_file_and_field() {
+fn bad_patterns_name_file_and_field() {
     let begun = Instant::now();
     let nested = |open: &str, close: &str| format!("{}a{}", open.repeat(2000), close.repeat(2000));
     for pattern in [nested("(", ")"), nested("(?~", ")"), nested("[", "]"), r"\p{L}".repeat(50_000), "(".into()] {
@@ -101,7 +101,7 @@ fn patterns_of_files_are_refused_with_file_and_field() {
 }
 
 #[test]
-fn parts_of_files_that_take_too_much_are_refused() {
+fn expensive_tokenizer_parts_are_refused() {
     let token = |content: String| {
         json!({"id": 5000, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                "normalized": false, "special": true})
@@ -123,7 +123,7 @@ fn parts_of_files_that_take_too_much_are_refused() {
 }
 
 #[test]
-fn normalizers_do_not_make_texts_of_gigabytes() {
+fn normalizer_output_is_limited() {
     let replace =
         |from: &str, to: usize| json!({"type": "Replace", "pattern": {"String": from}, "content": "a".repeat(to)});
     let grows = json!({"type": "Sequence", "normalizers": [replace("a", 64), replace("a", 30)]});
@@ -134,7 +134,7 @@ fn normalizers_do_not_make_texts_of_gigabytes() {
 }
 
 #[test]
-fn dropout_of_a_file_leaves_nothing_to_chance() {
+fn dropout_is_ignored() {
     let mut model = json("mha_tied/tokenizer.json")["model"].clone();
     model["dropout"] = json!(0.5);
     let tokenizer = with(&[("model", model)]).unwrap();
@@ -145,7 +145,7 @@ fn dropout_of_a_file_leaves_nothing_to_chance() {
 }
 
 #[test]
-fn added_tokens_beside_much_white_space_take_linear_time() {
+fn stripping_added_tokens_take_linear_time() {
     let token = |content: &str| {
         json!({"id": 5000, "content": content, "single_word": true, "lstrip": true, "rstrip": true,
                "normalized": false, "special": true})
@@ -162,7 +162,7 @@ fn added_tokens_beside_much_white_space_take_linear_time() {
 }
 
 #[test]
-fn word_pieces_are_found_in_linear_time() {
+fn word_piece_takes_linear_time() {
     let model = json!({"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
                        "max_input_chars_per_word": 1_000_000_000,
                        "vocab": {"[UNK]": 0, "a": 1, "##a": 2, "##b": 3, "##aa": 4, "ab": 5}});
@@ -180,7 +180,7 @@ fn encode_within(tokenizer: &Tokenizer, text: &str, most: usize) -> crate::Resul
 }
 
 #[test]
-fn what_cannot_fit_is_refused_early() {
+fn too_long_prompts_are_refused_early() {
     let begun = Instant::now();
     for (name, tokenizer) in all_tokenizers() {
         let text = "A sentence of twelve words that nobody would write in this way. ".repeat(20_000);
@@ -203,7 +203,7 @@ fn what_cannot_fit_is_refused_early() {
 }
 
 #[test]
-fn endless_words_that_cannot_fit_are_not_tokenized() {
+fn too_long_words_are_refused_before_tokenizing() {
     let vocab = json!([["<unk>", 0.0], ["a", -1.0], ["aa", -1.5], ["aaaa", -2.0]]);
     let model = json!({"type": "Unigram", "unk_id": 0, "vocab": vocab});
     let parts = [("model", model), ("pre_tokenizer", Value::Null), ("added_tokens", json!([]))];
@@ -213,12 +213,12 @@ fn endless_words_that_cannot_fit_are_not_tokenized() {
         Err(Error::PromptTooLong { tokens, limit: 512, .. }) => assert_eq!(tokens, (1 << 20) / 5),
         other => panic!("{other:?}"),
     }
-    // What is in no token may be one however long it is.
+    // Unknown text may be one token, however long it is.
     assert_eq!(encode_within(&tokenizer, &"b".repeat(1 << 20), 512).unwrap(), [0]);
 }
 
 #[test]
-fn ids_are_the_same_in_turns() {
+fn yielding_does_not_change_ids() {
     for (name, tokenizer) in all_tokenizers() {
         for unit in
             HARD.iter().chain(&["Some words, 12 of them.\n\n  And  <|im_end|> e\u{301}\u{301}日本語 'll x\u{a0}"])
@@ -231,7 +231,7 @@ fn ids_are_the_same_in_turns() {
 }
 
 #[test]
-fn long_words_are_cut_where_no_token_reaches_across() {
+fn cutting_long_words_does_not_change_ids() {
     let metadata = json("gguf/tokenizers.json");
     for (name, of) in metadata["spm"].as_object().unwrap() {
         let tokenizer = tokenizer_of(&of["metadata"], &[]).unwrap();
@@ -241,4 +241,26 @@ fn long_words_are_cut_where_no_token_reaches_across() {
             assert_eq!(tokenizer.encode(&long, false).unwrap(), tokenizer.encode_whole(&long), "{name}: {text:?}");
         }
     }
+}
+
+#[test]
+fn many_added_tokens_are_quick_or_refused() {
+    let begun = Instant::now();
+    for (count, fits) in [(60_000, true), (300_000, false)] {
+        let tokens: Map<String, Value> = (0..count)
+            .map(|i| ((i + 1000).to_string(), json!({"content": format!("<t{i}>"), "special": true})))
+            .collect();
+        let mut config = Map::new();
+        config.insert("added_tokens_decoder".into(), tokens.into());
+        let config = Config::new("tokenizer_config.json", config);
+        let added = AddedTokens::read_leniently(Path::new("no-such-directory"), &config).unwrap();
+        match Tokenizer::read(&golden("mha_tied/tokenizer.json"), added) {
+            Ok(tokenizer) => assert!(fits && tokenizer.id_of("<t59999>").is_some()),
+            Err(Error::InvalidModel { source: Some(source), .. }) => {
+                assert!(!fits && source.to_string().contains("more than 262144"), "{source}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }

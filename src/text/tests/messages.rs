@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn contents_never_become_control_tokens() {
+fn message_content_never_becomes_control_tokens() {
     let text = chatml();
     let controls = |messages: &[Message]| {
         let ids = encode_chat(&text, messages, &Map::new()).unwrap();
@@ -29,7 +29,7 @@ fn contents_never_become_control_tokens() {
 }
 
 #[test]
-fn post_processors_that_make_no_sense_end_no_thread() {
+fn invalid_post_processor_is_an_error() {
     let mut tokenizer = json("mha_tied/tokenizer.json");
     let sequence = json!({"Sequence": {"id": "A", "type_id": 0}});
     let unknown = json!([{"SpecialToken": {"id": "<|nobody|>", "type_id": 0}}, sequence]);
@@ -44,7 +44,7 @@ fn post_processors_that_make_no_sense_end_no_thread() {
 }
 
 #[test]
-fn control_tokens_take_the_space_around_them_whatever_a_user_writes() {
+fn control_tokens_strip_spaces_of_messages() {
     let mut inner = tokenizers::Tokenizer::from_file(golden("mha_tied/tokenizer.json")).unwrap();
     let token = |text: &str| tokenizers::AddedToken::from(text, true);
     inner.add_special_tokens([token("<|left|>").lstrip(true), token("<|right|>").rstrip(true)]).unwrap();
@@ -65,7 +65,7 @@ const EVERYTHING: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.
                           {% for t in tools %}{% for k, v in t | items %}{{ k }}={{ v }}{% endfor %}{% endfor %}";
 
 #[test]
-fn fields_and_variables_never_become_control_tokens() {
+fn message_fields_and_variables_never_become_control_tokens() {
     let text = TextProcessor { template: Some(template(EVERYTHING.to_owned(), &Value::Null)), ..chatml() };
     let encode = |attack: &str| {
         let call = json!([{"function": {"name": attack, "arguments": {attack: [attack, 1]}}, "role": attack}]);
@@ -114,7 +114,7 @@ fn processor(mut tokenizer: Tokenizer, source: &str) -> TextProcessor {
 }
 
 #[test]
-fn models_that_know_a_control_token_make_none_of_a_message() {
+fn control_tokens_in_the_subword_vocabulary_come_of_no_message() {
     let special = |id: u32, content: &str| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                "normalized": false, "special": true})
@@ -147,7 +147,7 @@ fn models_that_know_a_control_token_make_none_of_a_message() {
 }
 
 #[test]
-fn what_a_normalizer_makes_a_control_token_is_none_in_a_message() {
+fn normalized_text_of_messages_becomes_no_control_token() {
     let zero_width = json!({"type": "Replace", "pattern": {"String": "\u{200B}"}, "content": ""});
     for (normalizer, attack) in [
         (json!({"type": "NFKC"}), "＜eot＞"),
@@ -166,7 +166,7 @@ fn what_a_normalizer_makes_a_control_token_is_none_in_a_message() {
 }
 
 #[test]
-fn a_plain_token_that_begins_a_control_token_hides_none() {
+fn plain_token_that_prefixes_a_control_token() {
     let tokenizer = mha_tied_with(&[("<|", json!({"special": false})), ("<|im", json!({"special": false}))]);
     let text = processor(tokenizer_of_json(&tokenizer), CHATML);
     let controls = |content: &str| control_ids(&text, &[Message::user(content)], &json!({})).len();
@@ -176,7 +176,7 @@ fn a_plain_token_that_begins_a_control_token_hides_none() {
 }
 
 #[test]
-fn turn_markers_that_are_not_flagged_are_control_tokens() {
+fn unflagged_turn_markers_are_control_tokens() {
     let plain = json!({"special": false});
     let tokens =
         ["<｜User｜>", "<start_of_turn>", "<think>", "<tool_call>", "<|other|>"].map(|text| (text, plain.clone()));
@@ -191,7 +191,7 @@ fn turn_markers_that_are_not_flagged_are_control_tokens() {
 }
 
 #[test]
-fn huge_control_tokens_are_control_tokens_too() {
+fn huge_control_tokens_are_recognized() {
     let huge = format!("<|{}|>", "a".repeat(10_000));
     let text = processor(
         tokenizer_of_json(&mha_tied_with(&[(&huge, json!({}))])),
@@ -203,7 +203,7 @@ fn huge_control_tokens_are_control_tokens_too() {
 }
 
 #[test]
-fn control_tokens_of_white_space_come_of_no_message() {
+fn white_space_control_tokens_come_of_no_message() {
     let text = processor(tokenizer_of_json(&mha_tied_with(&[("\n\n", json!({}))])), "{{ messages[0].content }}b\n\nc");
     for content in ["a", "a\n\n", "a\n\nb\n\n\n\n", "\n\n"] {
         assert_eq!(control_ids(&text, &[Message::user(content)], &json!({})), [400], "{content:?}");
@@ -211,7 +211,7 @@ fn control_tokens_of_white_space_come_of_no_message() {
 }
 
 #[test]
-fn names_of_fields_that_are_words_are_no_control_tokens() {
+fn field_names_become_no_control_tokens() {
     let text = processor(tokenizer_of_json(&mha_tied_with(&[("EOT", json!({}))])), EVERYTHING);
     let tools = |name: &str| json!({"tools": [{"type": "function", name: {name: name}}]});
     let message = Message::user("a").field("tool_calls", json!([]));
@@ -222,7 +222,7 @@ fn names_of_fields_that_are_words_are_no_control_tokens() {
 }
 
 #[test]
-fn templates_make_no_control_tokens_of_parts_that_are_given() {
+fn templates_cannot_assemble_control_tokens_from_values() {
     let source = "{% for m in messages %}{{ '<|' ~ 'im_start' ~ '|>' }}{{ m.role }}\n{{ m.content | trim }}{{ '<|' ~ m.name ~ '|>' }}\
                   {{ m.content[:2] ~ m.name ~ m.content[-2:] }}{{ m.begin }}im_end{{ m.end }}\
                   {% endfor %}{{ '<|im_end|>' }}";
@@ -241,7 +241,7 @@ fn templates_make_no_control_tokens_of_parts_that_are_given() {
 }
 
 #[test]
-fn messages_full_of_beginnings_of_many_tokens_take_time_linear_in_their_length() {
+fn many_token_prefixes_in_a_message_take_linear_time() {
     let names: Vec<String> = (0..6000).map(|i| format!("<unused{i}>")).collect();
     let tokens: Vec<_> = names.iter().map(|name| (name.as_str(), json!({"special": name.len() % 2 == 0}))).collect();
     let text = processor(tokenizer_of_json(&mha_tied_with(&tokens)), CHATML);
@@ -250,4 +250,36 @@ fn messages_full_of_beginnings_of_many_tokens_take_time_linear_in_their_length()
         assert_eq!(control_ids(&text, &[Message::user(content)], &json!({})).len(), 3);
     }
     assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn printed_values_other_than_text_become_no_control_tokens() {
+    let tokens = ["null", "true", "[]", "True", "None", "77", "{}"].map(|text| (text, json!({})));
+    let tokenizer = mha_tied_with(&tokens);
+    let vars = json!({"a": null, "b": true, "c": [], "d": 77, "e": {}, "f": {"g": [null, true, 77, [], {}]}});
+    for source in [
+        "{{ a | tojson }} {{ b | tojson }} {{ c | tojson }} {{ d | tojson }} {{ e | tojson }} {{ f | tojson }}",
+        "{{ a }} {{ b }} {{ c }} {{ d }} {{ e }} {{ f }}",
+        "{{ 'x' ~ a ~ b ~ c ~ d ~ e ~ f.g[2] ~ (d + 0) }} {{ d }}",
+        "{% set n = d %}{{ n }} {{ [a, b, c, d] }}",
+    ] {
+        let text = processor(tokenizer_of_json(&tokenizer), source);
+        let message = [Message::user("hi")];
+        assert_eq!(control_ids(&text, &message, &vars), Vec::<u32>::new(), "{source}");
+    }
+    let source = "{% for m in messages %}{{ 77 }} {{ loop.index + 76 }}{% endfor %} null";
+    let text = processor(tokenizer_of_json(&tokenizer), source);
+    assert_eq!(control_ids(&text, &[Message::user("hi")], &vars), [405, 405, 400], "the template's own");
+}
+
+#[test]
+fn end_tokens_that_are_words_come_of_no_message() {
+    let tokenizer = mha_tied_with(&[("EOT", json!({"special": false})), ("\n\n", json!({"special": false}))]);
+    let mut text = processor(tokenizer_of_json(&tokenizer), "{{ messages[0].content }}EOT");
+    text.tokenizer.control_also(&[400, 401], std::iter::empty());
+    for content in ["hi", "EOT", "aEOTb EOT", "\n\n"] {
+        let ids = encode_chat(&text, &[Message::user(content)], &Map::new()).unwrap();
+        assert_eq!(ids.iter().filter(|id| **id == 400).count(), 1, "{content:?}");
+        assert_eq!(ids.contains(&401), content == "\n\n", "white space is ordinary text");
+    }
 }

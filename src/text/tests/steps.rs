@@ -1,6 +1,7 @@
 //! Against the tokenizers crate, which does all steps of a file one after the other.
 
 use super::*;
+use crate::text::token_decoder::TokenDecoder;
 
 const TEXTS: [&str; 10] = [
     "",
@@ -35,7 +36,7 @@ fn check(parts: &[(&str, Value)]) {
 }
 
 #[test]
-fn pre_tokenizers_are_those_of_the_tokenizers_crate() {
+fn pre_tokenizers_match_the_tokenizers_crate() {
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let then_bytes = |step: Value| json!({"type": "Sequence", "pretokenizers": [step, bytes]});
     for prefix in [true, false] {
@@ -72,7 +73,7 @@ fn pre_tokenizers_are_those_of_the_tokenizers_crate() {
 }
 
 #[test]
-fn normalizers_are_those_of_the_tokenizers_crate() {
+fn normalizers_match_the_tokenizers_crate() {
     let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
     for normalizer in [
         Value::Null,
@@ -101,5 +102,75 @@ fn normalizers_are_those_of_the_tokenizers_crate() {
             tokens.push(token(id, content, id % 4 < 2, special));
         }
         check(&[("normalizer", normalizer), ("added_tokens", tokens.into())]);
+    }
+}
+
+/// The text of tokens by our decoder and by the crate's.
+fn decoded(decoder: &Value, tokens: &[&str]) -> (String, String) {
+    let owned = || tokens.iter().map(|token| (*token).to_owned()).collect::<Vec<_>>();
+    let theirs: tokenizers::DecoderWrapper = serde_json::from_value(decoder.clone()).unwrap();
+    let theirs = tokenizers::Decoder::decode(&theirs, owned()).unwrap();
+    (TokenDecoder::read(decoder).unwrap().decode(owned()).unwrap(), theirs)
+}
+
+#[test]
+fn decoders_match_the_tokenizers_crate() {
+    let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    let strip = |content: &str, start: usize, stop: usize| json!({"type": "Strip", "content": content, "start": start, "stop": stop});
+    let sequence = |steps: Value| json!({"type": "Sequence", "decoders": steps});
+    let tokens =
+        ["▁Hello", "▁", " x ", "<0x41>", "<0xE6>", "<0x97>", "<0xA5>", "ab", "  ", "▁▁y", "ü", "##ing", "a</w>"];
+    for decoder in [
+        replace(json!({"String": "▁"}), " "),
+        replace(json!({"String": ""}), "-"),
+        replace(json!({"Regex": "(a|b)+"}), "<>"),
+        replace(json!({"Regex": r"^▁(\p{L})"}), "*"),
+        replace(json!({"Regex": ""}), "-"),
+        strip("▁", 1, 0),
+        strip(" ", 1, 1),
+        strip(" ", 0, 1),
+        json!({"content": "▁", "start": 1, "stop": 0, "type": "Strip"}),
+        sequence(json!([])),
+        sequence(
+            json!([replace(json!({"String": "▁"}), " "), {"type": "ByteFallback"}, {"type": "Fuse"}, strip(" ", 1, 0)]),
+        ),
+        sequence(json!([sequence(json!([{"type": "ByteFallback"}])), {"type": "Fuse"}])),
+        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true}),
+        json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
+        json!({"type": "BPEDecoder", "suffix": "</w>"}),
+        json!({"type": "CTC", "pad_token": "ab", "word_delimiter_token": "▁", "cleanup": true}),
+    ] {
+        // The crate panics for tokens that are shorter than `stop`.
+        let tokens: Vec<_> = tokens.iter().copied().filter(|token| decoder["stop"] == 0 || token.len() > 2).collect();
+        let (ours, theirs) = decoded(&decoder, &tokens);
+        assert_eq!(ours, theirs, "{decoder}");
+        assert_eq!(TokenDecoder::read(&decoder).unwrap().decode(Vec::new()).unwrap(), "", "{decoder}");
+    }
+    assert_eq!(TokenDecoder::read(&Value::Null).unwrap().decode(vec!["a".into(), "b".into()]).unwrap(), "a b");
+}
+
+#[test]
+fn decoder_strip_beyond_the_token() {
+    for (start, stop, token, expected) in [
+        (0, 1, "", ""),
+        (0, 3, " ", ""),
+        (1, usize::MAX, "  ", ""),
+        (usize::MAX, usize::MAX, "   ", ""),
+        (2, 2, "   ", ""),
+        (1, 2, "  a    ", " a  "),
+        (0, usize::MAX, "ü  ", "ü"),
+    ] {
+        let decoder = json!({"type": "Strip", "content": " ", "start": start, "stop": stop});
+        assert_eq!(TokenDecoder::read(&decoder).unwrap().decode(vec![token.into()]).unwrap(), expected, "{token:?}");
+    }
+}
+
+#[test]
+fn decoder_patterns_with_lookaround_are_refused() {
+    for pattern in [r"a(?=b)", r"(?<!x)a", r"(a)\1", "(?>a|ab)c"] {
+        let decoder = json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": ""});
+        let error = TokenDecoder::read(&decoder).err().unwrap().to_string();
+        assert!(error.contains(pattern) && error.contains("looks around or back"), "{error}");
     }
 }

@@ -1,9 +1,9 @@
 use std::arch::aarch64::*;
 
 use super::panels::Lanes;
-use crate::kernels::arch::{
-    bf16::{Bf16Product, PairLine, WidenedFactor},
-    tiles::bf16::{Widen, Widened, add_panels, check},
+use crate::kernels::{
+    arch::tiles::bf16::{Widen, Widened, add_panels, check},
+    layout::bf16::{Bf16Product, PairLine, WidenedFactor},
 };
 
 /// As `Bf16Product::add_to` of a scalar machine. The machine must have NEON, which `Isa::available` made sure of.

@@ -1,11 +1,11 @@
 use std::arch::aarch64::*;
 
 use crate::kernels::{
-    arch::{
+    arch::tiles::{
         int8::bits,
-        panels::{Accumulators, PanelProduct},
-        tiles::panels::{Vector, add_all},
+        panels::{Vector, add_all},
     },
+    layout::panels::{Accumulators, PanelProduct},
     memory::prefetch::Prefetcher,
 };
 

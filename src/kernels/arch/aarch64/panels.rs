@@ -1,9 +1,10 @@
 use std::arch::aarch64::*;
 
 use crate::kernels::{
-    arch::{
-        panels::{Accumulators, Element, ElementType, PanelProduct},
-        tiles::panels::{Vector, add_all},
+    arch::tiles::panels::{Vector, add_all},
+    layout::{
+        element::{Element, ElementType},
+        panels::{Accumulators, PanelProduct},
     },
     memory::prefetch::Prefetcher,
 };

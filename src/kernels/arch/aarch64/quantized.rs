@@ -4,10 +4,11 @@ use std::{
 };
 
 use crate::kernels::{
-    arch::quantized::for_tiles,
-    arch::tiles::quantized::check,
-    quant::activations::{ActivationTile, GROUP, QuantRows},
-    quant::packing::{CodeFormat, CodeLine, PanelFactors, QuantPanel, ROWS},
+    arch::tiles::quantized::{check, for_tiles},
+    layout::{
+        activations::{ActivationTile, GROUP, QuantRows},
+        codes::{CodeFormat, CodeLine, PanelFactors, QuantPanel, ROWS},
+    },
 };
 
 /// Rows in a register: 4 codes of each, or a sum.

@@ -1,7 +1,7 @@
 use std::marker::PhantomData;
 
 use super::{factors::FactorRows, panels::Vector};
-use crate::kernels::arch::{
+use crate::kernels::layout::{
     bf16::{Bf16Factor, Bf16Product, PairLine, WidenedFactor},
     panels::LANES,
 };

@@ -3,5 +3,6 @@
 
 pub mod bf16;
 mod factors;
+pub mod int8;
 pub mod panels;
 pub mod quantized;

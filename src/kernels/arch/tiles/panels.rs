@@ -1,6 +1,6 @@
 use super::factors::FactorRows;
 use crate::kernels::{
-    arch::panels::{Accumulators, LANES, PanelElement, PanelProduct, Panels},
+    layout::panels::{Accumulators, LANES, PanelElement, PanelProduct, Panels},
     memory::prefetch::Prefetcher,
 };
 

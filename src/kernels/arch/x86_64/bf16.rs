@@ -1,9 +1,11 @@
 use std::arch::{asm, x86_64::*};
 
-use crate::kernels::arch::{
-    bf16::{Bf16Factor, Bf16Product, PairLine, WidenedFactor},
-    panels::LANES,
-    tiles::bf16::{Bf16Path, Widen, Widened, add_panels, check},
+use crate::kernels::{
+    arch::tiles::bf16::{Bf16Path, Widen, Widened, add_panels, check},
+    layout::{
+        bf16::{Bf16Factor, Bf16Product, PairLine, WidenedFactor},
+        panels::LANES,
+    },
 };
 
 /// Panels that a tile holds the sums of.

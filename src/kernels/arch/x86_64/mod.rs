@@ -5,5 +5,4 @@
 pub mod bf16;
 pub mod int8;
 pub mod panels;
-pub mod plain;
 pub mod quantized;

@@ -1,9 +1,10 @@
 use std::arch::x86_64::*;
 
 use crate::kernels::{
-    arch::{
-        panels::{Accumulators, Element, ElementType, PanelProduct},
-        tiles::panels::{Vector, add_all},
+    arch::tiles::panels::{Vector, add_all},
+    layout::{
+        element::{Element, ElementType},
+        panels::{Accumulators, PanelProduct},
     },
     memory::prefetch::Prefetcher,
 };
@@ -28,13 +29,6 @@ pub fn add_avx512<T: Element>(product: &PanelProduct<'_, T>, sums: Accumulators<
     }
     // SAFETY: as above, with `Isa::Avx512` and the better ones.
     unsafe { add(product, sums, ahead) };
-}
-
-/// Brings a line of memory near, if there is one.
-#[inline(always)]
-pub fn prefetch_line(line: *const u8) {
-    // SAFETY: every x86-64 machine has the instruction, and it reads nothing.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
 }
 
 impl<T: Element> Vector<T> for [__m256; 2] {

@@ -117,7 +117,7 @@ pub fn reverse(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     Ok(if matches!(value, Value::Generator(_)) { Value::List(reversed) } else { Generator::value(reversed) })
 }
 
-/// Items with what they are compared by: of an attribute if there is one, without case unless that matters.
+/// Items with their sort keys: the value of an attribute if there is one, in lower case unless case matters.
 fn keyed(
     vm: &mut Vm<'_>,
     value: &Value,

@@ -1,4 +1,4 @@
-//! The filters of Jinja, and those that transformers puts in their place.
+//! The filters of Jinja, and transformers' replacements for some of them.
 
 mod lists;
 mod numbers;

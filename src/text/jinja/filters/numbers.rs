@@ -18,7 +18,7 @@ pub fn abs(_: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     }
 }
 
-/// The number, or the default, 0, for what is none.
+/// The number, or the default, 0, for a value that is none.
 pub fn int(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     let [default, base] = args.bind("int", ["default", "base"])?;
     value.check_defined()?;
@@ -38,12 +38,12 @@ pub fn int(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     Ok(found.map_or_else(|| default.unwrap_or(Value::Int(0)), Value::Int))
 }
 
-/// The part before the point of what is not infinite.
+/// The integer part of a finite number.
 fn whole(number: f64) -> Option<i128> {
     (number.is_finite() && number.abs() < 1e38).then_some(number as i128)
 }
 
-/// The number, or the default, 0.0, for what is none.
+/// The number, or the default, 0.0, for a value that is none.
 pub fn float(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     let [default] = args.bind("float", ["default"])?;
     value.check_defined()?;

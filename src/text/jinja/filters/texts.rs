@@ -205,7 +205,7 @@ pub fn xmlattr(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     out.finish().map(Value::Text)
 }
 
-/// Links for what begins as an address does, which is all of what Jinja takes for one that prompts have.
+/// Links for words that begin as an address does: Jinja's other forms of addresses do not occur in prompts.
 pub fn urlize(vm: &mut Vm<'_>, value: Value, args: Args) -> Outcome<Value> {
     let [limit, nofollow, target, rel] = args.bind("urlize", ["trim_url_limit", "nofollow", "target", "rel"])?;
     let limit = limit.and_then(|limit| limit.as_int()).and_then(|limit| usize::try_from(limit).ok());

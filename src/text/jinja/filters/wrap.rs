@@ -109,7 +109,7 @@ fn wrapped(chunks: Vec<&str>, width: usize, break_long: bool) -> Vec<Vec<&str>> 
                 continue;
             }
             left_over = Some(chunk);
-            // What is too long for any line is broken, or has a line of its own.
+            // A word too long for any line is broken, or gets a line of its own.
             if chars > width && (break_long || line.is_empty()) {
                 let end = if break_long { chunk.char_indices().nth(width - len) } else { None };
                 let cut = end.map_or(chunk.len(), |(at, _)| at);

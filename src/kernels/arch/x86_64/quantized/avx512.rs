@@ -1,11 +1,12 @@
 use std::{arch::x86_64::*, ops::Range};
 
-use super::{AHEAD, PanelPrefetcher, is_signed, waits_for_memory};
+use super::prefetch::{AHEAD, PanelPrefetcher, is_signed, waits_for_memory};
 use crate::kernels::{
-    arch::quantized::for_tiles,
-    arch::tiles::quantized::check,
-    quant::activations::{ActivationTile, QuantRows},
-    quant::packing::{CodeFormat, CodeLine, PanelFactors, QuantPanel, ROWS},
+    arch::tiles::quantized::{check, for_tiles},
+    layout::{
+        activations::{ActivationTile, QuantRows},
+        codes::{CodeFormat, CodeLine, PanelFactors, QuantPanel, ROWS},
+    },
 };
 
 /// Defines a function as `quantized::multiply_panels`, for machines of some features, with or without VNNI.
@@ -59,7 +60,7 @@ unsafe fn multiply<const T: usize, C: CodeFormat, const GROUPS: usize, const VNN
 ) {
     let table = panel.table.unwrap_or(&[0; 16]);
     // Each tile asks for its share of what comes next, so that memory is busy during all of them.
-    let mut ahead = PanelPrefetcher::of(panel, (x.index, x.count), 1, waits_for_memory::<C>(T) && x.count == 1);
+    let mut ahead = PanelPrefetcher::new(panel, (x.index, x.count), 1, waits_for_memory::<C>(T) && x.count == 1);
     // SAFETY: block `b` of every slice is inside it, and so are its groups.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); T];

@@ -1,10 +1,18 @@
 use std::{arch::x86_64::*, cell::Cell};
 
-use super::{super::is_signed, Rows};
 use crate::kernels::{
-    quant::activations::GROUP,
-    quant::packing::{CodeFormat, CodeLine, PanelFactors, QuantPanel, ROWS},
+    arch::x86_64::quantized::prefetch::is_signed,
+    layout::{
+        activations::GROUP,
+        codes::{CodeFormat, CodeLine, PanelFactors, QuantPanel, ROWS},
+    },
 };
+
+/// Tokens whose sums are in registers together.
+pub const FEW: usize = 4;
+
+/// A number of each row, or four codes.
+pub type Rows<T> = [T; 2];
 
 /// The weights of a block. All bits are values of it.
 #[repr(C, align(64))]

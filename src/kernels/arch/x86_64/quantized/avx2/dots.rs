@@ -3,14 +3,13 @@
 
 use std::arch::{asm, x86_64::*};
 
-use super::{
-    super::is_signed,
-    FEW, Rows,
-    block::{UnpackedBlock, weights},
-};
+use super::block::{FEW, Rows, UnpackedBlock, weights};
 use crate::kernels::{
-    quant::activations::BlockScale,
-    quant::packing::{CodeFormat, QuantPanel},
+    arch::x86_64::quantized::prefetch::is_signed,
+    layout::{
+        activations::BlockScale,
+        codes::{CodeFormat, QuantPanel},
+    },
 };
 
 /// Groups of a block whose sums of pairs 16 bits hold together: those of weights of four bits are `2 * 15 * 127` at most, of

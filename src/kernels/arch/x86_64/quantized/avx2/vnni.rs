@@ -3,13 +3,10 @@
 
 use std::arch::{asm, x86_64::*};
 
-use super::{
-    FEW, Rows,
-    block::{UnpackedBlock, weights},
-};
-use crate::kernels::{
-    quant::activations::BlockScale,
-    quant::packing::{CodeFormat, QuantPanel},
+use super::block::{FEW, Rows, UnpackedBlock, weights};
+use crate::kernels::layout::{
+    activations::BlockScale,
+    codes::{CodeFormat, QuantPanel},
 };
 
 /// The integer products of a block with the codes of `N` tokens out of a tile of `T`.
