@@ -1,3 +1,5 @@
+//! Blocking work on threads of its own.
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     thread,
@@ -7,14 +9,20 @@ use tokio::sync::oneshot;
 
 use crate::{Error, Result};
 
-/// Does work that takes long on a thread of its own: no Tokio worker should wait for it. `name` says what it is. A
-/// panic, of a callback say, is an error that has its message.
+/// Runs blocking work on a thread of its own, so that no Tokio worker waits for it. `name` is an imperative such as
+/// `load`.
+///
+/// # Errors
+/// The error of `work`, or [`Error::Internal`] with the message of a panic, of a callback for instance.
+///
+/// # Cancel safety
+/// The work runs to its end if the future is dropped.
 pub async fn run<T: Send + 'static>(name: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (sender, done) = oneshot::channel();
     let who = format!("what was to {name}");
     let work = move || {
         let done = catch_unwind(AssertUnwindSafe(work));
-        // Nobody may wait any more.
+        // The receiver may be gone.
         drop(sender.send(done.unwrap_or_else(|panic| Err(Error::panicked(&who, panic.as_ref())))));
     };
     thread::Builder::new()

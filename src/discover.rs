@@ -31,8 +31,8 @@ pub struct DiscoveredModel {
 /// Hugging Face Hub (`~/.cache/huggingface/hub`) snapshots are searched, too. A GGUF model in several files is listed
 /// once, with its first file.
 ///
-/// Files that cannot be read or parsed are skipped, and no link is followed out of `base_dir`. Files are opened while the
-/// iterator advances; weights are not read. A `base_dir` that cannot be listed gives no models and a [`tracing`]
+/// Files that cannot be read or parsed are skipped, and no link is followed out of `base_dir`. Files are opened while
+/// the iterator advances; weights are not read. A `base_dir` that cannot be listed gives no models and a [`tracing`]
 /// warning; [`try_discover`] gives an error.
 ///
 /// ```

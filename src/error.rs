@@ -108,8 +108,8 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// Another training of the model is in progress. Reading its [`TrainStream`](crate::TrainStream) to the end waits for
-    /// it, [`stop`](crate::TrainStream::stop) ends it.
+    /// Another training of the model is in progress. Reading its [`TrainStream`](crate::TrainStream) to the end waits
+    /// for it, [`stop`](crate::TrainStream::stop) ends it.
     #[error("another training of this model is in progress")]
     TrainingInProgress,
     /// A server failed, or the network.

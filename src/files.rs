@@ -1,4 +1,5 @@
-//! Files of strangers: only regular ones are opened, and side files are read up to a limit.
+//! Untrusted files: only regular ones are opened, and side files are read up to a limit. Also names for files that are
+//! being written.
 
 use std::{
     fs::{self, File, FileType, Metadata, OpenOptions},
@@ -10,33 +11,37 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The most bytes of a JSON file. The largest indices and configurations of models have about 15 MB.
+/// Limit of a JSON file, in bytes. The largest indices and configurations of models have about 15 MB.
 pub const MAX_JSON: u64 = 32 << 20;
-/// The most bytes of a tokenizer or a vocabulary. Those of models have up to 40 MB.
+/// Limit of a tokenizer or a vocabulary, in bytes. Tokenizers of models have up to 40 MB.
 pub const MAX_VOCABULARY: u64 = 128 << 20;
-/// The most bytes of a chat template. Those of models have up to 100 kB.
+/// Limit of a chat template, in bytes. Templates of models have up to 100 kB.
 pub const MAX_TEMPLATE: u64 = 1 << 20;
 
-/// Opens a regular file for reading, and tells how many bytes it has. Never waits, for a pipe's other end for instance.
+/// Opens a regular file for reading. Returns its length in bytes, too. Never blocks, on the other end of a pipe for
+/// instance.
 ///
 /// # Errors
-/// [`Error::InvalidModel`] with the path, and what is there if it is no regular file.
+/// [`Error::InvalidModel`] with the path, and the kind of file if it is not a regular one.
 pub fn open(path: &Path) -> Result<(File, u64)> {
     let failed = |error| Error::model_because(path, "cannot be read", error);
-    // Opening alone sets some devices in motion.
+    // Opening a device can have effects, so the kind is checked before.
     check(path, &fs::metadata(path).map_err(failed)?)?;
     let mut options = OpenOptions::new();
     options.read(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
     let file = options.open(path).map_err(failed)?;
-    // Meanwhile there may be something else.
+    // The path may have changed since the check.
     let metadata = file.metadata().map_err(failed)?;
     check(path, &metadata)?;
     Ok((file, metadata.len()))
 }
 
 /// Reads a regular file of at most `max` bytes.
+///
+/// # Errors
+/// [`Error::InvalidModel`] with the path, as for [`open`], and for a longer file.
 pub fn read_limited(path: &Path, max: u64) -> Result<Vec<u8>> {
     let too_long = |len: &str| Err(Error::model(path, format!("has {len} bytes; {max} are the most of such a file")));
     let (file, len) = open(path)?;
@@ -51,12 +56,13 @@ pub fn read_limited(path: &Path, max: u64) -> Result<Vec<u8>> {
     if bytes.len() as u64 > max { too_long(&format!("more than {max}")) } else { Ok(bytes) }
 }
 
-/// As [`read_limited`], of a text.
+/// As [`read_limited`], for a UTF-8 text.
 pub fn read_text(path: &Path, max: u64) -> Result<String> {
     String::from_utf8(read_limited(path, max)?).map_err(|error| Error::model_because(path, "is not UTF-8", error))
 }
 
-/// Whether there is something at `path`, if only a link that leads to itself. A link to what is not there is nothing.
+/// Whether something exists at `path`. A dangling link does not count, a link that leads to itself does: opening it
+/// gives a better error.
 pub fn exists(path: &Path) -> bool {
     match fs::metadata(path) {
         Ok(_) => true,
@@ -64,8 +70,8 @@ pub fn exists(path: &Path) -> bool {
     }
 }
 
-/// A name beside `path` for a file or directory while it is written, to be renamed to `path` once it is whole. Each call gives
-/// another name, so writers of the same path do not meet.
+/// A name beside `path` for a file or directory while it is written, to be renamed to `path` once it is whole. Each
+/// call gives another name, so writers of the same path do not meet.
 pub fn temp_sibling(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut name = std::ffi::OsString::from(".");

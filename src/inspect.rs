@@ -6,6 +6,9 @@ use crate::{GenerateConfig, config::setters};
 
 /// Keys and queries of a prompt as attention takes them: after norms and rotary embedding, with the dimensions in the
 /// order of the Hugging Face model.
+///
+/// Head counts and the head size are the first attention layer's; where layers differ, the lengths of `keys[layer]` and
+/// `queries[layer]` tell. A layer without attention has neither keys nor queries.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct AttentionSnapshot {
@@ -84,8 +87,8 @@ pub struct Inspection {
     pub tokens: Vec<u32>,
     /// Keys and queries.
     pub snapshot: AttentionSnapshot,
-    /// Attention weights, if asked for: `[layer][query head][seq_len * seq_len]`, a row for each token. A row sums to 1, or
-    /// to less in models with attention sinks.
+    /// Attention weights, if asked for: `[layer][query head][seq_len * seq_len]`, a row for each token. A row sums to
+    /// 1, or to less in models with attention sinks.
     pub attention: Vec<Vec<Vec<f32>>>,
     /// Hidden states, if asked for: the input of each layer, then the input of the head, after the final norm:
     /// `[num_layers + 1][seq_len * hidden_size]`.

@@ -71,7 +71,14 @@
 //! [profile.dev.package."*"]
 //! opt-level = 3
 //! ```
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+// For the tests that `tests/` and this crate share.
+#[cfg(test)]
+extern crate self as tokenflow;
+
+mod adapters;
+mod autograd;
 pub mod backend;
 mod blocking;
 mod config;
@@ -93,6 +100,8 @@ mod merge;
 mod message;
 mod metrics;
 mod model;
+#[cfg(test)]
+mod recurrent_tests;
 mod request;
 mod results;
 mod serde_seconds;
@@ -103,6 +112,7 @@ mod text;
 mod training;
 mod weights;
 
+pub use adapters::{AdapterFile, LoraTensors};
 pub use config::{
     ActivationType, Deadline, GenerateConfig, KvCacheType, LoadConfig, LoadProgress, ProgressFn, Quantize,
 };
@@ -120,4 +130,3 @@ pub use stream::{FinishReason, Token, TokenLogprobs, TokenSender, TokenStream};
 pub use training::{
     Adapter, LoraConfig, OnBadExample, Schedule, TrainConfig, TrainExample, TrainProgress, TrainStream,
 };
-pub use weights::{AdapterFile, LoraTensors};

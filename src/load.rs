@@ -7,13 +7,14 @@ use crate::{LoadConfig, Result, TextModel, TrainableModel, backend};
 /// Loads the model at `path`: a Hugging Face directory (`config.json` and `*.safetensors`), also with MLX quantization,
 /// or a `.gguf` file.
 ///
-/// Uses the backend that [`LoadConfig::backend`] names, else the best available one. Loading runs on a thread of its own.
+/// Uses the backend that [`LoadConfig::backend`] names, else the best available one. Loading runs on a thread of its
+/// own.
 ///
 /// # Errors
-/// [`Error::InvalidModel`] names the file and the field at fault;
-/// [`Error::UnsupportedArchitecture`] lists the supported architectures;
-/// [`Error::InvalidConfig`] names the field of `config` that cannot be honored;
-/// [`Error::BackendNotFound`], [`Error::BackendUnavailable`] and [`Error::NoBackend`] come from the choice of a backend.
+/// [`Error::InvalidModel`] names the file and the field at fault; [`Error::UnsupportedArchitecture`] lists the
+/// supported architectures; [`Error::InvalidConfig`] names the field of `config` that cannot be honored;
+/// [`Error::BackendNotFound`], [`Error::BackendUnavailable`] and [`Error::NoBackend`] come from the choice of a
+/// backend.
 ///
 /// # Cancel safety
 /// Dropping the future discards the model; the thread that loads it runs to its end.

@@ -43,12 +43,12 @@ const COMPANIONS: [&str; 16] = [
 /// Writes a Hugging Face directory to `out_dir`: the model of `model_dir` with the adapter of `adapter_dir` merged
 /// into its weights, in the types and files they are stored in.
 ///
-/// Peak memory is a few of the largest matrices. `out_dir` appears once it is complete. The work runs on a thread of its
-/// own.
+/// Peak memory is a few of the largest matrices. `out_dir` appears once it is complete. The work runs on a thread of
+/// its own.
 ///
 /// # Errors
-/// [`Error::InvalidModel`] names the file and tensor at fault. Quantized weights are refused: their rounding error mostly
-/// exceeds the changes of an adapter. [`Error::InvalidConfig`] if `out_dir` exists.
+/// [`Error::InvalidModel`] names the file and tensor at fault. Quantized weights are refused: their rounding error
+/// mostly exceeds the changes of an adapter. [`Error::InvalidConfig`] if `out_dir` exists.
 ///
 /// # Cancel safety
 /// Dropping the future does not stop the work.
@@ -139,7 +139,7 @@ fn changes<'a>(
 
 /// The name of a module's weight. Adapter and checkpoint may use different names of the model.
 fn tensor_name(dir: &SafetensorsDir, spec: &Spec, module: &str) -> Option<String> {
-    let modules = spec.layout.usual_names(module);
+    let modules = spec.layout.module_names().usual_names(module);
     let mut names = modules.iter().map(|module| format!("{}.weight", spec.layout.stored_name(module)));
     names.find(|name| dir.contains(name))
 }

@@ -1,4 +1,4 @@
-//! Descriptions and measurements: what a model is, what it does, and what one request took.
+//! Description, counters and measurements of models and requests.
 
 use std::time::Duration;
 
@@ -80,8 +80,8 @@ impl ModelStats {
     }
 }
 
-/// Measurements of one operation: a stream, or a whole `classify`, `score` or `batch_generate` call. Durations serialize
-/// as seconds.
+/// Measurements of one operation: a stream, or a whole `classify`, `score` or `batch_generate` call. Durations
+/// serialize as seconds.
 ///
 /// ```
 /// use tokenflow::GenerateMetrics;
@@ -129,8 +129,8 @@ pub struct GenerateMetrics {
 }
 
 impl GenerateMetrics {
-    /// The metrics of a call that ran `parts` together for `total_duration`: counts are sums, durations are the longest,
-    /// the time to the first token is the shortest.
+    /// The metrics of a call that ran `parts` together for `total_duration`: counts are sums, durations are the
+    /// longest, the time to the first token is the shortest.
     pub(crate) fn of_many(parts: &[Self], total_duration: Duration) -> Self {
         let sum = |count: fn(&Self) -> usize| parts.iter().map(count).sum::<usize>();
         let slowest = |of: fn(&Self) -> Duration| parts.iter().map(of).max().unwrap_or_default();

@@ -4,8 +4,8 @@ use serde::{Serialize, Serializer};
 
 use crate::{Error, Result, Token};
 
-/// The result of one prompt of [`TextModel::classify`](crate::TextModel::classify). In JSON a logit of negative infinity
-/// is `null`.
+/// The result of one prompt of [`TextModel::classify`](crate::TextModel::classify). In JSON a logit of negative
+/// infinity is `null`.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct ClassifyResult {

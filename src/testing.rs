@@ -1,8 +1,8 @@
 //! A model without weights, for tests of programs that use models.
 //!
-//! A function gives the answers of a [`ScriptedModel`]. Everything else is the real engine: queue, shared passes, paged KV
-//! cache, cancellation, backpressure, stop strings, metrics. So a handler meets in milliseconds all that it would meet
-//! with a real model.
+//! A function gives the answers of a [`ScriptedModel`]. Everything else is the real engine: queue, shared passes, paged
+//! KV cache, cancellation, backpressure, stop strings, metrics. So a handler meets in milliseconds all that it would
+//! meet with a real model.
 //!
 //! ```
 //! use tokenflow::{GenerateConfig, Message, testing::ScriptedModel};
@@ -30,7 +30,7 @@ use tokenizers::{
 
 use crate::{
     Error, LoadConfig, ModelInfo, Result, TextModel,
-    backend::native::{CacheBudget, NativeModel},
+    backend::native::{CacheBudget, CacheCosts, NativeModel},
     decoder::{BLOCK_TOKENS, Batch, Forward, Outputs, Span},
     engine::{Engine, EngineOptions},
     kernels::Isa,
@@ -45,8 +45,8 @@ const END: &str = "<|end|>";
 const TEMPLATE: &str = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}<|reply|>";
 /// Tokens a sequence may hold.
 const MAX_POSITIONS: usize = 1 << 16;
-/// Bytes of a token in the cache: its id.
-const SLOT_BYTES: usize = size_of::<u32>();
+/// A token is its id, and a sequence has no state.
+const COSTS: CacheCosts = CacheCosts { block_bytes: BLOCK_TOKENS * size_of::<u32>(), state_bytes: 0 };
 /// The default size of the cache.
 const CACHE_BYTES: usize = 1 << 20;
 /// The logit of all tokens but the scripted one.
@@ -71,17 +71,18 @@ pub struct Pass {
 }
 
 impl ScriptedModel {
-    /// A model that answers a prompt with `answer(prompt)`. The function is called once for each request, also for equal
-    /// ones: for each prompt of `batch_generate`, `classify` and `score`, and only once if a request is preempted.
+    /// A model that answers a prompt with `answer(prompt)`. The function is called once for each request, also for
+    /// equal ones: for each prompt of `batch_generate`, `classify` and `score`, and only once if a request is
+    /// preempted.
     ///
-    /// The prompt of a chat has a line `role: content` for each message. A panic in `answer` is a panic of the model: the
-    /// requests in the pass end with [`Error::Internal`].
+    /// The prompt of a chat has a line `role: content` for each message. A panic in `answer` is a panic of the model:
+    /// the requests in the pass end with [`Error::Internal`].
     pub fn new(answer: impl FnMut(&str) -> String + Send + 'static) -> Self {
         Self { answer: Box::new(answer), on_pass: Box::new(|_| {}), config: LoadConfig::new() }
     }
 
-    /// Calls `hook` in each forward pass, on the model's worker thread. A hook that sleeps makes a slow model; a hook that
-    /// waits for a channel lets a test control each step.
+    /// Calls `hook` in each forward pass, on the model's worker thread. A hook that sleeps makes a slow model; a hook
+    /// that waits for a channel lets a test control each step.
     pub fn on_pass(mut self, hook: impl FnMut(Pass) + Send + 'static) -> Self {
         self.on_pass = Box::new(hook);
         self
@@ -103,7 +104,7 @@ impl ScriptedModel {
         let Self { answer, on_pass, mut config } = self;
         config.validate()?;
         config.kv_cache_bytes.get_or_insert(CACHE_BYTES);
-        let cache = CacheBudget::new(&config, MAX_POSITIONS, BLOCK_TOKENS * SLOT_BYTES)?;
+        let cache = CacheBudget::new(&config, MAX_POSITIONS, COSTS)?;
         let text = Arc::new(text(&config)?);
         let vocab_size = text.tokenizer.vocab_size();
         let info = ModelInfo {
@@ -132,7 +133,8 @@ impl ScriptedModel {
             isa: Isa::choose(config.instruction_set)?,
             limits: cache.limits(&config),
             weight_bytes: 0,
-            block_bytes: BLOCK_TOKENS * SLOT_BYTES,
+            block_bytes: COSTS.block_bytes,
+            state_bytes: COSTS.state_bytes,
         };
         let requests = Engine::start(Box::new(decoder), text.clone(), options)?;
         Ok(Box::new(NativeModel::new(info, text, requests, None)))

@@ -82,8 +82,8 @@ pub struct GenerateConfig {
     pub stop_tokens: Vec<u32>,
     /// Strings that end the answer, of 4 MiB in all at most. They are never part of the text that is returned.
     pub stop: Vec<String>,
-    /// Whether the answer goes on past the model's own end-of-text tokens (`false`). They are then ordinary tokens of the
-    /// answer; special ones have no text. [`stop_tokens`](Self::stop_tokens) and [`stop`](Self::stop) still end it.
+    /// Whether the answer goes on past the model's own end-of-text tokens (`false`). They are then ordinary tokens of
+    /// the answer; special ones have no text. [`stop_tokens`](Self::stop_tokens) and [`stop`](Self::stop) still end it.
     pub ignore_eos: bool,
     /// Seed of the sampler. The same seed gives the same tokens, so equal prompts of a batch get equal answers, unless
     /// [`seed_per_prompt`](Self::seed_per_prompt) is set. `None`: a different seed for each request and each prompt.
@@ -101,15 +101,15 @@ pub struct GenerateConfig {
     pub cancellation: Option<CancellationToken>,
     /// When the request ends with [`Error::DeadlineExceeded`]: waiting, being tokenized, or running.
     pub deadline: Option<Deadline>,
-    /// Waiting requests of greater priority start first; 0 is usual. Equal priorities start in order of arrival, and none
-    /// waits for ever. When the KV cache runs out, requests of the least priority are preempted.
+    /// Waiting requests of greater priority start first; 0 is usual. Equal priorities start in order of arrival, and
+    /// none waits for ever. When the KV cache runs out, requests of the least priority are preempted.
     pub priority: i32,
     /// Salt of the prefix cache: cached prefixes are shared only between requests with the same salt, so that no tenant
     /// can tell from the time to the first token whether another tenant has sent a prompt.
     pub cache_salt: Option<String>,
     /// Name of the adapter of this request, as given to [`load_adapter`](crate::TextModel::load_adapter). `None`: the
-    /// default adapter, if there is one: [`LoadConfig::adapter_path`](crate::LoadConfig::adapter_path), or the result of
-    /// the latest [training](crate::TrainableModel::train).
+    /// default adapter, if there is one: [`LoadConfig::adapter_path`](crate::LoadConfig::adapter_path), or the result
+    /// of the latest [training](crate::TrainableModel::train).
     pub adapter: Option<String>,
     /// Whether this request uses the base model, without even the default adapter (`false`).
     ///
@@ -121,15 +121,15 @@ pub struct GenerateConfig {
     pub base_model: bool,
     /// Speculative decoding by prompt lookup: the longest draft for a step; 0, the default, is off.
     ///
-    /// If the last tokens occurred before, in the prompt or the answer, the tokens that followed them there are drafted,
-    /// and one forward pass verifies the whole draft. The answer is the same to the bit, and takes fewer passes if it
-    /// repeats much: summaries, edits, extraction, code. A rejected draft costs time, so drafts are as long as their
-    /// acceptance rate is worth, and shorter beside many streams. 8 is a good start, 64 the most.
+    /// If the last tokens occurred before, in the prompt or the answer, the tokens that followed them there are
+    /// drafted, and one forward pass verifies the whole draft. The answer is the same to the bit, and takes fewer
+    /// passes if it repeats much: summaries, edits, extraction, code. A rejected draft costs time, so drafts are as
+    /// long as their acceptance rate is worth, and shorter beside many streams. 8 is a good start, 64 the most.
     /// [`drafted_tokens`](crate::GenerateMetrics::drafted_tokens) and
     /// [`accepted_tokens`](crate::GenerateMetrics::accepted_tokens) count them.
     ///
-    /// Drafts use the part of [`max_batched_tokens`](crate::LoadConfig::max_batched_tokens) that prompts leave, and free
-    /// blocks of the KV cache: no other request gives way for them.
+    /// Drafts use the part of [`max_batched_tokens`](crate::LoadConfig::max_batched_tokens) that prompts leave, and
+    /// free blocks of the KV cache: no other request gives way for them.
     pub prompt_lookup: usize,
     /// Variables of the chat template beside the messages, for [`chat`](crate::TextModel::chat): `tools`, `documents`,
     /// `enable_thinking`, `date_string`, as far as the model's template reads them. Nothing in them becomes a control
@@ -148,10 +148,10 @@ pub struct GenerateConfig {
     /// assert_eq!(config.template_vars["tools"][0]["function"]["name"], "weather");
     /// ```
     pub template_vars: Map<String, Value>,
-    /// Whether [`chat`](crate::TextModel::chat) continues the last message in place of answering it (`false`): the prompt
-    /// ends with the content of the last message, and the answer follows it. As in transformers, space at the end of
-    /// the content stays unless the chat template trims it. A template that does not write the content unchanged makes
-    /// the request [`Error::InvalidConfig`].
+    /// Whether [`chat`](crate::TextModel::chat) continues the last message in place of answering it (`false`): the
+    /// prompt ends with the content of the last message, and the answer follows it. As in transformers, space at the
+    /// end of the content stays unless the chat template trims it. A template that does not write the content unchanged
+    /// makes the request [`Error::InvalidConfig`].
     ///
     /// ```
     /// use tokenflow::{GenerateConfig, Message};

@@ -194,8 +194,8 @@ impl fmt::Debug for ProgressFn {
     }
 }
 
-/// Quantization of weights while they are loaded: blocks of 32 weights of a row with a 16-bit scale and a 16-bit offset.
-/// Activations in products with them are rounded to 8 bits, as with the weights of GGUF files.
+/// Quantization of weights while they are loaded: blocks of 32 weights of a row with a 16-bit scale and a 16-bit
+/// offset. Activations in products with them are rounded to 8 bits, as with the weights of GGUF files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Quantize {

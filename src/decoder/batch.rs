@@ -1,7 +1,11 @@
+//! The rows of one forward pass.
+
 use std::{ops::Range, sync::Arc};
 
-use super::LoraAdapter;
-use crate::kernels::attention::{BLOCK_TOKENS, PagedSequence};
+use crate::{
+    adapters::{AdaptedRows, LoraAdapter},
+    kernels::attention::{BLOCK_TOKENS, PagedSequence},
+};
 
 /// The tokens of one forward pass: pieces of many sequences side by side, without padding.
 #[derive(Debug, Clone, Default)]
@@ -32,7 +36,7 @@ impl Batch {
         self.tokens.len()
     }
 
-    /// What its sequences hold in a cache.
+    /// Its sequences with their blocks of the cache.
     pub fn sequences(&self) -> Vec<PagedSequence<'_>> {
         let spans = self.spans.iter();
         spans
@@ -40,17 +44,20 @@ impl Batch {
             .collect()
     }
 
+    /// Its rows that adapters change.
+    pub fn adapted_rows(&self) -> AdaptedRows<'_> {
+        let rows = |span: &Span| span.start as u32..(span.start + span.len) as u32;
+        AdaptedRows::of(self.spans.iter().map(|span| (span.adapter.as_deref(), rows(span))))
+    }
+
     /// Some of its rows.
     pub fn part(&self, rows: Range<usize>) -> Self {
         let spans = self.spans.iter().filter_map(|span| {
             let (start, end) = (span.start.max(rows.start), (span.start + span.len).min(rows.end));
             let later = (span.start + span.len).saturating_sub(end);
-            let part = || Span {
-                start: start - rows.start,
-                len: end - start,
-                context_len: span.context_len - later,
-                ..span.clone()
-            };
+            let (len, context_len) = (end - start, span.context_len.saturating_sub(later));
+            let states = || span.states.part(context_len - len..context_len, start == span.start);
+            let part = || Span { start: start - rows.start, len, context_len, states: states(), ..span.clone() };
             (start < end).then(part)
         });
         let (tokens, positions) = (&self.tokens[rows.clone()], &self.positions[rows.clone()]);
@@ -90,9 +97,9 @@ impl Batch {
 /// The rows of one sequence in a [`Batch`].
 #[derive(Debug, Clone, Default)]
 pub struct Span {
-    /// Names the sequence among all that a decoder computes; 0 if there is only this batch.
+    /// The identity of the sequence in the decoder; 0 if there is only this batch.
     pub sequence: u64,
-    /// Its tokens that were not sampled.
+    /// Tokens of the prompt.
     pub prompt_len: usize,
     /// The first row.
     pub start: usize,
@@ -100,11 +107,13 @@ pub struct Span {
     pub len: usize,
     /// Tokens of the sequence that are cached once this pass is done; `len` of them are new.
     pub context_len: usize,
-    /// How its positions are encoded: see [`Forward::rope_variant`](super::Forward::rope_variant).
+    /// The variant of the rotary embedding: see [`Forward::rope_variant`](super::Forward::rope_variant).
     pub rope_variant: usize,
     /// The cache blocks that hold the sequence, in order.
     pub blocks: Vec<u32>,
-    /// What changes the model for it.
+    /// Slots of its recurrent state.
+    pub states: SpanStates,
+    /// The adapter that changes the model for it.
     pub adapter: Option<Arc<LoraAdapter>>,
 }
 
@@ -112,5 +121,63 @@ impl Span {
     /// The cache slot of the token at `position`.
     pub fn slot(&self, position: usize, block_tokens: usize) -> usize {
         self.blocks[position / block_tokens] as usize * block_tokens + position % block_tokens
+    }
+}
+
+/// Slots of the recurrent state of a [`Span`]; none in a model without recurrent layers, or without a cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpanStates {
+    /// The state before the first row; `None`: zeros, since the sequence begins there.
+    pub from: Option<u32>,
+    /// States to save, in the order of their tokens. The last one is the state after all rows: its slot is the
+    /// sequence's own, may be the one in `from`, and serves as working memory.
+    pub saves: Vec<StateSave>,
+}
+
+/// A state to save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateSave {
+    /// Tokens of the sequence that the state has seen.
+    pub tokens: usize,
+    pub slot: u32,
+}
+
+impl SpanStates {
+    /// Saves the state after `tokens` tokens in another slot than the sequence's own.
+    pub fn save(&mut self, tokens: usize, slot: u32) {
+        let others = &self.saves[..self.saves.len().saturating_sub(1)];
+        let at = others.partition_point(|save| save.tokens <= tokens);
+        self.saves.insert(at, StateSave { tokens, slot });
+    }
+
+    /// States of the rows that take the sequence from `tokens.start` tokens to `tokens.end`.
+    fn part(&self, tokens: Range<usize>, is_first: bool) -> Self {
+        let Some(own) = self.saves.last() else { return Self::default() };
+        let within = self.saves.iter().filter(|save| tokens.start < save.tokens && save.tokens <= tokens.end);
+        let mut saves: Vec<_> = within.copied().collect();
+        if tokens.end < own.tokens {
+            saves.push(StateSave { tokens: tokens.end, slot: own.slot });
+        }
+        Self { from: if is_first { self.from } else { Some(own.slot) }, saves }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_goes_on_from_the_state_that_the_part_before_leaves() {
+        let save = |tokens, slot| StateSave { tokens, slot };
+        let states = SpanStates { from: Some(7), saves: vec![save(16, 1), save(40, 2), save(40, 3)] };
+        let span = Span { len: 30, context_len: 40, states: states.clone(), ..Span::default() };
+        let tokens: Vec<u32> = (10..40).collect();
+        let batch =
+            Batch { positions: tokens.clone(), tokens, spans: vec![span], sampled: vec![29], ..Batch::default() };
+        let part = |rows| batch.part(rows).spans.remove(0).states;
+        assert_eq!(part(0..30), states);
+        assert_eq!(part(0..6), SpanStates { from: Some(7), saves: vec![save(16, 1), save(16, 3)] });
+        assert_eq!(part(6..20), SpanStates { from: Some(3), saves: vec![save(30, 3)] });
+        assert_eq!(part(20..30), SpanStates { from: Some(3), saves: vec![save(40, 2), save(40, 3)] });
     }
 }

@@ -1,8 +1,16 @@
-use candle_core::{DType, Device, Result, Tensor};
+//! What the layers keep of sequences between passes: keys and values in blocks, recurrent states in slots.
 
-use super::{Batch, Spec, differentiable::with_f32};
+use candle_core::{Result, Tensor, bail};
+
+use super::{
+    Batch, Spec,
+    ops::{Ops, TensorCache},
+    spec::{LayerCachePlan, LayerSpec},
+    state_cache::StateCache,
+};
 use crate::{
     Error,
+    autograd::with_f32,
     kernels::{
         Isa,
         attention::{KvDtype, MicroBatches, PagedCache, SharedCache},
@@ -11,103 +19,133 @@ use crate::{
 
 pub use crate::kernels::attention::BLOCK_TOKENS;
 
-/// Keys and values of all layers, in slots that sequences hold block by block.
+/// Blocks and state slots that a cache holds.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheSize {
+    /// Blocks of [`BLOCK_TOKENS`] tokens.
+    pub blocks: usize,
+    /// Recurrent states; none in models without recurrent layers.
+    pub state_slots: usize,
+}
+
+/// The caches of all layers.
 pub struct KvCache {
     layers: Vec<LayerCache>,
 }
 
-/// Where a pass finds the keys and values of a layer.
-#[derive(Clone, Copy)]
-pub enum Cached<'a> {
-    Layer(&'a LayerCache),
-    /// What the sequences of a part of a batch hold.
-    Part(&'a SharedCache<'a>, usize),
+/// One layer's part of the cache.
+pub enum LayerCache {
+    /// Keys and values for the CPU's own kernels.
+    Paged(PagedCache),
+    /// Keys and values for tensor operations on any device.
+    Tensors(TensorCache),
+    /// Recurrent states.
+    States(StateCache),
 }
 
-/// One layer's keys and values.
-pub enum LayerCache {
-    /// For the CPU's own kernels.
-    Paged(PagedCache),
-    /// For the tensor operations of other devices: `[slots, num_kv_heads * head_dim]` each.
-    Tensors { keys: Tensor, values: Tensor },
+/// One layer's part of the cache while threads share it.
+pub enum SharedLayerCache<'a> {
+    Paged(SharedCache<'a>),
+    States(&'a StateCache),
+}
+
+/// Where a layer stores its rows.
+pub enum CacheWriter<'a> {
+    Layer(&'a mut LayerCache),
+    /// Of one part of a batch.
+    Part {
+        cache: &'a SharedLayerCache<'a>,
+        part: usize,
+        /// Waits until the parts before have stored theirs in this layer; false if they never will.
+        wait: &'a dyn Fn() -> bool,
+    },
+}
+
+/// Where a layer finds keys and values.
+#[derive(Clone, Copy)]
+pub enum CacheReader<'a> {
+    Layer(&'a LayerCache),
+    /// Of one part of a batch.
+    Part(&'a SharedLayerCache<'a>, usize),
 }
 
 impl KvCache {
-    /// Room for `blocks` blocks. On the CPU the memory is reserved, and resident once used.
-    pub fn new(spec: &Spec, blocks: usize, kv_dtype: KvDtype, device: &Device) -> crate::Result<Self> {
-        let layer = |_| LayerCache::new(spec, blocks, kv_dtype, device);
-        Ok(Self { layers: (0..spec.num_layers()).map(layer).collect::<crate::Result<_>>()? })
-    }
-
-    /// The memory one block takes.
-    pub fn block_bytes(spec: &Spec, kv_dtype: KvDtype) -> usize {
-        // Sizes that no tensor has been held against yet may be absurd.
-        kv_dtype.block_bytes(spec.heads()).saturating_mul(spec.num_layers())
+    /// On the CPU memory is reserved, and resident once used.
+    pub fn new(spec: &Spec, size: CacheSize, kv_dtype: KvDtype, ops: &Ops) -> crate::Result<Self> {
+        let layer = |layer: &LayerSpec| LayerCache::new(layer.mixer.cache(), size, kv_dtype, ops);
+        Ok(Self { layers: spec.layers.iter().map(layer).collect::<crate::Result<_>>()? })
     }
 
     pub fn layers(&mut self) -> &mut [LayerCache] {
         &mut self.layers
     }
 
-    /// The layers for threads that store these parts and read what is stored; `None` for devices without our own kernels.
-    pub fn shared<'a>(&'a mut self, parts: &'a MicroBatches<'a>) -> Option<Vec<SharedCache<'a>>> {
+    /// The layers for threads that store these parts and read what is stored; `None` for devices without our own
+    /// kernels.
+    pub fn shared<'a>(&'a mut self, parts: &'a MicroBatches<'a>) -> Option<Vec<SharedLayerCache<'a>>> {
         let shared = |layer: &'a mut LayerCache| match layer {
-            LayerCache::Paged(cache) => Some(cache.shared(parts)),
-            LayerCache::Tensors { .. } => None,
+            LayerCache::Paged(cache) => Some(SharedLayerCache::Paged(cache.shared(parts))),
+            LayerCache::Tensors(_) => None,
+            LayerCache::States(states) => Some(SharedLayerCache::States(states)),
         };
         self.layers.iter_mut().map(shared).collect()
     }
 }
 
-impl LayerCache {
-    fn new(spec: &Spec, blocks: usize, kv_dtype: KvDtype, device: &Device) -> crate::Result<Self> {
-        if !device.is_cpu() {
-            let dtype = match kv_dtype {
-                KvDtype::F32 => DType::F32,
-                KvDtype::F16 => DType::F16,
-                KvDtype::Bf16 => DType::BF16,
-                KvDtype::Int8 => {
-                    let reason = "keys and values of 8 bits, which only models on the CPU can have";
-                    return Err(Error::config("kv_cache_type", reason));
-                }
-            };
-            let heads = spec.heads();
-            let shape = (blocks * BLOCK_TOKENS, heads.num_kv_heads * heads.head_dim);
-            let zeros = || Tensor::zeros(shape, dtype, device);
-            return Ok(Self::Tensors { keys: zeros()?, values: zeros()? });
+impl CacheWriter<'_> {
+    /// Stores the keys and values of a batch, `[rows, num_kv_heads * head_dim]`, in the blocks of its sequences.
+    pub fn store(self, batch: &Batch, keys: &Tensor, values: &Tensor, isa: Isa) -> Result<()> {
+        match self {
+            Self::Layer(layer) => layer.store(batch, keys, values, isa),
+            Self::Part { cache: SharedLayerCache::Paged(cache), part, .. } => {
+                with_f32(keys, |keys| with_f32(values, |values| cache.store(part, keys, values, isa)))?
+            }
+            Self::Part { .. } => bail!("a layer without keys and values was given some"),
         }
-        let cache = PagedCache::new(spec.heads(), blocks, kv_dtype).ok_or_else(|| {
-            let reason = format!("the machine has no memory for a cache of {} tokens", blocks * BLOCK_TOKENS);
-            Error::config("kv_cache_bytes", reason)
-        })?;
-        Ok(Self::Paged(cache))
+    }
+}
+
+impl<'a> CacheWriter<'a> {
+    /// The states of a recurrent layer, once the rows before these have left theirs.
+    pub fn states(self) -> Result<&'a StateCache> {
+        match self {
+            Self::Layer(LayerCache::States(states)) => Ok(states),
+            Self::Part { cache: SharedLayerCache::States(states), wait, .. } => match wait() {
+                true => Ok(states),
+                false => bail!("the rows before have failed"),
+            },
+            _ => bail!("a layer without states was asked for them"),
+        }
+    }
+}
+
+impl LayerCache {
+    fn new(plan: LayerCachePlan, size: CacheSize, kv_dtype: KvDtype, ops: &Ops) -> crate::Result<Self> {
+        Ok(match (plan, ops) {
+            (LayerCachePlan::States(len), _) => Self::States(StateCache::new(len, size.state_slots)),
+            (LayerCachePlan::Paged(heads), Ops::Cpu(_)) => {
+                let cache = PagedCache::new(heads, size.blocks, kv_dtype).ok_or_else(|| {
+                    let reason =
+                        format!("the machine has no memory for a cache of {} tokens", size.blocks * BLOCK_TOKENS);
+                    Error::config("kv_cache_bytes", reason)
+                })?;
+                Self::Paged(cache)
+            }
+            (LayerCachePlan::Paged(heads), Ops::Candle(ops)) => {
+                Self::Tensors(TensorCache::new(heads, size.blocks, kv_dtype, ops)?)
+            }
+        })
     }
 
-    /// Stores the rows of a batch, `[rows, num_kv_heads * head_dim]`, in the slots of its sequences.
-    pub fn store(&mut self, batch: &Batch, keys: &Tensor, values: &Tensor, isa: Isa) -> Result<()> {
+    /// Stores the rows of a batch, `[rows, num_kv_heads * head_dim]`, in the blocks of its sequences.
+    fn store(&mut self, batch: &Batch, keys: &Tensor, values: &Tensor, isa: Isa) -> Result<()> {
         match self {
             Self::Paged(cache) => {
                 let sequences = batch.sequences();
                 with_f32(keys, |keys| with_f32(values, |values| cache.store(&sequences, keys, values, isa)))?
             }
-            Self::Tensors { keys: cached_keys, values: cached_values } => {
-                set_slots(cached_keys, batch, keys)?;
-                set_slots(cached_values, batch, values)
-            }
+            Self::Tensors(cache) => cache.store(batch, keys, values),
+            Self::States(_) => bail!("a layer without keys and values was given some"),
         }
     }
-}
-
-fn set_slots(cached: &Tensor, batch: &Batch, rows: &Tensor) -> Result<()> {
-    let rows = rows.to_dtype(cached.dtype())?;
-    for span in &batch.spans {
-        let (mut row, end) = (span.start, span.start + span.len);
-        while row < end {
-            let position = batch.positions[row] as usize;
-            let run = (BLOCK_TOKENS - position % BLOCK_TOKENS).min(end - row);
-            cached.slice_set(&rows.narrow(0, row, run)?, 0, span.slot(position, BLOCK_TOKENS))?;
-            row += run;
-        }
-    }
-    Ok(())
 }

@@ -1,37 +1,35 @@
+//! A layer: mixer, feed-forward network, norms.
+
 use candle_core::{Result, Tensor};
 
 use super::{
     Pass, Spec,
-    attention::{Attention, Projected},
-    kv_cache::Cached,
-    linear::add,
+    kv_cache::{CacheReader, CacheWriter},
     load::Loader,
+    mixer::{Mixed, Mixer},
     mlp::Mlp,
     norm::Norm,
+    ops::Ops,
 };
-use crate::kernels::Isa;
 
-/// What a layer's first half gives to its second.
+/// Rows between the halves of a layer.
 pub struct Begun {
-    attention_in: Tensor,
-    pub projected: Projected,
+    mixer_in: Tensor,
+    mixed: Mixed,
 }
 
 impl Begun {
-    /// That of some rows, whose keys and values are in the cache.
+    /// Some of the rows, for the second half.
     pub fn select(&self, rows: &Tensor) -> Result<Self> {
-        let Projected { queries, keys, values } = &self.projected;
-        let queries = queries.index_select(rows, 0)?;
-        let projected = Projected { queries, keys: keys.clone(), values: values.clone() };
-        Ok(Self { attention_in: self.attention_in.index_select(rows, 0)?, projected })
+        Ok(Self { mixed: self.mixed.select(rows)?, mixer_in: self.mixer_in.index_select(rows, 0)? })
     }
 }
 
-/// A transformer layer: attention and a feed-forward network, which add to the residual stream.
+/// A layer: a mixer and a feed-forward network, which add to the residual stream.
 pub struct Layer {
-    attention_norm: Option<Norm>,
-    attention: Attention,
-    attention_out_norm: Option<Norm>,
+    mixer_norm: Option<Norm>,
+    mixer: Mixer,
+    mixer_out_norm: Option<Norm>,
     mlp_norm: Option<Norm>,
     mlp: Mlp,
     mlp_out_norm: Option<Norm>,
@@ -41,7 +39,7 @@ pub struct Layer {
     parallel: bool,
     /// Multiplies what they add.
     scale: f32,
-    isa: Isa,
+    ops: Ops,
 }
 
 impl Layer {
@@ -50,16 +48,16 @@ impl Layer {
         let (placement, names, hidden) = (spec.norm_placement, &load.layout.names, spec.hidden_size);
         let norm = |there: bool, name| there.then(|| load.norm(name, spec.norm, hidden, hidden)).transpose();
         Ok(Self {
-            attention_norm: norm(placement.attention_norm, names.attention_norm)?,
-            attention: Attention::load(load, spec, &spec.layers[index])?,
-            attention_out_norm: norm(placement.attention_out_norm, names.attention_out_norm)?,
+            mixer_norm: norm(placement.attention_norm, names.attention_norm)?,
+            mixer: Mixer::load(load, &spec.layers[index].mixer, hidden)?,
+            mixer_out_norm: norm(placement.attention_out_norm, names.attention_out_norm)?,
             mlp_norm: norm(placement.mlp_norm, names.mlp_norm)?,
             mlp: Mlp::load(load, &spec.layers[index].mlp, hidden)?,
             mlp_out_norm: norm(placement.mlp_out_norm, names.mlp_out_norm)?,
             norm_of_sum: placement.norm_of_sum,
             parallel: placement.parallel,
             scale: spec.residual_scale,
-            isa: load.isa,
+            ops: load.ops.clone(),
         })
     }
 
@@ -71,27 +69,28 @@ impl Layer {
 
     /// The memory the matrices take.
     pub fn bytes(&self) -> usize {
-        self.attention.bytes() + self.mlp.bytes()
+        self.mixer.bytes() + self.mlp.bytes()
     }
 
-    /// Maps the residual stream, `[rows, hidden]`, to the next layer's.
+    /// Maps the residual stream, `[rows, hidden]`, to the next layer's. Sequences are whole, and the result is
+    /// differentiable.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        self.finish(x, &self.begin(x, pass)?, pass, None)
+        self.finish(x, &self.begin(x, pass, None)?, pass, None)
     }
 
-    /// What comes before the keys and values of all rows have to be there.
-    pub fn begin(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Begun> {
-        let attention_in = normed(self.attention_norm.as_ref(), x)?;
-        Ok(Begun { projected: self.attention.project(&attention_in, pass)?, attention_in })
+    /// The first half, after which the cache has whatever later rows need of these.
+    pub fn begin(&self, x: &Tensor, pass: &Pass<'_>, cache: Option<CacheWriter<'_>>) -> Result<Begun> {
+        let mixer_in = normed(self.mixer_norm.as_ref(), x)?;
+        Ok(Begun { mixed: self.mixer.begin(&mixer_in, pass, cache)?, mixer_in })
     }
 
-    /// The rest. Without a cache sequences are whole, and the result is differentiable.
-    pub fn finish(&self, x: &Tensor, begun: &Begun, pass: &Pass<'_>, cache: Option<Cached<'_>>) -> Result<Tensor> {
-        let attention = self.attention.finish(&begun.projected, pass, cache)?;
-        let sum = self.add(x, &attention, self.attention_out_norm.as_ref())?;
+    /// The second half, of all rows or of [some](Begun::select).
+    pub fn finish(&self, x: &Tensor, begun: &Begun, pass: &Pass<'_>, cache: Option<CacheReader<'_>>) -> Result<Tensor> {
+        let mixed = self.mixer.finish(&begun.mixed, pass, cache)?;
+        let sum = self.add(x, &mixed, self.mixer_out_norm.as_ref())?;
         let mlp_in = match (&self.mlp_norm, self.parallel) {
             (Some(norm), true) => norm.forward(x)?,
-            (None, true) => begun.attention_in.clone(),
+            (None, true) => begun.mixer_in.clone(),
             (norm, false) => normed(norm.as_ref(), &sum)?,
         };
         self.add(&sum, &self.mlp.forward(&mlp_in, &pass.adapted)?, self.mlp_out_norm.as_ref())
@@ -100,8 +99,8 @@ impl Layer {
     /// Adds an output to the residual stream.
     fn add(&self, x: &Tensor, y: &Tensor, norm: Option<&Norm>) -> Result<Tensor> {
         match self.norm_of_sum {
-            true => normed(norm, &add(x, y, self.scale, self.isa)?),
-            false => add(x, &normed(norm, y)?, self.scale, self.isa),
+            true => normed(norm, &self.ops.add(x, y, self.scale)?),
+            false => self.ops.add(x, &normed(norm, y)?, self.scale),
         }
     }
 }

@@ -1,38 +1,38 @@
-//! How checkpoints store what a [`Spec`] describes.
+//! The names and forms of a checkpoint's tensors.
 
 use super::Spec;
-use crate::kernels::elementwise::RopeStyle;
+use crate::{adapters::ModuleNames, kernels::elementwise::RopeStyle};
 
 /// The names of tensors and the forms they are stored in.
 #[derive(Debug, Clone)]
 pub struct Layout {
     pub names: Names,
-    /// What names begin with, and what in some files they begin with instead.
+    /// Prefixes of names, each with an alternative that some files use.
     pub prefixes: &'static [(&'static str, &'static str)],
-    /// What they begin with in this checkpoint, if not as usual.
+    /// The prefix in this checkpoint, if it is an unusual one.
     pub stored: Option<StoredPrefix>,
-    /// What the modules' names begin with, and what instead where the model is a part of another.
+    /// The prefix of names, and the prefix in the larger model that this one is a part of, if it is.
     pub inside: Option<(&'static str, &'static str)>,
-    /// The rows of the matrix of positions that are before the first one's.
+    /// Rows of the position embedding before the first position's.
     pub first_position: usize,
-    /// Whether weights of norms are stored without the 1 that belongs to them.
+    /// Whether weights of norms are stored as differences from 1.
     pub norm_less_one: bool,
     /// Whether the layers' matrices are `[inputs, outputs]`.
     pub transposed: bool,
-    /// Whether experts' matrices that are parameters without a module of their own are.
+    /// The same of experts' matrices that are bare parameters, not modules.
     pub experts_transposed: bool,
-    /// Whether one matrix for gate and up has their rows in turn.
+    /// Whether a fused matrix of gate and up interleaves their rows.
     pub gate_up_in_turn: bool,
-    /// Whether one matrix for queries, keys and values has for each key head its queries, the key and the value.
+    /// Whether a fused matrix of queries, keys and values is grouped by key heads.
     pub qkv_by_head: bool,
-    /// Which rows of a head's queries and keys are next to each other.
+    /// The order of the rotary pairs in query and key rows.
     pub rope_style: RopeStyle,
-    /// That of mlx-lm's directories where it is another one: they are told by the name of the embedding.
+    /// The layout of mlx-lm's directories, if it differs. The name of the embedding tells it.
     pub mlx: Option<&'static Layout>,
 }
 
 impl Layout {
-    /// That of Llama's Hugging Face directories.
+    /// Llama's Hugging Face directories.
     pub const LLAMA: Self = Self {
         names: Names::LLAMA,
         prefixes: &[("model.", ""), ("model.", "model.language_model."), ("", "language_model.")],
@@ -48,20 +48,12 @@ impl Layout {
         mlx: None,
     };
 
-    /// A module's name, and what it may be without what it begins with in some files.
-    pub fn usual_names(&self, module: &str) -> Vec<String> {
-        renamed(module, self.prefixes.iter().map(|(usual, other)| (*other, *usual)))
+    /// How modules are called in files of this family.
+    pub fn module_names(&self) -> ModuleNames {
+        ModuleNames { prefixes: self.prefixes, inside: self.inside }
     }
 
-    /// What a model that this one is a part of calls a module, if it is.
-    pub fn full_name(&self, module: &str) -> String {
-        match self.inside.and_then(|(ours, theirs)| Some((theirs, module.strip_prefix(ours)?))) {
-            Some((theirs, rest)) => format!("{theirs}{rest}"),
-            None => module.to_owned(),
-        }
-    }
-
-    /// What a module is called in this checkpoint.
+    /// The name of a module in this checkpoint.
     pub fn stored_name(&self, module: &str) -> String {
         match &self.stored {
             Some(stored) if module == self.names.head => stored.head.clone(),
@@ -73,8 +65,8 @@ impl Layout {
         }
     }
 
-    /// That of an architecture's GGUF files: llama.cpp's converter gives them names of its own and undoes what the
-    /// others describe, but puts rows of queries and keys that are turned together next to each other in some.
+    /// The layout of an architecture's GGUF files. llama.cpp's converter renames tensors and splits fused ones, and
+    /// for some architectures interleaves the rotary pairs of query and key rows.
     pub fn gguf(spec: &Spec) -> Self {
         let turned = matches!(
             spec.architecture,
@@ -93,7 +85,7 @@ impl Layout {
     }
 }
 
-/// What names begin with in a checkpoint.
+/// The prefixes of names in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredPrefix {
     /// In place of [`Names::base`].
@@ -102,19 +94,13 @@ pub struct StoredPrefix {
     pub head: String,
 }
 
-/// A name, and what it is with other beginnings.
-fn renamed<'a>(name: &str, prefixes: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
-    let others = prefixes.filter_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
-    std::iter::once(name.to_owned()).chain(others).collect()
-}
-
-/// The modules of a checkpoint: each has a `weight` and maybe a `bias`. Those of layers are below
-/// `layers.0`, `layers.1`, …. Where `module.weight` and `module.bias` are not there, `module` and `module_bias` may be.
+/// The modules of a checkpoint: each has a `weight` and may have a `bias`. Modules of layers are below `layers.0`,
+/// `layers.1`, …. In place of `module.weight` and `module.bias` there may be `module` and `module_bias`.
 #[derive(Debug, Clone, Copy)]
 pub struct Names {
     pub embedding: &'static str,
     pub positions: &'static str,
-    /// From the vectors of tokens to the hidden size.
+    /// From token vectors to the hidden size.
     pub project_in: &'static str,
     pub project_out: &'static str,
     pub embedding_norm: &'static str,
@@ -125,9 +111,9 @@ pub struct Names {
     pub query: &'static str,
     pub key: &'static str,
     pub value: &'static str,
-    /// All three, where they are one matrix.
+    /// The fused matrix of all three.
     pub qkv: &'static str,
-    /// A `{}` in this and the next stands for a head, where each has a module of its own.
+    /// A `{}` in this and the next stands for a head, if each head has its own module.
     pub query_norm: &'static str,
     pub key_norm: &'static str,
     pub sinks: &'static str,
@@ -139,9 +125,9 @@ pub struct Names {
     pub router: &'static str,
     /// A module and its parameter.
     pub router_biases: (&'static str, &'static str),
-    /// A `{}` stands for an expert. If there is none, one tensor has the matrices of all.
+    /// A `{}` stands for an expert. Without it, one tensor holds the matrices of all experts.
     pub expert: MlpNames<'static>,
-    /// As `expert`, in files that have one tensor for all.
+    /// As `expert`, in files with one tensor for all experts.
     pub experts: MlpNames<'static>,
     pub shared: MlpNames<'static>,
     pub shared_gate: &'static str,
@@ -152,18 +138,18 @@ pub struct Names {
 pub struct MlpNames<'a> {
     pub gate: &'a str,
     pub up: &'a str,
-    /// Both, where they are one matrix.
+    /// The fused matrix of both.
     pub gate_up: &'a str,
     pub down: &'a str,
 }
 
 impl Names {
-    /// What the names of all modules but the head begin with, if it is the same.
+    /// The common prefix of all modules but the head, if there is one.
     pub fn base(&self) -> &'static str {
         self.embedding.find('.').map_or("", |end| &self.embedding[..=end])
     }
 
-    /// What another layout calls the module of linear maps that this one calls `module`: of several, or of one.
+    /// The name in another layout of `module`, which holds several linear maps, or one.
     pub fn translate(&self, module: &str, several: bool, other: &Self) -> Option<&'static str> {
         let at = self.linears(several).iter().position(|name| *name == module)?;
         Some(other.linears(several)[at])

@@ -1,54 +1,58 @@
-//! What a forward pass is: one decoder that a per-architecture [`Spec`] configures. It knows
-//! tokens, positions and cache slots, but no request, queue or channel.
+//! The forward pass: one decoder that a per-architecture [`Spec`] configures. It knows tokens, positions and cache
+//! slots, but no request, queue or channel.
 
 mod arch;
 mod attention;
 mod attention_capture;
 mod batch;
-mod differentiable;
+#[cfg(test)]
+mod gated_average;
 mod kv_cache;
 mod layer;
 mod layout;
 mod linear;
 mod load;
-mod lora;
+mod mixer;
 mod mlp;
+mod moe;
 mod norm;
+mod ops;
+#[cfg(test)]
+mod output_tests;
 mod pass;
+mod recurrence;
 mod rope;
 mod router;
 mod run;
 mod spec;
 mod split;
-mod tape;
-mod trainable_lora;
+mod state_cache;
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 
 pub use arch::{model_type, spec};
 pub use attention_capture::AttentionCapture;
-pub use batch::{Batch, Outputs, Span};
-use differentiable::{composed, cross_entropy};
-pub use kv_cache::BLOCK_TOKENS;
+pub use batch::{Batch, Outputs, Span, SpanStates, StateSave};
 use kv_cache::KvCache;
+pub use kv_cache::{BLOCK_TOKENS, CacheSize};
 use layer::Layer;
 use linear::{EmbeddingTable, Linear};
 use load::Loader;
-use lora::{AdaptedRows, LoraTargetsBuilder};
-pub use lora::{LoraAdapter, LoraTarget, LoraTargets};
 use norm::Norm;
+use ops::AttentionPlans;
+pub use ops::Ops;
 pub use pass::Pass;
 use rope::Rope;
-use spec::HeadSpec;
 pub use spec::Spec;
+use spec::{AttentionSpec, HeadSpec};
 use split::Choices;
-pub use tape::Tape;
-pub use trainable_lora::TrainableLora;
 
 use crate::{
     Error, Quantize, Result,
+    adapters::{AdaptedRows, LoraTargets, LoraTargetsBuilder, TrainableLora},
+    autograd::{composed, cross_entropy},
     kernels::{
         Isa,
         attention::{Heads, KvDtype},
@@ -57,7 +61,7 @@ use crate::{
     weights::Checkpoint,
 };
 
-/// What the engine runs: a forward pass over a packed batch.
+/// A forward pass over a packed batch, as the engine runs it.
 pub trait Forward: Send {
     /// Computes a batch, stores its keys and values, and returns the outputs of the rows that [`Batch::sampled`] names:
     /// logits, or hidden states for the rows of [`Batch::hidden`]. The work is shared by the threads of the caller's
@@ -71,7 +75,7 @@ pub trait Forward: Send {
         0
     }
 
-    /// Lets go of what is known of a sequence beside the cache: it has ended.
+    /// Drops the state of a sequence that has ended.
     fn forget(&mut self, sequence: u64) {
         let _ = sequence;
     }
@@ -84,61 +88,54 @@ pub struct Decoder {
     choices: Choices,
 }
 
-/// The weights and what is computed with them.
+/// The weights and the computations with them.
 pub struct Network {
     spec: Spec,
-    device: Device,
-    dtype: DType,
+    ops: Ops,
     embedding: EmbeddingTable,
     /// The vectors of positions.
     positions: Option<EmbeddingTable>,
-    /// Where vectors of tokens are not of the hidden size: to it, and back.
+    /// From token vectors to the hidden size and back, if they differ.
     projections: Option<[Linear; 2]>,
     embedding_norm: Option<Norm>,
     layers: Vec<Layer>,
     norm: Option<Norm>,
     head: Linear,
     ropes: Vec<Rope>,
-    isa: Isa,
     targets: LoraTargets,
 }
 
 /// Where and how a decoder's weights are placed.
 pub struct Placement {
-    pub device: Device,
-    /// The type of activations and of weights that are not quantized.
-    pub dtype: DType,
+    pub ops: Ops,
     /// Bits to quantize matrices to that are not quantized yet.
     pub quantize: Option<Quantize>,
-    /// Whether activations are rounded to bfloat16 where they meet a matrix of that.
+    /// Whether activations are rounded to bfloat16 where they meet weights of bfloat16.
     pub rounded: bool,
-    /// What the CPU's kernels run on.
-    pub isa: Isa,
-    /// Blocks of [`BLOCK_TOKENS`] tokens that the key/value cache holds.
-    pub cache_blocks: usize,
-    /// What keys and values are stored as.
+    pub cache_size: CacheSize,
+    /// The type of cached keys and values.
     pub kv_dtype: KvDtype,
 }
 
 impl Decoder {
-    /// Loads the weights, and calls `progress` with the layers that are loaded and their number.
+    /// Loads the weights, and calls `progress` with the count of loaded layers and of all layers.
     pub fn load(
         checkpoint: &Checkpoint,
         spec: Spec,
         placement: &Placement,
         progress: impl Fn(usize, usize),
     ) -> Result<Self> {
-        let Placement { device, dtype, isa, cache_blocks, kv_dtype, .. } = placement;
+        let Placement { ops, cache_size, kv_dtype, .. } = placement;
         let builder = LoraTargetsBuilder::default();
         let load = &Loader::new(checkpoint, &spec, &builder, placement);
         let names = &spec.layout.names;
         let (hidden, embedded) = (spec.hidden_size, spec.embedding_size);
         let vocabulary = [spec.vocab_size, embedded];
-        let embedding = |name, shape| Ok::<_, Error>(EmbeddingTable::new(load.matrix(name, shape)?, *dtype));
+        let embedding = |name, shape| Ok::<_, Error>(EmbeddingTable::new(load.matrix(name, shape)?, ops));
         let norm = |name| load.norm(name, spec.norm, hidden, hidden);
         let tokens = embedding(names.embedding, vocabulary)?;
         let head = match spec.head.tied {
-            true => load.head(tokens.matrix().clone(), spec.vocab_size, spec.head.bias)?,
+            true => load.head(tokens.weight().clone(), spec.vocab_size, spec.head.bias)?,
             false => load.linear(names.head, vocabulary, spec.head.bias)?,
         };
         let layer = |index: usize| {
@@ -166,25 +163,18 @@ impl Decoder {
             layers,
             norm,
             head,
-            ropes: spec.ropes.iter().map(|rope| Rope::new(rope, device, *isa)).collect(),
-            device: device.clone(),
-            dtype: *dtype,
-            isa: *isa,
-            targets: builder.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout)),
+            ropes: spec.ropes.iter().map(|rope| Rope::new(rope, ops)).collect(),
+            ops: ops.clone(),
+            targets: builder.finish(spec.hub_layout.as_ref().unwrap_or(&spec.layout).module_names()),
             spec: spec.clone(),
         };
-        let cache = KvCache::new(&spec, *cache_blocks, *kv_dtype, device)?;
+        let cache = KvCache::new(&spec, *cache_size, *kv_dtype, ops)?;
         Ok(Self { network: Arc::new(network), cache, choices: Choices::default() })
     }
 
     /// The weights, which do not change.
     pub fn network(&self) -> &Arc<Network> {
         &self.network
-    }
-
-    /// The memory one block of the cache takes.
-    pub fn block_bytes(spec: &Spec, kv_dtype: KvDtype) -> usize {
-        KvCache::block_bytes(spec, kv_dtype)
     }
 
     /// The memory the weights take.
@@ -196,10 +186,11 @@ impl Decoder {
 }
 
 impl Network {
-    /// What all layers of a pass share.
+    /// The state that all layers of a pass share.
     fn pass<'a>(&self, batch: &'a Batch, adapted: AdaptedRows<'a>) -> candle_core::Result<Pass<'a>> {
-        let rotations = self.ropes.iter().map(|rope| rope.at(batch, self.dtype));
-        Ok(Pass { batch, rotations: rotations.collect::<candle_core::Result<_>>()?, adapted, capture: None })
+        let rotations = self.ropes.iter().map(|rope| rope.at(batch));
+        let rotations = rotations.collect::<candle_core::Result<_>>()?;
+        Ok(Pass { batch, rotations, adapted, plans: AttentionPlans::default(), capture: None })
     }
 
     /// A pass over whole sequences with an adapter that is being trained.
@@ -207,14 +198,14 @@ impl Network {
         self.pass(batch, AdaptedRows::all(trained))
     }
 
-    /// A pass over whole sequences that can be watched.
+    /// A pass over whole sequences that captures their attention.
     pub fn capturing_pass<'a>(&self, batch: &'a Batch, capture: &'a AttentionCapture) -> candle_core::Result<Pass<'a>> {
-        Ok(Pass { capture: Some(capture), ..self.pass(batch, AdaptedRows::of(batch))? })
+        Ok(Pass { capture: Some(capture), ..self.pass(batch, batch.adapted_rows())? })
     }
 
-    /// What the first layer takes, `[rows, hidden]`.
+    /// The input of the first layer, `[rows, hidden]`.
     pub fn embed(&self, batch: &Batch) -> candle_core::Result<Tensor> {
-        let tokens = Tensor::new(batch.tokens.as_slice(), &self.device)?;
+        let tokens = Tensor::new(batch.tokens.as_slice(), self.ops.device())?;
         let mut x = self.embedding.forward(&tokens)?;
         if self.spec.embedding_scale != 1.0 {
             x = (x * self.spec.embedding_scale)?;
@@ -224,7 +215,7 @@ impl Network {
         }
         if let Some(positions) = &self.positions {
             let first = self.spec.layout.first_position as u32;
-            let rows = Tensor::from_iter(batch.positions.iter().map(|position| first + position), &self.device)?;
+            let rows = Tensor::from_iter(batch.positions.iter().map(|position| first + position), self.ops.device())?;
             x = (x + positions.forward(&rows)?)?;
         }
         match &self.embedding_norm {
@@ -233,14 +224,14 @@ impl Network {
         }
     }
 
-    /// What a layer does to whole sequences, `[rows, hidden]`; differentiable.
+    /// The output of a layer for whole sequences, `[rows, hidden]`; differentiable.
     pub fn layer(&self, index: usize, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         self.layers[index].forward(x, pass)
     }
 
-    /// How unlikely rows of the last layer find their targets, `-ln p`, `[rows, 1]`; differentiable.
+    /// The cross-entropy of the last layer's rows with their targets, `[rows, 1]`; differentiable.
     pub fn losses(&self, x: &Tensor, targets: &[u32], pass: &Pass<'_>) -> candle_core::Result<Tensor> {
-        cross_entropy(self.head(x, pass)?, targets, self.isa)
+        cross_entropy(self.head(x, pass)?, targets, self.ops.isa())
     }
 
     /// The logits of rows of the last layer, `[rows, vocab_size]`; differentiable.
@@ -271,8 +262,9 @@ impl Network {
         self.spec.hidden_size
     }
 
-    pub fn heads(&self) -> Heads {
-        self.spec.heads()
+    /// Heads of each attention layer, in order.
+    pub fn attention_heads(&self) -> impl Iterator<Item = Heads> {
+        self.spec.attentions().map(AttentionSpec::heads)
     }
 
     /// Tokens that a sequence may have.
@@ -288,14 +280,14 @@ impl Network {
         &self.targets
     }
 
-    /// What the CPU's kernels run on.
+    /// The instruction set of the CPU's kernels.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.ops.isa()
     }
 
     /// Whether the CPU's kernels compute it: they find gradients, and attend within whole sequences.
     pub fn is_on_cpu(&self) -> bool {
-        self.device.is_cpu()
+        self.ops.uses_kernels()
     }
 
     /// See [`Forward::rope_variant`].
@@ -303,7 +295,7 @@ impl Network {
         self.ropes.iter().map(|rope| rope.rope_variant(prompt_len, len)).max().unwrap_or(0)
     }
 
-    /// What the head takes.
+    /// The input of the head: normalized hidden states.
     pub fn before_head(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
         let x = match &self.norm {
             Some(norm) => norm.forward(hidden)?,
@@ -324,22 +316,22 @@ impl Network {
         let is_hidden = |row: &u32| batch.hidden.binary_search(row).is_ok();
         let pick = |hidden: bool| {
             let picked = (0u32..).zip(&batch.sampled).filter(|(_, row)| is_hidden(row) == hidden);
-            let indices = Tensor::new(picked.map(|(index, _)| index).collect::<Vec<_>>(), &self.device)?;
+            let indices = Tensor::new(picked.map(|(index, _)| index).collect::<Vec<_>>(), x.device())?;
             x.index_select(&indices, 0)
         };
-        let hidden = pick(true)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let hidden = pick(true)?.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?;
         let rows: Vec<u32> = batch.sampled.iter().copied().filter(|row| !is_hidden(row)).collect();
         let logits = if rows.is_empty() { Vec::new() } else { self.logits(&pick(false)?, batch, &rows)? };
         Ok(Outputs { logits, hidden })
     }
 
-    /// The logits of rows, `[rows, vocab_size]`; `x` is what the head takes of them.
+    /// The logits of rows, `[rows, vocab_size]`; `x` holds the inputs of the head.
     fn logits(&self, x: &Tensor, batch: &Batch, rows: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let adapted = AdaptedRows::of(batch).select(rows);
+        let adapted = batch.adapted_rows().select(rows);
         let mut logits = self.head.adapted_to_vec(x, &adapted)?;
         let HeadSpec { scale, softcap, .. } = self.spec.head;
         if scale != 1.0 || softcap.is_some() {
-            scale_and_cap(&mut logits, scale, softcap, self.isa);
+            scale_and_cap(&mut logits, scale, softcap, self.ops.isa());
         }
         Ok(logits)
     }

@@ -1,49 +1,43 @@
+//! Rotary position embeddings and their scalings.
+
 use std::f64::consts::PI;
 
-use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::rotary_emb::{rope_i, rope_thd};
+use candle_core::{Result, Tensor};
 
 use super::{
     Batch,
-    differentiable::{self, with_f32},
+    ops::{Ops, Rotation},
     spec::{RopeScaling, RopeSpec},
-};
-use crate::kernels::{
-    Isa,
-    elementwise::{RopeStyle, RotationAngles, rotate},
 };
 
 /// Rotary position embedding ([RoFormer](https://arxiv.org/abs/2104.09864)) of heads.
 pub struct Rope {
     spec: RopeSpec,
-    /// Radians a position turns each pair by, `[dims / 2]`, in sequences of usual length.
+    /// Radians per position of each pair, `[dims / 2]`, in sequences of usual length.
     frequencies: Vec<f32>,
     /// Multiplies queries and keys alike.
     scale: f32,
-    device: Device,
-    isa: Isa,
+    ops: Ops,
 }
 
-/// The cosines and sines of a batch's positions, `[rows, dims / 2]` each.
-#[derive(Clone)]
-pub struct Rotation {
-    cos: Tensor,
-    sin: Tensor,
-    style: RopeStyle,
-    isa: Isa,
+/// The rotation of a batch's positions.
+pub struct RopeRotation {
+    rotation: Rotation,
+    ops: Ops,
 }
 
 impl Rope {
-    pub fn new(spec: &RopeSpec, device: &Device, isa: Isa) -> Self {
+    pub fn new(spec: &RopeSpec, ops: &Ops) -> Self {
         let scale = match spec.scaling {
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Long { attention_factor, .. } => attention_factor,
             _ => 1.0,
         };
         let frequencies = frequencies(spec, 0);
-        Self { spec: spec.clone(), frequencies, scale: scale as f32, device: device.clone(), isa }
+        Self { spec: spec.clone(), frequencies, scale: scale as f32, ops: ops.clone() }
     }
 
-    /// What the rotation of a sequence depends on besides positions; see [`Forward::rope_variant`](super::Forward::rope_variant).
+    /// Distinguishes rotations of a position by the length of its sequence; see
+    /// [`Forward::rope_variant`](super::Forward::rope_variant).
     pub fn rope_variant(&self, prompt_len: usize, len: usize) -> usize {
         match self.spec.scaling {
             RopeScaling::Dynamic { original_positions, .. } if prompt_len > original_positions => prompt_len,
@@ -53,7 +47,7 @@ impl Rope {
     }
 
     /// The rotation of a batch's tokens.
-    pub fn at(&self, batch: &Batch, dtype: DType) -> Result<Rotation> {
+    pub fn at(&self, batch: &Batch) -> Result<RopeRotation> {
         let shape = (batch.positions.len(), self.frequencies.len());
         let mut angles = Vec::with_capacity(shape.0 * shape.1);
         for span in &batch.spans {
@@ -69,15 +63,16 @@ impl Rope {
         }
         let tensor = |of: fn(f32) -> f32| {
             let values: Vec<f32> = angles.iter().map(|angle| of(*angle) * self.scale).collect();
-            Tensor::from_vec(values, shape, &self.device)?.to_dtype(dtype)
+            Tensor::from_vec(values, shape, self.ops.device())?.to_dtype(self.ops.dtype())
         };
-        Ok(Rotation { cos: tensor(f32::cos)?, sin: tensor(f32::sin)?, style: self.spec.style, isa: self.isa })
+        let rotation = Rotation { cos: tensor(f32::cos)?, sin: tensor(f32::sin)?, style: self.spec.style };
+        Ok(RopeRotation { rotation, ops: self.ops.clone() })
     }
 
     /// The length of sequence whose frequencies turn a token; 0 if they are the usual ones.
     fn length(&self, rope_variant: usize, position: usize) -> usize {
         match self.spec.scaling {
-            // What is generated beyond the original positions is turned as if it were the end of a prompt.
+            // Tokens generated beyond the original positions are rotated as if they ended a prompt.
             RopeScaling::Dynamic { original_positions, .. } if position >= original_positions => {
                 rope_variant.max(position + 1)
             }
@@ -86,42 +81,14 @@ impl Rope {
     }
 }
 
-impl Rotation {
-    /// Turns the heads of `x`, `[rows, heads * head_dim]`.
+impl RopeRotation {
+    /// Rotates the heads of `x`, `[rows, heads * head_dim]`.
     pub fn apply(&self, x: &Tensor, head_dim: usize) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        if x.device().is_cpu() {
-            let turn = |back: bool| {
-                let Self { cos, sin, style, isa } = self.clone();
-                move |x: &[f32]| {
-                    let turn =
-                        |cos: &[f32], sin: &[f32]| rotate(x, width, RotationAngles { head_dim, cos, sin, style }, isa);
-                    with_f32(&cos, |cos| {
-                        with_f32(&sin, |sin| match back {
-                            false => turn(cos, sin),
-                            true => turn(cos, &sin.iter().map(|sin| -sin).collect::<Vec<_>>()),
-                        })
-                    })?
-                }
-            };
-            let back = turn(true);
-            return differentiable::linear(x, width, turn(false), move |gradient| back(&gradient));
-        }
-        let dims = 2 * self.cos.dim(1)?;
-        let heads = x.reshape((1, rows, width / head_dim, head_dim))?;
-        let turned = heads.narrow(3, 0, dims)?.contiguous()?;
-        let turned = match self.style {
-            RopeStyle::NeoX => rope_thd(&turned, &self.cos, &self.sin)?,
-            RopeStyle::Interleaved => {
-                let turned = turned.transpose(1, 2)?.contiguous()?;
-                rope_i(&turned, &self.cos, &self.sin)?.transpose(1, 2)?
-            }
-        };
-        Tensor::cat(&[&turned, &heads.narrow(3, dims, head_dim - dims)?], 3)?.reshape((rows, width))
+        self.ops.rotate(x, head_dim, &self.rotation)
     }
 }
 
-/// Those of sequences of some length; 0 is any usual one.
+/// The frequencies of sequences of some length; 0 stands for any usual length.
 fn frequencies(spec: &RopeSpec, length: usize) -> Vec<f32> {
     let (dims, pairs) = (spec.dims as f64, spec.dims / 2);
     let theta = match spec.scaling {
@@ -169,6 +136,7 @@ fn frequencies(spec: &RopeSpec, length: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::elementwise::RopeStyle;
 
     #[test]
     fn llama3_keeps_fast_and_stretches_slow_frequencies() {

@@ -1,13 +1,13 @@
+//! Routers of mixtures of experts.
+
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{
-    differentiable::unary,
-    spec::{ExpertGroups, Gating, RoutingSpec},
-};
+use super::spec::{ExpertGroups, Gating, RoutingSpec};
+use crate::autograd::unary;
 
-/// Which experts a token goes through, and the weights of what they make of it.
+/// Chooses the experts of each token and the weights of their outputs.
 #[derive(Clone)]
 pub struct Router {
     pub per_token: usize,
@@ -19,7 +19,8 @@ pub struct Router {
 }
 
 impl Router {
-    /// The weights, `[rows, experts]`: zero where an expert is not chosen. `logits` are of the same shape.
+    /// The weights, `[rows, experts]`, in the memory of the CPU: zero where an expert is not chosen. `logits` are of
+    /// the same shape, on any device.
     pub fn weights(&self, logits: &Tensor) -> Result<Tensor> {
         let (experts, this, back) = (logits.dim(1)?, self.clone(), self.clone());
         let on_cpu = logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
@@ -28,7 +29,7 @@ impl Router {
             let rows = logits.chunks(experts).zip(gradient.chunks(experts));
             Ok(rows.flat_map(|(logits, gradient)| back.gradient(logits, gradient)).collect())
         };
-        unary(&on_cpu, experts, forward, backward)?.to_device(logits.device())?.to_dtype(logits.dtype())
+        unary(&on_cpu, experts, forward, backward)
     }
 
     fn of_row(&self, logits: &[f32]) -> Vec<f32> {
@@ -51,7 +52,7 @@ impl Router {
         weights
     }
 
-    /// Of the weights a logarithm grows by: `w' = w (ln s)' - w (ln S)'`, where `S` is what scores `s` are divided by.
+    /// The gradient with respect to the logits: `w' = w (ln s)' - w (ln S)'` for weights `w = s / S` of scores `s`.
     fn gradient(&self, logits: &[f32], gradient: &[f32]) -> Vec<f32> {
         let (scores, weights) = (self.scores(logits), self.of_row(logits));
         let grad_logs: Vec<f32> =
@@ -108,10 +109,10 @@ fn leave_groups(ranks: &mut [f32], count: usize, per_token: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{decoder::Tape, kernels::Isa};
+    use crate::{autograd::Tape, kernels::Isa};
 
     #[test]
-    fn gradients_are_what_small_steps_show() {
+    fn router_gradients_match_finite_differences() {
         let (experts, logits) = (6, [0.3f32, -0.8, 1.1, 0.2, -0.1, 0.7, 1.4, 0.0, -0.6, 0.9, 0.1, -1.2]);
         let wanted: Vec<f32> = (0..12).map(|i| (i * 5 % 7) as f32 - 3.0).collect();
         for (gating, normalize) in

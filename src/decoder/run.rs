@@ -6,22 +6,18 @@ use candle_core::{Result, Tensor};
 
 use super::{
     Batch, Network, Pass,
-    attention::Projected,
-    differentiable::with_f32,
-    kv_cache::{Cached, KvCache, LayerCache},
+    kv_cache::{CacheReader, CacheWriter, KvCache, SharedLayerCache},
     layer::{Begun, Layer},
-    lora::AdaptedRows,
     split::{self, Choices},
 };
 use crate::kernels::{
-    Isa,
-    attention::{MicroBatches, SharedCache},
+    attention::MicroBatches,
     threads::{current_num_threads, parallel, pipeline},
 };
 
 impl Network {
-    /// Stores the keys and values of a batch and gives what its last layer does to the rows that are sampled, if any are:
-    /// `[rows, hidden]`.
+    /// Stores the keys and values of a batch and gives what its last layer does to the rows that are sampled, if any
+    /// are: `[rows, hidden]`.
     pub(super) fn hidden(&self, batch: &Batch, cache: &mut KvCache, choices: &mut Choices) -> Result<Option<Tensor>> {
         let threads = current_num_threads();
         let divisible = threads > 1 && self.is_on_cpu() && self.layers.iter().all(Layer::is_small);
@@ -51,26 +47,21 @@ impl Network {
 
     /// By threads that meet after each operation.
     fn whole(&self, batch: &Batch, cache: &mut KvCache) -> Result<Vec<Tensor>> {
-        let pass = self.pass(batch, AdaptedRows::of(batch))?;
+        let pass = self.pass(batch, batch.adapted_rows())?;
         let Some((last, others)) = self.layers.split_last() else { return Ok(Vec::new()) };
         let Some((cache_of_last, caches)) = cache.layers().split_last_mut() else { return Ok(Vec::new()) };
-        let begin = |layer: &Layer, x: &Tensor, cache: &mut LayerCache| {
-            let begun = layer.begin(x, &pass)?;
-            cache.store(batch, &begun.projected.keys, &begun.projected.values, self.isa)?;
-            Ok::<_, candle_core::Error>(begun)
-        };
         let mut x = self.embed(batch)?;
         for (layer, cache) in others.iter().zip(caches) {
-            let begun = begin(layer, &x, cache)?;
-            x = layer.finish(&x, &begun, &pass, Some(Cached::Layer(cache)))?;
+            let begun = layer.begin(&x, &pass, Some(CacheWriter::Layer(cache)))?;
+            x = layer.finish(&x, &begun, &pass, Some(CacheReader::Layer(cache)))?;
         }
-        let begun = begin(last, &x, cache_of_last)?;
-        let hidden = self.finish_sampled(last, &(x, begun), &pass, Cached::Layer(cache_of_last))?;
+        let begun = last.begin(&x, &pass, Some(CacheWriter::Layer(cache_of_last)))?;
+        let hidden = self.finish_sampled(last, &(x, begun), &pass, CacheReader::Layer(cache_of_last))?;
         Ok(hidden.into_iter().collect())
     }
 
-    /// By threads that take groups of sequences, of which all rows are sampled, through all layers, and do not meet before
-    /// the end.
+    /// By threads that take groups of sequences, of which all rows are sampled, through all layers, and do not meet
+    /// before the end.
     fn apart(&self, batch: &Batch, groups: &[Batch], cache: &mut KvCache) -> Result<Vec<Tensor>> {
         let parts = MicroBatches::new(groups.iter().map(Batch::sequences).collect()).filter(MicroBatches::are_apart);
         let caches = parts.as_ref().and_then(|parts| cache.shared(parts));
@@ -79,13 +70,14 @@ impl Network {
     }
 
     /// Takes a group of sequences through all layers.
-    fn alone(&self, batch: &Batch, caches: &[SharedCache<'_>], group: usize) -> Result<Tensor> {
-        let pass = self.pass(batch, AdaptedRows::of(batch))?;
+    fn alone(&self, batch: &Batch, caches: &[SharedLayerCache<'_>], group: usize) -> Result<Tensor> {
+        let pass = self.pass(batch, batch.adapted_rows())?;
         let mut x = self.embed(batch)?;
         for (layer, cache) in self.layers.iter().zip(caches) {
-            let begun = layer.begin(&x, &pass)?;
-            store(&begun, cache, group, self.isa)?;
-            x = layer.finish(&x, &begun, &pass, Some(Cached::Part(cache, group)))?;
+            // No group waits for another one: sequences are whole.
+            let writer = CacheWriter::Part { cache, part: group, wait: &|| true };
+            let begun = layer.begin(&x, &pass, Some(writer))?;
+            x = layer.finish(&x, &begun, &pass, Some(CacheReader::Part(cache, group)))?;
         }
         Ok(x)
     }
@@ -95,26 +87,27 @@ impl Network {
         let parts = MicroBatches::new(tiles.iter().map(Batch::sequences).collect());
         let caches = parts.as_ref().and_then(|parts| cache.shared(parts));
         let Some(caches) = caches else { return self.whole(batch, cache) };
-        let tiles = tiles.iter().map(|tile| Ok((self.pass(tile, AdaptedRows::of(tile))?, None)));
+        let tiles = tiles.iter().map(|tile| Ok((self.pass(tile, tile.adapted_rows())?, None)));
         let mut tiles = tiles.collect::<Result<Vec<(Pass<'_>, Option<(Tensor, Begun)>)>>>()?;
-        // A stage ends the layer before and begins one, so that keys and values of all rows before are there in the next.
-        pipeline::run(&mut tiles, self.layers.len(), |index, tile, (pass, begun)| {
+        // A stage ends the layer before and begins one, so that keys and values of all rows before are there in the
+        // next. A recurrence at its end waits for the tiles before to end theirs.
+        pipeline::run(&mut tiles, self.layers.len(), |index, tile, (pass, begun), earlier| {
             let x = match begun.take() {
                 None => self.embed(pass.batch)?,
                 Some((x, begun)) => {
-                    let cached = Cached::Part(&caches[index - 1], tile);
-                    self.layers[index - 1].finish(&x, &begun, pass, Some(cached))?
+                    let reader = CacheReader::Part(&caches[index - 1], tile);
+                    self.layers[index - 1].finish(&x, &begun, pass, Some(reader))?
                 }
             };
-            let next = self.layers[index].begin(&x, pass)?;
-            store(&next, &caches[index], tile, self.isa)?;
+            let writer = CacheWriter::Part { cache: &caches[index], part: tile, wait: &|| earlier.wait() };
+            let next = self.layers[index].begin(&x, pass, Some(writer))?;
             *begun = Some((x, next));
             Ok::<_, candle_core::Error>(())
         })?;
         drop(caches);
         let (Some(last), Some(cache)) = (self.layers.last(), cache.layers().last()) else { return Ok(Vec::new()) };
         let finish = |(pass, begun): &(Pass<'_>, Option<(Tensor, Begun)>)| match begun {
-            Some(begun) => self.finish_sampled(last, begun, pass, Cached::Layer(cache)),
+            Some(begun) => self.finish_sampled(last, begun, pass, CacheReader::Layer(cache)),
             None => Ok(None),
         };
         parallel::map(&tiles, |_, tile| finish(tile)).into_iter().filter_map(Result::transpose).collect()
@@ -126,7 +119,7 @@ impl Network {
         layer: &Layer,
         (x, begun): &(Tensor, Begun),
         pass: &Pass<'_>,
-        cache: Cached<'_>,
+        cache: CacheReader<'_>,
     ) -> Result<Option<Tensor>> {
         let batch = pass.batch;
         if batch.sampled.is_empty() {
@@ -135,15 +128,9 @@ impl Network {
         if batch.sampled.len() == batch.rows() {
             return layer.finish(x, begun, pass, Some(cache)).map(Some);
         }
-        let rows = Tensor::new(batch.sampled.as_slice(), &self.device)?;
+        let rows = Tensor::new(batch.sampled.as_slice(), self.ops.device())?;
         let sampled = batch.of_sampled();
-        let pass = self.pass(&sampled, AdaptedRows::of(&sampled))?;
+        let pass = self.pass(&sampled, sampled.adapted_rows())?;
         layer.finish(&x.index_select(&rows, 0)?, &begun.select(&rows)?, &pass, Some(cache)).map(Some)
     }
-}
-
-/// Stores the keys and values of a part of a batch.
-fn store(begun: &Begun, cache: &SharedCache<'_>, part: usize, isa: Isa) -> Result<()> {
-    let Projected { keys, values, .. } = &begun.projected;
-    with_f32(keys, |keys| with_f32(values, |values| cache.store(part, keys, values, isa)))?
 }

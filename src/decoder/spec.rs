@@ -1,6 +1,10 @@
-use super::layout::Layout;
+//! Everything an architecture decides.
+
+use std::sync::Arc;
+
+use super::{layout::Layout, recurrence::RecurrenceSpec};
 use crate::kernels::{
-    attention::{Heads, Scoring},
+    attention::{Heads, KvDtype, Scoring},
     elementwise::{Activation, NormKind, RopeStyle},
 };
 
@@ -10,7 +14,7 @@ pub struct Spec {
     pub architecture: &'static str,
     pub vocab_size: usize,
     pub hidden_size: usize,
-    /// What a token's vector has; if it is another number, matrices map it to the hidden size and back.
+    /// Elements of a token's vector. If they differ from the hidden size, matrices map to it and back.
     pub embedding_size: usize,
     /// Positions the model was trained for.
     pub max_positions: usize,
@@ -21,37 +25,54 @@ pub struct Spec {
     /// Whether the sum of both is normalized.
     pub embedding_norm: bool,
     pub norm: NormSpec,
-    pub attention: AttentionSpec,
     /// The encodings of positions that layers choose from.
     pub ropes: Vec<RopeSpec>,
     pub layers: Vec<LayerSpec>,
     pub norm_placement: NormPlacement,
-    /// Whether what the last layer gives is normalized.
+    /// Whether the last layer's output is normalized.
     pub final_norm: bool,
-    /// Multiplies what attention and feed-forward networks add to the residual stream.
+    /// Multiplies the outputs of mixers and feed-forward networks before they are added to the residual stream.
     pub residual_scale: f32,
     pub head: HeadSpec,
-    /// How the checkpoint stores all this.
+    /// The layout of the checkpoint.
     pub layout: Layout,
-    /// How Hugging Face directories do, where that is another way: adapters are made for those.
+    /// The layout of Hugging Face directories, if it differs: adapters are made for it.
     pub hub_layout: Option<Layout>,
 }
 
 impl Spec {
-    pub fn heads(&self) -> Heads {
-        let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = self.attention;
-        Heads { num_heads, num_kv_heads, head_dim }
-    }
-
     pub fn num_layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// How a layer holds queries against keys.
-    pub fn scoring(&self, layer: &LayerSpec) -> Scoring<'static> {
-        let AttentionSpec { scale, softcap, alibi, .. } = self.attention;
-        let (scale, alibi) = ((scale * layer.scale) as f32, alibi.map(|alibi| alibi as f32));
-        Scoring { scale, softcap, window: layer.window, alibi, sinks: None }
+    /// Attention layers, in order.
+    pub fn attentions(&self) -> impl Iterator<Item = &AttentionSpec> {
+        self.layers.iter().filter_map(|layer| layer.mixer.attention())
+    }
+
+    /// Changes the attention of all layers that have one.
+    pub fn each_attention(&mut self, change: impl FnMut(&mut AttentionSpec)) {
+        self.layers.iter_mut().filter_map(|layer| layer.mixer.attention_mut()).for_each(change);
+    }
+
+    /// Bytes of one block of the paged cache, in all layers.
+    pub fn block_bytes(&self, kv_dtype: KvDtype) -> usize {
+        self.sum_over_caches(|cache| cache.block_bytes(kv_dtype))
+    }
+
+    /// Bytes of one sequence's recurrent states, in all layers.
+    pub fn state_bytes(&self) -> usize {
+        self.sum_over_caches(|cache| cache.state_bytes())
+    }
+
+    fn sum_over_caches(&self, bytes: impl Fn(LayerCachePlan) -> usize) -> usize {
+        // Sizes that no tensor has been held against yet may be absurd.
+        self.layers.iter().map(|layer| bytes(layer.mixer.cache())).fold(0, usize::saturating_add)
+    }
+
+    /// Head size of the first attention layer; 0 without one.
+    pub fn head_dim(&self) -> usize {
+        self.attentions().next().map_or(0, |attention| attention.head_dim)
     }
 }
 
@@ -66,6 +87,7 @@ pub struct NormSpec {
     pub eps: f64,
 }
 
+/// The attention of one layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionSpec {
     /// Query heads.
@@ -73,23 +95,39 @@ pub struct AttentionSpec {
     /// Key and value heads; each serves `num_heads / num_kv_heads` query heads.
     pub num_kv_heads: usize,
     pub head_dim: usize,
-    /// What dot products of queries and keys are multiplied by.
+    /// Tokens that a token attends to, itself and earlier ones; `None`: all.
+    pub window: Option<usize>,
+    /// The entry of [`Spec::ropes`] that rotates queries and keys, if any.
+    pub rope: Option<usize>,
+    /// Multiplies the dot products of queries and keys.
     pub scale: f64,
-    /// Bounds these products.
+    /// Bounds these products by `cap * tanh(x / cap)`.
     pub softcap: Option<f32>,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
     /// Whether the output projection has one.
     pub out_bias: bool,
     pub qk_norm: Option<QkNorm>,
-    /// Whether each query head has a number that takes part in the softmax as the score of a key without a value.
+    /// Whether each query head has an attention sink: a learned score in the softmax that belongs to no key.
     pub sinks: bool,
-    /// How queries grow with their positions.
+    /// Scales queries by their positions.
     pub temperature: Option<AttentionTemperature>,
     /// Multiplies the slopes of linear biases ([ALiBi](https://arxiv.org/abs/2108.12409)), if there are any.
     pub alibi: Option<f64>,
-    /// Bounds the numbers of queries, keys and values.
+    /// Clamps the elements of queries, keys and values.
     pub clip: Option<f64>,
+}
+
+impl AttentionSpec {
+    pub fn heads(&self) -> Heads {
+        Heads { num_heads: self.num_heads, num_kv_heads: self.num_kv_heads, head_dim: self.head_dim }
+    }
+
+    /// How queries are scored against keys; sinks are weights, and come later.
+    pub fn scoring(&self) -> Scoring<'static> {
+        let (scale, alibi) = (self.scale as f32, self.alibi.map(|alibi| alibi as f32));
+        Scoring { scale, softcap: self.softcap, window: self.window, alibi, sinks: None }
+    }
 }
 
 /// Queries are multiplied by `1 + beta * ln(1 + floor(position / positions))`.
@@ -110,11 +148,11 @@ impl AttentionTemperature {
 pub struct QkNorm {
     pub over: NormOver,
     pub norm: NormSpec,
-    /// Whether after their positions have turned them, and not before.
+    /// Whether after the rotation by positions, not before.
     pub after_rope: bool,
 }
 
-/// What is normalized together.
+/// The elements that are normalized together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormOver {
     /// Each head, all with the same weights.
@@ -125,26 +163,80 @@ pub enum NormOver {
     All,
 }
 
-/// What differs between layers.
-#[derive(Debug, Clone, PartialEq)]
+/// A layer: a mixer, which moves information between tokens, and a feed-forward network.
+#[derive(Debug, Clone)]
 pub struct LayerSpec {
-    /// The tokens that a token attends to, itself and those before it; `None`: all.
-    pub window: Option<usize>,
-    /// Which of [`Spec::ropes`] turns queries and keys, if any.
-    pub rope: Option<usize>,
-    /// Multiplies [`AttentionSpec::scale`].
-    pub scale: f64,
+    pub mixer: MixerSpec,
     pub mlp: MlpSpec,
 }
 
-/// The norms of a layer and what they and the residual stream are for.
+/// The mixer of one layer.
+#[derive(Debug, Clone)]
+pub enum MixerSpec {
+    Attention(AttentionSpec),
+    #[cfg_attr(not(test), expect(dead_code, reason = "no architecture of this version has a recurrent layer"))]
+    Recurrent(Arc<dyn RecurrenceSpec>),
+}
+
+impl MixerSpec {
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        match self {
+            Self::Attention(attention) => Some(attention),
+            Self::Recurrent(_) => None,
+        }
+    }
+
+    pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
+        match self {
+            Self::Attention(attention) => Some(attention),
+            Self::Recurrent(_) => None,
+        }
+    }
+
+    /// What the layer keeps of a sequence between passes.
+    pub fn cache(&self) -> LayerCachePlan {
+        match self {
+            Self::Attention(attention) => LayerCachePlan::Paged(attention.heads()),
+            Self::Recurrent(recurrence) => LayerCachePlan::States(recurrence.state_len()),
+        }
+    }
+}
+
+/// What one layer keeps of a sequence between passes.
+#[derive(Debug, Clone, Copy)]
+pub enum LayerCachePlan {
+    /// Keys and values of these heads for each token, in the blocks of the paged cache.
+    Paged(Heads),
+    /// A recurrent state of so many f32 values, in a slot of its own.
+    States(usize),
+}
+
+impl LayerCachePlan {
+    /// Bytes of one block of the paged cache.
+    pub fn block_bytes(&self, kv_dtype: KvDtype) -> usize {
+        match self {
+            Self::Paged(heads) => kv_dtype.block_bytes(*heads),
+            Self::States(_) => 0,
+        }
+    }
+
+    /// Bytes of one state.
+    pub fn state_bytes(&self) -> usize {
+        match self {
+            Self::Paged(_) => 0,
+            Self::States(len) => len.saturating_mul(size_of::<f32>()),
+        }
+    }
+}
+
+/// Where a layer has norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NormPlacement {
     /// Whether the attention's input is normalized.
     pub attention_norm: bool,
     /// Whether its output is.
     pub attention_out_norm: bool,
-    /// Whether the feed-forward network's input is. If not, and both are parallel, it is what the attention's is.
+    /// Whether the feed-forward network's input is. If not, and both are parallel, both share the mixer's input.
     pub mlp_norm: bool,
     pub mlp_out_norm: bool,
     /// Whether norms of outputs are of their sum with the residual stream.
@@ -190,30 +282,30 @@ pub struct DenseSpec {
     pub bias: bool,
 }
 
-/// Of many networks, each token goes through a few that a router chooses
+/// A mixture of experts: a router chooses a few networks for each token
 /// ([paper](https://arxiv.org/abs/1701.06538)).
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertsSpec {
     pub num_experts: usize,
     pub per_token: usize,
     pub router_bias: bool,
-    /// What each of them is.
+    /// The network of each expert.
     pub expert: DenseSpec,
-    /// Whether the scores of those chosen are made to sum to 1.
+    /// Whether the weights of a token's experts are normalized to sum to 1.
     pub normalize: bool,
     pub routing: RoutingSpec,
     /// A network that all tokens go through.
     pub shared: Option<SharedSpec>,
 }
 
-/// How a router chooses.
+/// The choice of experts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RoutingSpec {
     pub gating: Gating,
     /// Whether biases are added to the scores for the choice alone.
     pub biases: bool,
     pub groups: Option<ExpertGroups>,
-    /// Multiplies the weights of those chosen.
+    /// Multiplies the weights of the chosen experts.
     pub weight_scale: f32,
 }
 
@@ -222,14 +314,15 @@ impl RoutingSpec {
     pub const SOFTMAX: Self = Self { gating: Gating::Softmax, biases: false, groups: None, weight_scale: 1.0 };
 }
 
-/// What makes scores of a router's logits.
+/// The function from a router's logits to scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gating {
     Softmax,
     Sigmoid,
 }
 
-/// Experts are in as many groups of the same size, of which those of a token are in a few.
+/// Group-limited routing: experts are in `count` groups of one size, and a token uses experts of the best
+/// `per_token` groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertGroups {
     pub count: usize,
@@ -239,11 +332,11 @@ pub struct ExpertGroups {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SharedSpec {
     pub network: DenseSpec,
-    /// Whether the sigmoid of a projection multiplies its output.
+    /// Whether the sigmoid of a projection gates its output.
     pub gated: bool,
 }
 
-/// What turns the last hidden vectors into logits.
+/// The output projection, from hidden states to logits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadSpec {
     /// Whether it is the embedding matrix.
@@ -255,17 +348,17 @@ pub struct HeadSpec {
     pub softcap: Option<f32>,
 }
 
-/// How positions turn queries and keys.
+/// Rotary position embedding of queries and keys.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSpec {
     pub theta: f64,
-    /// Numbers of a head that are turned, from the first on.
+    /// Elements of a head that are rotated, from the first on.
     pub dims: usize,
     pub style: RopeStyle,
     pub scaling: RopeScaling,
 }
 
-/// How the frequencies are stretched for longer contexts than those of the first training.
+/// How frequencies are scaled for contexts that are longer than in pretraining.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     None,
@@ -279,8 +372,7 @@ pub enum RopeScaling {
         factor: f64,
         original_positions: usize,
     },
-    /// Low frequencies are divided by `factor`, high ones kept, those between interpolated
-    /// (Llama 3.1).
+    /// Low frequencies are divided by `factor`, high ones kept, and in between they are interpolated (Llama 3.1).
     Llama3 {
         factor: f64,
         low_freq_factor: f64,

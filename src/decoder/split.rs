@@ -1,18 +1,18 @@
-//! How the rows of a batch are cut for threads.
+//! Splitting the rows of a batch between threads.
 
 use std::time::Duration;
 
 use super::Batch;
 
-/// Rows that make the way through a layer worthwhile for a thread of its own.
+/// Rows that are worth a thread's way through a layer.
 const TILE_ROWS: usize = 16;
-/// Tiles for each thread, so that it seldom waits for one that another thread has in a layer before.
+/// Tiles for each thread: enough that it seldom waits for a tile in an earlier layer.
 const TILES_EACH: usize = 4;
-/// Rows of a group, at least: with fewer it takes longer to read weights than to multiply them.
+/// Fewest rows of a group: below, reading weights takes longer than multiplying them.
 const GROUP_ROWS: usize = 4;
 
-/// A batch in tiles that threads take through the layers one behind the other, if there are so many rows that this is
-/// faster than to share each operation. No two of them have rows in one block of the cache.
+/// Tiles of a batch that threads take through the layers one behind the other, if there are so many rows that this is
+/// faster than sharing each operation. No two tiles have rows in one block of the cache.
 pub fn in_tiles(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     let rows = batch.rows();
     if rows < 2 * threads * TILE_ROWS {
@@ -22,7 +22,7 @@ pub fn in_tiles(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     let (mut tiles, mut start) = (Vec::new(), 0);
     while start < rows {
         let end = batch.end_of_block(rows.min(start + len));
-        // For a few rows more, weights are not to be read once more.
+        // A tile of a few rows would read the weights once more.
         let end = if rows - end < TILE_ROWS / 2 { rows } else { end };
         tiles.push(batch.part(start..end));
         start = end;
@@ -30,8 +30,8 @@ pub fn in_tiles(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     Some(tiles)
 }
 
-/// A batch whose rows are all sampled in groups of whole sequences, one for each thread and none with much more than
-/// its share of the rows.
+/// Groups of whole sequences, one for each thread and none with much more than its share of the rows, for a batch whose
+/// rows are all sampled.
 pub fn by_sequences(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     let rows = batch.rows();
     if batch.sampled.len() < rows || rows < threads * GROUP_ROWS {
@@ -40,7 +40,7 @@ pub fn by_sequences(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     let (mut groups, mut start) = (Vec::with_capacity(threads), 0);
     let mut ends = batch.spans.iter().map(|span| span.start + span.len);
     for group in 1..=threads {
-        // Where a sequence ends that has the last row of the share.
+        // The end of the sequence that has the last row of the share.
         let end = ends.find(|end| *end >= rows * group / threads)?;
         groups.push(batch.part(start..end));
         start = end;
@@ -49,21 +49,21 @@ pub fn by_sequences(batch: &Batch, threads: usize) -> Option<Vec<Batch>> {
     (greatest * threads * 7 <= rows * 8).then_some(groups)
 }
 
-/// Whether groups of sequences are better computed apart than by all threads together, as it was lately. Together
-/// threads read weights once, but wait for each other and for what the other ones have computed. How long that takes
-/// depends on how far their cores are from each other, which on a virtual machine changes at any time.
+/// A running choice between groups of sequences apart, one for each thread, and all threads together, by recent times.
+/// Together, threads read weights once but wait for each other. How long that takes depends on the distance of their
+/// cores, which on a virtual machine changes at any time.
 #[derive(Debug)]
 pub struct Choice {
     apart: bool,
     /// Passes since the last trial.
     passes: usize,
-    /// What a row has taken in the last passes the chosen way.
+    /// Time per row in the last passes of the chosen way.
     usual: [Duration; COUNTED],
-    /// In those of a trial the other way.
+    /// Time per row in a trial of the other way.
     tried: [Duration; COUNTED],
 }
 
-/// Passes between trials, and those of a trial. Its first one finds nothing in its caches, and does not count.
+/// Passes between trials, and passes of a trial. The first one runs with cold caches and does not count.
 const BETWEEN: usize = 60;
 const TRIAL: usize = COUNTED + 1;
 const COUNTED: usize = 3;
@@ -76,12 +76,12 @@ impl Default for Choice {
 }
 
 impl Choice {
-    /// Whether the next pass is to be computed apart.
+    /// Whether the next pass runs apart.
     pub fn is_apart(&self) -> bool {
         self.apart != (self.passes >= BETWEEN)
     }
 
-    /// Takes note of what a row of the pass has taken.
+    /// Records the time per row of a pass.
     pub fn took(&mut self, row: Duration) {
         self.passes += 1;
         match self.passes.checked_sub(BETWEEN + 1) {
@@ -90,7 +90,7 @@ impl Choice {
             Some(tried) => {
                 self.tried[tried - 1] = row;
                 if tried == COUNTED {
-                    // What else the machine does makes passes longer, never shorter.
+                    // Other load on the machine makes passes longer, never shorter.
                     if self.tried.iter().min() < self.usual.iter().min() {
                         (self.apart, self.usual) = (!self.apart, self.tried);
                     }
@@ -101,7 +101,7 @@ impl Choice {
     }
 }
 
-/// A choice for each number of rows, or about as many: what is better for few may be worse for more.
+/// A choice for each magnitude of rows: the better way for few may be the worse one for many.
 #[derive(Debug, Default)]
 pub struct Choices([Choice; 8]);
 
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_whole_sequences_of_about_as_many_rows() {
+    fn groups_are_whole_sequences_of_similar_row_counts() {
         let rows = |lens: &[usize], threads| {
             by_sequences(&batch(lens), threads).map(|groups| groups.iter().map(Batch::rows).collect::<Vec<_>>())
         };
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn tiles_are_cut_between_blocks_of_the_cache() {
+    fn tiles_are_cut_at_block_borders() {
         let tiled = |starts: &[(usize, usize)]| {
             let mut batch = batch(&starts.iter().map(|(_, len)| *len).collect::<Vec<_>>());
             batch.positions = starts.iter().flat_map(|(start, len)| *start as u32..(start + len) as u32).collect();
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_faster_is_chosen_and_again_when_that_changes() {
+    fn faster_way_is_chosen_and_again_when_it_changes() {
         let mut choice = Choice::default();
         let mut run = |apart, together| {
             let passes = 3 * (BETWEEN + TRIAL);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_faster_for_few_rows_says_nothing_of_many() {
+    fn choices_are_separate_by_row_count() {
         let mut choices = Choices::default();
         for _ in 0..3 * BETWEEN {
             for rows in [8, 9, 16, 500] {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_once_changes_nothing() {
+    fn single_slow_passes_change_nothing() {
         let mut choice = Choice::default();
         for pass in 0..10 * BETWEEN {
             let (apart, hiccup) = (choice.is_apart(), pass % 5 == 0);

@@ -3,13 +3,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Error, Result, decoder::LoraAdapter};
+use crate::{Error, Result, adapters::LoraAdapter};
 
 /// Identifies an adapter, and is never used again.
 pub type AdapterId = u64;
 
-/// The loaded adapters of a model, by name. A request holds the one it uses, so that changes here concern later requests
-/// only.
+/// The loaded adapters of a model, by name. A request holds the one it uses, so that changes here concern later
+/// requests only.
 #[derive(Default)]
 pub struct Adapters {
     known: Mutex<Known>,

@@ -15,8 +15,8 @@ use crate::{
     text::TextProcessor,
 };
 
-/// Access to a model for background jobs, training and inspection say, which take turns with the passes of its requests.
-/// `N` is the network.
+/// Access to a model for background jobs, training and inspection say, which take turns with the passes of its
+/// requests. `N` is the network.
 pub struct BackgroundJobs<N> {
     /// Owned by the worker: closing the model frees it.
     network: Weak<N>,

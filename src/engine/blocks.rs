@@ -1,36 +1,45 @@
+//! The block manager: who holds which blocks of the paged cache and which slots of recurrent states, and the prefix cache.
+
+mod state_pool;
+mod states;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
-use super::adapters::AdapterId;
+use state_pool::{ContentId, SequenceState, StatePool};
 
-/// Hands out the blocks of the key/value cache and counts who holds them. Which memory they are is
-/// the decoder's business.
+use super::adapters::AdapterId;
+use crate::decoder::{SpanStates, StateSave};
+
+/// Allocates blocks of the paged KV cache by reference count. Blocks are numbers here; the decoder knows their memory.
 ///
-/// A full block can be published under its tokens and all tokens before them; then other sequences
-/// with that prefix hold it, too. Published blocks that nobody holds any more stay, up to a limit,
-/// until their place is needed: the least recently used go first.
+/// A full block can be published under its tokens and all tokens before them, so that other sequences with that prefix
+/// share it (automatic prefix cache). Published blocks without holders stay, up to a limit, until their place is needed:
+/// the least recently used go first.
 ///
-/// The prefix is not hashed but followed: a block is found by its own tokens and the identity of the
-/// block before it, compared in full, so that no collision can hand one request another's cache.
+/// A prefix is not hashed but followed: a block is found by its own tokens and the identity of the block before it,
+/// compared in full, so that no collision hands one request another's cache.
 #[derive(Debug)]
 pub struct BlockPool {
     block_tokens: usize,
     max_idle: usize,
-    /// Blocks there may be.
+    /// Blocks of the cache.
     capacity: usize,
-    /// Those that were ever taken.
+    /// Blocks that were ever taken.
     blocks: Vec<BlockState>,
-    /// Those of them that hold nothing of use; the last one is taken next.
+    /// Taken blocks without content; the last one is reused next.
     empty: Vec<u32>,
-    /// Published blocks that nobody holds, by the time of their release.
+    /// Published blocks without holders, by the time of their release.
     idle: BTreeMap<u64, u32>,
     published: HashMap<Arc<PrefixKey>, u32>,
+    /// Slots of recurrent states, for running sequences and for snapshots at the ends of published blocks.
+    states: StatePool,
     /// Counts releases.
     clock: u64,
     /// The next unused identity.
-    next_content: u64,
+    next_content: ContentId,
 }
 
 #[derive(Debug, Default)]
@@ -41,10 +50,10 @@ struct BlockState {
     released: u64,
 }
 
-/// What a published block holds.
+/// The content of a published block.
 #[derive(Debug)]
 struct BlockContent {
-    id: u64,
+    id: ContentId,
     key: Arc<PrefixKey>,
 }
 
@@ -54,23 +63,23 @@ struct PrefixKey {
     tokens: Box<[u32]>,
 }
 
-/// The tokens before a block.
+/// The tokens before a block, as an identity.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum BlockPrefix {
-    /// None.
+    /// No tokens.
     Start(CacheNamespace),
-    /// Those of the published content of this identity, and before.
-    After(u64),
+    /// The tokens of a published content and of its own prefix.
+    After(ContentId),
 }
 
-/// Within what sequences share blocks.
+/// Sequences share blocks within one namespace only.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct CacheNamespace {
-    /// What a caller keeps its prompts apart by.
+    /// The caller's cache salt.
     pub salt: Option<Arc<str>>,
-    /// How positions are encoded.
+    /// The variant of the rotary embedding.
     pub rope_variant: usize,
-    /// What changes the model.
+    /// The adapter that changes the model.
     pub adapter: Option<AdapterId>,
 }
 
@@ -79,15 +88,32 @@ pub struct CacheNamespace {
 pub struct BlockTable {
     pub blocks: Vec<u32>,
     namespace: CacheNamespace,
-    /// Blocks at the beginning whose contents are published, by this sequence or by others.
-    published: usize,
-    /// The prefix that those make.
-    prefix: BlockPrefix,
+    /// Contents of the first blocks, which are published, by this sequence or by others.
+    contents: Vec<ContentId>,
+    /// The recurrent state of a running sequence, if the model has recurrent layers.
+    state: Option<SequenceState>,
+    /// The last snapshot in its answer.
+    snapshot: Option<ContentId>,
 }
 
 impl BlockTable {
     pub fn new(namespace: CacheNamespace) -> Self {
-        Self { blocks: Vec::new(), prefix: BlockPrefix::Start(namespace.clone()), namespace, published: 0 }
+        Self { blocks: Vec::new(), namespace, contents: Vec::new(), state: None, snapshot: None }
+    }
+
+    /// The prefix of the published blocks.
+    fn prefix(&self) -> BlockPrefix {
+        match self.contents.last() {
+            Some(content) => BlockPrefix::After(*content),
+            None => BlockPrefix::Start(self.namespace.clone()),
+        }
+    }
+
+    /// Slots of the recurrent state for the rows from token `start` to `end`.
+    pub fn states(&self, start: usize, end: usize) -> SpanStates {
+        let Some(SequenceState { slot, source }) = self.state else { return SpanStates::default() };
+        let from = source.map_or(slot, |source| source.slot);
+        SpanStates { from: (start > 0).then_some(from), saves: vec![StateSave { tokens: end, slot }] }
     }
 
     pub fn rope_variant(&self) -> usize {
@@ -96,8 +122,9 @@ impl BlockTable {
 }
 
 impl BlockPool {
-    /// A pool of `blocks` blocks that keeps at most `max_idle` published blocks which nobody holds.
-    pub fn new(blocks: usize, block_tokens: usize, max_idle: usize) -> Self {
+    /// A pool of `blocks` blocks, which keeps at most `max_idle` published blocks without holders, and of `states` slots
+    /// for recurrent states, 0 if the model has no recurrent layers.
+    pub fn new(blocks: usize, block_tokens: usize, max_idle: usize, states: usize) -> Self {
         Self {
             block_tokens,
             max_idle,
@@ -108,6 +135,7 @@ impl BlockPool {
             published: HashMap::new(),
             clock: 0,
             next_content: 0,
+            states: StatePool::new(states),
         }
     }
 
@@ -116,7 +144,7 @@ impl BlockPool {
         tokens.div_ceil(self.block_tokens)
     }
 
-    /// Blocks that can be handed out.
+    /// Blocks that can be allocated.
     pub fn available(&self) -> usize {
         self.capacity - self.used()
     }
@@ -126,27 +154,56 @@ impl BlockPool {
         self.blocks.len() - self.empty.len() - self.idle.len()
     }
 
-    /// Published blocks that nobody holds.
+    /// Published blocks without holders.
     pub fn idle(&self) -> usize {
         self.idle.len()
     }
 
-    /// Published blocks that hold the beginning of `tokens`, for an empty table.
+    /// State slots of running sequences.
+    pub fn used_states(&self) -> usize {
+        self.states.held()
+    }
+
+    /// Snapshots of recurrent states at the ends of published blocks.
+    pub fn snapshots(&self) -> usize {
+        self.states.snapshots()
+    }
+
+    /// The longest cached prefix of `tokens`, for an empty table. In a model with recurrent layers it ends at a snapshot.
     pub fn find(&self, table: &BlockTable, tokens: &[u32]) -> PrefixHit {
-        let mut hit = PrefixHit { blocks: Vec::new(), idle: 0, prefix: BlockPrefix::Start(table.namespace.clone()) };
+        let (mut hit, mut prefix) = (PrefixHit::default(), table.prefix());
         for tokens in tokens.chunks_exact(self.block_tokens) {
-            let key = PrefixKey { prefix: hit.prefix.clone(), tokens: tokens.into() };
+            let key = PrefixKey { prefix, tokens: tokens.into() };
             let Some(&block) = self.published.get(&key) else { break };
-            let BlockState { holders, content: Some(content), .. } = &self.blocks[block as usize] else { break };
-            hit.idle += usize::from(*holders == 0);
-            hit.prefix = BlockPrefix::After(content.id);
+            let Some(content) = &self.blocks[block as usize].content else { break };
+            prefix = BlockPrefix::After(content.id);
+            hit.contents.push(content.id);
             hit.blocks.push(block);
         }
+        hit.matched = hit.blocks.len();
+        if self.states.is_used() {
+            let usable = hit.contents.iter().rposition(|content| self.states.contains(*content)).map_or(0, |at| at + 1);
+            hit.contents.truncate(usable);
+            hit.blocks.truncate(usable);
+        }
+        hit.idle = hit.blocks.iter().filter(|block| self.blocks[**block as usize].holders == 0).count();
         hit
     }
 
-    /// Lets an empty table hold what was found.
-    pub fn share(&mut self, table: &mut BlockTable, hit: PrefixHit) {
+    /// Whether one more sequence finds a state slot, if the model has recurrent layers.
+    pub fn has_state(&self) -> bool {
+        !self.states.is_used() || self.states.available() > 0
+    }
+
+    /// Gives an empty table the blocks of a prefix hit, and a state slot; false, with the table still empty, if there is
+    /// no slot.
+    pub fn share(&mut self, table: &mut BlockTable, hit: PrefixHit) -> bool {
+        if self.states.is_used() {
+            table.state = self.states.begin(hit.contents.last().copied());
+            if table.state.is_none() {
+                return false;
+            }
+        }
         for &block in &hit.blocks {
             let state = &mut self.blocks[block as usize];
             if state.holders == 0 {
@@ -154,12 +211,12 @@ impl BlockPool {
             }
             state.holders += 1;
         }
-        table.published = hit.blocks.len();
         table.blocks = hit.blocks;
-        table.prefix = hit.prefix;
+        table.contents = hit.contents;
+        true
     }
 
-    /// Makes a table big enough for `tokens` tokens; all or nothing.
+    /// Allocates blocks until a table holds `tokens` tokens; all or nothing.
     pub fn grow(&mut self, table: &mut BlockTable, tokens: usize) -> bool {
         let missing = self.needed(tokens).saturating_sub(table.blocks.len());
         if missing > self.available() {
@@ -175,7 +232,7 @@ impl BlockPool {
 
     fn take(&mut self) -> Option<u32> {
         if self.empty.is_empty() && self.blocks.len() < self.capacity {
-            // One that was never taken comes after those that were, so that memory is touched only as it is needed.
+            // Fresh blocks come last, so that memory becomes resident only as it is needed.
             self.empty.push(self.blocks.len() as u32);
             self.blocks.push(BlockState::default());
         } else if self.empty.is_empty() {
@@ -184,7 +241,7 @@ impl BlockPool {
         self.empty.pop()
     }
 
-    /// Empties the block that has been idle for longest.
+    /// Empties the least recently used idle block.
     fn evict(&mut self) {
         if let Some((_, block)) = self.idle.pop_first() {
             self.unpublish(block);
@@ -195,52 +252,58 @@ impl BlockPool {
     fn unpublish(&mut self, block: u32) {
         if let Some(content) = self.blocks[block as usize].content.take() {
             self.published.remove(&content.key);
+            self.states.remove(content.id);
         }
     }
 
     /// Publishes the table's blocks that the first `tokens` tokens fill.
     pub fn publish(&mut self, table: &mut BlockTable, tokens: &[u32]) {
-        for (i, tokens) in tokens.chunks_exact(self.block_tokens).enumerate().skip(table.published) {
-            let key = Arc::new(PrefixKey { prefix: table.prefix.clone(), tokens: tokens.into() });
-            // Where another sequence was first, its block is the one that is found, and this one is private.
+        for (i, tokens) in tokens.chunks_exact(self.block_tokens).enumerate().skip(table.contents.len()) {
+            let key = Arc::new(PrefixKey { prefix: table.prefix(), tokens: tokens.into() });
+            // If another sequence was first, lookups find its block, and this one stays private.
             let block = *self.published.entry(key.clone()).or_insert(table.blocks[i]);
             let content = self.blocks[block as usize].content.get_or_insert_with(|| {
                 self.next_content += 1;
                 BlockContent { id: self.next_content, key }
             });
-            table.prefix = BlockPrefix::After(content.id);
-            table.published = i + 1;
+            table.contents.push(content.id);
         }
     }
 
-    /// Makes sure that nobody finds the table's blocks from `first` on: what they were to hold was
-    /// never computed.
+    /// Unpublishes the table's blocks from `first` on, after a pass that failed to compute them.
     pub fn retract(&mut self, table: &mut BlockTable, first: usize) {
         for block in table.blocks.iter().skip(first) {
             self.unpublish(*block);
         }
     }
 
-    /// Takes a table's blocks back, since they are of no use with the rope variant that follows.
+    /// Frees a table's blocks, which the rope variant that follows cannot use. The sequence goes on running.
     pub fn enter(&mut self, table: &mut BlockTable, rope_variant: usize) {
+        self.end_read(table);
+        let state = table.state.take();
         self.release(table);
-        *table = BlockTable::new(CacheNamespace { rope_variant, ..std::mem::take(&mut table.namespace) });
+        let namespace = CacheNamespace { rope_variant, ..std::mem::take(&mut table.namespace) };
+        *table = BlockTable { state, ..BlockTable::new(namespace) };
     }
 
-    /// Takes back what a table has beyond `tokens` tokens, which none of its published blocks is.
+    /// Frees the table's blocks beyond `tokens` tokens, none of which is published.
     pub fn shrink(&mut self, table: &mut BlockTable, tokens: usize) {
         let kept = self.needed(tokens).min(table.blocks.len());
         self.take_back(table.blocks.split_off(kept));
     }
 
-    /// Takes a table's blocks back.
+    /// Frees a table's blocks and its state slot.
     pub fn release(&mut self, table: &mut BlockTable) {
+        self.end_read(table);
+        if let Some(state) = table.state.take() {
+            self.states.give_back(state.slot);
+        }
         self.take_back(std::mem::take(&mut table.blocks));
         *table = BlockTable::new(std::mem::take(&mut table.namespace));
     }
 
     fn take_back(&mut self, blocks: Vec<u32>) {
-        // The last one first: a block is of no use without those before it, so it is to go before them.
+        // In reverse, so that a block is evicted before the blocks of its prefix, without which it is useless.
         for block in blocks.into_iter().rev() {
             let state = &mut self.blocks[block as usize];
             state.holders -= 1;
@@ -261,13 +324,15 @@ impl BlockPool {
     }
 }
 
-/// A beginning of a sequence that is in the cache already.
-#[derive(Debug)]
+/// A cached prefix.
+#[derive(Debug, Default)]
 pub struct PrefixHit {
     pub blocks: Vec<u32>,
-    /// How many of the blocks nobody holds.
+    /// Blocks without holders.
     pub idle: usize,
-    prefix: BlockPrefix,
+    /// Cached blocks of the sequence, including blocks beyond the last snapshot.
+    pub matched: usize,
+    contents: Vec<ContentId>,
 }
 
 #[cfg(test)]
@@ -279,15 +344,15 @@ mod tests {
     fn table_of(pool: &mut BlockPool, tokens: &[u32]) -> BlockTable {
         let mut table = BlockTable::new(CacheNamespace::default());
         let hit = pool.find(&table, tokens);
-        pool.share(&mut table, hit);
+        assert!(pool.share(&mut table, hit));
         assert!(pool.grow(&mut table, tokens.len()));
         pool.publish(&mut table, tokens);
         table
     }
 
     #[test]
-    fn sequences_share_the_blocks_of_a_common_prefix() {
-        let mut pool = BlockPool::new(8, 2, 8);
+    fn common_prefixes_share_blocks() {
+        let mut pool = BlockPool::new(8, 2, 8, 0);
         let mut a = table_of(&mut pool, &[1, 2, 3, 4, 5]);
         let mut b = table_of(&mut pool, &[1, 2, 3, 9, 5]);
         assert_eq!(a.blocks[0], b.blocks[0]);
@@ -302,8 +367,8 @@ mod tests {
     }
 
     #[test]
-    fn equal_tokens_after_other_prefixes_or_salts_are_not_shared() {
-        let mut pool = BlockPool::new(8, 2, 8);
+    fn namespaces_and_prefixes_keep_equal_tokens_apart() {
+        let mut pool = BlockPool::new(8, 2, 8, 0);
         let a = table_of(&mut pool, &[1, 2, 7, 7]);
         let b = table_of(&mut pool, &[3, 4, 7, 7]);
         assert_ne!(a.blocks[1], b.blocks[1]);
@@ -316,8 +381,8 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_block_goes_first_and_tails_before_heads() {
-        let mut pool = BlockPool::new(4, 2, 4);
+    fn least_recently_used_blocks_are_evicted_first_and_tails_before_heads() {
+        let mut pool = BlockPool::new(4, 2, 4, 0);
         let mut old = table_of(&mut pool, &[1, 1, 2, 2]);
         let mut new = table_of(&mut pool, &[3, 3, 4, 4]);
         pool.release(&mut old);
@@ -330,8 +395,8 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_computed_is_not_found() {
-        let mut pool = BlockPool::new(4, 2, 4);
+    fn retracted_blocks_are_not_found() {
+        let mut pool = BlockPool::new(4, 2, 4, 0);
         let mut table = table_of(&mut pool, &[1, 1, 2, 2]);
         pool.retract(&mut table, 1);
         pool.release(&mut table);
@@ -351,12 +416,12 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, no block is lost or held twice by chance, and a block that is found holds
-        /// what was put there.
+        /// No block is lost or held twice by accident, and a block that is found has the content it was published
+        /// under.
         #[test]
-        fn blocks_hold_what_they_are_found_for(actions in actions(), blocks in 1usize..24, max_idle in 0usize..24) {
+        fn found_blocks_have_the_published_content(actions in actions(), blocks in 1usize..24, max_idle in 0usize..24) {
             const BLOCK: usize = 3;
-            let mut pool = BlockPool::new(blocks, BLOCK, max_idle);
+            let mut pool = BlockPool::new(blocks, BLOCK, max_idle, 0);
             let mut memory = vec![Vec::new(); blocks];
             let mut live: Vec<(BlockTable, Vec<u32>)> = Vec::new();
             for action in actions {
@@ -368,7 +433,7 @@ mod tests {
                             prop_assert_eq!(&memory[*block as usize], &tokens[..(i + 1) * BLOCK]);
                         }
                         let shared = hit.blocks.len();
-                        pool.share(&mut table, hit);
+                        assert!(pool.share(&mut table, hit));
                         if pool.grow(&mut table, tokens.len()) {
                             for i in shared..tokens.len() / BLOCK {
                                 memory[table.blocks[i] as usize] = tokens[..(i + 1) * BLOCK].to_vec();

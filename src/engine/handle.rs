@@ -46,6 +46,8 @@ pub struct EngineOptions {
     pub weight_bytes: usize,
     /// Bytes of a block of the KV cache, for the metrics.
     pub block_bytes: usize,
+    /// Bytes of the recurrent states of a sequence, for the metrics.
+    pub state_bytes: usize,
 }
 
 /// The handle to a model's threads, which end when its [`Frontend`] is closed or dropped.

@@ -1,5 +1,5 @@
-//! The engine: continuous batching of requests on a model of our own. One thread tokenizes prompts, and one worker packs
-//! the next tokens of all running sequences into shared forward passes. It knows no architecture.
+//! The engine: continuous batching of requests on a model of our own. One thread tokenizes prompts, and one worker
+//! packs the next tokens of all running sequences into shared forward passes. It knows no architecture.
 
 mod adapters;
 mod background;

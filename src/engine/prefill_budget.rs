@@ -20,8 +20,8 @@ const MIN_TOKENS: usize = 4;
 const UNKNOWN_TOKENS: usize = 16;
 
 /// Chunked prefill: measures how long passes take, and so finds how many prompt tokens may share a pass with running
-/// streams. A prompt about doubles their inter-token latency at most, or quadruples it if the prompt arrived first. Also
-/// finds how likely a draft token must be accepted to be worth its time.
+/// streams. A prompt about doubles their inter-token latency at most, or quadruples it if the prompt arrived first.
+/// Also finds how likely a draft token must be accepted to be worth its time.
 #[derive(Debug, Default)]
 pub struct PrefillBudget {
     /// Seconds of a pass of up to 1, 2, 4, 8 … streams without prompts.
@@ -79,8 +79,8 @@ impl PrefillBudget {
         }
     }
 
-    /// Seconds of a pass of streams alone. Without a measurement of this size, the next smaller size is a lower bound, and
-    /// so is the share of the next greater size.
+    /// Seconds of a pass of streams alone. Without a measurement of this size, the next smaller size is a lower bound,
+    /// and so is the share of the next greater size.
     fn step(&self, streams: usize) -> Option<f64> {
         let class = size_class(streams);
         let smaller = self.steps[..=class].iter().rev().find_map(Recent::median);

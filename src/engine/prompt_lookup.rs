@@ -13,9 +13,9 @@ const NEWEST: f64 = 1.0 / 8.0;
 /// Drafts left out for their price after which a token is drafted nevertheless, to learn whether drafts have improved.
 const GUESSES_BETWEEN_TRIALS: usize = 32;
 
-/// Drafts the tokens that followed an earlier occurrence of the last tokens, two at least
-/// ([prompt lookup](https://github.com/apoorvumang/prompt-lookup-decoding)). Of several places the one with the longest
-/// match is followed, and of equal matches the latest.
+/// Drafts the tokens that followed an earlier occurrence of the last tokens, two at least ([prompt
+/// lookup](https://github.com/apoorvumang/prompt-lookup-decoding)). Of several places the one with the longest match is
+/// followed, and of equal matches the latest.
 #[derive(Debug)]
 pub struct PromptLookup {
     max_len: usize,

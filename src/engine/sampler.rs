@@ -9,8 +9,8 @@ use crate::{
     },
 };
 
-/// Samples the tokens of one sequence. The random numbers are a function of seed and step, so that they do not depend on
-/// other sequences, and a recomputed step repeats them.
+/// Samples the tokens of one sequence. The random numbers are a function of seed and step, so that they do not depend
+/// on other sequences, and a recomputed step repeats them.
 pub struct Sampler {
     temperature: f32,
     top_k: usize,
@@ -130,8 +130,8 @@ impl Sampler {
     }
 }
 
-/// The weights of tokens in a draw, 1 for the most likely token. Computed chunk by chunk, if needed twice: that is cheaper
-/// than to hold them all.
+/// The weights of tokens in a draw, 1 for the most likely token. Computed chunk by chunk, if needed twice: that is
+/// cheaper than to hold them all.
 struct TokenWeights<'a> {
     logits: &'a [f32],
     greatest: f32,
@@ -198,7 +198,7 @@ impl TokenWeights<'_> {
     }
 }
 
-/// Logits without those of tokens that the mask excludes.
+/// Logits with negative infinity for tokens that the mask excludes.
 fn masked(mut logits: Vec<f32>, mask: &TokenSet) -> Vec<f32> {
     for (logit, id) in logits.iter_mut().zip(0..) {
         if !mask.has(id) {
@@ -256,7 +256,7 @@ fn best(logits: &[f32], count: usize) -> Vec<Candidate> {
     let mut best: Vec<Candidate> = Vec::with_capacity(2 * count + 1);
     let mut enough = f32::NEG_INFINITY;
     for (logits, ids) in logits.chunks(FEW).zip((0..).step_by(FEW)) {
-        // Of equals the first ones count, and those are there already.
+        // Of equal logits the first ones count, and they are in `best` already.
         if best.len() >= count && !logits.iter().fold(false, |found, logit| found | (*logit > enough)) {
             continue;
         }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     GenerateConfig, GenerateMetrics, Token,
-    decoder::LoraAdapter,
+    adapters::LoraAdapter,
     kernels::Isa,
     request::{MemoryUse, RequestContext, RequestTimings, Task, TokenCounts},
     text::{OutputText, TextProcessor},

@@ -126,6 +126,7 @@ impl TestWorker {
             cache_blocks: 64,
             block_tokens: BLOCK_TOKENS,
             max_idle_blocks: 64,
+            state_slots: 0,
         };
         let options = EngineOptions {
             name: "test".into(),
@@ -138,6 +139,7 @@ impl TestWorker {
             limits,
             weight_bytes: 0,
             block_bytes: 1,
+            state_bytes: 0,
         };
         let inbox = Inbox {
             requests: inbox,

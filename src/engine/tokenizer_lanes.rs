@@ -74,24 +74,23 @@ impl TokenizerLanes {
     pub async fn encode(&self, job: TokenizeJob) -> Result<Vec<u32>> {
         let (reply, encoded) = oneshot::channel();
         match self.pass_on((job, reply)) {
-            Ok(()) => encoded.await.map_err(|_| self.state.closed_error())?,
-            Err((job, _)) => self.encoder.encode(job).await,
+            None => encoded.await.map_err(|_| self.state.closed_error())?,
+            Some((job, _)) => self.encoder.encode(job).await,
         }
     }
 
-    /// Gives a job that may take long to its lane. The error is a job that is to be done here.
-    fn pass_on(&self, job: LaneJob) -> Result<(), LaneJob> {
-        let Some(number) = self.lane_of(&job.0) else { return Err(job) };
+    /// Gives a job that may take long to its lane. Returns a job that is to be done here.
+    fn pass_on(&self, job: LaneJob) -> Option<LaneJob> {
+        let Some(number) = self.lane_of(&job.0) else { return Some(job) };
         let mut lanes = self.lanes.borrow_mut();
         let lane = &mut lanes[number];
         if lane.is_none() {
             *lane = self.start_lane();
         }
-        match lane {
-            Some(lane) => lane.try_send(job).map_err(|error| match error {
-                TrySendError::Full(job) | TrySendError::Closed(job) => job,
-            }),
-            None => Err(job),
+        let Some(lane) = lane else { return Some(job) };
+        match lane.try_send(job) {
+            Ok(()) => None,
+            Err(TrySendError::Full(job) | TrySendError::Closed(job)) => Some(job),
         }
     }
 

@@ -29,8 +29,8 @@ use crate::{
     text::TextProcessor,
 };
 
-/// The time that a request waits for others that came with it. Without it a pass would begin at once, and the others
-/// would have to share the next passes with its stream.
+/// The time that a request waits for others that came with it. Without it their prefills would have to share passes
+/// with its stream.
 const MAX_GATHERING: Duration = Duration::from_millis(5);
 
 /// The worker's connections to the model's other threads.
@@ -296,6 +296,7 @@ impl Worker {
                 context_len: end,
                 rope_variant: chunk.rope_variant,
                 blocks: chunk.blocks.clone(),
+                states: chunk.states.clone(),
                 adapter: sequence.and_then(Sequence::adapter),
             });
             batch.tokens.extend(self.scheduler.tokens(chunk).iter().chain(&chunk.draft));
@@ -328,20 +329,27 @@ impl Worker {
 
     /// Publishes the scheduler's gauges.
     fn report(&self) {
-        let EngineOptions { block_bytes, limits, .. } = &self.options;
+        let EngineOptions { block_bytes, state_bytes, limits, .. } = &self.options;
         self.inbox.state.update(|stats| {
             stats.running = self.scheduler.running();
             stats.preemptions = self.scheduler.preemptions();
             stats.weight_bytes = self.options.weight_bytes;
-            stats.kv_capacity_bytes = limits.cache_blocks * block_bytes;
+            stats.kv_capacity_bytes = limits.cache_blocks * block_bytes + limits.state_slots * state_bytes;
             stats.kv_capacity_tokens = limits.cache_blocks * limits.block_tokens;
-            stats.kv_used_bytes = self.scheduler.used_blocks() * block_bytes;
-            stats.kv_cached_bytes = self.scheduler.idle_blocks() * block_bytes;
+            stats.kv_used_bytes = self.used_bytes();
+            stats.kv_cached_bytes =
+                self.scheduler.idle_blocks() * block_bytes + self.scheduler.idle_states() * state_bytes;
         });
     }
 
+    /// Memory of the cache that sequences hold.
+    fn used_bytes(&self) -> usize {
+        let EngineOptions { block_bytes, state_bytes, .. } = &self.options;
+        self.scheduler.used_blocks() * block_bytes + self.scheduler.used_states() * state_bytes
+    }
+
     fn memory(&mut self) -> MemoryUse {
-        let active = self.options.weight_bytes + self.scheduler.used_blocks() * self.options.block_bytes;
+        let active = self.options.weight_bytes + self.used_bytes();
         self.peak_memory = self.peak_memory.max(active);
         MemoryUse { active, peak: self.peak_memory }
     }

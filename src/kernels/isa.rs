@@ -6,8 +6,8 @@ use crate::{Error, InstructionSet, Result};
 
 /// An instruction set of this kind of machine, as the dispatchers of kernels match it.
 ///
-/// Code outside tests takes an `Isa` from [`Isa::detect`], [`Isa::available`] or [`Isa::choose`] only, which give the ones
-/// that the processor has: calls of the kernels are sound because of that.
+/// Code outside tests takes an `Isa` from [`Isa::detect`], [`Isa::available`] or [`Isa::choose`] only, which give the
+/// ones that the processor has: calls of the kernels are sound because of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
     /// Code without intrinsics, which compilers vectorize where they can.

@@ -1,7 +1,7 @@
 //! The CPU's own kernels, with SIMD dispatched at run time.
 //!
-//! A row's result depends on that row alone: sums run in an order that neither the other rows of a batch, nor the number of
-//! threads, nor the instruction set can change.
+//! A row's result depends on that row alone: sums run in an order that neither the other rows of a batch, nor the
+//! number of threads, nor the instruction set can change.
 
 mod arch;
 pub mod attention;

@@ -1,6 +1,7 @@
 //! Function multiversioning: plain code that compilers vectorize, compiled for each instruction set.
 
-/// Defines functions with a version for each instruction set. `isa`, a last parameter that the macro adds, chooses the version.
+/// Defines functions with a version for each instruction set. `isa`, a last parameter that the macro adds, chooses the
+/// version.
 ///
 /// All versions give the same bits: the code says in which order it adds, and where it fuses a product with a sum.
 macro_rules! multiversion {

@@ -16,8 +16,8 @@ use crate::{
 pub trait TextModel: Send + Sync {
     /// Continues `prompt`.
     ///
-    /// Returns at once and never blocks; the work starts in the background. The prompt is the program's own text: special
-    /// tokens written in it are recognized, and the tokenizer adds its usual special tokens, such as a
+    /// Returns at once and never blocks; the work starts in the background. The prompt is the program's own text:
+    /// special tokens written in it are recognized, and the tokenizer adds its usual special tokens, such as a
     /// beginning-of-text token. For text of users there is [`chat`](Self::chat).
     ///
     /// # Errors
@@ -91,8 +91,8 @@ pub trait TextModel: Send + Sync {
         None
     }
 
-    /// The ids that end an answer, unless [`ignore_eos`](GenerateConfig::ignore_eos) is set. Empty if there are none, or
-    /// the backend does not know them.
+    /// The ids that end an answer, unless [`ignore_eos`](GenerateConfig::ignore_eos) is set. Empty if there are none,
+    /// or the backend does not know them.
     fn end_ids(&self) -> Vec<u32> {
         Vec::new()
     }
@@ -220,8 +220,8 @@ pub trait TextModel: Send + Sync {
         Vec::new()
     }
 
-    /// Ends all running requests with [`Error::Closed`] and waits until the model's memory is
-    /// free. Idempotent; later calls of the other methods answer [`Error::Closed`].
+    /// Ends all running requests with [`Error::Closed`] and waits until the model's memory is free. Idempotent; later
+    /// calls of the other methods answer [`Error::Closed`].
     ///
     /// # Cancel safety
     /// The model closes even if this future is dropped.

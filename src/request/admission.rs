@@ -7,12 +7,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{Error, Result, stream::waking};
 
-/// Requests of batches that wait beside those of streams. Few, so that a long batch never stands before a stream with
-/// more than these.
+/// Prompts of batches that are admitted and wait. Few, so that no stream waits behind more of them.
 const BATCH_PERMITS: usize = 64;
 
-/// Bounds the requests of a model. Streams are admitted or refused at once: those that run, those that could, and
-/// `limit` that wait. Prompts of batches have permits of their own and wait for one.
+/// Bounds the requests of a model. A stream is admitted or refused at once: as many as run or could run are admitted,
+/// and `limit` more that wait. Prompts of batches have permits of their own and wait for one.
 #[derive(Debug)]
 pub struct AdmissionQueue {
     /// Streams between their call and their end.

@@ -11,7 +11,7 @@ pub struct RequestContext {
     pub deadline: Option<Instant>,
     pub span: tracing::Span,
     pub state: Arc<ModelState>,
-    /// Freed at the end, that of a batch at [`begin`](Self::begin).
+    /// Freed at the end of a stream, and at [`begin`](Self::begin) for a prompt of a batch.
     pub permit: Permit,
     pub in_flight: InFlight,
 }

@@ -18,7 +18,7 @@ pub trait Executor: Send + Sync {
     /// [`RequestContext::fail`], whatever happens.
     ///
     /// # Errors
-    /// [`Error::Closed`](crate::Error::Closed), or what has ended the executor; the request is dropped.
+    /// [`Error::Closed`](crate::Error::Closed), or the error that has ended the executor; the request is dropped.
     fn submit(&self, request: Request<Self::Adapter>) -> Result<()>;
 }
 

@@ -68,7 +68,7 @@ impl<E: Executor> Frontend<E> {
         started.unwrap_or_else(|error| self.refuse(error))
     }
 
-    /// Starts a request as soon as there is a permit for it among those of batches.
+    /// Starts a request of a batch as soon as there is a permit for it.
     pub async fn start_queued(&self, call: Call<E::Adapter>, task: Task) -> TokenStream {
         let permit = async { self.queue.enter_batch().await.ok_or_else(|| self.state.closed_error()) };
         let permit = unless_over(call.config.cancellation.as_ref(), call.deadline(), permit).await;

@@ -45,7 +45,7 @@ impl RequestLimits {
     }
 }
 
-/// Refuses what ends an answer where there is none.
+/// Refuses settings of the end of an answer.
 fn check_no_stops(config: &GenerateConfig) -> Result<()> {
     let (field, value) = if !config.stop.is_empty() {
         ("stop", format!("{:?}", config.stop))

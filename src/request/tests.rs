@@ -29,11 +29,10 @@ impl Server {
         let (server, prompt) = (self.clone(), prompt.to_owned());
         tokio::spawn(async move {
             for word in prompt.split_inclusive(' ') {
-                let sent = match word.trim() {
-                    "hang" => Err(sender.closed().await),
-                    _ => sender.send(word.to_owned()).await.map_err(drop),
-                };
-                if sent.is_err() {
+                if word.trim() == "hang" {
+                    sender.closed().await;
+                }
+                if sender.send(word.to_owned()).await.is_err() {
                     server.disconnects.fetch_add(1, Ordering::SeqCst);
                     return;
                 }

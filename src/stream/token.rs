@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct Token {
     /// The id in the model's vocabulary.
     pub id: u32,
-    /// The text that this token adds. Empty for special tokens, and for a token that ends inside a UTF-8 character, whose
-    /// bytes come with the next one.
+    /// The text that this token adds. Empty for special tokens, and for a token that ends inside a UTF-8 character,
+    /// whose bytes come with the next one.
     ///
     /// The concatenated texts are the decoding of prompt and answer without the decoding of the prompt, with a leading
     /// space if there is one. Exception: after bytes that are not UTF-8, a decoding of all ids by a tokenizer with byte

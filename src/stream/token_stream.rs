@@ -23,8 +23,8 @@ use crate::{Error, GenerateConfig, GenerateMetrics, Result};
 /// The stream is `Send + 'static` and owns its request.
 ///
 /// # Cancel safety
-/// Dropping the stream cancels the request: its slot and its memory are free before the next forward pass. `next()` may be
-/// dropped and called again without losing a token. Backpressure: a reader that stops reading pauses its own request
+/// Dropping the stream cancels the request: its slot and its memory are free before the next forward pass. `next()` may
+/// be dropped and called again without losing a token. Backpressure: a reader that stops reading pauses its own request
 /// only.
 ///
 /// # Examples

@@ -1,3 +1,5 @@
+//! The trait of adapters.
+
 use std::path::Path;
 
 use async_trait::async_trait;

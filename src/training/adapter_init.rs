@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::{LoraConfig, random::SplitMix64};
 use crate::{
     AdapterFile, Error, LoraTensors, Result,
-    decoder::{LoraTarget, LoraTargets, Network},
+    adapters::{LoraTarget, LoraTargets},
+    decoder::Network,
     engine::ModelLease,
 };
 

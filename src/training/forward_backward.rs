@@ -5,7 +5,9 @@ use candle_core::Tensor;
 use super::dataset::Sample;
 use crate::{
     Error, Result,
-    decoder::{Batch, Network, Pass, Span, Tape, TrainableLora},
+    adapters::TrainableLora,
+    autograd::Tape,
+    decoder::{Batch, Network, Pass, Span},
     engine::{ComputeSlot, ModelLease},
 };
 

@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     AdapterFile, Error, Result,
-    decoder::{Network, TrainableLora},
+    adapters::TrainableLora,
+    decoder::Network,
     engine::{Adapters, ModelLease},
     text::TextProcessor,
 };

@@ -11,8 +11,10 @@ use async_trait::async_trait;
 
 use super::{Adapter, LoraConfig, adapter_init, fnv::Fnv1a};
 use crate::{
-    AdapterFile, Error, LoraTensors, Result, blocking,
-    decoder::{self, LoraTargets, Network},
+    AdapterFile, Error, LoraTensors, Result,
+    adapters::{LoraAdapter, LoraTargets},
+    blocking,
+    decoder::Network,
     engine::ModelLease,
 };
 
@@ -57,7 +59,7 @@ impl TrainedAdapter {
     }
 
     /// Reads an adapter to continue training from, and prepares it for requests.
-    pub fn load(targets: &LoraTargets, path: &Path, config: &LoraConfig) -> Result<(Arc<Self>, decoder::LoraAdapter)> {
+    pub fn load(targets: &LoraTargets, path: &Path, config: &LoraConfig) -> Result<(Arc<Self>, LoraAdapter)> {
         config.validate()?;
         let mut file = AdapterFile::read(path)?;
         file.bfloat16 = config.bfloat16;

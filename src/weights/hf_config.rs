@@ -1,3 +1,5 @@
+//! Configurations under the keys of Hugging Face's `config.json`.
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -12,7 +14,7 @@ use crate::{Error, Result, files};
 /// A model's configuration under the keys of Hugging Face's `config.json`, whatever file it comes
 /// from. Getters name file, key and value in their errors.
 ///
-/// Copies share what the file says.
+/// Clones share the contents of the file.
 #[derive(Debug, Clone)]
 pub struct Config {
     path: PathBuf,
@@ -20,7 +22,7 @@ pub struct Config {
     file: Arc<Map<String, Value>>,
     /// The keys of the objects in the file that this one is in, outermost first.
     inside: Vec<String>,
-    /// What is looked at first; `None` for what is taken away.
+    /// Overrides of the file; `None` removes a key.
     changes: BTreeMap<String, Option<Arc<Value>>>,
 }
 
@@ -40,7 +42,7 @@ impl Config {
         if files::exists(path) { Self::read(path).map(Some) } else { Ok(None) }
     }
 
-    /// What the file says.
+    /// The object in the file.
     fn stored(&self) -> Option<&Map<String, Value>> {
         self.inside.iter().try_fold(&*self.file, |object, key| object.get(key)?.as_object())
     }
@@ -95,7 +97,7 @@ impl Config {
         this
     }
 
-    /// With the values of some keys in place of those of others.
+    /// Copies the values of some keys to other keys.
     #[must_use]
     pub fn renamed(&self, pairs: &[(&str, &str)]) -> Self {
         let mut this = self.clone();
@@ -229,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_do_not_copy_what_the_file_says() {
+    fn overrides_share_the_file() {
         let Value::Object(values) = json!({"a": 1, "none": null, "inner": {"b": 2, "deep": {"c": 3}}}) else {
             unreachable!()
         };

@@ -1,3 +1,5 @@
+//! MLX's quantized matrices.
+
 use candle_core::DType;
 
 use super::{

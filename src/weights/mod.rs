@@ -1,6 +1,5 @@
 //! Where tensors come from: files, checked and read piece by piece.
 
-mod adapter;
 pub mod gguf;
 mod hf_config;
 mod mlx_matrix;
@@ -16,7 +15,6 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 
-pub use adapter::{AdapterFile, LoraTensors};
 use gguf::GgufFile;
 pub use hf_config::Config;
 use quantized_modules::QuantizedModule;
@@ -24,7 +22,7 @@ pub use safetensors::{INDEX_FILE, RawTensor, SafetensorsDir, WeightFiles};
 pub use stored_matrix::StoredMatrix;
 use stored_matrix::{RowMatrix, TensorBytes, to_f32};
 use weight_file::FileBytes;
-pub use weight_matrix::Matrix;
+pub use weight_matrix::{ComputeTarget, WeightMatrix};
 
 pub use unsupported_formats::no_tokenizer;
 
@@ -53,7 +51,7 @@ pub struct StoredTensor<'a> {
     pub bytes: FileBytes<'a>,
 }
 
-/// How the numbers of a tensor are stored.
+/// How the values of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     Dense(DType),
@@ -141,7 +139,7 @@ impl Checkpoint {
     /// A tensor of `shape` as a matrix whose rows are along its last dimension.
     pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<StoredMatrix<'_>> {
         let columns = shape.last().copied().unwrap_or(1);
-        // What no tensor has been held against yet may be absurd.
+        // Sizes from a configuration may be absurd: no tensor was compared with them yet.
         let rows = shape[..shape.len().saturating_sub(1)].iter().fold(1, |rows: usize, n| rows.saturating_mul(*n));
         if let TensorStore::Safetensors(_) = self.store
             && let Some(module) = name.strip_suffix(".weight")
@@ -166,7 +164,7 @@ impl Checkpoint {
         Ok(StoredMatrix::Rows(RowMatrix { rows, columns, encoding, bytes, precise: false }))
     }
 
-    /// The numbers of a tensor of `len` elements.
+    /// The values of a tensor of `len` elements.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let tensor = self.tensor(name)?;
         if tensor.shape.iter().product::<usize>() != len {
@@ -177,8 +175,8 @@ impl Checkpoint {
 }
 
 impl StoredTensor<'_> {
-    /// All numbers in order, if they are not quantized.
-    fn values(&self, name: &str) -> Result<Vec<f32>> {
+    /// All values in order, if they are not quantized.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
         self.check_values(name)?;
         match self.encoding {
             Encoding::Dense(dtype) => to_f32(&self.bytes.read()?, dtype),
@@ -188,7 +186,7 @@ impl StoredTensor<'_> {
         }
     }
 
-    /// Refuses what only quantized modules have.
+    /// Refuses types that only quantized modules have.
     fn check_values(&self, name: &str) -> Result<()> {
         match self.encoding {
             Encoding::Ggml(_) | Encoding::Dense(DType::F32 | DType::F16 | DType::BF16) => Ok(()),

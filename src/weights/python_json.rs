@@ -9,7 +9,7 @@ use crate::{Error, Result, files};
 /// The most values of a file. Each takes some dozen bytes of memory, however few it takes there.
 const MAX_VALUES: usize = 1 << 20;
 
-/// The key under which transformers 5 writes numbers that JSON has not.
+/// The key under which transformers 5 writes floats that JSON lacks.
 const FLOAT: &str = "__float__";
 
 /// Reads an object from a file. Python's `NaN`, `Infinity` and `-Infinity` are in it as transformers 5 writes them:
@@ -30,7 +30,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
     serde_json::from_slice(bytes).map_err(|error| Error::model_because(path, "is not a JSON object", error))
 }
 
-/// What a value says that stands for a number that JSON has not.
+/// The float that a tagged value stands for.
 pub fn special_float(value: &Value) -> Option<f64> {
     let object = value.as_object().filter(|object| object.len() == 1)?;
     match object.get(FLOAT)?.as_str()? {
@@ -41,7 +41,7 @@ pub fn special_float(value: &Value) -> Option<f64> {
     }
 }
 
-/// What there is outside of strings.
+/// Contents of a file outside of strings.
 #[derive(Default)]
 struct JsonScan {
     /// Values, or a few more.
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn constants_of_python_are_values_and_no_parts_of_strings() {
+    fn python_float_constants_are_tagged_outside_of_strings() {
         let text = r#"{"limit": [0.0, Infinity], "low":-Infinity, "no": NaN, "text \" NaN": "Infinity, \\", "n": -1}"#;
         let tag = |name: &str| json!({"__float__": name});
         let expected = json!({
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn more_values_than_memory_should_hold_are_refused() {
+    fn too_many_values_are_refused() {
         let error = parsed(&format!(r#"{{"a": [{}0]}}"#, "0,".repeat(MAX_VALUES))).unwrap_err();
         assert!(error.to_string().contains("values"), "{error}");
     }

@@ -1,5 +1,5 @@
-//! Quantized matrices of Hugging Face directories: what MLX, GPTQ, AWQ, FP8 and MXFP4 checkpoints hold in place of a
-//! weight.
+//! Quantized matrices of Hugging Face directories: the tensors that MLX, GPTQ, AWQ, FP8 and MXFP4 checkpoints hold in
+//! place of a weight.
 
 use candle_core::DType;
 use half::f16;

@@ -27,7 +27,7 @@ const MAX_HEADER: u64 = 100_000_000;
 pub struct SafetensorsDir {
     files: Vec<WeightFile>,
     tensors: BTreeMap<String, TensorEntry>,
-    /// Tensors that an index puts into files that are not there, and those files.
+    /// Tensors that an index puts into missing files, each with its file.
     absent: BTreeMap<String, String>,
 }
 
@@ -53,7 +53,7 @@ impl SafetensorsDir {
         Self::of(paths, absent)
     }
 
-    /// That of one file only.
+    /// Opens one file as if it were the only one of its directory.
     pub fn of_file(path: PathBuf) -> Result<Self> {
         Self::of(vec![path], BTreeMap::new())
     }
@@ -166,7 +166,7 @@ fn read_header(file: &WeightFile) -> Result<(usize, Metadata)> {
 /// The files that hold a directory's weights.
 pub struct WeightFiles {
     pub paths: Vec<PathBuf>,
-    /// Tensors that an index puts into files that are not there, and those files.
+    /// Tensors that an index puts into missing files, each with its file.
     pub absent: BTreeMap<String, String>,
 }
 

@@ -1,3 +1,5 @@
+//! Matrices as files store them, read in bands of rows.
+
 use std::{borrow::Cow, ops::Range};
 
 use candle_core::{DType, Device, Tensor};
@@ -6,7 +8,7 @@ use rayon::prelude::*;
 use super::{Encoding, mlx_matrix::MlxMatrix, weight_file::FileBytes};
 use crate::{Result, kernels::quant::Affine};
 
-/// Bytes that a thread takes over at a time: few, for allocators keep what is freed of more.
+/// Bytes that a thread converts at a time: few, since allocators do not return larger pieces to the system.
 const BAND_BYTES: usize = 1 << 17;
 /// The rows of a band are a multiple of this: of whole panels.
 const BAND_ROWS: usize = 16;
@@ -103,7 +105,7 @@ impl RowMatrix<'_> {
         Ok(Some(RowMatrix { rows, columns, bytes: TensorBytes::Owned(bytes), ..*self }))
     }
 
-    /// What `make` makes of bands of the rows, in order: of their bytes and their number.
+    /// Applies `make` to bands of rows, in order: to their bytes and their count.
     pub fn bands<M: Send>(&self, make: impl Fn(&[u8], usize) -> M + Sync) -> impl Iterator<Item = Result<M>> {
         let row_len = self.row_len();
         let read = move |rows: Range<usize>, buffer: &mut Vec<u8>| {
@@ -136,7 +138,7 @@ pub fn gather(
     Ok(gathered)
 }
 
-/// What `make` makes of bands of `rows` rows of `row_len` bytes, as many at a time as there are threads. It may read a
+/// Applies `make` to bands of `rows` rows of `row_len` bytes, as many at a time as there are threads. It may read a
 /// band into a buffer.
 pub fn bands<M: Send>(
     rows: usize,
@@ -153,7 +155,7 @@ pub fn bands<M: Send>(
     })
 }
 
-/// What `take` makes of the items, or the first error among them.
+/// Applies `take` to the items, unless one of them is an error.
 pub fn unless_failed<M, R>(
     mut items: impl Iterator<Item = Result<M>>,
     take: impl FnOnce(&mut dyn Iterator<Item = M>) -> R,

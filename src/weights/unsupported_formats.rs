@@ -1,4 +1,4 @@
-//! What directories hold that cannot be read, by name.
+//! Formats of directories that cannot be read, by name.
 
 use std::path::Path;
 
@@ -78,7 +78,7 @@ fn is_packed((name, dtype, shape): (&str, Dtype, &[usize])) -> bool {
     whole && !buffer && shape.iter().product::<usize>() > 1
 }
 
-/// What is wrong with a directory without a `config.json`, if there is something else in it.
+/// The error of a directory without a `config.json` that holds something else.
 pub fn no_config(dir: &Path) -> Option<Error> {
     let names = names(dir);
     let has = |name: &str| names.iter().any(|found| found == name);
@@ -96,7 +96,7 @@ pub fn no_config(dir: &Path) -> Option<Error> {
     Some(Error::model(dir, reason))
 }
 
-/// What to do about a directory without `*.safetensors` files.
+/// The error of a directory without `*.safetensors` files, with advice.
 pub fn no_weights(dir: &Path) -> Error {
     const SAVE: &str = "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) of Python's transformers writes \
         safetensors";
@@ -126,7 +126,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// What is wrong with a directory without a tokenizer that can be read.
+/// The error of a directory without a tokenizer that can be read.
 pub fn no_tokenizer(dir: &Path) -> Error {
     let path = dir.join("tokenizer.json");
     let known = ["tokenizer.model", "spiece.model", "tekken.json", "qwen.tiktoken", "tokenizer.tiktoken", "vocab.txt"];

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_cut_short_is_an_error() {
+    fn truncation_while_reading_is_an_error() {
         let path = std::env::temp_dir().join(format!("tokenflow-source-{}", std::process::id()));
         fs::write(&path, (0..100).collect::<Vec<u8>>()).unwrap();
         let file = WeightFile::open(&path).unwrap();

@@ -1,3 +1,5 @@
+//! Weights in the form that products take them in.
+
 use std::sync::Arc;
 
 use candle_core::{
@@ -12,69 +14,104 @@ use super::{
 use crate::{
     Error, Result,
     kernels::{
+        Isa,
         dense::{DenseMatrix, ElementType},
-        quant::{Affine, QuantMatrix},
+        quant::{Affine, GgmlType, QuantMatrix},
     },
 };
 
-/// A weight matrix, `[rows, columns]`, where it is computed with.
+/// A weight matrix, `[rows, columns]`.
 #[derive(Clone)]
-pub enum Matrix {
-    /// For candle.
+pub enum WeightMatrix {
+    /// Floats for tensor operations.
     Dense(Tensor),
-    /// In panels that the CPU's own kernels take.
+    /// Panels of floats for the CPU's kernels.
     Panels(Arc<DenseMatrix>),
-    /// In blocks that the CPU's own kernels take.
+    /// Quantized blocks for the CPU's kernels.
     Packed(Arc<QuantMatrix>),
-    /// In any other of ggml's formats, for candle.
+    /// Quantized blocks for tensor operations.
     Quantized(Arc<QTensor>),
 }
 
-impl Matrix {
-    /// Takes over a matrix: on the CPU as it is stored, else as `dtype` unless candle knows its quantized form.
-    pub fn new(stored: StoredMatrix<'_>, dtype: DType, device: &Device) -> Result<Self> {
+/// The engine that computes with weights, and so the memory and form that they are placed in.
+#[derive(Debug, Clone)]
+pub enum ComputeTarget {
+    /// The CPU's kernels. They take weights in the precision of the file.
+    Kernels(Isa),
+    /// Tensor operations on a device, on activations of this type. Weights are of that type, too, unless candle knows
+    /// their quantized form.
+    Tensors(Device, DType),
+}
+
+impl WeightMatrix {
+    /// Reads a stored matrix into the form that `target` takes.
+    pub fn place(stored: StoredMatrix<'_>, target: &ComputeTarget) -> Result<Self> {
         match stored {
-            StoredMatrix::Rows(rows) => Self::of_rows(&rows, dtype, device),
+            StoredMatrix::Rows(rows) => Self::of_rows(&rows, target),
             StoredMatrix::Mlx(matrix) => {
                 let parts = bands(matrix.rows, matrix.row_len(), |rows, _| matrix.take(rows));
-                Self::of_affine([matrix.rows, matrix.columns], parts, true, dtype, device)
+                Self::of_affine([matrix.rows, matrix.columns], parts, true, target)
             }
             StoredMatrix::Affine(affine) => {
-                Self::of_affine([affine.rows, affine.columns], [Ok(affine)].into_iter(), true, dtype, device)
+                Self::of_affine([affine.rows, affine.columns], [Ok(affine)].into_iter(), true, target)
             }
         }
     }
 
-    fn of_rows(stored: &RowMatrix<'_>, dtype: DType, device: &Device) -> Result<Self> {
-        let RowMatrix { rows, columns, encoding, precise, .. } = *stored;
-        match encoding {
-            Encoding::Dense(kind) => {
-                if let (true, Some(kind)) = (device.is_cpu(), ElementType::of(kind)) {
-                    let bands = stored.bands(|bytes, rows| DenseMatrix::new(kind, bytes, rows, columns));
-                    let panels = unless_failed(bands, |bands| DenseMatrix::of_bands(rows, bands))?;
-                    return Ok(Self::Panels(Arc::new(panels.ok_or_else(no_rows)?)));
-                }
-                Ok(Self::Dense(
-                    to_tensor(&stored.bytes.read()?, kind, &[rows, columns])?.to_dtype(dtype)?.to_device(device)?,
-                ))
+    /// As [`place`](Self::place), and quantizes to `bits`, 4 or 8, on the way, unless the matrix is quantized already
+    /// or cannot be cut into blocks.
+    pub fn quantize(stored: StoredMatrix<'_>, bits: u32, target: &ComputeTarget) -> Result<Self> {
+        match stored {
+            StoredMatrix::Rows(matrix @ RowMatrix { encoding: Encoding::Dense(kind), columns, .. })
+                if columns % 32 == 0
+                    && let Some(kind) = ElementType::of(kind) =>
+            {
+                let bands = matrix.bands(|bytes, rows| Affine::quantized(&kind.read(bytes), rows, columns, bits));
+                Self::of_affine([matrix.rows, columns], bands, false, target)
             }
-            Encoding::Ggml(kind) => {
+            stored => Self::place(stored, target),
+        }
+    }
+
+    fn of_rows(stored: &RowMatrix<'_>, target: &ComputeTarget) -> Result<Self> {
+        match (stored.encoding, target) {
+            (Encoding::Dense(dtype), ComputeTarget::Kernels(_)) => Self::panels(stored, dtype),
+            (Encoding::Dense(kind), ComputeTarget::Tensors(device, dtype)) => {
+                let tensor = to_tensor(&stored.bytes.read()?, kind, &[stored.rows, stored.columns])?;
+                Ok(Self::Dense(tensor.to_dtype(*dtype)?.to_device(device)?))
+            }
+            (Encoding::Ggml(kind), ComputeTarget::Kernels(_)) => {
+                let RowMatrix { rows, columns, precise, .. } = *stored;
                 let pack = |bytes: &[u8], rows| QuantMatrix::from_ggml(kind, bytes, rows, columns, precise);
-                if device.is_cpu() {
-                    let packed = unless_failed(stored.bands(pack), |bands| QuantMatrix::of_bands(rows, bands))?;
-                    return Ok(Self::Packed(Arc::new(packed.ok_or_else(no_rows)?)));
-                }
-                match kind.candle() {
-                    Some(kind) => {
-                        let storage = QStorage::from_data(stored.bytes.read()?, device, kind)?;
-                        Ok(Self::Quantized(Arc::new(QTensor::new(storage, (rows, columns))?)))
-                    }
-                    None => {
-                        let matrix = pack(&stored.bytes.read()?, rows);
-                        let weights: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
-                        dense(weights, [rows, columns], dtype, device)
-                    }
-                }
+                let packed = unless_failed(stored.bands(pack), |bands| QuantMatrix::of_bands(rows, bands))?;
+                Ok(Self::Packed(Arc::new(packed.ok_or_else(no_rows)?)))
+            }
+            (Encoding::Ggml(kind), ComputeTarget::Tensors(device, dtype)) => Self::blocks(stored, kind, device, *dtype),
+        }
+    }
+
+    fn panels(stored: &RowMatrix<'_>, dtype: DType) -> Result<Self> {
+        let RowMatrix { rows, columns, .. } = *stored;
+        let kind = ElementType::of(dtype)
+            .ok_or_else(|| Error::internal(format!("a matrix of {dtype:?}, which the kernels do not have")))?;
+        let bands = stored.bands(|bytes, rows| DenseMatrix::new(kind, bytes, rows, columns));
+        let panels = unless_failed(bands, |bands| DenseMatrix::of_bands(rows, bands))?;
+        Ok(Self::Panels(Arc::new(panels.ok_or_else(no_rows)?)))
+    }
+
+    /// ggml's blocks for tensor operations; floats where candle does not know the type.
+    fn blocks(stored: &RowMatrix<'_>, kind: GgmlType, device: &Device, dtype: DType) -> Result<Self> {
+        let RowMatrix { rows, columns, precise, .. } = *stored;
+        let bytes = stored.bytes.read()?;
+        match kind.candle() {
+            Some(kind) => {
+                let storage = QStorage::from_data(bytes, device, kind)?;
+                Ok(Self::Quantized(Arc::new(QTensor::new(storage, (rows, columns))?)))
+            }
+            None => {
+                let matrix = QuantMatrix::from_ggml(kind, &bytes, rows, columns, precise);
+                let weights: Vec<f32> = (0..rows).flat_map(|row| matrix.row(row)).collect();
+                Ok(Self::Dense(Tensor::from_vec(weights, (rows, columns), device)?.to_dtype(dtype)?))
             }
         }
     }
@@ -84,34 +121,33 @@ impl Matrix {
         shape: [usize; 2],
         bands: impl Iterator<Item = Result<Affine>>,
         precise: bool,
-        dtype: DType,
-        device: &Device,
+        target: &ComputeTarget,
     ) -> Result<Self> {
         unless_failed(bands, |bands| {
             let mut bands = bands.peekable();
-            if device.is_cpu() && bands.peek().is_some_and(QuantMatrix::takes) {
+            let packs = matches!(target, ComputeTarget::Kernels(_)) && bands.peek().is_some_and(QuantMatrix::takes);
+            if packs {
                 let packed = bands.map(|band| QuantMatrix::from_affine(&band, precise));
                 return Ok(Self::Packed(Arc::new(QuantMatrix::of_bands(shape[0], packed).ok_or_else(no_rows)?)));
             }
-            dense(bands.flat_map(|band| band.to_f32()).collect(), shape, dtype, device)
+            Self::of_floats(bands.flat_map(|band| band.to_f32()).collect(), shape, target)
         })?
     }
 
-    /// Quantizes to `bits` on the way, 4 or 8, if the matrix is not quantized yet and can be cut into blocks.
-    pub fn quantized(stored: StoredMatrix<'_>, bits: u32, dtype: DType, device: &Device) -> Result<Self> {
-        match stored {
-            StoredMatrix::Rows(matrix @ RowMatrix { encoding: Encoding::Dense(kind), columns, .. })
-                if columns % 32 == 0
-                    && let Some(kind) = ElementType::of(kind) =>
-            {
-                let bands = matrix.bands(|bytes, rows| Affine::quantized(&kind.read(bytes), rows, columns, bits));
-                Self::of_affine([matrix.rows, columns], bands, false, dtype, device)
+    fn of_floats(weights: Vec<f32>, [rows, columns]: [usize; 2], target: &ComputeTarget) -> Result<Self> {
+        match target {
+            ComputeTarget::Kernels(_) => {
+                let bytes = TensorBytes::Owned(weights.iter().flat_map(|weight| weight.to_le_bytes()).collect());
+                let encoding = Encoding::Dense(DType::F32);
+                Self::panels(&RowMatrix { rows, columns, encoding, bytes, precise: false }, DType::F32)
             }
-            stored => Self::new(stored, dtype, device),
+            ComputeTarget::Tensors(device, dtype) => {
+                Ok(Self::Dense(Tensor::from_vec(weights, (rows, columns), device)?.to_dtype(*dtype)?))
+            }
         }
     }
 
-    /// RowMatrix and columns.
+    /// Rows and columns.
     pub fn shape(&self) -> Result<[usize; 2]> {
         Ok(match self {
             Self::Dense(tensor) => tensor.dims2()?.into(),
@@ -119,6 +155,11 @@ impl Matrix {
             Self::Packed(matrix) => [matrix.rows, matrix.columns],
             Self::Quantized(tensor) => tensor.shape().dims2()?.into(),
         })
+    }
+
+    /// Whether the CPU's kernels take it.
+    pub fn is_for_kernels(&self) -> bool {
+        matches!(self, Self::Panels(_) | Self::Packed(_))
     }
 
     /// The values of a row.
@@ -133,7 +174,7 @@ impl Matrix {
         })
     }
 
-    /// The memory it takes.
+    /// Bytes of memory.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
@@ -142,15 +183,6 @@ impl Matrix {
             Self::Quantized(tensor) => tensor.storage_size_in_bytes(),
         }
     }
-}
-
-fn dense(weights: Vec<f32>, [rows, columns]: [usize; 2], dtype: DType, device: &Device) -> Result<Matrix> {
-    if device.is_cpu() {
-        let bytes = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
-        let (encoding, bytes) = (Encoding::Dense(DType::F32), TensorBytes::Owned(bytes));
-        return Matrix::of_rows(&RowMatrix { rows, columns, encoding, bytes, precise: false }, dtype, device);
-    }
-    Ok(Matrix::Dense(Tensor::from_vec(weights, (rows, columns), device)?.to_dtype(dtype)?))
 }
 
 fn no_rows() -> Error {

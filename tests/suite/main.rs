@@ -14,6 +14,8 @@ mod lookup;
 #[path = "../../examples/support/models.rs"]
 mod models;
 mod perplexity;
+#[path = "../support/same_answers.rs"]
+mod same_answers;
 mod score;
 #[path = "../support/scripted.rs"]
 mod scripted;

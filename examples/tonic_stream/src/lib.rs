@@ -14,7 +14,7 @@ use tokenflow::{Error, GenerateConfig, Message, TextModel, Token};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 /// Generated from the .proto file.
-#[allow(missing_docs, reason = "generated")]
+#[allow(missing_docs, clippy::allow_attributes_without_reason, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("chat");
 }

@@ -6,8 +6,8 @@ use crate::{
     text::Prompt,
 };
 
-/// Runs a prompt through the model layer by layer, between the passes of requests. An error of `goes_on`, which is asked
-/// before each layer, ends the work.
+/// Runs a prompt through the model layer by layer, between the passes of requests. An error of `goes_on`, which is
+/// asked before each layer, ends the work.
 pub fn inspect(
     background: &BackgroundJobs<Network>,
     prompt: String,
@@ -45,14 +45,14 @@ fn layers(
     goes_on: impl Fn() -> Result<()>,
 ) -> Result<Inspection> {
     let (network, seq_len) = (&*lease.network, batch.tokens.len());
-    let heads = network.heads();
+    let heads = network.attention_heads().next();
     let mut seen = Inspection {
         snapshot: AttentionSnapshot {
             num_layers: network.num_layers(),
-            num_heads: heads.num_kv_heads,
-            num_query_heads: heads.num_heads,
+            num_heads: heads.map_or(0, |heads| heads.num_kv_heads),
+            num_query_heads: heads.map_or(0, |heads| heads.num_heads),
             seq_len,
-            head_dim: heads.head_dim,
+            head_dim: heads.map_or(0, |heads| heads.head_dim),
             architecture: network.architecture().to_owned(),
             ..AttentionSnapshot::default()
         },
@@ -68,10 +68,12 @@ fn layers(
             seen.hidden_states.push(x.flatten_all()?.to_vec1()?);
         }
         x = network.layer(layer, &x, &pass)?;
-        let found = capture.take()?;
+        let found = capture.take().unwrap_or_default();
         seen.snapshot.keys.push(found.keys);
         seen.snapshot.queries.push(found.queries);
-        seen.attention.extend(found.weights);
+        if config.attention {
+            seen.attention.push(found.weights.unwrap_or_default());
+        }
     }
     if config.hidden_states {
         seen.hidden_states.push(network.before_head(&x)?.flatten_all()?.to_vec1()?);
@@ -81,11 +83,12 @@ fn layers(
 
 /// The longest prompt, of `most` tokens at most, whose inspection fits into [`InspectConfig::max_bytes`].
 fn longest(network: &Network, config: &InspectConfig, most: usize) -> usize {
-    let (heads, layers) = (network.heads(), network.num_layers());
+    let of_layer = network.attention_heads().map(|heads| (heads.num_heads + heads.num_kv_heads) * heads.head_dim);
+    let keys_and_queries: usize = of_layer.sum();
+    let query_heads: usize = network.attention_heads().map(|heads| heads.num_heads).sum();
     let bytes = |tokens: usize| {
-        let keys_and_queries = layers * (heads.num_heads + heads.num_kv_heads) * heads.head_dim;
-        let hidden_states = if config.hidden_states { (layers + 1) * network.hidden_size() } else { 0 };
-        let attention = if config.attention { layers * heads.num_heads } else { 0 };
+        let hidden_states = if config.hidden_states { (network.num_layers() + 1) * network.hidden_size() } else { 0 };
+        let attention = if config.attention { query_heads } else { 0 };
         let per_token = attention.saturating_mul(tokens).saturating_add(keys_and_queries + hidden_states);
         tokens.saturating_mul(per_token).saturating_mul(size_of::<f32>())
     };

@@ -1,11 +1,11 @@
 use std::{path::Path, sync::Arc};
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 
-use super::{CacheBudget, NativeModel};
+use super::{CacheBudget, CacheCosts, NativeModel};
 use crate::{
     ActivationType, AdapterFile, Error, KvCacheType, LoadConfig, ModelInfo, Quantize, Result,
-    decoder::{self, Decoder, Placement, Spec},
+    decoder::{self, Decoder, Ops, Placement, Spec},
     engine::{BackgroundJobs, Engine, EngineOptions},
     files,
     kernels::{Isa, attention::KvDtype},
@@ -30,17 +30,15 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<NativeMo
         let reason = format!("{} tokens for {} rows of the embedding", text.tokenizer.vocab_size(), spec.vocab_size);
         tracing::warn!(path = %path.display(), reason, "the tokenizer knows more tokens than the model");
     }
-    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-    let kv_dtype = kv_dtype(config, &checkpoint, &device);
-    let block_bytes = Decoder::block_bytes(&spec, kv_dtype);
-    let cache = CacheBudget::new(config, spec.max_positions, block_bytes)?;
+    let ops = Ops::new(device, isa);
+    let kv_dtype = kv_dtype(config, &checkpoint, &ops);
+    let costs = CacheCosts { block_bytes: spec.block_bytes(kv_dtype), state_bytes: spec.state_bytes() };
+    let cache = CacheBudget::new(config, spec.max_positions, costs)?;
     let placement = Placement {
-        device,
-        dtype,
+        ops,
         quantize: config.quantize,
         rounded: config.activation_type == ActivationType::Bf16,
-        isa,
-        cache_blocks: cache.blocks,
+        cache_size: cache.size,
         kv_dtype,
     };
     let (quant_bits, quant_group) = quantization(config, &checkpoint);
@@ -69,7 +67,8 @@ pub fn load(path: &Path, config: &LoadConfig, device: Device) -> Result<NativeMo
         isa,
         limits: cache.limits(config),
         weight_bytes: decoder.weight_bytes(),
-        block_bytes,
+        block_bytes: costs.block_bytes,
+        state_bytes: costs.state_bytes,
     };
     let network = decoder.network().clone();
     let requests = Engine::start(Box::new(decoder), text.clone(), options)?;
@@ -120,13 +119,13 @@ fn rounds_activations(config: &LoadConfig, checkpoint: &Checkpoint) -> bool {
 }
 
 /// What keys and values are stored as.
-fn kv_dtype(config: &LoadConfig, checkpoint: &Checkpoint, device: &Device) -> KvDtype {
+fn kv_dtype(config: &LoadConfig, checkpoint: &Checkpoint, ops: &Ops) -> KvDtype {
     match config.kv_cache_type {
         Some(KvCacheType::F32) => KvDtype::F32,
         Some(KvCacheType::F16) => KvDtype::F16,
         Some(KvCacheType::Bf16) => KvDtype::Bf16,
         Some(KvCacheType::Int8) => KvDtype::Int8,
-        None if !device.is_cpu() => KvDtype::Bf16,
+        None if !ops.uses_kernels() => KvDtype::Bf16,
         None if rounds_activations(config, checkpoint) => KvDtype::F16,
         None => KvDtype::F32,
     }

@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use candle_core::Device;
 
-pub use cache_budget::CacheBudget;
+pub use cache_budget::{CacheBudget, CacheCosts};
 pub use model::NativeModel;
 
 use super::Backend;

@@ -1,4 +1,4 @@
-//! What the configurations of most architectures have in common.
+//! The common part of most architectures: Llama's keys.
 
 use super::rope_config;
 use crate::{
@@ -7,7 +7,8 @@ use crate::{
         Spec,
         layout::Layout,
         spec::{
-            AttentionSpec, DenseSpec, ExpertsSpec, HeadSpec, LayerSpec, MlpSpec, NormPlacement, NormSpec, RopeSpec,
+            AttentionSpec, DenseSpec, ExpertsSpec, HeadSpec, LayerSpec, MixerSpec, MlpSpec, NormOver, NormPlacement,
+            NormSpec, QkNorm, RopeSpec,
         },
     },
     kernels::elementwise::{Activation, NormKind, RopeStyle},
@@ -21,14 +22,14 @@ const MAX_LAYERS: usize = 4096;
 /// Llama's has. Where it names no `head_dim`, heads share the hidden size.
 pub fn spec(config: &Config, architecture: &'static str) -> Result<Spec> {
     let mut spec = without_rope(config, architecture)?;
-    let rope = rope_config::spec(config, rope_config::FULL, spec.max_positions, spec.attention.head_dim)?;
+    let rope = rope_config::spec(config, rope_config::FULL, spec.max_positions, spec.head_dim())?;
     spec.max_positions = rope_config::context(config, &rope, spec.max_positions)?;
     spec.ropes.push(rope);
-    spec.layers.iter_mut().for_each(|layer| layer.rope = Some(0));
+    spec.each_attention(|attention| attention.rope = Some(0));
     Ok(spec)
 }
 
-/// As `spec`, for what encodes positions in another way.
+/// [`spec`] without a rope, for architectures that encode positions otherwise.
 pub fn without_rope(config: &Config, architecture: &'static str) -> Result<Spec> {
     let hidden_size = config.size("hidden_size")?;
     let num_heads = config.size("num_attention_heads")?;
@@ -46,6 +47,23 @@ pub fn without_rope(config: &Config, architecture: &'static str) -> Result<Spec>
     }
     let attention_bias = config.bool_or("attention_bias", false)?;
     let mlp = MlpSpec::Dense(dense(config, "intermediate_size")?);
+    let attention = AttentionSpec {
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        window: None,
+        rope: None,
+        scale: (head_dim as f64).sqrt().recip(),
+        softcap: None,
+        qkv_bias: attention_bias,
+        out_bias: config.bool_or("attention_out_bias", attention_bias)?,
+        qk_norm: None,
+        sinks: false,
+        temperature: None,
+        alibi: None,
+        clip: None,
+    };
+    let layer = LayerSpec { mixer: MixerSpec::Attention(attention), mlp };
     Ok(Spec {
         architecture,
         vocab_size: config.size("vocab_size")?,
@@ -56,22 +74,8 @@ pub fn without_rope(config: &Config, architecture: &'static str) -> Result<Spec>
         learned_positions: false,
         embedding_norm: false,
         norm: NormSpec { kind: NormKind::RmsNorm, weight: true, bias: false, eps: config.positive("rms_norm_eps")? },
-        attention: AttentionSpec {
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            scale: (head_dim as f64).sqrt().recip(),
-            softcap: None,
-            qkv_bias: attention_bias,
-            out_bias: config.bool_or("attention_out_bias", attention_bias)?,
-            qk_norm: None,
-            sinks: false,
-            temperature: None,
-            alibi: None,
-            clip: None,
-        },
         ropes: Vec::new(),
-        layers: vec![LayerSpec { window: None, rope: None, scale: 1.0, mlp }; num_layers],
+        layers: vec![layer; num_layers],
         norm_placement: NormPlacement::PRE_NORM,
         final_norm: true,
         residual_scale: 1.0,
@@ -117,8 +121,9 @@ impl Spec {
                 Some("sliding_attention") => true,
                 Some(kind) => return Err(config.bad("layer_types", &format!("{kind} is not a kind of this version"))),
             };
-            layer.window = window.filter(|_| slides);
-            if layer.window == Some(0) {
+            let window = window.filter(|_| slides);
+            layer.mixer.attention_mut().into_iter().for_each(|attention| attention.window = window);
+            if window == Some(0) {
                 return Err(config.bad("sliding_window", "at least 1 is needed"));
             }
         }
@@ -129,6 +134,12 @@ impl Spec {
     pub(super) fn layer_norm(mut self, bias: bool) -> Self {
         self.norm = NormSpec { kind: NormKind::LayerNorm, bias, ..self.norm };
         self
+    }
+
+    /// Normalizes queries and keys, before their rotation, as the hidden states are.
+    pub(super) fn normalize_queries_and_keys(&mut self, over: NormOver) {
+        let norm = self.norm;
+        self.each_attention(|attention| attention.qk_norm = Some(QkNorm { over, norm, after_rope: false }));
     }
 
     /// Changes the feed-forward network of all layers.
@@ -150,14 +161,14 @@ impl Spec {
 
     /// Encodes positions in layers with windows only.
     pub(super) fn rope_in_windows(mut self) -> Self {
-        self.layers.iter_mut().for_each(|layer| layer.rope = layer.window.map(|_| 0));
+        self.each_attention(|attention| attention.rope = attention.window.map(|_| 0));
         self
     }
 
     /// Encodes positions in layers with windows in another way.
     pub(super) fn local_rope(mut self, local: RopeSpec) -> Self {
         self.ropes.push(local);
-        self.layers.iter_mut().for_each(|layer| layer.rope = Some(usize::from(layer.window.is_some())));
+        self.each_attention(|attention| attention.rope = Some(usize::from(attention.window.is_some())));
         self
     }
 

@@ -31,7 +31,7 @@ pub fn bloom(config: &Config) -> Result<Spec> {
     }
     let mut spec = base::without_rope(config, "bloom")?.layer_norm(true).dense(|mlp| mlp.gated = false);
     spec.embedding_norm = true;
-    spec.attention.alibi = Some(1.0);
+    spec.each_attention(|attention| attention.alibi = Some(1.0));
     spec.layout = Layout { names: NAMES, prefixes: &[("transformer.", "")], qkv_by_head: true, ..Layout::LLAMA };
     Ok(spec)
 }

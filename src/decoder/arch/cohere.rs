@@ -7,7 +7,7 @@ use crate::{
     Result,
     decoder::{
         Spec,
-        spec::{NormOver, NormPlacement, QkNorm},
+        spec::{NormOver, NormPlacement},
     },
     weights::Config,
 };
@@ -21,7 +21,7 @@ pub fn cohere(config: &Config) -> Result<Spec> {
     spec.norm_placement = NormPlacement::PARALLEL;
     spec.head.scale = config.positive("logit_scale")? as f32;
     if config.bool_or("use_qk_norm", false)? {
-        spec.attention.qk_norm = Some(QkNorm { over: NormOver::EachHead, norm: spec.norm, after_rope: false });
+        spec.normalize_queries_and_keys(NormOver::EachHead);
     }
     Ok(spec)
 }

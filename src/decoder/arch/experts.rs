@@ -1,4 +1,4 @@
-//! What the configurations of mixtures of experts have in common.
+//! The common part of mixtures of experts.
 
 use super::base;
 use crate::{

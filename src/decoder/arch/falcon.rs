@@ -34,7 +34,7 @@ pub fn falcon(config: &Config) -> Result<Spec> {
     let spec = if alibi { base::without_rope(config, "falcon")? } else { base::spec(config, "falcon")? };
     let mut spec = spec.layer_norm(true).dense(|mlp| mlp.gated = false);
     // Here biases are scaled with the scores.
-    spec.attention.alibi = alibi.then_some(spec.attention.scale);
+    spec.each_attention(|attention| attention.alibi = alibi.then_some(attention.scale));
     let two_norms = newer && config.opt_usize("num_ln_in_parallel_attn")?.unwrap_or(2) == 2;
     spec.norm_placement = match newer || config.bool_or("parallel_attn", true)? {
         true => NormPlacement { mlp_norm: two_norms, ..NormPlacement::PARALLEL },

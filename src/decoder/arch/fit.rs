@@ -1,4 +1,4 @@
-//! What files say of a model that its configuration does not: the names of tensors, and whether the output matrix is
+//! Facts that only a model's tensors tell, not its configuration: their names, and whether the output matrix is
 //! the embedding.
 
 use crate::{
@@ -32,8 +32,8 @@ fn weight(module: &str) -> String {
     format!("{module}.weight")
 }
 
-/// What names begin with where it is not what they usually do: models are saved without their head, or as parts of
-/// others.
+/// The prefix of tensor names, where it is not the usual one: some models are saved without their head, or inside of
+/// larger ones.
 fn stored_prefix(names: &Names, checkpoint: &Checkpoint) -> Option<StoredPrefix> {
     let usual = names.base();
     if usual.is_empty() || checkpoint.contains(&weight(names.embedding)) {
@@ -47,7 +47,7 @@ fn stored_prefix(names: &Names, checkpoint: &Checkpoint) -> Option<StoredPrefix>
     };
     let bases = checkpoint.names().filter_map(|name| name.strip_suffix(&embedding));
     let bases = bases.filter(|base| (base.is_empty() || base.ends_with('.')) && has_layers(base));
-    // Parts of others that look the same, such as encoders, have longer names.
+    // Similar parts of larger models, such as encoders, have longer names.
     let base = bases.min_by_key(|base| base.len())?;
     let head = match names.head.strip_prefix(usual) {
         Some(rest) => format!("{base}{rest}"),
@@ -66,7 +66,7 @@ fn stored_prefix(names: &Names, checkpoint: &Checkpoint) -> Option<StoredPrefix>
 fn tie(spec: &mut Spec, checkpoint: &Checkpoint) -> Result<()> {
     let names = spec.layout.names;
     let [embedding, head] = [names.embedding, names.head].map(|module| weight(&spec.layout.stored_name(module)));
-    // mlx-lm leaves out what is there of a head.
+    // mlx-lm ignores a head that is stored in spite of this.
     if !spec.head.tied || checkpoint.config.get("quantization").is_some() || !checkpoint.contains(&head) {
         return Ok(());
     }

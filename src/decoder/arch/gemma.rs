@@ -8,7 +8,7 @@ use crate::{
     decoder::{
         Spec,
         layout::Names,
-        spec::{NormOver, NormPlacement, QkNorm},
+        spec::{NormOver, NormPlacement},
     },
     kernels::elementwise::Activation,
     weights::Config,
@@ -51,21 +51,22 @@ pub fn gemma3(config: &Config) -> Result<Spec> {
     spec.architecture = "gemma3";
     // The factor of its scaling is in it already.
     spec.max_positions = config.size("max_position_embeddings")?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
+    spec.normalize_queries_and_keys(NormOver::Head);
     spec.layout.prefixes = &[("model.", "model.language_model."), ("", "language_model."), ("model.", "")];
     spec.layout.inside = text.as_ref().map(|_| spec.layout.prefixes[0]);
     let period = config.opt_usize("sliding_window_pattern")?.unwrap_or(6).max(1);
-    let local = rope_config::local(config, spec.max_positions, spec.attention.head_dim)?;
+    let local = rope_config::local(config, spec.max_positions, spec.head_dim())?;
     Ok(spec.slide(config, |layer| (layer + 1) % period != 0)?.local_rope(local))
 }
 
-/// What Gemma 2 and 3 have in common.
+/// The common part of Gemma 2 and 3.
 fn sandwich(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"hidden_activation": "gelu_pytorch_tanh"}));
     let mut spec = gemma(&config.renamed(&[("hidden_activation", "hidden_act")]))?;
     spec.norm_placement = NormPlacement::SANDWICH;
-    spec.attention.scale = config.positive("query_pre_attn_scalar")?.sqrt().recip();
-    spec.attention.softcap = config.opt_f64("attn_logit_softcapping")?.map(|cap| cap as f32);
+    let scale = config.positive("query_pre_attn_scalar")?.sqrt().recip();
+    let softcap = config.opt_f64("attn_logit_softcapping")?.map(|cap| cap as f32);
+    spec.each_attention(|attention| (attention.scale, attention.softcap) = (scale, softcap));
     spec.head.softcap = config.opt_f64("final_logit_softcapping")?.map(|cap| cap as f32);
     spec.layout.names = Names { mlp_norm: "pre_feedforward_layernorm", ..Names::LLAMA };
     Ok(spec)

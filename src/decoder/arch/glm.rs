@@ -8,7 +8,7 @@ use crate::{
     decoder::{
         Spec,
         layout::{MlpNames, Names},
-        spec::{DenseSpec, ExpertGroups, Gating, MlpSpec, NormOver, NormPlacement, QkNorm, RoutingSpec, SharedSpec},
+        spec::{DenseSpec, ExpertGroups, Gating, MlpSpec, NormOver, NormPlacement, RoutingSpec, SharedSpec},
     },
     weights::Config,
 };
@@ -31,14 +31,14 @@ pub fn glm4(config: &Config) -> Result<Spec> {
     Ok(spec)
 }
 
-/// GLM-4.5 and its Air: experts in all but the first layers, each token's with those that all tokens go through.
+/// GLM-4.5 and GLM-4.5-Air: experts, some of them shared by all tokens, in all but the first layers.
 pub fn glm4_moe(config: &Config) -> Result<Spec> {
     let config = &config.renamed(&[("n_routed_experts", "num_experts")]).or(json!({
         "partial_rotary_factor": 0.5, "attention_out_bias": false, "num_experts_per_tok": 8,
     }));
     let mut spec = base::spec(config, "glm4_moe")?;
     if config.bool_or("use_qk_norm", false)? {
-        spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
+        spec.normalize_queries_and_keys(NormOver::Head);
     }
     let mut experts = experts::spec(config, "moe_intermediate_size", config.bool_or("norm_topk_prob", true)?)?;
     experts.routing = RoutingSpec { gating: Gating::Sigmoid, biases: true, ..routing(config, experts.num_experts)? };

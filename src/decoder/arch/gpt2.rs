@@ -44,10 +44,14 @@ fn plain(config: &Config, architecture: &'static str) -> Result<Spec> {
     let mut spec = base::without_rope(config, architecture)?.layer_norm(true).dense(|mlp| mlp.gated = false);
     spec.learned_positions = true;
     if !config.bool_or("scale_attn_weights", true)? {
-        spec.attention.scale = 1.0;
+        spec.each_attention(|attention| attention.scale = 1.0);
     }
     if config.bool_or("scale_attn_by_inverse_layer_idx", false)? {
-        spec.layers.iter_mut().zip(1u16..).for_each(|(layer, number)| layer.scale = f64::from(number).recip());
+        let mut number = 0.0;
+        spec.each_attention(|attention| {
+            number += 1.0;
+            attention.scale *= f64::recip(number);
+        });
     }
     Ok(spec)
 }

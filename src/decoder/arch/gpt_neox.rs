@@ -15,7 +15,8 @@ use crate::{
 pub fn gpt_neox(config: &Config) -> Result<Spec> {
     let config = &config.renamed(&[("rotary_emb_base", "rope_theta"), ("rotary_pct", "partial_rotary_factor")]);
     let config = &config.or(json!({
-        "hidden_act": "gelu", "partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5, "attention_bias": true, "mlp_bias": true,
+        "hidden_act": "gelu", "partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5,
+        "attention_bias": true, "mlp_bias": true,
     }));
     let config = &config.renamed(&[("layer_norm_eps", "rms_norm_eps")]);
     let mut spec = base::spec(config, "gpt_neox")?.layer_norm(true).dense(|mlp| mlp.gated = false);

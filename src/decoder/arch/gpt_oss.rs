@@ -30,7 +30,7 @@ pub fn gpt_oss(config: &Config) -> Result<Spec> {
     let expert = DenseSpec { activation, bias: true, ..experts.expert };
     let experts = ExpertsSpec { expert, router_bias: true, ..experts };
     let mut spec = base::spec(config, "gpt_oss")?.slide(config, |layer| layer % 2 == 0)?.experts(experts);
-    spec.attention.sinks = true;
+    spec.each_attention(|attention| attention.sinks = true);
     spec.layout.experts_transposed = true;
     spec.layout.gate_up_in_turn = true;
     let experts = MlpNames {

@@ -46,7 +46,8 @@ fn scaled(config: &Config, architecture: &'static str) -> Result<Spec> {
     let mut spec = base::spec(config, architecture)?;
     let scale = |key| if config.get(key).is_some() { config.positive(key) } else { Ok(1.0) };
     spec.embedding_scale = scale("embedding_multiplier")?;
-    spec.attention.scale = scale("attention_multiplier")?;
+    let attention_scale = scale("attention_multiplier")?;
+    spec.each_attention(|attention| attention.scale = attention_scale);
     spec.residual_scale = scale("residual_multiplier")? as f32;
     spec.head.scale = scale("logits_scaling")?.recip() as f32;
     Ok(spec)

@@ -23,7 +23,10 @@ pub fn hunyuan_v1_dense(config: &Config) -> Result<Spec> {
         spec.ropes[0].theta *= scaling.positive("alpha")?.powf(dims / (dims - 2.0).max(1.0));
         spec.ropes[0].scaling = RopeScaling::None;
     }
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: true });
+    let norm = spec.norm;
+    spec.each_attention(|attention| {
+        attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm, after_rope: true });
+    });
     spec.layout.names =
         Names { query_norm: "self_attn.query_layernorm", key_norm: "self_attn.key_layernorm", ..Names::LLAMA };
     Ok(spec)

@@ -18,7 +18,7 @@ pub fn mistral(config: &Config) -> Result<Spec> {
     base::spec(config, "mistral")?.slide(config, |_| true)
 }
 
-/// Ministral 3: queries of positions beyond those of the first training grow.
+/// Ministral 3: queries grow with positions beyond the context of pretraining.
 pub fn ministral3(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"head_dim": 128}));
     let mut spec = base::spec(config, "ministral3")?.slide(config, |_| true)?;
@@ -26,7 +26,8 @@ pub fn ministral3(config: &Config) -> Result<Spec> {
         && let Some(beta) = rope.opt_f64("llama_4_scaling_beta")?
     {
         let place = if rope.get(ORIGINAL).is_some() { &rope } else { config };
-        spec.attention.temperature = Some(AttentionTemperature { beta, positions: place.size(ORIGINAL)? });
+        let temperature = AttentionTemperature { beta, positions: place.size(ORIGINAL)? };
+        spec.each_attention(|attention| attention.temperature = Some(temperature));
     }
     Ok(spec)
 }

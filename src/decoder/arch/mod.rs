@@ -24,6 +24,8 @@ mod rope_config;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+#[cfg(test)]
+mod toy_hybrid;
 mod unread;
 
 use super::Spec;
@@ -35,8 +37,8 @@ use crate::{
 /// Reads one architecture's configuration.
 type ReadSpec = fn(&Config) -> Result<Spec>;
 
-/// The `model_type` of each architecture and what reads it.
-const ARCHITECTURES: [(&str, ReadSpec); 44] = [
+/// The `model_type` of each architecture and its function.
+const ARCHITECTURES: &[(&str, ReadSpec)] = &[
     ("arcee", llama::arcee),
     ("bloom", bloom::bloom),
     ("cohere", cohere::cohere),
@@ -81,14 +83,16 @@ const ARCHITECTURES: [(&str, ReadSpec); 44] = [
     ("smollm3", smollm3::smollm3),
     ("stablelm", stablelm::stablelm),
     ("starcoder2", starcoder2::starcoder2),
+    #[cfg(test)]
+    ("toy_hybrid", toy_hybrid::toy_hybrid),
 ];
 
-/// The architectures that are there.
+/// The architectures of this version.
 fn supported() -> Vec<String> {
     ARCHITECTURES.iter().map(|(name, _)| (*name).to_owned()).collect()
 }
 
-/// What a checkpoint's model is.
+/// The [`Spec`] of a checkpoint's model.
 pub fn spec(checkpoint: &Checkpoint) -> Result<Spec> {
     let config = &checkpoint.config;
     let architecture = model_type(config)?.ok_or_else(|| config.bad("model_type", "is missing"))?;
@@ -102,7 +106,7 @@ pub fn spec(checkpoint: &Checkpoint) -> Result<Spec> {
     fit::to_checkpoint(spec, checkpoint)
 }
 
-/// The `model_type` of a configuration. Where it is left out, it is that of the class that `architectures` names first.
+/// The `model_type` of a configuration. Where it is absent, the first class in `architectures` tells it.
 pub fn model_type(config: &Config) -> Result<Option<String>> {
     if let Some(name) = config.opt_str("model_type")? {
         return Ok(Some(name.to_owned()));

@@ -7,7 +7,7 @@ use crate::{
     Result,
     decoder::{
         Spec,
-        spec::{NormOver, NormPlacement, NormSpec, QkNorm},
+        spec::{NormOver, NormPlacement, NormSpec},
     },
     kernels::elementwise::NormKind,
     weights::Config,
@@ -15,7 +15,8 @@ use crate::{
 
 pub fn olmo(config: &Config) -> Result<Spec> {
     let mut spec = base::spec(&config.or(json!({"rms_norm_eps": 1e-5})), "olmo")?;
-    spec.attention.clip = clip(config)?;
+    let clip = clip(config)?;
+    spec.each_attention(|attention| attention.clip = clip);
     spec.norm = NormSpec { kind: NormKind::LayerNorm, weight: false, bias: false, eps: 1e-5 };
     Ok(spec)
 }
@@ -32,7 +33,7 @@ pub fn olmo3(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"sliding_window": 4096, "rope_theta": 5e5}));
     let spec = post_norm(config, "olmo3")?.slide(config, |layer| (layer + 1) % 4 != 0)?;
     let theta = config.or(json!({"rope_local_base_freq": spec.ropes[0].theta}));
-    let local = rope_config::local(&theta, spec.max_positions, spec.attention.head_dim)?;
+    let local = rope_config::local(&theta, spec.max_positions, spec.head_dim())?;
     Ok(spec.local_rope(local))
 }
 
@@ -40,8 +41,9 @@ pub fn olmo3(config: &Config) -> Result<Spec> {
 pub fn olmoe(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"num_experts_per_tok": 8, "num_experts": 64}));
     let mut spec = base::spec(config, "olmoe")?;
-    spec.attention.clip = clip(config)?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm, after_rope: false });
+    let clip = clip(config)?;
+    spec.each_attention(|attention| attention.clip = clip);
+    spec.normalize_queries_and_keys(NormOver::All);
     let normalize = config.bool_or("norm_topk_prob", false)?;
     Ok(spec.experts(experts::spec(config, "intermediate_size", normalize)?))
 }
@@ -51,7 +53,7 @@ pub fn olmoe(config: &Config) -> Result<Spec> {
 pub fn exaone4(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"sliding_window": 4096}));
     let mut spec = post_norm(config, "exaone4")?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
+    spec.normalize_queries_and_keys(NormOver::Head);
     if config.get("sliding_window").is_none() {
         return Ok(spec);
     }
@@ -63,7 +65,7 @@ pub fn exaone4(config: &Config) -> Result<Spec> {
 fn post_norm(config: &Config, architecture: &'static str) -> Result<Spec> {
     let mut spec = base::spec(config, architecture)?;
     spec.norm_placement = NormPlacement::POST_NORM;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::All, norm: spec.norm, after_rope: false });
+    spec.normalize_queries_and_keys(NormOver::All);
     Ok(spec)
 }
 

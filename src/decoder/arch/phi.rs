@@ -8,7 +8,7 @@ use crate::{
     decoder::{
         Spec,
         layout::{MlpNames, Names},
-        spec::{NormOver, NormPlacement, QkNorm},
+        spec::{NormOver, NormPlacement},
     },
     weights::Config,
 };
@@ -24,7 +24,7 @@ pub fn phi(config: &Config) -> Result<Spec> {
     spec.norm_placement = NormPlacement::PARALLEL;
     spec.head.bias = true;
     if config.bool_or("qk_layernorm", false)? {
-        spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
+        spec.normalize_queries_and_keys(NormOver::Head);
     }
     spec.layout.names = Names {
         norm: "model.final_layernorm",

@@ -1,4 +1,4 @@
-//! Qwen 2, 2.5 and 3, what is distilled into them, and their mixtures of experts.
+//! Qwen 2, 2.5 and 3, their distillations and mixtures of experts.
 
 use serde_json::json;
 
@@ -7,29 +7,29 @@ use crate::{
     Result,
     decoder::{
         Spec,
-        spec::{DenseSpec, ExpertsSpec, MlpSpec, NormOver, QkNorm, SharedSpec},
+        spec::{DenseSpec, ExpertsSpec, MlpSpec, NormOver, SharedSpec},
     },
     weights::Config,
 };
 
 pub fn qwen2(config: &Config) -> Result<Spec> {
     let mut spec = base::spec(config, "qwen2")?;
-    (spec.attention.qkv_bias, spec.attention.out_bias) = (true, false);
+    spec.each_attention(|attention| (attention.qkv_bias, attention.out_bias) = (true, false));
     windows(spec, config, |layer, first| layer >= first)
 }
 
 pub fn qwen3(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"head_dim": 128}));
     let mut spec = base::spec(config, "qwen3")?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
+    spec.normalize_queries_and_keys(NormOver::Head);
     windows(spec, config, |layer, first| layer >= first)
 }
 
 pub fn qwen2_moe(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"num_experts_per_tok": 4, "norm_topk_prob": false, "intermediate_size": 5632}));
     let mut spec = base::spec(config, "qwen2_moe")?;
-    spec.attention.qkv_bias = config.bool_or("qkv_bias", true)?;
-    spec.attention.out_bias = false;
+    let bias = config.bool_or("qkv_bias", true)?;
+    spec.each_attention(|attention| (attention.qkv_bias, attention.out_bias) = (bias, false));
     let shared = DenseSpec { bias: false, ..base::dense(config, "shared_expert_intermediate_size")? };
     let spec = windows(spec, config, |layer, end| layer % 2 == 0 && layer < end)?;
     with_experts(spec, config, Some(SharedSpec { network: shared, gated: true }))
@@ -38,7 +38,7 @@ pub fn qwen2_moe(config: &Config) -> Result<Spec> {
 pub fn qwen3_moe(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({"num_experts_per_tok": 8, "norm_topk_prob": false, "intermediate_size": 6144}));
     let mut spec = base::spec(config, "qwen3_moe")?;
-    spec.attention.qk_norm = Some(QkNorm { over: NormOver::Head, norm: spec.norm, after_rope: false });
+    spec.normalize_queries_and_keys(NormOver::Head);
     let spec = windows(spec, config, |_, _| true)?;
     with_experts(spec, config, None)
 }

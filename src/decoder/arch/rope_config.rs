@@ -1,3 +1,5 @@
+//! Rope parameters of a configuration, as transformers 5 and earlier versions write them.
+
 use crate::{
     Result,
     decoder::spec::{RopeScaling, RopeSpec},
@@ -16,7 +18,7 @@ pub fn spec(config: &Config, kind: &str, max_positions: usize, head_dim: usize) 
     let theta = first("rope_theta")?.unwrap_or(10_000.0);
     let factor = first("partial_rotary_factor")?.unwrap_or(1.0);
     let named = first("rotary_dim")?.unwrap_or(head_dim as f64 * factor) as usize;
-    // Of an odd number one more is turned, by the frequencies of the odd number.
+    // An odd number of elements is rounded up, and keeps the frequencies of the odd number.
     let dims = named.checked_next_multiple_of(2).unwrap_or(usize::MAX);
     if dims == 0 || dims > head_dim {
         return Err(config.bad("head_dim", &format!("{named} of {head_dim} numbers have no rotary pairs")));
@@ -123,7 +125,7 @@ fn yarn_attention_factor(rope: &Config, factor: f64) -> Result<f64> {
     }
 }
 
-/// That of sliding layers where they have their own: in `rope_parameters`, or by `rope_local_base_freq`.
+/// The rope of sliding layers, where it differs: in `rope_parameters`, or by `rope_local_base_freq`.
 pub fn local(config: &Config, max_positions: usize, head_dim: usize) -> Result<RopeSpec> {
     if let Some(parameters) = config.opt_object("rope_parameters")?
         && parameters.get("sliding_attention").is_some()

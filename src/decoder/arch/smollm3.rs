@@ -20,7 +20,7 @@ pub fn smollm3(config: &Config) -> Result<Spec> {
     }
     for (index, layer) in spec.layers.iter_mut().enumerate() {
         let turns = turned.as_ref().map_or((index + 1) % interval != 0, |turned| turned[index] != 0);
-        layer.rope = turns.then_some(0);
+        layer.mixer.attention_mut().into_iter().for_each(|attention| attention.rope = turns.then_some(0));
     }
     Ok(spec)
 }

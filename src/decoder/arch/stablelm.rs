@@ -25,7 +25,9 @@ pub fn stablelm(config: &Config) -> Result<Spec> {
     }
     if config.bool_or("qk_layernorm", false)? {
         let norm = NormSpec { bias: false, ..spec.norm };
-        spec.attention.qk_norm = Some(QkNorm { over: NormOver::EachHead, norm, after_rope: false });
+        spec.each_attention(|attention| {
+            attention.qk_norm = Some(QkNorm { over: NormOver::EachHead, norm, after_rope: false })
+        });
     }
     spec.layout.names = Names {
         query_norm: "self_attn.q_layernorm.norms.{}",

@@ -1,8 +1,8 @@
-//! Keys that configurations have and transformers' models do not look at.
+//! Keys of configurations that models in transformers ignore.
 
 use crate::weights::Config;
 
-/// Keys that other architectures read, by those that do not.
+/// Keys that architectures ignore though others read them.
 const UNREAD: [(&[&str], &[&str]); 13] = [
     (
         &["bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "opt"],
@@ -25,12 +25,12 @@ const UNREAD: [(&[&str], &[&str]); 13] = [
     (&["cohere2"], &["use_qk_norm"]),
 ];
 
-/// The configuration of a Hugging Face directory without what its architecture does not read.
+/// The configuration of a Hugging Face directory without the keys that its architecture ignores.
 pub fn without(config: &Config, architecture: &str) -> Config {
     let keys = UNREAD.iter().filter(|(architectures, _)| architectures.contains(&architecture));
     let mut keys: Vec<&str> = keys.flat_map(|(_, keys)| keys.iter().copied()).collect();
     if architecture != "seed_oss" {
-        // To the others it is a name of our own.
+        // For the others it is a key of this crate's own.
         keys.push("attention_out_bias");
     }
     config.without(&keys)

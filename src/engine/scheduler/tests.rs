@@ -5,8 +5,13 @@ use super::*;
 const BLOCK: usize = 4;
 
 fn scheduler(max_running: usize, max_batched_tokens: usize, cache_blocks: usize) -> Scheduler {
-    let max_idle_blocks = cache_blocks;
-    Scheduler::new(Limits { max_running, max_batched_tokens, cache_blocks, block_tokens: BLOCK, max_idle_blocks })
+    recurrent(max_running, max_batched_tokens, cache_blocks, 0)
+}
+
+/// As `scheduler`, of sequences that have recurrent states.
+fn recurrent(max_running: usize, max_batched_tokens: usize, cache_blocks: usize, state_slots: usize) -> Scheduler {
+    let (block_tokens, max_idle_blocks) = (BLOCK, cache_blocks);
+    Scheduler::new(Limits { max_running, max_batched_tokens, cache_blocks, state_slots, block_tokens, max_idle_blocks })
 }
 
 /// `len` tokens that begin like no other sequence's.
@@ -263,26 +268,166 @@ fn right_tokens_of_a_draft_are_shared_and_wrong_ones_are_not() {
     }
 }
 
+#[test]
+fn prefix_hits_of_recurrent_models_end_at_a_snapshot() {
+    let mut s = recurrent(8, 100, 100, 8);
+    let prompt =
+        |head: usize, last: u32| Arrival { tokens: [vec![1; head], vec![last; 6]].concat(), ..Arrival::default() };
+    s.add(0, prompt(13, 2));
+    assert_eq!(step(&mut s), [(0, 0, 19, true)]);
+    s.remove(0);
+    assert_eq!((s.used_states(), s.idle_states()), (0, 1), "one before the last token of the prompt");
+    s.add(1, prompt(13, 2));
+    assert_eq!(step(&mut s), [(1, 16, 3, true)]);
+    s.add(2, prompt(13, 3));
+    assert_eq!(step(&mut s), [(1, 19, 1, true), (2, 0, 19, true)], "no snapshot where they branch yet");
+    s.add(3, prompt(13, 4));
+    assert_eq!(step(&mut s)[2], (3, 12, 7, true));
+}
+
+#[test]
+fn next_chat_turn_hits_the_last_snapshot_of_the_answer() {
+    let mut s = recurrent(8, 100, 100, 8);
+    s.add(0, arrival(0, 6));
+    (0..11).for_each(|_| drop(step(&mut s)));
+    s.remove(0);
+    assert_eq!(s.idle_states(), 2, "of the prompt, and the last one of the answer");
+    let tokens = [vec![100; 6], vec![0; 10], vec![5; 3]].concat();
+    s.add(1, Arrival { tokens, ..Arrival::default() });
+    assert_eq!(step(&mut s), [(1, 16, 3, true)]);
+}
+
+#[test]
+fn snapshots_are_evicted_with_their_blocks() {
+    let mut s = recurrent(8, 100, 3, 8);
+    s.add(0, arrival(0, 9));
+    step(&mut s);
+    s.remove(0);
+    assert_eq!((s.idle_blocks(), s.idle_states()), (2, 1));
+    s.add(1, arrival(1, 9));
+    step(&mut s);
+    s.remove(1);
+    assert_eq!((s.idle_blocks(), s.idle_states()), (2, 1));
+    s.add(2, arrival(0, 9));
+    assert_eq!(step(&mut s), [(2, 0, 9, true)]);
+}
+
+#[test]
+fn state_slots_bound_the_running_sequences() {
+    let mut s = recurrent(8, 100, 100, 2);
+    (0..3).for_each(|id| s.add(id, arrival(id, 3)));
+    assert_eq!(step(&mut s), [(0, 0, 3, true), (1, 0, 3, true)]);
+    assert_eq!((s.used_states(), s.idle_slots()), (2, 0));
+    s.set_paused(1, true);
+    assert_eq!(step(&mut s), [(0, 3, 1, true), (2, 0, 3, true)]);
+    s.set_paused(1, false);
+    s.remove(2);
+    assert_eq!(step(&mut s), [(0, 4, 1, true), (1, 0, 4, true)]);
+    (0..2).for_each(|id| s.remove(id));
+    assert_eq!(s.used_states(), 0);
+}
+
+#[test]
+fn rejected_drafts_go_back_to_a_saved_state() {
+    for (state_slots, next) in [(9, (0, 6, 1, true)), (3, (0, 4, 3, true)), (2, (0, 3, 4, true)), (1, (0, 3, 1, true))]
+    {
+        let mut s = recurrent(1, 100, 100, state_slots);
+        s.add(0, arrival(7, 2));
+        step(&mut s);
+        s.set_draft(0, vec![1; 6]);
+        let chunks = s.schedule(|_| 100);
+        let drafted = chunks[0].draft.len();
+        assert_eq!(drafted, if state_slots == 1 { 0 } else { 6 });
+        s.computed(&chunks[0], &[&[1; 3][..drafted.min(3)], &[2]].concat());
+        assert_eq!(step(&mut s), [next], "{state_slots} slots");
+        assert_eq!(s.used_states(), 1);
+    }
+}
+
+#[test]
+fn prompts_of_recurrent_models_are_cut_at_block_borders() {
+    let mut s = recurrent(8, 7, 100, 8);
+    s.add(0, arrival(0, 20));
+    assert_eq!(step(&mut s), [(0, 0, 4, false)]);
+    assert_eq!(step(&mut s), [(0, 4, 4, false)]);
+    s.add(1, arrival(1, 1));
+    s.set_paused(0, true);
+    step(&mut s);
+    s.set_paused(0, false);
+    assert_eq!(run(&mut s, 3), [(1, 1, 1, true), (0, 8, 3, false)], "or earlier, if there is no room for a block");
+}
+
+#[test]
+fn failed_passes_keep_no_state() {
+    let mut s = recurrent(8, 100, 100, 8);
+    s.add(0, arrival(7, 9));
+    for chunk in s.schedule(|_| 100) {
+        assert_eq!(chunk.states.saves.len(), 2, "its own and a snapshot");
+        s.failed(&chunk);
+        s.remove(chunk.id);
+    }
+    assert_eq!((s.used_states(), s.idle_states()), (0, 0));
+}
+
 /// A decoder whose next token is a function of all tokens before it, which it finds in its cache
-/// only: wrong blocks give wrong tokens.
-struct FakeDecoder(Vec<u32>);
+/// only: wrong blocks give wrong tokens. If sequences have states, they are the hash of these tokens.
+struct FakeDecoder {
+    cache: Vec<u32>,
+    states: Vec<Option<u32>>,
+}
 
 impl FakeDecoder {
-    fn next(context: impl Iterator<Item = u32>) -> u32 {
-        context.fold(17, |hash: u32, token| hash.wrapping_mul(31).wrapping_add(token)) % 3
+    const START: u32 = 17;
+
+    fn new(cache_blocks: usize, state_slots: usize) -> Self {
+        Self { cache: vec![u32::MAX; cache_blocks * BLOCK], states: vec![None; state_slots] }
     }
 
-    fn compute(&mut self, chunk: &Chunk, tokens: &[u32]) {
-        for (token, position) in tokens.iter().chain(&chunk.draft).zip(chunk.start..) {
-            self.0[Self::slot(chunk, position)] = *token;
+    fn hash(hash: u32, token: u32) -> u32 {
+        hash.wrapping_mul(31).wrapping_add(token)
+    }
+
+    fn next(context: impl Iterator<Item = u32>) -> u32 {
+        context.fold(Self::START, Self::hash) % 3
+    }
+
+    fn compute(&mut self, chunks: &[Chunk], s: &Scheduler) {
+        let before = self.states.clone();
+        for chunk in chunks {
+            for (token, position) in s.tokens(chunk).iter().chain(&chunk.draft).zip(chunk.start..) {
+                self.cache[Self::slot(chunk, position)] = *token;
+            }
+            let Some(own) = chunk.states.saves.last() else { continue };
+            assert_eq!(own.tokens, chunk.start + chunk.len + chunk.draft.len());
+            assert!(chunk.states.saves.is_sorted_by_key(|save| save.tokens));
+            let mut state = chunk.states.from.map_or(Self::START, |slot| before[slot as usize].unwrap());
+            for (token, tokens) in s.tokens(chunk).iter().chain(&chunk.draft).zip(chunk.start + 1..) {
+                state = Self::hash(state, *token);
+                for save in chunk.states.saves.iter().filter(|save| save.tokens == tokens) {
+                    self.states[save.slot as usize] = Some(state);
+                }
+            }
+            let context = (0..own.tokens).map(|position| self.cache[Self::slot(chunk, position)]);
+            assert_eq!(state, context.fold(Self::START, Self::hash), "a state of other tokens than those cached");
         }
+        // Nobody writes what another one reads or writes.
+        let slots = |chunk: &Chunk| chunk.states.saves.iter().map(|save| save.slot).collect::<Vec<_>>();
+        let mut written: Vec<_> = chunks.iter().flat_map(slots).collect();
+        for chunk in chunks {
+            let others = chunks.iter().filter(|other| other.id != chunk.id).flat_map(slots);
+            assert!(others.into_iter().all(|slot| Some(slot) != chunk.states.from));
+        }
+        let count = written.len();
+        written.sort_unstable();
+        written.dedup();
+        assert_eq!(written.len(), count);
     }
 
     /// What is right of the chunk's draft, and the token after that; at most `limit`.
     fn sample(&self, chunk: &Chunk, limit: usize) -> Vec<u32> {
         let mut sampled = Vec::new();
         for len in (chunk.start + chunk.len..).take(limit.min(1 + chunk.draft.len())) {
-            sampled.push(Self::next((0..len).map(|position| self.0[Self::slot(chunk, position)])));
+            sampled.push(Self::next((0..len).map(|position| self.cache[Self::slot(chunk, position)])));
             if chunk.draft.get(sampled.len() - 1) != sampled.last() {
                 break;
             }
@@ -333,12 +478,13 @@ proptest! {
     fn answers_do_not_depend_on_what_else_runs(
         requests in requests(),
         cache_blocks in 8usize..20,
+        state_slots in prop_oneof![Just(0), 1usize..12],
         max_running in 1usize..8,
         max_batched_tokens in 1usize..30,
         pace in 1usize..6,
     ) {
-        let mut s = scheduler(max_running, max_batched_tokens, cache_blocks);
-        let mut decoder = FakeDecoder(vec![u32::MAX; cache_blocks * BLOCK]);
+        let mut s = recurrent(max_running, max_batched_tokens, cache_blocks, state_slots);
+        let mut decoder = FakeDecoder::new(cache_blocks, state_slots);
         let mut answers: Vec<Option<Vec<u32>>> = vec![None; requests.len()];
         for time in 0..3000 {
             for (id, request) in requests.iter().enumerate() {
@@ -355,9 +501,7 @@ proptest! {
                 s.set_paused(sequence, (from..from + len).contains(&time));
             }
             let chunks = s.schedule(|_| pace);
-            for chunk in &chunks {
-                decoder.compute(chunk, s.tokens(chunk));
-            }
+            decoder.compute(&chunks, &s);
             let streams = chunks.iter().filter(|chunk| chunk.len == 1 && chunk.samples).count();
             let rows: usize = chunks.iter().map(|chunk| chunk.len + chunk.draft.len()).sum();
             prop_assert!(rows <= streams + max_batched_tokens);
@@ -392,6 +536,7 @@ proptest! {
             let left = request.leaves.is_some_and(|leaves| leaves >= request.arrives);
             prop_assert!(left || answer.len() == request.answer, "{:?} ended early", request);
         }
-        prop_assert_eq!((s.used_blocks(), s.running()), (0, 0));
+        prop_assert_eq!((s.used_blocks(), s.used_states(), s.running()), (0, 0, 0));
+        prop_assert!(s.idle_states() <= state_slots);
     }
 }

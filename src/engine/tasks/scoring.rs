@@ -17,7 +17,7 @@ pub struct Scoring {
 }
 
 impl Scoring {
-    /// Scores the tokens that follow those of a chunk. After a preemption some are scored already.
+    /// Scores the tokens after each row of a chunk. After a preemption some are scored already.
     pub fn advance(&mut self, chunk: &Chunk, logits: &[f32], step: &mut StepResult) -> Result<()> {
         let mut ready = Vec::new();
         if self.scored == 0 {

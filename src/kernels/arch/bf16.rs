@@ -8,7 +8,6 @@ use crate::kernels::{
     },
 };
 
-/// As they are: sums in the order of the columns.
 impl Bf16Factor for f32 {
     const PER_PAIR: usize = 2;
 
@@ -17,7 +16,6 @@ impl Bf16Factor for f32 {
     }
 }
 
-/// The numbers of pairs that were rounded to bfloat16: of each the second column first, as the instruction has it.
 impl Bf16Factor for [f32; 2] {
     const PER_PAIR: usize = 1;
 
@@ -26,7 +24,7 @@ impl Bf16Factor for [f32; 2] {
     }
 }
 
-/// Such pairs themselves, for the instruction.
+/// A pair of activations rounded to bfloat16, packed for `vdpbf16ps`.
 #[cfg(target_arch = "x86_64")]
 impl Bf16Factor for u32 {
     const PER_PAIR: usize = 1;
@@ -38,7 +36,7 @@ impl Bf16Factor for u32 {
 }
 
 impl<F: WidenedFactor> Bf16Product<'_, F> {
-    /// By instructions for numbers of 32 bits.
+    /// Adds the product with f32 instructions.
     fn add_widened(&self, sums: &mut [f32], sum_stride: usize, isa: Isa) {
         match isa {
             Isa::Scalar => self.add_scalar(sums, sum_stride),
@@ -67,7 +65,8 @@ impl<F: WidenedFactor> Bf16Product<'_, F> {
     }
 }
 
-/// The products of `T` rows, `[pairs, rows]`, with a panel.
+/// The products of `T` rows of activations with a panel. `x` is `[pairs, rows]`, so that a panel is read once for many
+/// rows.
 pub fn multiply_tall<const T: usize>(panel: &[PairLine], x: &[[u32; T]], isa: Isa) -> [[f32; LANES]; T] {
     let mut sums = [[0f32; LANES]; T];
     match isa {
@@ -89,7 +88,8 @@ pub fn multiply_tall<const T: usize>(panel: &[PairLine], x: &[[u32; T]], isa: Is
     sums
 }
 
-/// Of as many rows of a panel as there is space for the numbers of some columns, at most a panel's.
+/// Transposes and widens lines of a panel: `out[row][column]`, for as many rows as `out` has and at most [`LANES`]
+/// columns.
 pub fn widen(lines: &[PairLine], out: &mut [[f32; LANES]], isa: Isa) {
     match (isa, lines.first_chunk::<{ LANES / 2 }>()) {
         #[cfg(target_arch = "x86_64")]
@@ -104,7 +104,7 @@ pub fn widen(lines: &[PairLine], out: &mut [[f32; LANES]], isa: Isa) {
     }
 }
 
-/// As `widen`, but pairs of rows.
+/// Transposes lines of a panel to pairs of rows: line `i` of `out` has rows `2 * i` and `2 * i + 1`.
 pub fn pair_rows(lines: &[PairLine], out: &mut [PairLine], isa: Isa) {
     match (isa, lines.first_chunk::<{ LANES / 2 }>()) {
         #[cfg(target_arch = "x86_64")]

@@ -1,5 +1,5 @@
-//! Products of 16-bit factors and 8-bit codes in pairs, which integer instructions multiply and add. Sums are exact, and so the
-//! same in any order.
+//! Products of 16-bit factors and 8-bit codes in pairs, which integer instructions multiply and add. Sums are exact,
+//! and so the same in any order.
 
 use crate::kernels::{
     Isa,

@@ -1,5 +1,5 @@
-//! Micro-kernels: the inner loops of products. Each file here holds an algorithm's scalar version and its dispatch; the folders
-//! hold the register tiles that all machines share, and each machine's instructions.
+//! Micro-kernels: the inner loops of products. Each file here holds an algorithm's scalar version and its dispatch; the
+//! folders hold the register tiles that all machines share, and each machine's instructions.
 
 #[cfg(target_arch = "aarch64")]
 pub mod aarch64;

@@ -1,4 +1,4 @@
-//! Integer dot products of a panel of quantised weights with activations.
+//! Products of quantized weights and activations: integer dot products in each block, which scales turn into f32.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::kernels::{
     },
 };
 
-/// Gives the products of each panel with some tokens after others.
+/// Calls `write` with the products of each panel and all tokens: a tile of tokens at a time, panel after panel.
 pub fn multiply_panels<'a, C: CodeFormat, const GROUPS: usize>(
     isa: Isa,
     panels: Range<usize>,
@@ -38,7 +38,7 @@ pub fn multiply_panels<'a, C: CodeFormat, const GROUPS: usize>(
     }
 }
 
-/// The oracle of the other paths, and the way of machines without them.
+/// The scalar version, which tests compare the others with.
 fn scalar<const T: usize, C: CodeFormat, const GROUPS: usize>(
     panel: &QuantPanel<'_>,
     x: &ActivationTile<'_, T>,
@@ -68,7 +68,7 @@ fn scalar<const T: usize, C: CodeFormat, const GROUPS: usize>(
     }
 }
 
-/// The codes of a group of columns.
+/// The unpacked codes of a group of columns, `[rows, columns]`.
 fn weights<C: CodeFormat>(panel: &QuantPanel<'_>, table: &[u8; 16], group: usize) -> [u8; ROWS * GROUP] {
     let (line, shift, mask) = if C::NIBBLES { (group / 2, group % 2 * 4, 15) } else { (group, 0, 255) };
     let line = &panel.codes[line].0;

@@ -1,30 +1,26 @@
-//! Attention over the keys and values that a cache holds.
+//! Attention over a paged KV cache, computed in tiles ([FlashAttention](https://arxiv.org/abs/2205.14135)).
 
 use std::mem::take;
 
 use super::{
-    band::bands,
-    kv_dtype::with_kv_dtype,
-    paged_cache::{CacheView, PagedSequence},
-    scoring::Scoring,
-    scratch::AttentionScratch,
-    tile::AttentionTile,
+    band::bands, kv_blocks::CacheView, kv_dtype::with_kv_dtype, scoring::Scoring, scratch::AttentionScratch,
+    sequence::PagedSequence, tile::AttentionTile,
 };
 use crate::kernels::{
     Isa,
     threads::{
-        current_num_threads,
-        parallel::{self, Strips, written_in_bands},
+        current_num_threads, parallel,
+        strips::{Strips, written_in_bands},
     },
 };
 
 /// Multiply-adds below which a second thread costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 16;
-/// Tiles a thread has, or more, where parts of tiles are not shared.
+/// Tiles for each thread from which on threads share whole tiles, and not parts of tiles.
 const TILES_EACH: usize = 8;
 
-/// `softmax(scale * q Kᵀ) V` for each row and head. `queries` and the result are
-/// `[rows, num_heads * head_dim]`, the rows of one sequence after those of another.
+/// `softmax(scale * q Kᵀ) V` for each row and head. `queries` and the result are `[rows, num_heads * head_dim]`, with
+/// the rows of the view's sequences one after another.
 pub fn attend(cache: CacheView<'_>, queries: &[f32], scoring: Scoring<'_>, isa: Isa) -> Vec<f32> {
     let (heads, sequences, blocks) = cache.into_parts();
     let seen = |sequence: &PagedSequence<'_>| sequence.context_len.min(scoring.window.unwrap_or(usize::MAX));
@@ -37,7 +33,7 @@ pub fn attend(cache: CacheView<'_>, queries: &[f32], scoring: Scoring<'_>, isa: 
     with_kv_dtype!(blocks, blocks => {
         let tile = |i: usize| {
             let (band, kv_head) = (bands[i / across], i % across);
-            AttentionTile { heads, scoring, kv_head, band, queries, held: blocks, isa }
+            AttentionTile { heads, scoring, kv_head, band, queries, blocks, isa }
         };
         let parallel = work * heads.num_heads * heads.head_dim >= PARALLEL_WORK;
         if !parallel || count >= current_num_threads() * TILES_EACH {
@@ -47,7 +43,7 @@ pub fn attend(cache: CacheView<'_>, queries: &[f32], scoring: Scoring<'_>, isa: 
                 AttentionScratch::with(|work| strip.write(tile(i).attend(next, work)));
             });
         }
-        // In the order of memory: a block has the keys and values of all heads.
+        // Parts are in the order of memory: a block has the keys and values of all heads.
         let (mut all, mut firsts) = (Vec::new(), Vec::with_capacity(bands.len()));
         for tiles in (0..count).step_by(across) {
             firsts.push(all.len());
@@ -88,8 +84,7 @@ mod tests {
 
     const TYPES: [KvDtype; 4] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16, KvDtype::Int8];
 
-    /// A sequence of `context_len` tokens and the cache that holds it, in blocks out of order among
-    /// others that hold no numbers.
+    /// A sequence of `context_len` tokens, and a cache that holds it in blocks out of order among blocks of NaN.
     struct AttentionCase {
         heads: Heads,
         context_len: usize,
@@ -119,13 +114,13 @@ mod tests {
                 T::round(values, &mut rounded, Isa::Scalar);
                 rounded.into_iter().map(Element::to_f32).collect()
             }
-            // By the greatest of a head's numbers, whose 127th part is rounded up to 16 bits.
-            let coded = |numbers: &[f32]| -> Vec<f32> {
-                let least = numbers.iter().fold(0f32, |greatest, number| greatest.max(number.abs())) / 127.0;
+            // The step is the 127th part of the greatest magnitude, rounded up to 16 bits.
+            let coded = |values: &[f32]| -> Vec<f32> {
+                let least = values.iter().fold(0f32, |greatest, value| greatest.max(value.abs())) / 127.0;
                 let near = half::bf16::from_f32(least);
                 let above = half::bf16::from_bits(near.to_bits() + 1);
                 let scale = if near.to_f32() < least { above.to_f32() } else { near.to_f32() };
-                numbers.iter().map(|number| (number * scale.recip()).round_ties_even() * scale).collect()
+                values.iter().map(|value| (value * scale.recip()).round_ties_even() * scale).collect()
             };
             let rounded = |values: Vec<f32>| match kv_dtype {
                 KvDtype::F32 => values,
@@ -159,7 +154,7 @@ mod tests {
             out
         }
 
-        /// Softmax attention of a row as the formula says it, in f64.
+        /// Attention of a row by the formula, in f64.
         fn naive(&self, row: usize, scoring: Scoring) -> Vec<f64> {
             let first = (row + 1).saturating_sub(scoring.window.unwrap_or(usize::MAX));
             let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
@@ -213,7 +208,7 @@ mod tests {
                 for kv_dtype in TYPES {
                     let heads = Heads { num_heads: group * num_kv_heads, num_kv_heads, head_dim };
                     let case = AttentionCase::new(heads, context_len, kv_dtype);
-                    // Beside codes queries and weights have 16 bits.
+                    // With 8-bit codes, queries and weights have 16 bits.
                     let tolerance = if kv_dtype == KvDtype::Int8 { 3e-4 } else { 2e-5 };
                     for scoring in scorings(head_dim) {
                         let best = case.attend(&[context_len], scoring, Isa::detect());
@@ -235,14 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn chunks_of_a_prompt_and_other_sequences_change_nothing() {
+    fn chunks_of_a_prompt_and_other_sequences_change_no_bit() {
         let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 16 };
         for kv_dtype in [KvDtype::F16, KvDtype::Int8] {
-            chunks_and_others_change_nothing(&AttentionCase::new(heads, 600, kv_dtype));
+            assert_chunks_and_others_change_no_bit(&AttentionCase::new(heads, 600, kv_dtype));
         }
     }
 
-    fn chunks_and_others_change_nothing(case: &AttentionCase) {
+    fn assert_chunks_and_others_change_no_bit(case: &AttentionCase) {
         // Windows of 5, 40 and 270 keys, none, and a cap; sinks with and without a window; biases.
         let some = [1, 3, 4, 5, 7, 8, 9, 10].map(|i| scorings(16)[i]);
         for (isa, scoring) in Isa::available().into_iter().flat_map(|isa| some.map(|scoring| (isa, scoring))) {
@@ -265,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_great_is_stored_as_the_greatest() {
+    fn values_out_of_range_are_stored_as_the_greatest() {
         let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 16 };
         let types = [
             (KvDtype::F16, 65504.0),
@@ -289,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_not_hidden() {
+    fn nan_is_not_hidden() {
         let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 16 };
         let mut one = [1.0; 16];
         one[5] = f32::NAN;

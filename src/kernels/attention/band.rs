@@ -1,21 +1,21 @@
 //! Bands: the rows of a sequence that go through its keys and values together.
 
-use super::{heads::Heads, paged_cache::PagedSequence};
+use super::{heads::Heads, sequence::PagedSequence};
 
-/// Rows times query heads that go through a part of the keys and values together.
+/// Rows times query heads of a tile.
 const TILE_QUERIES: usize = 24;
-/// Rows of one sequence that go through its keys and values together.
+/// Rows of one sequence that attend together.
 #[derive(Clone, Copy)]
 pub struct QueryBand<'a> {
-    /// Where they begin among all rows.
+    /// Index of the first row in the batch.
     pub start: usize,
     pub rows: usize,
-    /// Keys up to that of the first row; each row after it has one more.
+    /// Keys up to the one of the first row. Each further row has one more.
     pub first_context: usize,
-    /// Whether these are the first rows of the sequence in this pass: for them keys and values come from far, the others find
-    /// them near.
+    /// Whether these are the sequence's first rows in the batch. They read keys and values from memory, and later rows
+    /// from the cache.
     pub first: bool,
-    /// Those that are read for the sequence.
+    /// The blocks of the sequence that are read.
     pub blocks: &'a [u32],
 }
 

@@ -1,3 +1,5 @@
+//! Attention to floating-point keys and values.
+
 use std::ops::Range;
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
 };
 use crate::kernels::{layout::element::Element, memory::prefetch::Prefetcher};
 
-/// Blocks whose values go through all queries before the next ones.
+/// Blocks whose values are multiplied with the weights of all queries at a time.
 const BLOCKS_AT_ONCE: usize = 4;
 
 impl<T: Element> AttentionElement for T {
@@ -33,7 +35,7 @@ impl<T: Element> AttentionElement for T {
         let AttentionScratch { weights, part: PartialAttention { values, .. }, .. } = work;
         let (group, head_dim, width) = (tile.heads.group(), tile.heads.head_dim, cached.tokens());
         let seen = |row: usize, block: usize| tile.seen(row, (cached.first + block) * BLOCK_TOKENS, BLOCK_TOKENS);
-        // What a row does not see may be anything, even no number: a weight of zero is not enough.
+        // Values that a row does not see may be NaN, so a weight of zero is not enough.
         let is_whole =
             |block: &usize| [0, tile.band.rows - 1].iter().all(|row| seen(*row, *block) == (0..BLOCK_TOKENS));
         let some = |row: usize, rows: usize, block: usize, seen: Range<usize>| {

@@ -1,5 +1,5 @@
-//! Attention within whole sequences, as training needs it, and its gradients. Scores are computed anew on the way
-//! back ([FlashAttention](https://arxiv.org/abs/2205.14135), algorithm 4), a few queries at a time.
+//! Attention within whole sequences, for training, and its gradients. The backward pass computes scores anew, a few
+//! queries at a time ([FlashAttention](https://arxiv.org/abs/2205.14135), algorithm 4).
 
 use std::ops::Range;
 
@@ -7,8 +7,9 @@ use super::{
     attend::attend,
     heads::{BLOCK_TOKENS, Heads},
     kv_dtype::KvDtype,
-    paged_cache::{PagedCache, PagedSequence},
+    paged_cache::PagedCache,
     scoring::{Scoring, slope},
+    sequence::PagedSequence,
     softmax::softmax_lanes,
 };
 use crate::kernels::{
@@ -20,12 +21,12 @@ use crate::kernels::{
     threads::parallel::{filled, map},
 };
 
-/// Queries whose scores are there at once.
+/// Queries of a tile.
 const TILE_QUERIES: usize = 48;
-/// HeadRows whose gradients a thread adds up at a time.
+/// Rows whose gradients a thread sums at a time.
 const SUMMED_ROWS: usize = 32;
 
-/// PackedSequences of these lengths, whose rows are one after another.
+/// Sequences of these lengths, whose rows follow each other without padding.
 #[derive(Clone, Copy)]
 pub struct PackedSequences<'a> {
     pub lens: &'a [usize],
@@ -33,13 +34,13 @@ pub struct PackedSequences<'a> {
     pub scoring: Scoring<'a>,
 }
 
-/// What rows take from the rows of their sequence up to their own, `[rows, num_heads * head_dim]`, by queries of that
-/// shape, and keys and values, `[rows, num_kv_heads * head_dim]`.
-pub fn forward(sequences: PackedSequences<'_>, [queries, keys, values]: [&[f32]; 3], isa: Isa) -> Vec<f32> {
+/// Causal attention within each sequence. Queries and the result are `[rows, num_heads * head_dim]`, keys and values
+/// `[rows, num_kv_heads * head_dim]`. `None` if the memory for a copy of keys and values cannot be reserved.
+pub fn forward(sequences: PackedSequences<'_>, [queries, keys, values]: [&[f32]; 3], isa: Isa) -> Option<Vec<f32>> {
     let PackedSequences { lens, heads, scoring } = sequences;
     let blocks: usize = lens.iter().map(|len| len.div_ceil(BLOCK_TOKENS)).sum();
     let ids: Vec<u32> = (0..blocks as u32).collect();
-    let mut cache = PagedCache::new(heads, blocks, KvDtype::F32).expect("as much memory as the keys take");
+    let mut cache = PagedCache::new(heads, blocks, KvDtype::F32)?;
     let (mut in_blocks, mut first) = (Vec::new(), 0);
     for len in lens {
         let blocks = len.div_ceil(BLOCK_TOKENS);
@@ -47,13 +48,13 @@ pub fn forward(sequences: PackedSequences<'_>, [queries, keys, values]: [&[f32];
         first += blocks;
     }
     cache.store(&in_blocks, keys, values, isa);
-    attend(cache.view(&in_blocks), queries, scoring, isa)
+    Some(attend(cache.view(&in_blocks), queries, scoring, isa))
 }
 
-/// The gradients by queries, keys and values, from the result of `forward` and its gradient.
+/// The gradients with respect to queries, keys and values, from the result of [`forward`] and its gradient.
 pub fn backward(
     sequences: PackedSequences<'_>,
-    numbers @ [queries, keys, values]: [&[f32]; 3],
+    inputs @ [queries, keys, values]: [&[f32]; 3],
     out: &[f32],
     gradient: &[f32],
     isa: Isa,
@@ -64,25 +65,25 @@ pub fn backward(
     let tasks: Vec<_> = starts.iter().flat_map(|span| (0..heads.num_heads).map(move |head| (*span, head))).collect();
     let gradients = map(&tasks, |_, ((start, len), head)| {
         let kv_head = head / (heads.num_heads / heads.num_kv_heads);
-        let piece = |all: &[f32], head, count| HeadRows::of_head(all, *start, *len, head, count, heads.head_dim);
+        let rows = |all: &[f32], head, count| HeadRows::of_head(all, (*start, *len), (head, count), heads.head_dim);
         HeadAttention {
             scoring,
             sink: scoring.sinks.map(|sinks| sinks[*head]),
             fall: scoring.alibi.map(|alibi| alibi * slope(*head, heads.num_heads)),
-            queries: piece(queries, *head, heads.num_heads),
-            keys: piece(keys, kv_head, heads.num_kv_heads),
-            values: piece(values, kv_head, heads.num_kv_heads),
-            out: piece(out, *head, heads.num_heads),
-            gradient: piece(gradient, *head, heads.num_heads),
+            queries: rows(queries, *head, heads.num_heads),
+            keys: rows(keys, kv_head, heads.num_kv_heads),
+            values: rows(values, kv_head, heads.num_kv_heads),
+            out: rows(out, *head, heads.num_heads),
+            gradient: rows(gradient, *head, heads.num_heads),
             isa,
         }
         .backward()
     });
-    // Of key/value heads those of all query heads that share them are added up.
+    // The gradient of a KV head is the sum over the query heads that share it.
     let sums = |which: usize, shared: usize| {
         let (count, head_dim) = (heads.num_heads / shared, heads.head_dim);
         let width = count * head_dim;
-        filled(numbers[which].len(), SUMMED_ROWS * width, |part, sums| {
+        filled(inputs[which].len(), SUMMED_ROWS * width, |part, sums| {
             for (row, sums) in sums.chunks_mut(width).enumerate() {
                 let row = part * SUMMED_ROWS + row;
                 let sequence = starts.partition_point(|(start, _)| *start <= row) - 1;
@@ -100,60 +101,61 @@ pub fn backward(
     [sums(0, 1), sums(1, group), sums(2, group)]
 }
 
-/// The rows of one head, each filled up with zeros to whole panels.
+/// The rows of one head in one sequence, padded with zeros to whole panels.
 struct HeadRows {
     len: usize,
     width: usize,
-    numbers: Vec<f32>,
+    values: Vec<f32>,
 }
 
 impl HeadRows {
     fn zeros(len: usize, width: usize) -> Self {
-        Self { len, width, numbers: vec![0f32; len * width] }
+        Self { len, width, values: vec![0f32; len * width] }
     }
 
-    fn of_head(all: &[f32], start: usize, len: usize, head: usize, heads: usize, head_dim: usize) -> Self {
+    /// The rows `start..start + len` of head `head` out of `heads` in `all`, `[rows, heads * head_dim]`.
+    fn of_head(all: &[f32], (start, len): (usize, usize), (head, heads): (usize, usize), head_dim: usize) -> Self {
         let mut this = Self::zeros(len, head_dim.next_multiple_of(LANES));
         let stored = all[start * heads * head_dim..].chunks_exact(heads * head_dim);
-        for (to, from) in this.numbers.chunks_mut(this.width).zip(stored) {
+        for (to, from) in this.values.chunks_mut(this.width).zip(stored) {
             to[..head_dim].copy_from_slice(&from[head * head_dim..][..head_dim]);
         }
         this
     }
 
     fn row(&self, row: usize) -> &[f32] {
-        &self.numbers[row * self.width..][..self.width]
+        &self.values[row * self.width..][..self.width]
     }
 
-    /// With a column for each row, as many as fill whole panels.
+    /// The transpose: a column for each row, padded to whole panels.
     fn transposed(&self) -> Self {
         let mut this = Self::zeros(self.width, self.len.next_multiple_of(LANES));
-        for (row, numbers) in self.numbers.chunks(self.width).enumerate() {
-            numbers.iter().enumerate().for_each(|(column, number)| this.numbers[column * this.width + row] = *number);
+        for (row, values) in self.values.chunks(self.width).enumerate() {
+            values.iter().enumerate().for_each(|(column, value)| this.values[column * this.width + row] = *value);
         }
         this
     }
 
-    /// The product with the first rows of `right`, as many as there are `steps`, added to `sums` from its row `to` on.
-    fn times(&self, right: &Self, steps: usize, sums: &mut Self, to: usize, isa: Isa) {
+    /// Adds the product with the first `steps` rows of `right` to `sums`, from row `to` of `sums` on.
+    fn multiply(&self, right: &Self, steps: usize, (sums, to): (&mut Self, usize), isa: Isa) {
         let product = PanelProduct {
-            factors: &self.numbers,
+            factors: &self.values,
             factor_stride: self.width,
             rows: self.len,
-            panels: Panels::Beside(sums.width / LANES, &[&right.numbers]),
+            panels: Panels::Beside(sums.width / LANES, &[&right.values]),
             steps,
             panel_stride: right.width,
         };
         let width = sums.width;
-        product.add_to(&mut sums.numbers[to * width..], width, isa);
+        product.add_to(&mut sums.values[to * width..], width, isa);
     }
 }
 
-/// One query head with its key/value head in one sequence.
+/// A query head with its KV head in one sequence.
 struct HeadAttention<'a> {
     scoring: Scoring<'a>,
     sink: Option<f32>,
-    /// What scores lose with each token between query and key.
+    /// The decrease of scores with each token between query and key.
     fall: Option<f32>,
     queries: HeadRows,
     keys: HeadRows,
@@ -171,18 +173,15 @@ impl HeadAttention<'_> {
         for first in (0..len).step_by(TILE_QUERIES) {
             let rows = TILE_QUERIES.min(len - first);
             let seen = first + rows;
-            let tile = |of: &HeadRows| HeadRows {
-                len: rows,
-                width,
-                numbers: of.numbers[first * width..seen * width].to_vec(),
-            };
+            let tile =
+                |of: &HeadRows| HeadRows { len: rows, width, values: of.values[first * width..seen * width].to_vec() };
             let (queries, gradient) = (tile(&self.queries), tile(&self.gradient));
             let columns = seen.next_multiple_of(LANES);
             let mut weights = HeadRows::zeros(rows, columns);
-            queries.times(&keys, width, &mut weights, 0, self.isa);
-            // Of the values each row takes the products with its gradient.
+            queries.multiply(&keys, width, (&mut weights, 0), self.isa);
+            // Products of each row's gradient and the values.
             let mut slopes = HeadRows::zeros(rows, columns);
-            gradient.times(&values, width, &mut slopes, 0, self.isa);
+            gradient.multiply(&values, width, (&mut slopes, 0), self.isa);
             for row in 0..rows {
                 let at = row * columns..(row + 1) * columns;
                 let (query, window) = (first + row, self.scoring.window.unwrap_or(usize::MAX));
@@ -194,33 +193,35 @@ impl HeadAttention<'_> {
                     out: self.out.row(query),
                     gradient: gradient.row(row),
                 };
-                let (weights, slopes) = (&mut weights.numbers[at.clone()], &mut slopes.numbers[at]);
+                let (weights, slopes) = (&mut weights.values[at.clone()], &mut slopes.values[at]);
                 weigh_row(&row, weights, slopes, self.isa);
             }
-            slopes.times(&self.keys, seen, &mut grad_queries, first, self.isa);
+            slopes.multiply(&self.keys, seen, (&mut grad_queries, first), self.isa);
             let back = |of: &HeadRows| HeadRows { len: seen, ..of.transposed() };
-            back(&slopes).times(&queries, rows, &mut grad_keys, 0, self.isa);
-            back(&weights).times(&gradient, rows, &mut grad_values, 0, self.isa);
+            back(&slopes).multiply(&queries, rows, (&mut grad_keys, 0), self.isa);
+            back(&weights).multiply(&gradient, rows, (&mut grad_values, 0), self.isa);
         }
         [grad_queries, grad_keys, grad_values]
     }
 }
 
-/// One query of a head.
+/// A query of a head.
 pub struct QueryRow<'a> {
     scoring: Scoring<'a>,
     fall: Option<f32>,
     sink: Option<f32>,
     /// The keys it attends to.
     seen: Range<usize>,
-    /// What it makes of the values, and the gradient of that; whole lanes.
+    /// The result, padded to whole panels.
     out: &'a [f32],
+    /// The gradient of the result, padded alike.
     gradient: &'a [f32],
 }
 
 multiversion! {
-    /// Makes products of a row with all keys its weights, and those of its gradient with all values the gradient by those
-    /// products; whole lanes of them.
+    /// `weights` are the products of a query and all keys before, and the attention weights after. `slopes` are the
+    /// products of the gradient and all values before, and the gradient with respect to the products of query and keys
+    /// after.
     pub fn weigh_row(row: &QueryRow<'_>, weights: &mut [f32], slopes: &mut [f32]) {
         let Scoring { scale, softcap, .. } = row.scoring;
         weights.iter_mut().for_each(|score| *score *= scale);
@@ -239,11 +240,12 @@ multiversion! {
         weights[row.seen.end..].fill(f32::NEG_INFINITY);
         let (greatest, sum) = softmax_lanes(weights, &mut Prefetcher::idle());
         let sum = sum + row.sink.map_or(0.0, |sink| exp(sink - greatest));
-        // Of the values all weights together take this much.
+        // The product of the result and its gradient.
         let mut taken = [0f32; LANES];
         let (out, gradient) = (row.out.as_chunks::<LANES>().0, row.gradient.as_chunks::<LANES>().0);
         for (out, gradient) in out.iter().zip(gradient) {
-            taken.iter_mut().zip(out.iter().zip(gradient)).for_each(|(taken, (out, gradient))| *taken += out * gradient);
+            let products = out.iter().zip(gradient).map(|(out, gradient)| out * gradient);
+            taken.iter_mut().zip(products).for_each(|(taken, product)| *taken += product);
         }
         let taken: f32 = taken.iter().sum();
         for (weight, slope) in weights.iter_mut().zip(&mut *slopes) {
@@ -259,7 +261,6 @@ mod tests {
     use super::*;
     use crate::kernels::noise;
 
-    /// Each gradient is what the result's weighted sum changes by.
     #[test]
     fn gradients_are_the_slopes_of_the_result() {
         let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6 };
@@ -276,23 +277,22 @@ mod tests {
         ];
         for (softcap, window, sinks, alibi) in cases {
             let scoring = Scoring { scale: 0.7, softcap, window, sinks, alibi };
-            let numbers = [noise(rows * 24, 1, 1.0), noise(rows * 12, 2, 1.0), noise(rows * 12, 3, 1.0)];
+            let inputs = [noise(rows * 24, 1, 1.0), noise(rows * 12, 2, 1.0), noise(rows * 12, 3, 1.0)];
             let weights = noise(rows * 24, 4, 1.0);
             for isa in Isa::available() {
-                let of = |numbers: &[Vec<f32>; 3]| {
-                    let numbers = numbers.each_ref().map(Vec::as_slice);
-                    forward(PackedSequences { lens: &lens, heads, scoring }, numbers, isa)
+                let of = |inputs: &[Vec<f32>; 3]| {
+                    let inputs = inputs.each_ref().map(Vec::as_slice);
+                    forward(PackedSequences { lens: &lens, heads, scoring }, inputs, isa).unwrap()
                 };
                 let sequences = PackedSequences { lens: &lens, heads, scoring };
-                let gradients =
-                    backward(sequences, numbers.each_ref().map(Vec::as_slice), &of(&numbers), &weights, isa);
-                let loss = |numbers: &[Vec<f32>; 3]| -> f64 {
-                    of(numbers).iter().zip(&weights).map(|(y, weight)| f64::from(*y) * f64::from(*weight)).sum()
+                let gradients = backward(sequences, inputs.each_ref().map(Vec::as_slice), &of(&inputs), &weights, isa);
+                let loss = |inputs: &[Vec<f32>; 3]| -> f64 {
+                    of(inputs).iter().zip(&weights).map(|(y, weight)| f64::from(*y) * f64::from(*weight)).sum()
                 };
                 for (which, gradient) in gradients.iter().enumerate() {
                     for i in (0..gradient.len()).step_by(11) {
                         let moved = |by: f32| {
-                            let mut moved = numbers.clone();
+                            let mut moved = inputs.clone();
                             moved[which][i] += by;
                             loss(&moved)
                         };

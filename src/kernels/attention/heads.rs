@@ -2,7 +2,7 @@
 
 use crate::kernels::layout::panels::LANES;
 
-/// Tokens in one block of the cache: the scores of a block's keys are the lanes of a panel.
+/// Tokens of a cache block: as many as a panel has lanes, so that the scores of a block's keys are one panel.
 pub const BLOCK_TOKENS: usize = LANES;
 
 /// The head layout of an attention layer.
@@ -14,12 +14,12 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Query heads that share a key/value head.
+    /// Query heads that share a KV head.
     pub fn group(self) -> usize {
         self.num_heads / self.num_kv_heads
     }
 
-    /// What a head's values take in whole panels.
+    /// The size of a head, padded to whole panels.
     pub fn padded_dim(self) -> usize {
         self.head_dim.next_multiple_of(LANES)
     }

@@ -1,29 +1,30 @@
 //! Queries and attention weights rounded to 16 bits, for integer products with 8-bit keys and values.
 
 use crate::kernels::{
-    elementwise::math::{greatest, rounded},
+    elementwise::math::{max_abs, round_to_int},
     multiversion::multiversion,
 };
 
-/// The greatest factor with which sums of so many products stay below what an integer of 32 bits holds.
+/// The greatest factor with which the sum of so many products with 8-bit codes fits into 32 bits.
 pub fn greatest_factor(products: usize) -> i16 {
     (i32::MAX as usize / 128 / products).min(i16::MAX as usize) as i16
 }
 
 multiversion! {
-    /// Rounds to the nearest of the steps between ± the greatest, which becomes `greatest_factor`; gives the step.
+    /// Rounds to the nearest of the steps between ± the greatest magnitude, which becomes `greatest_factor`. Returns
+    /// the step.
     pub fn round_to_factors(x: &[f32], greatest_factor: i16, factors: &mut [i16]) -> f32 {
-        let (greatest, greatest_factor) = (greatest(x), f32::from(greatest_factor));
+        let (greatest, greatest_factor) = (max_abs(x), f32::from(greatest_factor));
         let inverse = if greatest == 0.0 { 0.0 } else { greatest_factor / greatest };
         for (factor, value) in factors.iter_mut().zip(x) {
-            *factor = rounded(value * inverse) as i16;
+            *factor = round_to_int(value * inverse) as i16;
         }
         greatest / greatest_factor
     }
 }
 
 multiversion! {
-    /// Writes sums times `step`.
+    /// Writes the sums times `step`.
     pub fn scale_sums(sums: &[i32], step: f32, out: &mut [f32]) {
         out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum as f32 * step);
     }
@@ -35,7 +36,7 @@ mod tests {
     use crate::kernels::Isa;
 
     #[test]
-    fn the_greatest_sums_are_no_more_than_an_integer_holds() {
+    fn the_greatest_sums_fit_into_32_bits() {
         for products in [2, 64, 256, 512, 514, 4096] {
             let factor = i64::from(greatest_factor(products));
             assert!(factor * 128 * products as i64 <= i64::from(i32::MAX));

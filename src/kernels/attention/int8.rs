@@ -1,3 +1,5 @@
+//! Attention to keys and values of 8 bits.
+
 use super::{
     heads::BLOCK_TOKENS,
     int16::{greatest_factor, round_to_factors, scale_sums},
@@ -8,12 +10,12 @@ use super::{
 };
 use crate::kernels::memory::prefetch::Prefetcher;
 
-/// What it takes to scale [`LANES`](crate::kernels::arch::panels::LANES) sums, and to round so many weights, in units of work of
-/// [`Prefetcher`].
+/// The costs of scaling [`LANES`](crate::kernels::layout::panels::LANES) sums, and of rounding as many weights, in
+/// units of work of the [`Prefetcher`].
 const SCALING_WORK: usize = 4;
 const ROUNDING_WORK: usize = 12;
 
-/// Queries and weights are rounded to 16 bits, so that their products with codes are those of integers.
+/// Queries and weights are rounded to 16 bits, so that their products with codes are exact integers.
 impl AttentionElement for i8 {
     const WORK: usize = SCALING_WORK + SOFTMAX_WORK + ROUNDING_WORK;
 
@@ -63,7 +65,7 @@ impl AttentionElement for i8 {
         let each = weights.chunks_exact_mut(width).zip(factors.chunks_exact_mut(width / 2)).enumerate();
         for (query, (weights, factors)) in each {
             weigh_scales(weights, scales.as_flattened(), tile.isa);
-            // What a row does not see may be anything.
+            // Scores that a row does not see are unspecified.
             let seen = tile.seen(query / tile.heads.group(), cached.first * BLOCK_TOKENS, width);
             weights[..seen.start].fill(0.0);
             weights[seen.end..].fill(0.0);

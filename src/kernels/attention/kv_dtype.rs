@@ -1,4 +1,4 @@
-//! How keys and values are stored.
+//! The types that keys and values are stored in.
 
 use bytemuck::allocation::try_zeroed_vec;
 use half::{bf16, f16};
@@ -10,7 +10,7 @@ use crate::kernels::{
     memory::prefetch::prefetch,
 };
 
-/// What keys and values are stored as.
+/// The type that keys and values are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvDtype {
     F32,
@@ -20,7 +20,7 @@ pub enum KvDtype {
 }
 
 impl KvDtype {
-    /// The memory that a block of one layer takes.
+    /// Bytes of a block of one layer.
     pub fn block_bytes(self, heads: Heads) -> usize {
         fn bytes<T: KvElement>(heads: Heads) -> usize {
             T::block_len(heads).saturating_mul(size_of::<T>())
@@ -33,7 +33,7 @@ impl KvDtype {
         }
     }
 
-    /// Zeros for `blocks` blocks, if there is memory for them.
+    /// Zeros for `blocks` blocks; `None` if the memory cannot be reserved.
     pub fn zeroed(self, heads: Heads, blocks: usize) -> Option<ByKvDtype> {
         fn zeroed<T: KvElement>(heads: Heads, blocks: usize) -> Option<Vec<T>> {
             try_zeroed_vec(blocks.checked_mul(T::block_len(heads))?).ok()
@@ -47,7 +47,7 @@ impl KvDtype {
     }
 }
 
-/// What is stored as one of the types.
+/// A value for each [`KvDtype`]: by default, the elements of a cache.
 #[derive(Clone, Copy)]
 pub enum ByKvDtype<A = Vec<f32>, B = Vec<f16>, C = Vec<bf16>, D = Vec<i8>> {
     F32(A),
@@ -56,7 +56,7 @@ pub enum ByKvDtype<A = Vec<f32>, B = Vec<f16>, C = Vec<bf16>, D = Vec<i8>> {
     Int8(D),
 }
 
-/// Does the same with each type of [`ByKvDtype`].
+/// Evaluates an expression for any variant of [`ByKvDtype`].
 macro_rules! with_kv_dtype {
     ($typed:expr, $of_type:ident => $result:expr) => {
         match $typed {
@@ -69,26 +69,26 @@ macro_rules! with_kv_dtype {
 }
 pub(super) use with_kv_dtype;
 
-/// What a block has for each key/value head: the values, behind which their last panel may be read, and so after them
-/// the keys.
+/// A type of keys and values. In a block each KV head has its values, then its keys: the last panel of the values may
+/// be read beyond their end.
 pub trait KvElement: PanelElement {
-    /// What a head's keys take in a block.
+    /// Elements of a head's keys in a block.
     fn keys_len(head_dim: usize) -> usize;
-    /// What its values take.
+    /// Elements of a head's values in a block.
     fn values_len(head_dim: usize) -> usize;
-    /// Asks for the lines that `store` writes to: they come from far, and stores wait for them one after another.
+    /// Prefetches the lines that [`store`](Self::store) writes, which stores would wait for one after another.
     fn prefetch(stored: [&[Self]; 2], token: usize, head_dim: usize);
-    /// Stores what one token has.
+    /// Stores the key and the value of a token, in the keys and values of a head.
     fn store(stored: [&mut [Self]; 2], token: usize, key_and_value: [&[f32]; 2], isa: Isa);
 
-    /// What a block takes.
+    /// Elements of a block.
     fn block_len(heads: Heads) -> usize {
         let Heads { num_kv_heads, head_dim, .. } = heads;
         Self::keys_len(head_dim).saturating_add(Self::values_len(head_dim)).saturating_mul(num_kv_heads)
     }
 }
 
-/// Numbers: values are `[BLOCK_TOKENS, head_dim]`, keys a panel `[head_dim, BLOCK_TOKENS]`.
+/// Floating-point types: values are `[BLOCK_TOKENS, head_dim]`, keys are a panel `[head_dim, BLOCK_TOKENS]`.
 impl<T: Element> KvElement for T {
     fn keys_len(head_dim: usize) -> usize {
         head_dim.saturating_mul(BLOCK_TOKENS)

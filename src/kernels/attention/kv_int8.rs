@@ -1,4 +1,4 @@
-//! Keys and values of 8 bits: codes, and for each token's key and value of a head a scale.
+//! Keys and values of 8 bits: codes, with a scale for each token's key or value of a head.
 
 use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut, from_bytes};
 use half::bf16;
@@ -7,19 +7,19 @@ use smallvec::{SmallVec, smallvec};
 use super::{heads::BLOCK_TOKENS, kv_dtype::KvElement};
 use crate::kernels::{
     Isa,
-    elementwise::math::{greatest, rounded},
+    elementwise::math::{max_abs, round_to_int},
     layout::panels::PanelElement,
     memory::prefetch::prefetch,
     multiversion::multiversion,
 };
 
-/// What the scales of a block's tokens take, each in 16 bits.
+/// Bytes of the scales of a block's tokens, which have 16 bits each.
 pub const SCALES_LEN: usize = BLOCK_TOKENS * 2;
-/// What is beyond it is stored as that, so that no product of a code and a scale is infinite.
+/// The greatest magnitude that is stored, so that no product of a code and a scale is infinite.
 const GREATEST: f32 = 1e38;
 
-/// Values are the scales of the tokens, then codes `[BLOCK_TOKENS / 2, head_dim, 2]`; keys are codes
-/// `[head_dim / 2, BLOCK_TOKENS, 2]`, then scales. So both are pairs whose products with pairs of factors are added up.
+/// Values are the scales of the tokens, then codes `[BLOCK_TOKENS / 2, head_dim, 2]`. Keys are codes
+/// `[head_dim / 2, BLOCK_TOKENS, 2]`, then scales. Both are pairs, as integer instructions multiply and add them.
 impl KvElement for i8 {
     fn keys_len(head_dim: usize) -> usize {
         head_dim.next_multiple_of(2).saturating_mul(BLOCK_TOKENS).saturating_add(SCALES_LEN)
@@ -52,7 +52,7 @@ impl KvElement for i8 {
     }
 }
 
-/// A scale as it is stored: the upper half of a number's bits.
+/// A stored scale: the bits of a bfloat16.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct TokenScale([u8; 2]);
@@ -81,18 +81,19 @@ fn set_scale(scales: &mut [i8], token: usize, scale: bf16) {
 }
 
 multiversion! {
-    /// Rounds to the nearest of 255 steps between ± the greatest, or a little more: the step has 16 bits.
+    /// Rounds to the nearest of 255 steps between ± the greatest magnitude, or a little more: the step, which is
+    /// returned, is rounded up to bfloat16.
     pub fn round_to_codes(x: &[f32], codes: &mut [i8]) -> bf16 {
-        let scale = scale_for(greatest(x));
+        let scale = scale_for(max_abs(x));
         let inverse = if scale == bf16::ZERO { 0.0 } else { scale.to_f32().recip() };
         for (code, value) in codes.iter_mut().zip(x) {
-            *code = rounded((value * inverse).clamp(-127.0, 127.0)) as i8;
+            *code = round_to_int((value * inverse).clamp(-127.0, 127.0)) as i8;
         }
         scale
     }
 }
 
-/// The least of 16 bits of which 127 are not less.
+/// The least bfloat16 of which 127 times is not less than `greatest`.
 #[inline(always)]
 fn scale_for(greatest: f32) -> bf16 {
     if greatest.is_nan() {
@@ -106,7 +107,7 @@ fn scale_for(greatest: f32) -> bf16 {
 }
 
 multiversion! {
-    /// Writes sums times `step` and the scales of their tokens.
+    /// Writes the sums times `step` and the scales of their tokens.
     pub fn scale_scores(sums: &[i32], step: f32, scales: &[TokenScale], out: &mut [f32]) {
         for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
             *out = *sum as f32 * (step * scale.to_f32());

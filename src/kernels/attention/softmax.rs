@@ -1,4 +1,4 @@
-//! SoftmaxState over keys that are seen part by part.
+//! Online softmax ([paper](https://arxiv.org/abs/1805.02867)) over keys that are read part by part.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::kernels::{
     multiversion::multiversion,
 };
 
-/// What the keys of a part give, before the division by the sum of their weights.
+/// Attention to some of the keys, before the division by the sum of their weights.
 #[derive(Default)]
 pub struct PartialAttention {
     /// `[queries]`.
@@ -19,22 +19,22 @@ pub struct PartialAttention {
     pub values: Vec<f32>,
 }
 
-/// Over what the weights of a query's keys are `exp(score - max)`.
+/// The state of a query's softmax: its weights are `exp(score - max)`.
 #[derive(Debug, Clone, Copy)]
 pub struct SoftmaxState {
     pub max: f32,
-    /// That of the weights; zero where the query sees no key.
+    /// The sum of the weights; zero without keys.
     pub sum: f32,
 }
 
 impl PartialAttention {
-    /// As before the first part.
+    /// Resets it to no keys.
     pub fn clear(&mut self) {
         self.softmaxes.clear();
         self.values.clear();
     }
 
-    /// Takes in the next part.
+    /// Adds the next keys.
     pub fn merge(&mut self, part: &Self, isa: Isa) {
         if self.softmaxes.is_empty() {
             self.softmaxes.extend_from_slice(&part.softmaxes);
@@ -58,7 +58,7 @@ impl PartialAttention {
 }
 
 multiversion! {
-    /// Adds the values of the next part to those so far.
+    /// Adds the weighted values of the next keys, both rescaled to the greater maximum.
     pub fn merge_values(
         values: &mut [f32],
         softmax: SoftmaxState,
@@ -74,7 +74,7 @@ multiversion! {
     }
 }
 
-/// Turns the scores that are `seen` into weights.
+/// Turns scores into weights. Scores outside of `seen` get the weight zero.
 pub fn softmax(
     scores: &mut [f32],
     seen: Range<usize>,
@@ -96,10 +96,10 @@ pub fn softmax(
     SoftmaxState { max, sum }
 }
 
-/// What the softmax of [`LANES`] scores takes, in units of work of [`Prefetcher`].
+/// The cost of the softmax of [`LANES`] scores, in units of work of the [`Prefetcher`].
 pub const SOFTMAX_WORK: usize = 24;
 
-/// Turns scores, whole lanes of them, into `exp(score - max)`; gives `max` and the sum.
+/// Turns scores, a multiple of [`LANES`], into `exp(score - max)`. Returns `max` and the sum.
 #[inline(always)]
 pub fn softmax_lanes(scores: &mut [f32], ahead: &mut Prefetcher<'_>) -> (f32, f32) {
     let (scores, _) = scores.as_chunks_mut::<LANES>();

@@ -1,4 +1,6 @@
-#![allow(unsafe_code)]
+//! Tiles of attention: rows of a sequence with the query heads of one KV head.
+
+#![allow(unsafe_code, reason = "blocks of a cache that other threads write to")]
 
 use std::ops::Range;
 
@@ -7,8 +9,8 @@ use smallvec::SmallVec;
 use super::{
     band::QueryBand,
     heads::{BLOCK_TOKENS, Heads},
+    kv_blocks::KvBlocks,
     kv_dtype::KvElement,
-    paged_cache::KvBlocks,
     scoring::{Scoring, slope},
     scratch::AttentionScratch,
     softmax::{PartialAttention, SoftmaxState, softmax},
@@ -20,37 +22,37 @@ use crate::kernels::{
     memory::prefetch::Prefetcher,
 };
 
-/// Keys whose scores are turned into weights together. Parts begin at multiples of it, wherever the
-/// chunks of a prompt do, and are merged in their order.
+/// Keys of a part, whose softmax is computed at a time. Parts begin at multiples of it, whatever the chunks of a prompt
+/// are, and are merged in order, so that bits depend on neither.
 pub const PART_TOKENS: usize = PART_BLOCKS * BLOCK_TOKENS;
 const PART_BLOCKS: usize = 16;
 
-/// What a part has in the cache.
+/// The keys and values of a part.
 pub struct KvPart<'a, T> {
-    /// The first of its blocks.
+    /// Index of the first block.
     pub first: usize,
-    /// The keys of each.
+    /// The keys of each block.
     pub keys: Slices<'a, T>,
-    /// Their values, with what the last panel reads after them.
+    /// The values of each block, with the elements behind them that the last panel reads.
     pub values: Slices<'a, T>,
 }
 
-/// Some of each block.
+/// A slice of each block.
 pub type Slices<'a, T> = SmallVec<[&'a [T]; PART_BLOCKS]>;
 
 impl<T> KvPart<'_, T> {
-    /// The tokens that their places are for.
+    /// The number of keys, unused places of the last block included.
     pub fn tokens(&self) -> usize {
         self.keys.len() * BLOCK_TOKENS
     }
 }
 
-/// What attention is computed with.
+/// A type of keys and values with its way to attend.
 pub trait AttentionElement: KvElement {
-    /// What the scores of a query and [`LANES`] keys take beside products, in units of work of [`Prefetcher`].
+    /// The cost of a query and [`LANES`] keys beside products, in units of work of the [`Prefetcher`].
     const WORK: usize;
 
-    /// Sets the weights of `work` to the scores of all queries of the tile, which are there, and these keys.
+    /// Sets `work.weights` to the scores of `work.queries` and these keys.
     fn score(
         tile: &AttentionTile<'_, Self>,
         cached: &KvPart<'_, Self>,
@@ -58,7 +60,7 @@ pub trait AttentionElement: KvElement {
         work: &mut AttentionScratch,
     );
 
-    /// Adds to the values of the part in `work`, which are zero, these times their weights.
+    /// Adds these values times `work.weights` to the values of `work.part`, which are zero.
     fn add_values(
         tile: &AttentionTile<'_, Self>,
         cached: &KvPart<'_, Self>,
@@ -67,30 +69,30 @@ pub trait AttentionElement: KvElement {
     );
 }
 
-/// A band with the query heads that share a key/value head. Each key and value is read once for all of them.
+/// A band with the query heads that share a KV head. Each key and value is read once for all of them.
 pub struct AttentionTile<'a, T> {
     pub heads: Heads,
     pub scoring: Scoring<'a>,
     pub kv_head: usize,
     pub band: QueryBand<'a>,
-    /// Those of all rows.
+    /// The queries of all rows, `[rows, num_heads * head_dim]`.
     pub queries: &'a [f32],
-    pub held: KvBlocks<'a, T>,
+    pub blocks: KvBlocks<'a, T>,
     pub isa: Isa,
 }
 
-/// Factors of values.
+/// Attention weights as factors of values.
 pub struct ValueWeights<'a, T: PanelElement> {
-    /// Those of row `r` begin at `r * stride`.
+    /// Row `r` begins at `r * stride`.
     pub factors: &'a [T::Factor],
     pub stride: usize,
     pub rows: usize,
-    /// Those in a block.
+    /// Factors for each block.
     pub steps: usize,
 }
 
 impl<T: AttentionElement> AttentionTile<'_, T> {
-    /// The parts that any row attends to.
+    /// Indices of the parts that any row attends to.
     pub fn parts(&self) -> Range<usize> {
         let QueryBand { first_context, rows, .. } = self.band;
         self.seen(0, 0, usize::MAX).start / PART_TOKENS..(first_context + rows - 1).div_ceil(PART_TOKENS)
@@ -99,15 +101,15 @@ impl<T: AttentionElement> AttentionTile<'_, T> {
     fn cached(&self, blocks: Range<usize>) -> KvPart<'_, T> {
         let (mut keys, mut values, first) = (Slices::new(), Slices::new(), blocks.start);
         for block in &self.band.blocks[blocks] {
-            // SAFETY: a band has the blocks that its sequence reads, which is one of those that are held.
-            let (of_keys, of_values) = unsafe { self.held.get(*block as usize, self.kv_head) };
+            // SAFETY: a band has the blocks that its sequence reads, which is one of the view's.
+            let (of_keys, of_values) = unsafe { self.blocks.get(*block as usize, self.kv_head) };
             keys.push(of_keys);
             values.push(of_values);
         }
         KvPart { first, keys, values }
     }
 
-    /// Which of the `len` keys from position `start` on row `row` attends to.
+    /// The keys that a row attends to, as indices into the `len` keys from position `start` on.
     pub fn seen(&self, row: usize, start: usize, len: usize) -> Range<usize> {
         let context = self.band.first_context + row;
         let first = context.saturating_sub(self.scoring.window.unwrap_or(usize::MAX));
@@ -115,15 +117,15 @@ impl<T: AttentionElement> AttentionTile<'_, T> {
         first.saturating_sub(start).min(end)..end
     }
 
-    /// The blocks of a part that any row attends to.
-    fn blocks(&self, part: usize) -> Range<usize> {
+    /// Indices of the blocks of a part that any row attends to.
+    fn blocks_of(&self, part: usize) -> Range<usize> {
         let from = self.seen(0, part * PART_TOKENS, PART_TOKENS).start;
         let to = self.seen(self.band.rows - 1, part * PART_TOKENS, PART_TOKENS).end;
         let first = part * PART_BLOCKS;
         first + from / BLOCK_TOKENS..first + to.div_ceil(BLOCK_TOKENS)
     }
 
-    /// What all rows attend to, `[rows, group, head_dim]`. It asks for what the `next` tile begins with.
+    /// The result for all rows, `[rows, group, head_dim]`. Prefetches the first keys of the `next` tile.
     pub fn attend<'a>(&self, next: Option<Self>, work: &'a mut AttentionScratch) -> &'a [f32] {
         let parts = self.parts();
         let first = next.as_ref().map(|next| next.parts().start);
@@ -136,9 +138,9 @@ impl<T: AttentionElement> AttentionTile<'_, T> {
         self.finish(work)
     }
 
-    /// Attends to the keys of one part alone, and asks for those of a tile's part that come after them.
+    /// Attends to one part. Prefetches the part of a tile that comes next.
     pub fn attend_part(&self, part: usize, ahead: Option<(&Self, usize)>, work: &mut AttentionScratch) {
-        let blocks = self.blocks(part);
+        let blocks = self.blocks_of(part);
         let (start, width) = (blocks.start * BLOCK_TOKENS, blocks.len() * BLOCK_TOKENS);
         let cached = self.cached(blocks);
         self.take_queries(&mut work.queries);
@@ -146,7 +148,7 @@ impl<T: AttentionElement> AttentionTile<'_, T> {
         let all_work = self.band.rows * self.heads.group() * cached.keys.len() * (of_products + T::WORK);
         let mut ahead = match ahead {
             Some((tile, part)) if tile.band.first => {
-                tile.held.ahead(&tile.band.blocks[tile.blocks(part)], tile.kv_head, all_work)
+                tile.blocks.prefetcher(&tile.band.blocks[tile.blocks_of(part)], tile.kv_head, all_work)
             }
             _ => Prefetcher::idle(),
         };
@@ -165,7 +167,7 @@ impl<T: AttentionElement> AttentionTile<'_, T> {
         T::add_values(self, &cached, &mut ahead, work);
     }
 
-    /// The queries of all rows, times the scale.
+    /// Copies the queries of the tile, times the scale.
     fn take_queries(&self, queries: &mut Vec<f32>) {
         let Heads { num_heads, head_dim, .. } = self.heads;
         let group_len = self.heads.group() * head_dim;
@@ -176,7 +178,7 @@ impl<T: AttentionElement> AttentionTile<'_, T> {
         }
     }
 
-    /// Writes the products of queries, as rows of factors, and keys: `[queries, keys]`.
+    /// Writes the products of queries, given as rows of factors, and keys: `[queries, keys]`.
     pub fn multiply_keys(&self, keys: &[&[T]], factors: &[T::Factor], ahead: &mut Prefetcher<'_>, sums: &mut [T::Sum]) {
         let rows = self.band.rows * self.heads.group();
         let (steps, panels) = (factors.len() / rows, Panels::Apart(keys));
@@ -185,7 +187,7 @@ impl<T: AttentionElement> AttentionTile<'_, T> {
             .write(sums, ahead, self.isa);
     }
 
-    /// Writes the sums of values of some blocks times their weights, or adds them: `[rows, padded_dim]`.
+    /// Writes the weighted sums of the values of some blocks, or adds them if `add`: `[rows, padded_dim]`.
     pub fn multiply_values(
         &self,
         values: &[&[T]],
@@ -209,7 +211,7 @@ impl<T: AttentionElement> AttentionTile<'_, T> {
         }
     }
 
-    /// The rows that all parts together give.
+    /// The result of all parts together, `[rows, group, head_dim]`.
     pub fn finish<'a>(&self, AttentionScratch { whole, out, .. }: &'a mut AttentionScratch) -> &'a [f32] {
         let Heads { head_dim, .. } = self.heads;
         out.clear();

@@ -1,18 +1,18 @@
-//! Products of matrices none of which was packed before, such as those of an adapter that is being trained.
+//! Products of two matrices in row-major order, such as the activations and weights of an adapter in training.
 
 use std::borrow::Cow;
 
 use crate::kernels::{
     Isa,
     layout::panels::{LANES, PanelProduct, Panels},
-    threads::parallel::{MatrixTile, Strips, summed},
+    threads::strips::{MatrixTile, Strips, summed},
 };
 
-/// Columns and rows that a thread takes at a time.
+/// Columns and rows of a tile, which a thread computes at a time.
 const STRIP_WIDTH: usize = 4 * LANES;
 const STRIP_ROWS: usize = 48;
 
-/// `x y`, of `x`, `[rows, steps]`, and `y`, `[steps, columns]`, added to `plus`, `[rows, columns]`, if there is that.
+/// `plus + x y`: `x` is `[rows, steps]`, `y` is `[steps, columns]`, and `plus` and the result are `[rows, columns]`.
 pub fn product(x: &[f32], (y, columns): (&[f32], usize), plus: Option<&[f32]>, isa: Isa) -> Vec<f32> {
     let (steps, stride) = (y.len() / columns, columns.next_multiple_of(LANES));
     let y = if stride == columns { Cow::Borrowed(y) } else { Cow::Owned(widened(y, columns, stride)) };
@@ -33,12 +33,12 @@ pub fn product(x: &[f32], (y, columns): (&[f32], usize), plus: Option<&[f32]>, i
     })
 }
 
-/// `x`, whose rows have `columns` numbers, with its columns as rows.
+/// The transpose of `x`, whose rows have `columns` values.
 pub fn transpose(x: &[f32], columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| x.iter().skip(column).step_by(columns)).copied().collect()
 }
 
-/// Rows filled up with zeros.
+/// Rows padded with zeros.
 fn widened(x: &[f32], columns: usize, stride: usize) -> Vec<f32> {
     let mut wide = vec![0f32; x.len() / columns * stride];
     for (wide, x) in wide.chunks_mut(stride).zip(x.chunks(columns)) {

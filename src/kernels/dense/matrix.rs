@@ -1,4 +1,4 @@
-//! Products with matrices that are not quantised, in the type they are stored in.
+//! Dense matrices in panels, in the type of their file.
 
 use std::borrow::Cow;
 
@@ -17,13 +17,13 @@ use crate::kernels::{
         panels::{LANES, PanelProduct, Panels},
     },
     memory::WeightBuffer,
-    threads::parallel::{MatrixTile, Strips, summed, written},
+    threads::strips::{MatrixTile, Strips, summed, written},
 };
 
-/// Panels that a thread takes at a time.
+/// Panels of a strip, which a thread takes at a time.
 const STRIP_PANELS: usize = 4;
 const STRIP_ROWS: usize = STRIP_PANELS * LANES;
-/// Tokens that a thread takes through a strip at a time.
+/// Tokens that go through a strip at a time.
 const STRIP_TOKENS: usize = 48;
 
 /// A matrix, `[rows, columns]`, in panels of [`LANES`] rows.
@@ -33,7 +33,7 @@ pub struct DenseMatrix {
     weights: DenseWeights,
 }
 
-/// Rows that fill up the last panel are zeros, and so is a column that fills up the last pair.
+/// Weights by type. Rows that pad the last panel and a column that pads the last pair are zeros.
 enum DenseWeights {
     /// `[rows / LANES, columns, LANES]`
     F32(WeightBuffer<f32>),
@@ -42,7 +42,7 @@ enum DenseWeights {
     Bf16(WeightBuffer<PairLine>),
 }
 
-/// Does the same with each type of weights.
+/// Evaluates an expression for the weights of any type.
 macro_rules! with_weights {
     ($weights:expr, $typed:ident => $result:expr) => {
         match $weights {
@@ -54,7 +54,7 @@ macro_rules! with_weights {
 }
 
 impl DenseMatrix {
-    /// A matrix whose rows are `bytes`, little endian.
+    /// Packs a matrix from its rows in little-endian bytes.
     pub fn new(kind: ElementType, bytes: &[u8], rows: usize, columns: usize) -> Self {
         let weights = match kind {
             ElementType::F32 => DenseWeights::F32(WeightBuffer::Heap(panels_of(bytes, rows, columns))),
@@ -64,8 +64,9 @@ impl DenseMatrix {
         Self { rows, columns, weights }
     }
 
-    /// A matrix of `rows` rows out of bands that have them one after another, all but the last as many and whole panels.
-    /// Bands are asked for as they are needed, so that little is there twice.
+    /// Puts a matrix of `rows` rows together out of consecutive bands. All bands but the last have equal numbers of
+    /// rows, which are whole panels. Bands are taken one by one, so that few weights are in memory twice. `None`
+    /// without bands.
     pub fn of_bands(rows: usize, bands: impl IntoIterator<Item = Self>) -> Option<Self> {
         let mut bands = bands.into_iter().peekable();
         let first = bands.peek()?;
@@ -88,7 +89,7 @@ impl DenseMatrix {
         Some(this)
     }
 
-    /// The memory it takes.
+    /// The size of the weights in bytes.
     pub fn bytes(&self) -> usize {
         with_weights!(&self.weights, weights => size_of_val::<[_]>(weights))
     }
@@ -113,7 +114,7 @@ impl DenseMatrix {
         }
     }
 
-    /// `x Wᵀ`: from `[tokens, columns]` to `[tokens, rows]`.
+    /// `x Wᵀ`: `x` is `[tokens, columns]`, the result `[tokens, rows]`.
     pub fn multiply(&self, x: &[f32], isa: Isa) -> Vec<f32> {
         match &self.weights {
             DenseWeights::F32(panels) => self.multiply_by(panels, x, isa),
@@ -126,8 +127,8 @@ impl DenseMatrix {
         }
     }
 
-    /// As `multiply`, with activations rounded to bfloat16 if that is what the weights are: twice as fast where there are
-    /// instructions for it.
+    /// As [`multiply`](Self::multiply), with activations rounded to bfloat16 if the weights have that type: twice as
+    /// fast on machines with instructions for it.
     pub fn multiply_rounded(&self, x: &[f32], isa: Isa) -> Vec<f32> {
         let DenseWeights::Bf16(lines) = &self.weights else { return self.multiply(x, isa) };
         let tokens = x.len() / self.columns;
@@ -153,7 +154,7 @@ impl DenseMatrix {
         })
     }
 
-    /// As `multiply_rounded`, `T` tokens at a time.
+    /// As [`multiply_rounded`](Self::multiply_rounded), `T` tokens at a time through each panel.
     fn multiply_tall<const T: usize>(&self, lines: &[PairLine], x: &[f32], isa: Isa) -> Vec<f32> {
         let (pairs, tokens) = (self.columns.div_ceil(2), x.len() / self.columns);
         let x = rounded_tall::<T>(x, self.columns, isa);
@@ -184,8 +185,8 @@ impl DenseMatrix {
         })
     }
 
-    /// Calls `multiply(panels, factors, sums)` for pieces of the weights, which have `panel` of something for each panel,
-    /// and pieces of the factors, which have `width` of them for each token.
+    /// The loop of all products: calls `multiply(panels, factors, sums)` for each strip and some tokens at a time. A
+    /// panel has `panel` elements of `weights`, and a token `width` factors.
     fn by_strips<W: Sync, F: Sync>(
         &self,
         (weights, panel): (&[W], usize),
@@ -243,7 +244,7 @@ impl DenseMatrix {
         }
     }
 
-    /// Of the panel of rows that begins with `row` the lines of `LANES` columns, if weights are in lines.
+    /// The lines of a panel of columns, in the panel of rows that begins with `row`; none unless weights are bfloat16.
     fn lines(&self, row: usize, panel: usize) -> &[PairLine] {
         let DenseWeights::Bf16(lines) = &self.weights else { return &[] };
         let pairs = self.columns.div_ceil(2);
@@ -252,7 +253,7 @@ impl DenseMatrix {
     }
 }
 
-/// Rows that lie one after another, in panels.
+/// Packs rows into panels.
 fn panels_of<T: Element>(bytes: &[u8], rows: usize, columns: usize) -> Vec<T> {
     let mut panels = vec![T::zeroed(); rows.next_multiple_of(LANES) * columns];
     let rows: Vec<&[u8]> = bytes.chunks_exact(columns * size_of::<T>()).collect();
@@ -266,7 +267,7 @@ fn panels_of<T: Element>(bytes: &[u8], rows: usize, columns: usize) -> Vec<T> {
     panels
 }
 
-/// Rows of bfloat16 that lie one after another, in lines.
+/// Packs rows of bfloat16 into lines.
 fn lines_of(bytes: &[u8], rows: usize, columns: usize) -> Vec<PairLine> {
     let pairs = columns.div_ceil(2);
     let mut lines = vec![PairLine::ZERO; rows.div_ceil(LANES) * pairs];
@@ -280,7 +281,7 @@ fn lines_of(bytes: &[u8], rows: usize, columns: usize) -> Vec<PairLine> {
     lines
 }
 
-/// Rows with a zero after an odd last column.
+/// Rows padded with a zero after an odd last column.
 fn widened(x: &[f32], columns: usize) -> Vec<f32> {
     x.chunks(columns).flat_map(|x| x.iter().copied().chain([0.0])).collect()
 }
@@ -289,7 +290,7 @@ fn widened(x: &[f32], columns: usize) -> Vec<f32> {
 mod tests {
     use std::ops::Range;
 
-    use half::{bf16, f16};
+    use half::f16;
 
     use super::*;
     use crate::kernels::{dense::transposed, noise};
@@ -299,8 +300,8 @@ mod tests {
         let noise = noise(rows * columns, 1, 1.0);
         let wide: Vec<u8> = noise.iter().flat_map(|value| value.to_le_bytes()).collect();
         let half: Vec<u8> = noise.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect();
-        let brain: Vec<u8> = noise.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect();
-        let stored = [(ElementType::F32, wide), (ElementType::F16, half), (ElementType::Bf16, brain)];
+        let bf16: Vec<u8> = noise.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect();
+        let stored = [(ElementType::F32, wide), (ElementType::F16, half), (ElementType::Bf16, bf16)];
         stored.into_iter().map(|(kind, bytes)| DenseMatrix::new(kind, &bytes, rows, columns)).collect()
     }
 
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_those_that_were_stored() {
+    fn rows_are_the_packed_ones() {
         let expected = noise(21 * 10, 1, 1.0);
         let matrix = &matrices(21, 10)[0];
         for (row, expected) in expected.chunks(10).enumerate() {
@@ -402,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn bands_are_the_matrix() {
+    fn bands_make_up_the_matrix() {
         for whole in matrices(75, 10) {
             let part = |rows: Range<usize>| {
                 let bytes = rows.flat_map(|row| whole.row(row)).flat_map(f32::to_le_bytes).collect::<Vec<_>>();

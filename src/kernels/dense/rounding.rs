@@ -4,7 +4,8 @@ use bytemuck::Zeroable;
 
 use crate::kernels::{Isa, multiversion::multiversion, threads::parallel::filled};
 
-/// Whether some rows go through a panel faster all together than with some other panels.
+/// Whether [`multiply_tall`](crate::kernels::arch::bf16::multiply_tall) is faster for so many rows: it takes all of
+/// them through one panel at a time.
 pub fn is_tall(rows: usize, isa: Isa) -> bool {
     match (isa, rows) {
         #[cfg(target_arch = "x86_64")]
@@ -13,15 +14,16 @@ pub fn is_tall(rows: usize, isa: Isa) -> bool {
     }
 }
 
-/// Rows rounded to bfloat16, two columns at a time, as the machine's instructions take them.
+/// Rows rounded to bfloat16, in pairs of columns.
 pub enum RoundedRows {
+    /// Packed, for instructions that multiply pairs.
     #[cfg(target_arch = "x86_64")]
     Packed(Vec<u32>),
-    /// Widened once, not for each panel.
+    /// Widened to f32 again, once for all panels.
     Widened(Vec<[f32; 2]>),
 }
 
-/// Rounds rows of `columns` numbers; an odd last one gets a zero beside it.
+/// Rounds rows of `columns` values. An odd last value is paired with zero.
 pub fn rounded(x: &[f32], columns: usize, isa: Isa) -> RoundedRows {
     match isa {
         #[cfg(target_arch = "x86_64")]
@@ -30,7 +32,7 @@ pub fn rounded(x: &[f32], columns: usize, isa: Isa) -> RoundedRows {
     }
 }
 
-/// What `round` makes of each row of `columns` numbers.
+/// The results of `round` for each row of `columns` values.
 fn by_rows<T: Zeroable + Send>(x: &[f32], columns: usize, round: impl Fn(&[f32], &mut [T]) + Sync) -> Vec<T> {
     const ROWS: usize = 16;
     let width = columns.div_ceil(2);
@@ -41,14 +43,16 @@ fn by_rows<T: Zeroable + Send>(x: &[f32], columns: usize, round: impl Fn(&[f32],
 }
 
 multiversion! {
+    /// Rounds a row to pairs of f32.
     pub fn round_widened(x: &[f32], pairs: &mut [[f32; 2]]) {
-        for (number, x) in pairs.as_flattened_mut().iter_mut().zip(x) {
-            *number = f32::from_bits(u32::from(round(*x)) << 16);
+        for (value, x) in pairs.as_flattened_mut().iter_mut().zip(x) {
+            *value = f32::from_bits(u32::from(round(*x)) << 16);
         }
     }
 }
 
 multiversion! {
+    /// Rounds a row to packed pairs.
     pub fn round_row(x: &[f32], pairs: &mut [u32]) {
         let (whole, rest) = x.as_chunks::<2>();
         for (pair, [low, high]) in pairs.iter_mut().zip(whole) {
@@ -60,16 +64,15 @@ multiversion! {
     }
 }
 
-/// To the nearest bfloat16, of two as near to the even one.
+/// Rounds to the nearest bfloat16, ties to even. NaN stays NaN.
 #[inline(always)]
 fn round(x: f32) -> u16 {
     let bits = x.to_bits();
     let nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    // What is no number stays none.
     (if x.is_nan() { bits >> 16 | 0x40 } else { nearest }) as u16
 }
 
-/// As [`rounded`], but in tiles of `T` rows, `[tiles, pairs, rows]`; zeros fill up the last one.
+/// As [`rounded`], in tiles of `T` rows, `[tiles, pairs, rows]`. Zeros pad the last tile.
 pub fn rounded_tall<const T: usize>(x: &[f32], columns: usize, isa: Isa) -> Vec<[u32; T]> {
     let pairs = columns.div_ceil(2);
     filled((x.len() / columns).div_ceil(T) * pairs, pairs, |tile, tall: &mut [[u32; T]]| {
@@ -137,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_rounded_as_usual() {
+    fn values_are_rounded_to_nearest_even() {
         for x in noise(1000, 4, 1.0).into_iter().chain([0.0, -0.0, f32::MAX, f32::INFINITY, f32::MIN_POSITIVE, 1e-40]) {
             assert_eq!(round(x), bf16::from_f32(x).to_bits(), "{x}");
         }

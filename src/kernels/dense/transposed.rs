@@ -1,4 +1,4 @@
-//! Products with the transposes of weight matrices, which take gradients back through linear maps.
+//! Products with transposed weight matrices, which take gradients back through linear maps.
 
 use super::rounding::{RoundedRows, round_row, rounded};
 use crate::kernels::{
@@ -9,33 +9,33 @@ use crate::kernels::{
     },
     threads::{
         current_num_threads,
-        parallel::{Strips, summed},
+        strips::{Strips, summed},
     },
 };
 
 /// Rows of weights that are unpacked at a time.
 const BLOCK_ROWS: usize = 256;
-/// Panels of columns, and tokens, that a thread takes at a time.
+/// Panels of columns in a strip, and tokens that go through it at a time.
 const STRIP_PANELS: usize = 4;
 const STRIP_WIDTH: usize = STRIP_PANELS * LANES;
 const STRIP_TOKENS: usize = 48;
-/// Pieces of a product for each thread.
-const PIECES_EACH: usize = 8;
+/// Tiles of a product for each thread.
+const TILES_EACH: usize = 8;
 
-/// A weight matrix, `[rows, columns]`, whose pieces can be unpacked.
+/// A packed weight matrix, `[rows, columns]`, that can be unpacked piece by piece.
 pub trait Unpack: Sync {
     fn rows(&self) -> usize;
     fn columns(&self) -> usize;
-    /// Writes columns `panel * LANES..` of the rows from `first` on, `out.len()` of them, as far as there are columns.
-    /// `first` is the first row of a panel.
+    /// Writes the columns of panel `panel` (`panel * LANES..`, as far as they exist) of the rows `first..first +
+    /// out.len()`. `first` is a multiple of [`LANES`].
     fn unpack(&self, first: usize, panel: usize, out: &mut [[f32; LANES]], isa: Isa);
 
-    /// As `unpack`, rounded to bfloat16, two rows a line. A row after the last one is zeros.
+    /// As [`unpack`](Self::unpack), rounded to bfloat16 and two rows to a line. A row after the last one is zeros.
     fn unpack_pairs(&self, first: usize, panel: usize, out: &mut [PairLine], isa: Isa) {
         self.unpack_rounded(first, panel, out, isa);
     }
 
-    /// `unpack_pairs` by `unpack`.
+    /// [`unpack_pairs`](Self::unpack_pairs) by means of [`unpack`](Self::unpack).
     fn unpack_rounded(&self, first: usize, panel: usize, out: &mut [PairLine], isa: Isa) {
         let rows = (2 * out.len()).min(self.rows() - first);
         let mut wide = vec![[0f32; LANES]; 2 * out.len()];
@@ -48,7 +48,7 @@ pub trait Unpack: Sync {
     }
 }
 
-/// `x W`: from `[tokens, rows]` to `[tokens, columns]`.
+/// `x W`: `x` is `[tokens, rows]`, the result `[tokens, columns]`.
 pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32> {
     let rows = weights.rows();
     let unpack = |first, panel, out: &mut [_]| weights.unpack(first, panel, out, isa);
@@ -64,7 +64,7 @@ pub fn multiply<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32
     })
 }
 
-/// As `multiply`, with `x` and the weights rounded to bfloat16: twice as fast where there are instructions for it.
+/// As [`multiply`], with `x` and the weights rounded to bfloat16: twice as fast on machines with instructions for it.
 pub fn multiply_rounded<W: Unpack + ?Sized>(x: &[f32], weights: &W, isa: Isa) -> Vec<f32> {
     match rounded(x, weights.rows(), isa) {
         #[cfg(target_arch = "x86_64")]
@@ -82,9 +82,9 @@ fn multiply_pairs<F: Bf16Factor>(x: &[F], weights: &(impl Unpack + ?Sized), isa:
     })
 }
 
-/// Of each strip of columns unpacks `block` of the weights' steps at a time, `unpack(first, panel, out)`, and calls
-/// `multiply(panels, factors, sums)` for pieces of the factors, which have `width` for each token, from their first step
-/// on.
+/// The loop of both products. For each strip of columns it unpacks `block` steps of the weights at a time by
+/// `unpack(first, panel, out)`, and calls `multiply(panels, factors, sums)` for some tokens at a time. `factors` is
+/// `[tokens, width]` and passed from the first of these steps on.
 fn by_blocks<L: Copy + Send + Sync, F: Sync>(
     (factors, width): (&[F], usize),
     weights: &(impl Unpack + ?Sized),
@@ -94,18 +94,18 @@ fn by_blocks<L: Copy + Send + Sync, F: Sync>(
 ) -> Vec<f32> {
     let (tokens, columns) = (factors.len() / width, weights.columns());
     let strips = Strips { columns, width: STRIP_WIDTH };
-    // No more pieces than it takes for the threads' shares to differ by little: each unpacks its weights.
-    let tall = (PIECES_EACH * current_num_threads()).div_ceil(columns.div_ceil(STRIP_WIDTH));
+    // Each tile unpacks its weights, so there are only as many as balance the threads.
+    let tall = (TILES_EACH * current_num_threads()).div_ceil(columns.div_ceil(STRIP_WIDTH));
     let height = tokens.div_ceil(tall).next_multiple_of(STRIP_TOKENS).max(STRIP_TOKENS);
-    summed(tokens, strips, height, |piece, sums| {
-        let panels = piece.columns.start / LANES..piece.columns.end.div_ceil(LANES);
+    summed(tokens, strips, height, |tile, sums| {
+        let panels = tile.columns.start / LANES..tile.columns.end.div_ceil(LANES);
         let mut unpacked = vec![zero; panels.len() * block.min(width)];
         for first in (0..width).step_by(block) {
             let steps = block.min(width - first);
             let unpacked = &mut unpacked[..panels.len() * steps];
             unpacked.chunks_mut(steps).zip(panels.clone()).for_each(|(out, panel)| unpack(first, panel, out));
             let held: Vec<&[L]> = unpacked.chunks(steps).collect();
-            let tokens = piece.rows.clone().step_by(STRIP_TOKENS);
+            let tokens = tile.rows.clone().step_by(STRIP_TOKENS);
             for (token, sums) in tokens.zip(sums.chunks_mut(STRIP_TOKENS * STRIP_WIDTH)) {
                 multiply(&held, &factors[token * width + first..], sums);
             }

@@ -1,16 +1,16 @@
-//! What sampling computes over a whole row of logits.
+//! Reductions over rows of logits, for sampling and losses.
 
 use super::math::exp;
 use crate::kernels::{Isa, layout::panels::LANES, multiversion::multiversion};
 
-/// Logits that are taken together: few enough for the first cache, enough to be worth a call.
+/// Logits of a chunk: few enough for the first-level cache, and enough to be worth a call.
 pub const CHUNK: usize = 512;
 
 multiversion! {
     /// The greatest logit; `None` if one of them is positive infinity or NaN.
     pub fn greatest(logits: &[f32]) -> Option<f32> {
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        // As wide as a logit, for compilers.
+        // As wide as a logit, so that compilers vectorize it.
         let mut unusable = [0u32; LANES];
         let (whole, rest) = logits.as_chunks::<LANES>();
         for logits in whole {
@@ -30,8 +30,8 @@ fn is_unusable(logit: f32) -> bool {
 }
 
 multiversion! {
-    /// Writes weights `e^((logit - greatest) / temperature)` of the logits and gives their sum. They are relative to the most
-    /// likely token, so nothing overflows.
+    /// Writes weights `e^((logit - greatest) / temperature)` of the logits and gives their sum. They are relative to
+    /// the most likely token, so nothing overflows.
     pub fn weigh(logits: &[f32], greatest: f32, temperature: f32, weights: &mut [f32]) -> f32 {
         // Finite, so that the greatest logit has the weight 1 at any temperature.
         let sharpness = (1.0 / temperature).min(f32::MAX);
@@ -49,7 +49,7 @@ multiversion! {
     }
 }
 
-/// `ln Σ e^logit`
+/// `ln Σ e^logit`.
 pub fn log_sum(logits: &[f32], isa: Isa) -> f32 {
     let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut weights = [0f32; CHUNK];
@@ -57,13 +57,13 @@ pub fn log_sum(logits: &[f32], isa: Isa) -> f32 {
     greatest + logits.chunks(CHUNK).map(sum).sum::<f32>().ln()
 }
 
-/// Makes of each logit its probability times `factor`.
+/// Replaces each logit by its probability times `factor`.
 pub fn scaled_softmax(logits: &mut [f32], factor: f32, isa: Isa) {
-    let normaliser = log_sum(logits, isa);
+    let normalizer = log_sum(logits, isa);
     let mut weights = [0f32; CHUNK];
     for logits in logits.chunks_mut(CHUNK) {
         let weights = &mut weights[..logits.len()];
-        weigh(logits, normaliser, 1.0, weights, isa);
+        weigh(logits, normalizer, 1.0, weights, isa);
         logits.iter_mut().zip(weights).for_each(|(logit, weight)| *logit = *weight * factor);
     }
 }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_logit_is_noticed_anywhere() {
+    fn nan_and_infinity_are_found_anywhere() {
         for at in [0, 17, 40] {
             for unusable in [f32::NAN, f32::INFINITY] {
                 let mut logits = [0.0; 41];

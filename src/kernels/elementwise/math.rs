@@ -1,13 +1,14 @@
-//! Functions that every instruction set computes alike, in plain code that compilers vectorise.
+//! Functions that every instruction set computes alike, in plain code that compilers vectorize.
 
-/// `eˣ` to about 1e-7 of its value; zero below -87, and no more than `e⁸⁸`.
+/// `eˣ` with a relative error of about 1e-7; zero below -87, and at most `e⁸⁸`. Range reduction by `ln 2`, and the
+/// polynomial of Cephes' [`expf`](https://www.netlib.org/cephes/).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.0;
     const GREATEST: f32 = 88.0;
-    /// Adding it rounds to an integer, which is then in the lowest bits.
+    /// Adding it rounds to an integer, which is in the lowest bits of the sum.
     const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts, of which the first has few bits.
+    // ln 2 in two parts. The first has few bits, so that its multiples are exact.
     const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x < LOWEST { LOWEST } else { x };
@@ -26,14 +27,14 @@ pub fn exp(x: f32) -> f32 {
     if x < LOWEST { 0.0 } else { mantissa * scale }
 }
 
-/// The hyperbolic tangent to about 2e-7.
+/// The hyperbolic tangent with an error of about 2e-7.
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     let small = exp(-2.0 * x.abs());
     ((1.0 - small) / (1.0 + small)).copysign(x)
 }
 
-/// The error function to about 3e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+/// The error function with an error of about 3e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
     let t = 1.0 / 0.327_591_1f32.mul_add(x.abs(), 1.0);
@@ -42,16 +43,16 @@ pub fn erf(x: f32) -> f32 {
     (1.0 - polynomial * t * exp(-x * x)).copysign(x)
 }
 
-/// The greatest magnitude. Magnitudes are in the order of their bits; what is not a number is above all.
+/// The greatest magnitude; NaN if a value is NaN. Magnitudes are in the order of their bits, with NaN above all.
 #[inline(always)]
-pub fn greatest(x: &[f32]) -> f32 {
-    f32::from_bits(x.iter().fold(0, |greatest, value| greatest.max(value.abs().to_bits())))
+pub fn max_abs(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().fold(0, |max, value| max.max(value.abs().to_bits())))
 }
 
-/// As an integer, to which only the lower 16 bits are of use.
+/// Rounds to the nearest integer, whose lower 16 bits are the lower 16 bits of the result.
 #[inline(always)]
-pub fn rounded(value: f32) -> u32 {
-    // Adding this leaves no bits for fractions, and the lowest bits are the sum as an integer.
+pub fn round_to_int(value: f32) -> u32 {
+    // A sum of this size has no bits for fractions, and its lowest bits are an integer.
     const ROUND: f32 = (3 << 22) as f32;
     (value + ROUND).to_bits()
 }
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_is_near_to_that_of_f64() {
+    fn exp_is_near_the_exact_one() {
         for step in -870_000..=880_000 {
             let x = step as f32 / 10_000.0;
             let exact = f64::from(x).exp();
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn tanh_and_erf_are_near_to_those_of_f64() {
+    fn tanh_and_erf_are_near_the_exact_ones() {
         for step in -100_000..=100_000 {
             let x = step as f32 / 10_000.0;
             assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 2e-7, "{x}");

@@ -9,8 +9,8 @@ pub fn assert_near(values: &[f32], exact: impl Iterator<Item = f64>) {
     }
 }
 
-/// Computes `rows` rows and asserts that every path gives the same bits, and the first row alone the bits that it has among
-/// the others.
+/// Computes `rows` rows and asserts that every path gives the same bits, and the first row alone the bits that it has
+/// among the others.
 pub fn same_on_every_path(row_len: usize, compute: impl Fn(Isa, usize) -> Vec<f32>, rows: usize) -> Vec<f32> {
     let best = compute(Isa::detect(), rows);
     for isa in Isa::available() {

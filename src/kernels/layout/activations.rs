@@ -4,16 +4,16 @@ use bytemuck::{Pod, Zeroable, cast_slice};
 
 use crate::kernels::memory::prefetch::prefetch;
 
-/// The columns whose products an integer instruction sums.
+/// Columns whose products one integer instruction sums.
 pub const GROUP: usize = 4;
-/// The tokens that a kernel takes through a panel at a time, at most.
+/// Tokens of a tile, at most: a kernel takes a tile through a panel at a time.
 pub const TILE: usize = 8;
 
-/// Activations so few that a thread can ask for all of them before it needs the first: those that other threads have made
-/// come from far, one line of memory after another if it waits for each.
+/// Number of activations up to which a thread prefetches all of them. They were written by other threads, and without
+/// prefetching their cache lines arrive one after another.
 pub const PREFETCHED_LEN: usize = 1 << 15;
 
-/// Activations in blocks of 8-bit codes.
+/// Rows of activations in blocks of 8-bit codes.
 pub struct QuantRows {
     pub columns: usize,
     /// Columns of a block.
@@ -22,35 +22,35 @@ pub struct QuantRows {
     pub bias: u8,
     pub blocks: usize,
     pub tokens: usize,
-    /// Of each tile of tokens the codes, `[groups, tokens]`, then the scales, `[blocks, tokens]`.
+    /// For each tile of tokens the codes, `[groups, tokens]`, then the [`BlockScale`]s, `[blocks, tokens]`.
     pub tiles: Vec<[i8; GROUP]>,
 }
 
-/// What goes with a block of activations.
+/// The scale of a block of activations.
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct BlockScale {
     pub scale: f32,
-    /// The sum of the block's values, as quantised.
+    /// The sum of the block's quantized values.
     pub sum: f32,
-    /// What the bias of the weights adds to an integer dot product.
+    /// The start of integer dot products: minus the weights' bias times the sum of the codes.
     pub start: i32,
 }
 
-/// `T` tokens' activations.
+/// The activations of `T` tokens.
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only kernels of x86 look ahead by tiles"))]
 pub struct ActivationTile<'a, const T: usize> {
     /// `[groups, tokens]`.
     pub codes: &'a [[[i8; GROUP]; T]],
     /// `[blocks, tokens]`.
     pub scales: &'a [[BlockScale; T]],
-    /// Which tile it is, and of how many.
+    /// The index of the tile among `count` tiles.
     pub index: usize,
     pub count: usize,
 }
 
 impl QuantRows {
-    /// Asks for all that a thread is about to go through, if it is not much.
+    /// Prefetches the activations if they are few.
     pub fn prefetch(&self) {
         if self.tokens * self.columns <= PREFETCHED_LEN {
             prefetch(&self.tiles);
@@ -65,7 +65,7 @@ impl QuantRows {
         self.blocks
     }
 
-    /// The tile, which is of `T` tokens.
+    /// A tile of `T` tokens.
     #[inline]
     pub fn tile<const T: usize>(&self, tile: usize) -> ActivationTile<'_, T> {
         let all = words(self.columns, self.blocks);
@@ -75,7 +75,7 @@ impl QuantRows {
     }
 }
 
-/// What a token's codes and scales take, as groups of codes.
+/// The size of a token's codes and scales, in groups of codes.
 pub fn words(columns: usize, blocks: usize) -> usize {
     columns / GROUP + blocks * (size_of::<BlockScale>() / GROUP)
 }

@@ -1,4 +1,5 @@
-//! Panels of quantized weights: 16 rows, whose codes lie in the order in which kernels read them.
+//! Panels of quantized weights: 16 rows, whose codes are in the order in which kernels read them. The lanes of a vector
+//! are rows, so nothing is ever summed across lanes.
 
 use half::f16;
 
@@ -7,53 +8,57 @@ use super::activations::GROUP;
 /// The rows of a panel.
 pub const ROWS: usize = 16;
 
-/// A group of columns: 4 codes of each row of a panel. If codes are nibbles, the low ones are one
-/// group and the high ones the next.
+/// A group of columns: [`GROUP`] codes for each row of a panel. Nibbles hold two groups, the first one in the low
+/// halves.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct CodeLine(pub [u8; ROWS * GROUP]);
 
-/// The scales, or the offsets, of a panel.
+/// The scales or the offsets of a panel. The factor of a block is its half, times its multiple if there are multiples.
 #[derive(Clone, Copy)]
 pub struct PanelFactors<'a> {
+    /// A half for every `1 << shared` blocks.
     pub halves: &'a [[f16; ROWS]],
+    /// A multiple for each block.
     pub multiples: Option<&'a [[i8; ROWS]]>,
     pub shared: u32,
 }
 
-/// What a kernel reads of 16 rows of weights.
+/// A panel of weights: `weight = scale * (code - bias) + offset`.
 pub struct QuantPanel<'a> {
     pub codes: &'a [CodeLine],
-    /// The higher bits of codes, where [`place_of_higher`] says.
+    /// The bits of codes above the fourth, placed by [`place_of_higher`].
     pub higher: &'a [CodeLine],
-    /// As in [`Format`].
+    /// The values that nibbles stand for, if they are no codes themselves.
     pub table: Option<&'static [u8; 16]>,
     pub bias: u8,
     pub scales: PanelFactors<'a>,
     pub offsets: Option<PanelFactors<'a>>,
 }
 
-/// What kernels know of codes when they are compiled.
+/// The properties of codes that kernels are compiled for.
 pub trait CodeFormat {
+    /// Whether the low four bits are stored apart from the others, two codes in a byte.
     const NIBBLES: bool = true;
-    /// Whether nibbles are looked up.
+    /// Whether nibbles are indices of a table.
     const TABLE: bool = false;
-    /// As in [`Format`].
+    /// The number of bits above the fourth.
     const HIGHER: usize = 0;
 }
 
-/// CodeFormat of eight bits.
+/// Codes of eight bits.
 pub struct EightBits;
-/// Of four.
+/// Codes of four bits.
 pub struct FourBits;
-/// Of five.
+/// Codes of five bits.
 pub struct FiveBits;
-/// Of six.
+/// Codes of six bits.
 pub struct SixBits;
-/// Of four, which are looked up.
+/// Indices of four bits into a table of codes.
 pub struct FourBitTable;
 
 impl CodeFormat for EightBits {
+    /// Whether the low four bits are stored apart from the others, two codes in a byte.
     const NIBBLES: bool = false;
 }
 impl CodeFormat for FourBits {}
@@ -67,9 +72,11 @@ impl CodeFormat for FourBitTable {
     const TABLE: bool = true;
 }
 
-/// Where the higher bits of a code are that is byte `byte` of a group: their line, their byte in there, and the lowest of them.
-/// Single bits are those of one code after another, so that a group's are a mask; pairs of bits are in the bytes of their codes,
-/// those of four groups, so that a shift brings them to where they belong.
+/// The place of the higher bits of a code, which is byte `byte` of a group: a line, a byte of the line, and the lowest
+/// bit.
+///
+/// Single bits follow each other, so that the bits of a group are a mask. Pairs of bits are in the byte of their code,
+/// those of four groups together, so that a shift aligns them.
 #[inline(always)]
 pub fn place_of_higher(bits: usize, group: usize, byte: usize) -> (usize, usize, usize) {
     match bits {
@@ -79,7 +86,7 @@ pub fn place_of_higher(bits: usize, group: usize, byte: usize) -> (usize, usize,
 }
 
 impl PanelFactors<'_> {
-    /// Those of a block.
+    /// The factors of a block, one for each row.
     pub fn lanes(&self, block: usize) -> [f32; ROWS] {
         let halves = self.halves[block >> self.shared].map(f16::to_f32);
         match self.multiples {

@@ -15,6 +15,7 @@ pub enum ElementType {
 }
 
 impl ElementType {
+    /// `None` for types that kernels do not read.
     pub fn of(dtype: DType) -> Option<Self> {
         match dtype {
             DType::F32 => Some(Self::F32),
@@ -24,7 +25,7 @@ impl ElementType {
         }
     }
 
-    /// Numbers of this type, little endian.
+    /// Converts little-endian values of this type.
     pub fn read(self, bytes: &[u8]) -> Vec<f32> {
         fn read<T: Element>(bytes: &[u8]) -> Vec<f32> {
             bytes.chunks_exact(size_of::<T>()).map(|bytes| T::from_le_bytes(bytes).to_f32()).collect()
@@ -44,12 +45,12 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// A number as it is stored. Computations are in f32, which holds all of them.
+/// A stored floating-point type. Computations are in f32, which represents all its values.
 pub trait Element: sealed::Sealed + Copy + Send + Sync + Zeroable + 'static {
     const TYPE: ElementType;
     fn to_f32(self) -> f32;
     fn from_le_bytes(bytes: &[u8]) -> Self;
-    /// Writes as many values, rounded to the nearest; what is too great becomes the greatest finite number.
+    /// Writes `values`, rounded to nearest. Values out of range become the greatest finite value.
     fn round(values: &[f32], rounded: &mut [Self], isa: Isa);
 }
 
@@ -69,7 +70,7 @@ impl Element for f32 {
     }
 }
 
-/// The types of 16 bits differ by name only.
+/// Implements [`Element`] for a type of 16 bits.
 macro_rules! half_element {
     ($type:ident, $element_type:ident, $round:ident) => {
         impl Element for $type {

@@ -1,25 +1,25 @@
 //! Micro-panels: operands of products as the inner loops read them, 16 lanes wide, after the packed micro-panels of
 //! [BLIS](https://doi.org/10.1145/2764454).
 //!
-//! A lane sums its products one by one in their order, so a result depends neither on the lanes beside it nor on the number of
-//! lanes that a machine's registers have.
+//! A lane sums its products one by one in their order, so a result depends neither on the lanes beside it nor on the
+//! number of lanes that a machine's registers have.
 
 use bytemuck::Zeroable;
 
 use crate::kernels::{Isa, memory::prefetch::Prefetcher};
 
-/// Columns of a panel.
+/// Lanes of a panel: columns of the product.
 pub const LANES: usize = 16;
 
-/// What panels are made of. All bits are values of it.
+/// A type of panels' elements. All bit patterns are values of it.
 pub trait PanelElement: Copy + Send + Sync + Zeroable + 'static {
-    /// What a step is multiplied by.
+    /// The type of a row's factor for one step.
     type Factor: Copy;
-    /// What the products of a lane add up to.
+    /// The type of a lane's sum.
     type Sum: Copy + Zeroable;
-    /// Those that one step has in a panel.
+    /// Elements of one step of a panel.
     const STEP_LEN: usize;
-    /// Adds to the sums, and asks for what is `ahead` meanwhile.
+    /// Computes a product with the instructions of `isa`, and advances `ahead` meanwhile.
     fn add_product(
         product: &PanelProduct<'_, Self>,
         sums: Accumulators<'_, Self::Sum>,
@@ -28,24 +28,24 @@ pub trait PanelElement: Copy + Send + Sync + Zeroable + 'static {
     );
 }
 
-/// Rows of factors, each with all panels: sums of `factors[row][step] * panels[panel][step][lane]`.
+/// A product: `sums[row][panel][lane] = Σ factors[row][step] * panels[panel][step][lane]`.
 pub struct PanelProduct<'a, T: PanelElement> {
-    /// Row `r` is what begins at `r * factor_stride`: a factor for each step.
+    /// A factor for each step. Row `r` begins at `r * factor_stride`.
     pub factors: &'a [T::Factor],
     pub factor_stride: usize,
     pub rows: usize,
     pub panels: Panels<'a, T>,
-    /// Steps in each piece of a panel.
+    /// Steps of each piece of a panel.
     pub steps: usize,
-    /// From one step of a panel to the next.
+    /// Elements from one step of a panel to the next.
     pub panel_stride: usize,
 }
 
-/// Where panels are. Each step has `STEP_LEN` elements there.
+/// The panels of a product.
 pub enum Panels<'a, T> {
-    /// Each has a place of its own.
+    /// A slice for each panel.
     Apart(&'a [&'a [T]]),
-    /// So many side by side, in pieces that have some of the steps each.
+    /// So many panels side by side, in pieces of some steps each.
     Beside(usize, &'a [&'a [T]]),
 }
 
@@ -65,7 +65,7 @@ impl<T: PanelElement> Panels<'_, T> {
         }
     }
 
-    /// Where a piece of a panel begins.
+    /// A piece of a panel, and the elements after it.
     #[inline(always)]
     pub fn start(&self, piece: usize, panel: usize) -> &[T] {
         match self {
@@ -75,16 +75,16 @@ impl<T: PanelElement> Panels<'_, T> {
     }
 }
 
-/// Where sums go: those of row `r` and panel `p` are at `r * stride + p * LANES`.
+/// The sums of a product. Row `r` and panel `p` have theirs at `r * stride + p * LANES`.
 pub struct Accumulators<'a, S> {
     pub sums: &'a mut [S],
     pub stride: usize,
-    /// Whether they are added to what is there, or take its place.
+    /// Whether products are added to the values of `sums` or replace them.
     pub add: bool,
 }
 
 impl<S: Copy + Zeroable> Accumulators<'_, S> {
-    /// Makes zeros of those that the sums of a product take the place of.
+    /// Zeros the values that the sums of a product replace.
     pub fn begin<T: PanelElement>(&mut self, product: &PanelProduct<'_, T>) {
         if !self.add {
             let rows = self.sums.chunks_mut(self.stride).take(product.rows);
@@ -94,12 +94,12 @@ impl<S: Copy + Zeroable> Accumulators<'_, S> {
 }
 
 impl<T: PanelElement> PanelProduct<'_, T> {
-    /// Adds to `sums`, where those of row `r` and panel `p` are at `r * stride + p * LANES`.
+    /// Adds the product to `sums`, laid out as in [`Accumulators`].
     pub fn add_to(&self, sums: &mut [T::Sum], stride: usize, isa: Isa) {
         self.write(Accumulators { sums, stride, add: true }, &mut Prefetcher::idle(), isa);
     }
 
-    /// Writes the sums. Meanwhile memory is asked for: a factor times a step of a panel is a unit of work.
+    /// Computes the sums. `ahead` advances by one unit of work for each factor times a step of a panel.
     pub fn write(&self, mut sums: Accumulators<'_, T::Sum>, ahead: &mut Prefetcher<'_>, isa: Isa) {
         if self.rows > 0 && self.steps > 0 && self.panels.count() > 0 && self.panels.pieces() > 0 {
             T::add_product(self, sums, ahead, isa);
@@ -108,7 +108,7 @@ impl<T: PanelElement> PanelProduct<'_, T> {
         }
     }
 
-    /// Calls `add` with each row and panel, and with the factor and what the panel has of each of their steps in turn.
+    /// Calls `add(row, panel, factor, elements)` for every step of every row and panel, steps innermost.
     pub fn for_each_step(&self, mut add: impl FnMut(usize, usize, &T::Factor, &[T])) {
         for row in 0..self.rows {
             let factors = &self.factors[row * self.factor_stride..][..self.panels.pieces() * self.steps];

@@ -2,10 +2,10 @@
 
 use bytemuck::cast_slice_mut;
 
-use super::ggml::Format;
+use super::ggml::QuantFormat;
 use crate::kernels::{
     Isa,
-    elementwise::math::{greatest, rounded},
+    elementwise::math::{max_abs, round_to_int},
     layout::activations::{BlockScale, GROUP, PREFETCHED_LEN, QuantRows, TILE, words},
     memory::prefetch::prefetch,
     multiversion::multiversion,
@@ -18,9 +18,9 @@ pub const WORK: usize = 1 << 16;
 const PARALLEL_LEN: usize = 1 << 13;
 
 impl QuantRows {
-    /// Quantises rows of `columns` values for weights in `format`.
-    pub fn quantize(x: &[f32], columns: usize, format: Format, isa: Isa) -> Self {
-        let Format { block, bias, .. } = format;
+    /// Quantizes rows of `columns` values for weights in `format`.
+    pub fn quantize(x: &[f32], columns: usize, format: QuantFormat, isa: Isa) -> Self {
+        let QuantFormat { block, bias, .. } = format;
         let (tokens, codes, all) = (x.len() / columns, columns / GROUP, words(columns, columns / block));
         let at_once = if x.len() < PARALLEL_LEN { tokens.div_ceil(TILE).max(1) } else { 1 };
         let tiles = filled(tokens * all, at_once * TILE * all, |part, out| {
@@ -36,15 +36,15 @@ impl QuantRows {
         Self { columns, block, blocks: columns / block, bias, tokens, tiles }
     }
 
-    /// Whether weights in `format` would have them quantised the same.
-    pub fn is_for(&self, format: Format) -> bool {
+    /// Whether quantization for weights in `format` gives the same.
+    pub fn is_for(&self, format: QuantFormat) -> bool {
         (self.block, self.bias) == (format.block, format.bias)
     }
 }
 
 multiversion! {
-    /// Quantises the tokens of a tile.
-    fn quantize_tile(x: &[f32], columns: usize, format: Format, out: (&mut [[i8; GROUP]], &mut [BlockScale])) {
+    /// Quantizes the tokens of a tile.
+    fn quantize_tile(x: &[f32], columns: usize, format: QuantFormat, out: (&mut [[i8; GROUP]], &mut [BlockScale])) {
         match format.block {
             16 => quantize_tile_by::<16>(x, columns, format.bias, out),
             _ => quantize_tile_by::<32>(x, columns, format.bias, out),
@@ -52,7 +52,7 @@ multiversion! {
     }
 }
 
-/// As `quantize_tile`, in blocks of a length that compilers know.
+/// [`quantize_tile`] for a block length that compilers know.
 #[inline(always)]
 fn quantize_tile_by<const BLOCK: usize>(
     x: &[f32],
@@ -74,8 +74,8 @@ fn quantize_tile_by<const BLOCK: usize>(
 }
 
 multiversion! {
-    /// Subtracts what `quantize_block` makes of each block of 32.
-    pub fn keep_what_rounding_loses(x: &mut [f32]) {
+    /// Replaces values by the errors of their quantization in blocks of 32.
+    pub fn quantization_errors(x: &mut [f32]) {
         for x in x.as_chunks_mut::<32>().0 {
             let (codes, BlockScale { scale, .. }) = quantize_block(x, 0);
             for (x, code) in x.iter_mut().zip(codes) {
@@ -85,16 +85,15 @@ multiversion! {
     }
 }
 
-/// Rounds to the nearest of 255 steps between ± the greatest.
+/// Rounds to the nearest of 255 steps between ± the greatest magnitude. NaN in the block makes the scale NaN.
 #[inline(always)]
 fn quantize_block<const BLOCK: usize>(x: &[f32; BLOCK], bias: u8) -> ([i8; BLOCK], BlockScale) {
-    // What is not a number gets into the scale.
-    let greatest = greatest(x);
+    let greatest = max_abs(x);
     let inverse = if greatest == 0.0 { 0.0 } else { 127.0 / greatest };
     let mut codes = [0; BLOCK];
     let mut sum = 0;
     for (code, value) in codes.iter_mut().zip(x) {
-        *code = rounded(value * inverse) as i8;
+        *code = round_to_int(value * inverse) as i8;
         sum += i32::from(*code);
     }
     let scale = greatest / 127.0;

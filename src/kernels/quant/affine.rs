@@ -1,25 +1,28 @@
-//! Weights as `scale * code + offset`, as MLX, GPTQ and AWQ quantise them.
+//! Weights as `scale * code + offset`: the quantization of MLX, GPTQ and AWQ.
 
-/// A matrix, `[rows, columns]`, whose weights share a scale and an offset in groups along its rows.
+/// A quantized matrix, `[rows, columns]`. Groups of weights along a row share a scale and an offset.
 #[derive(Debug, Clone)]
 pub struct Affine {
     pub rows: usize,
     pub columns: usize,
-    /// Bits that a code has.
+    /// Bits of a code.
     pub bits: u32,
-    /// Weights that share a scale.
+    /// Weights of a group.
     pub group: usize,
     /// `[rows, columns]`.
     pub codes: Vec<u8>,
     /// `[rows, columns / group]`.
     pub scales: Vec<f32>,
+    /// `[rows, columns / group]`.
     pub offsets: Vec<f32>,
-    /// The column of the activations that belongs to each column here, if they are in another order.
+    /// The column of the activations that belongs to each column of the matrix, if the order differs (GPTQ's
+    /// `act_order`).
     pub order: Option<Vec<u32>>,
 }
 
 impl Affine {
-    /// Quantises weights, `[rows, columns]`, to 4 or 8 bits in groups of 32 between their least and greatest.
+    /// Quantizes weights, `[rows, columns]`, to 4 or 8 bits in groups of 32, between the least and the greatest of a
+    /// group.
     pub fn quantized(weights: &[f32], rows: usize, columns: usize, bits: u32) -> Self {
         const GROUP: usize = 32;
         let steps = f32::from((1u16 << bits) - 1);
@@ -45,6 +48,7 @@ impl Affine {
         this
     }
 
+    /// The codes of a row.
     pub fn codes(&self, row: usize) -> &[u8] {
         &self.codes[row * self.columns..][..self.columns]
     }
@@ -55,7 +59,7 @@ impl Affine {
         (self.scales[at], self.offsets[at])
     }
 
-    /// These rows, in this order.
+    /// The matrix of these rows, in this order.
     #[must_use]
     pub fn take(&self, rows: impl ExactSizeIterator<Item = usize> + Clone) -> Self {
         let groups = self.columns / self.group;
@@ -70,7 +74,7 @@ impl Affine {
         }
     }
 
-    /// All weights, row by row.
+    /// All weights, `[rows, columns]`, in the order of the activations' columns.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut weights = vec![0.0; self.rows * self.columns];
         for (row, weights) in weights.chunks_exact_mut(self.columns).enumerate() {

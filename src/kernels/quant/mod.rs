@@ -1,11 +1,16 @@
-//! Quantized matrices: formats of files, the layout that kernels read, and products.
+//! Quantized matrices: ggml's and affine types, packed into panels, and their products.
 
-pub mod activations;
+mod activations;
 mod affine;
-pub mod ggml;
+mod ggml;
+mod ggml_block;
 mod matrix;
-pub mod packing;
+mod packing;
+mod products;
+#[cfg(test)]
+mod tests;
 
 pub use affine::Affine;
 pub use ggml::GgmlType;
-pub use matrix::{QuantMatrix, multiply_all, multiply_gated};
+pub use matrix::QuantMatrix;
+pub use products::{multiply_all, multiply_gated};

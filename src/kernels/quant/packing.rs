@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::ggml::Format;
+use super::ggml::QuantFormat;
 use crate::kernels::{
     layout::{
         activations::GROUP,
@@ -11,36 +11,36 @@ use crate::kernels::{
     memory::WeightBuffer,
 };
 
-/// The scales, or the offsets, of all blocks, panel by panel.
+/// The scales or the offsets of all blocks, panel by panel.
 pub struct BlockFactors {
-    /// One for each block, or for all blocks that are stored together.
+    /// A half for each block, or for all blocks that are stored together.
     halves: WeightBuffer<[f16; ROWS]>,
-    /// What the blocks multiply those with, if they share them.
+    /// A multiple of the half for each block, if blocks share halves.
     multiples: Option<WeightBuffer<[i8; ROWS]>>,
-    /// The blocks that share a half, as a power of two.
+    /// The binary logarithm of the number of blocks that share a half.
     shared: u32,
 }
 
-impl Format {
-    /// The lines of a panel.
+impl QuantFormat {
+    /// Lines of a panel.
     #[inline(always)]
     pub fn lines(self, columns: usize) -> usize {
         columns / GROUP / if self.nibbles { 2 } else { 1 }
     }
 
-    /// Those with its higher bits.
+    /// Lines of a panel's higher bits.
     #[inline(always)]
     pub fn higher_lines(self, columns: usize) -> usize {
         columns / GROUP * self.higher / 8
     }
 
-    /// Where a code is: its line, its byte in there, and its lowest bit.
+    /// The place of a code: a line, a byte of the line, and the lowest bit.
     fn place(self, lane: usize, column: usize) -> (usize, usize, usize) {
         let (group, byte) = (column / GROUP, lane * GROUP + column % GROUP);
         if self.nibbles { (group / 2, byte, group % 2 * 4) } else { (group, byte, 0) }
     }
 
-    /// Writes the codes of a lane, which are zero yet, from `column` on.
+    /// Writes the codes of a lane from a column on, `at = (lane, column)`. Their places are zero before.
     pub fn put(self, lines: &mut [CodeLine], higher: &mut [CodeLine], at: (usize, usize), codes: &[u8]) {
         let (lane, column) = at;
         let low = if self.nibbles { 15 } else { 255 };
@@ -58,6 +58,7 @@ impl Format {
         }
     }
 
+    /// The code of a lane in a column.
     pub fn get(self, lines: &[CodeLine], higher: &[CodeLine], lane: usize, column: usize) -> u8 {
         let (line, byte, shift) = self.place(lane, column);
         let mut code = lines[line].0[byte] >> shift & if self.nibbles { 15 } else { 255 };
@@ -70,8 +71,8 @@ impl Format {
 }
 
 impl BlockFactors {
-    /// Zeros for panels of `columns` in all.
-    pub fn new(format: Format, columns: usize) -> Self {
+    /// Zeros for panels with `columns` columns in total.
+    pub fn new(format: QuantFormat, columns: usize) -> Self {
         let shared = (format.stored / format.block).ilog2();
         Self {
             halves: WeightBuffer::Heap(vec![[f16::ZERO; ROWS]; columns / format.stored]),
@@ -80,7 +81,7 @@ impl BlockFactors {
         }
     }
 
-    /// Writes those of a lane that are stored together.
+    /// Writes the factors of a lane that are stored together.
     pub fn put(&mut self, at: usize, lane: usize, half: f16, multiples: &[i8]) {
         self.halves[at][lane] = half;
         if let Some(to) = &mut self.multiples {
@@ -90,21 +91,21 @@ impl BlockFactors {
         }
     }
 
-    /// Each is its half alone.
+    /// Drops the multiples: each factor is its half.
     pub fn without_multiples(&mut self) {
         self.multiples = None;
     }
 
-    /// Space for as many for each of `panels` as those have for each of theirs.
-    pub fn for_panels(panels: usize, those: &Self, theirs: usize) -> Self {
+    /// Space for the factors of `panels` panels, given the factors of `count` of them.
+    pub fn for_panels(panels: usize, factors: &Self, count: usize) -> Self {
         Self {
-            halves: WeightBuffer::for_panels(panels, &those.halves, theirs),
-            multiples: those.multiples.as_ref().map(|those| WeightBuffer::for_panels(panels, those, theirs)),
-            shared: those.shared,
+            halves: WeightBuffer::for_panels(panels, &factors.halves, count),
+            multiples: factors.multiples.as_ref().map(|multiples| WeightBuffer::for_panels(panels, multiples, count)),
+            shared: factors.shared,
         }
     }
 
-    /// Adds those of panels that come after these.
+    /// Appends the factors of the panels that come next.
     pub fn append(&mut self, after: &Self) {
         self.halves.append(&after.halves);
         if let (Some(multiples), Some(after)) = (&mut self.multiples, &after.multiples) {
@@ -112,6 +113,7 @@ impl BlockFactors {
         }
     }
 
+    /// The factors of a panel, which has `blocks` blocks.
     #[inline(always)]
     pub fn panel(&self, panel: usize, blocks: usize) -> PanelFactors<'_> {
         let halves = blocks >> self.shared;
@@ -122,6 +124,7 @@ impl BlockFactors {
         }
     }
 
+    /// The size in bytes.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.halves) + self.multiples.as_ref().map_or(0, |multiples| size_of_val(&**multiples))
     }

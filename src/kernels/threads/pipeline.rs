@@ -1,4 +1,4 @@
-//! Items that go through stages one behind the other, shared by the threads of a pass, which do not meet after each stage.
+//! A pipeline: items go through stages one behind the other, without a barrier after each stage.
 
 use std::sync::{
     Mutex, PoisonError,
@@ -7,18 +7,37 @@ use std::sync::{
 
 use super::pool;
 
-/// An item and the stages it has gone through.
+/// An item and the number of stages that it has gone through.
 struct StageSlot<'a, T> {
     item: Mutex<&'a mut T>,
     stages: AtomicUsize,
 }
 
-/// Calls `task` with each of `stages` and each item, which it may change. That of an item begins once the item and all before
-/// it have ended the stage before. After an error no more begin.
+/// The items before one, on their way through the stage that it is in.
+pub struct EarlierItems<'a> {
+    /// Whether all of them have ended the stage.
+    have_ended: &'a dyn Fn() -> bool,
+    stopped: &'a AtomicBool,
+}
+
+impl EarlierItems<'_> {
+    /// Waits until all of them have ended the stage; false if an error keeps one from it.
+    pub fn wait(&self) -> bool {
+        pool::wait_until(|| (self.have_ended)() || self.stopped.load(Ordering::Relaxed));
+        (self.have_ended)()
+    }
+}
+
+/// Calls `task(stage, index, item, earlier)` for every stage and item. An item enters a stage once it and all items
+/// before it have left the previous stage; within a stage it can wait for the items before it. No task begins after an
+/// error.
+///
+/// # Errors
+/// The first error of a task.
 pub fn run<T: Send, E: Send>(
     items: &mut [T],
     stages: usize,
-    task: impl Fn(usize, usize, &mut T) -> Result<(), E> + Sync,
+    task: impl Fn(usize, usize, &mut T, EarlierItems<'_>) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
     let count = items.len();
     let place = |item| StageSlot { item: Mutex::new(item), stages: AtomicUsize::new(0) };
@@ -26,7 +45,7 @@ pub fn run<T: Send, E: Send>(
     let (next, stopped, error) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
     let tasks = stages * count;
     pool::on_all_threads(|| {
-        // Tasks are taken in their order, so that what a thread waits for, another one has in hand.
+        // Tasks are taken in order, so a thread only waits for tasks that other threads are computing.
         let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|taken| *taken < tasks);
         while let Some(taken) = take() {
             let (stage, i) = (taken / count, taken % count);
@@ -35,9 +54,11 @@ pub fn run<T: Send, E: Send>(
             if stopped.load(Ordering::Relaxed) {
                 return;
             }
-            // The others are stopped unless this is done, also if it panics.
+            // An error or a panic stops the other threads.
             let stop = StopUnlessDone(&stopped);
-            let done = task(stage, i, &mut places[i].item.lock().unwrap_or_else(PoisonError::into_inner));
+            let have_ended = || places[..i].iter().all(|place| place.stages.load(Ordering::Acquire) > stage);
+            let earlier = EarlierItems { have_ended: &have_ended, stopped: &stopped };
+            let done = task(stage, i, &mut places[i].item.lock().unwrap_or_else(PoisonError::into_inner), earlier);
             match done {
                 Ok(()) => {
                     std::mem::forget(stop);
@@ -52,7 +73,7 @@ pub fn run<T: Send, E: Send>(
     error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-/// Stops the others when it is dropped.
+/// Stops the other threads when it is dropped.
 struct StopUnlessDone<'a>(&'a AtomicBool);
 
 impl Drop for StopUnlessDone<'_> {
@@ -69,13 +90,13 @@ mod tests {
     use crate::kernels::threads::ThreadPool;
 
     #[test]
-    fn an_item_finds_those_before_it_where_it_comes_from() {
-        let pool = ThreadPool::new("team", 3).unwrap();
+    fn an_item_enters_a_stage_after_all_items_before_it() {
+        let pool = ThreadPool::new("pool", 3).unwrap();
         for count in [0, 1, 2, 7, 24] {
             let seen: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
             let mut items = vec![0; count];
             let went = pool.scope(|| {
-                run(&mut items, 50, |stage, i, item| {
+                run(&mut items, 50, |stage, i, item, _| {
                     assert!(seen[..i].iter().all(|before| before.load(Ordering::Relaxed) >= stage));
                     assert_eq!(*item, stage);
                     *item += 1;
@@ -86,7 +107,7 @@ mod tests {
             assert_eq!((went, items), (Ok(()), vec![50; count]));
         }
         let mut alone = [0; 3];
-        let went = run(&mut alone, 2, |_, _, item| {
+        let went = run(&mut alone, 2, |_, _, item, _| {
             *item += 1;
             Ok::<_, ()>(())
         });
@@ -94,12 +115,36 @@ mod tests {
     }
 
     #[test]
-    fn an_error_or_a_panic_ends_all() {
-        let pool = ThreadPool::new("team", 3).unwrap();
+    fn an_item_can_wait_for_those_before_it_in_its_own_stage() {
+        let pool = ThreadPool::new("pool", 3).unwrap();
+        let order = Mutex::new(Vec::new());
+        let went = pool.scope(|| {
+            run(&mut [(); 5], 20, |stage, i, _, earlier| {
+                assert!(earlier.wait());
+                order.lock().unwrap().push((stage, i));
+                Ok::<_, ()>(())
+            })
+        });
+        let mut order = order.into_inner().unwrap();
+        // Stages overlap; within each the order is that of the items.
+        order.sort_by_key(|(stage, _)| *stage);
+        assert!(went.is_ok() && order.is_sorted());
+        let went = pool.scope(|| {
+            run(&mut [(); 5], 20, |stage, i, _, earlier| match (stage, i) {
+                (7, 2) => Err("failed"),
+                _ => earlier.wait().then_some(()).ok_or("waits in vain"),
+            })
+        });
+        assert!(went.is_err());
+    }
+
+    #[test]
+    fn an_error_or_a_panic_stops_all_threads() {
+        let pool = ThreadPool::new("pool", 3).unwrap();
         for at in [(0, 0), (0, 5), (3, 2), (9, 5)] {
             let mut items = [0; 6];
             let mut through = |fail: &(dyn Fn() -> Result<(), usize> + Sync)| {
-                pool.scope(|| run(&mut items, 10, |stage, i, _| if (stage, i) == at { fail() } else { Ok(()) }))
+                pool.scope(|| run(&mut items, 10, |stage, i, _, _| if (stage, i) == at { fail() } else { Ok(()) }))
             };
             assert_eq!(through(&|| Err(7)), Err(7));
             assert!(catch_unwind(AssertUnwindSafe(|| through(&|| panic!("task")))).is_err());

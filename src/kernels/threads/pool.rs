@@ -1,15 +1,13 @@
-//! Threads that compute a pass together. Between the operations of a pass they spin, so that sharing one of them costs
-//! less than a microsecond; between passes they sleep.
+//! A pool of threads that share the loops of a forward pass. Inside a [`PoolScope`] they spin, so that sharing a loop
+//! costs less than a microsecond; outside they sleep.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a task that other threads call through a pointer")]
 
 use std::{
     any::Any,
     cell::{Cell, UnsafeCell},
-    collections::HashSet,
     marker::PhantomData,
     mem::{take, transmute},
-    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
@@ -21,48 +19,50 @@ use std::{
 
 use rayon::{ThreadPoolBuildError, ThreadPoolBuilder, prelude::*};
 
-/// Looks for work before a thread lets others run, and between two looks at the clock.
+use super::task_range::TaskRange;
+
+/// Polls before a thread yields, and between two looks at the clock.
 const SPINS: usize = 2000;
-/// How long threads look for the next pass before they sleep.
+/// How long threads poll for the next scope before they sleep.
 const LINGER: Duration = Duration::from_micros(200);
 
-/// Whether there is a job that threads may join.
+/// Set while threads may join the job.
 const OPEN: u64 = 1 << 63;
-/// The lowest bits count the threads in it, those above jobs.
+/// Bits that count the helpers in the job. The bits above count jobs.
 const MEMBERS: u64 = (1 << 16) - 1;
 const JOB: u64 = 1 << 16;
 
 type PoolTask<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// What a team computes together.
+/// The state that the threads of a pool share.
 struct PoolState {
-    /// `OPEN`, the number of the job, and how many threads are in it besides the one whose job it is.
+    /// [`OPEN`], the number of the job, and the number of helpers in it.
     state: AtomicU64,
-    /// Written while no thread is in a job, read by those that are.
+    /// Written while no thread is in a job, and read by threads in a job.
     task: UnsafeCell<Option<*const PoolTask<'static>>>,
-    /// What is left of each thread's share of the tasks.
+    /// The tasks that each thread has left.
     shares: Box<[TaskRange]>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    /// Whether there is a pass.
+    /// Whether a scope is open.
     awake: AtomicBool,
-    /// Whether a thread has a job, or makes one.
+    /// Whether a job is being shared or set up.
     sharing: AtomicBool,
     ended: AtomicBool,
     sleepers: Mutex<usize>,
     wake: Condvar,
 }
 
-// SAFETY: `task` is written by one thread at a time, before it opens a job, and read by those that
-// entered it, whom that thread waits for.
+// SAFETY: `task` is written by one thread at a time, before it opens a job, and read by threads that have entered the
+// job, which that thread waits for.
 unsafe impl Sync for PoolState {}
-// SAFETY: as above; the pointer is to what may be shared.
+// SAFETY: as above; the pointer is to a `Sync` closure.
 unsafe impl Send for PoolState {}
 
-/// Some threads that help one of them.
+/// Threads that help the thread which opens a scope.
 pub struct ThreadPool {
     shared: Arc<PoolState>,
     helpers: usize,
-    /// Whether a thread is in a pass.
+    /// Whether a scope is open, whose thread they help.
     busy: AtomicBool,
 }
 
@@ -70,18 +70,19 @@ thread_local! {
     static AMBIENT: Cell<Ambient> = const { Cell::new(Ambient::None) };
 }
 
-/// What loops of this thread are shared with.
+/// The threads that share the loops of this thread.
 #[derive(Default)]
 enum Ambient {
+    /// Rayon's global pool.
     #[default]
     None,
-    /// Nobody: it computes a task itself.
+    /// No other thread: this one computes a task of a loop.
     Alone,
-    ThreadPool(Arc<PoolState>),
+    Pool(Arc<PoolState>),
 }
 
 impl ThreadPool {
-    /// A team of `threads`, the caller's among them; the others are called `name` and a number.
+    /// A pool of `threads` threads: the one that opens a scope, and helpers that are named `name` and a number.
     pub fn new(name: &str, threads: usize) -> Result<Self, ThreadPoolBuildError> {
         let shared = Arc::new(PoolState {
             state: AtomicU64::new(0),
@@ -97,27 +98,28 @@ impl ThreadPool {
         let pool = Self { shared, helpers: threads.saturating_sub(1), busy: AtomicBool::new(false) };
         for i in 1..threads {
             let (name, shared) = (name.to_owned(), pool.shared.clone());
-            // What candle shares with rayon's threads stays on this one.
+            // Rayon loops inside candle then stay on this thread.
             let alone = ThreadPoolBuilder::new().num_threads(1).thread_name(move |_| format!("{name} {i}"));
             alone.build()?.spawn(move || shared.help(i));
         }
         Ok(pool)
     }
 
-    /// Does work whose loops the team shares.
+    /// Does `work` inside a scope.
     pub fn scope<R>(&self, work: impl FnOnce() -> R) -> R {
         let _scope = self.begin();
         work()
     }
 
-    /// Begins a pass of this thread, whose loops the team shares, unless it is in a pass already.
+    /// Opens a scope of this thread, whose loops the pool shares until the scope is dropped. While another scope of the
+    /// pool is open, the thread computes alone.
     pub fn begin(&self) -> PoolScope<'_> {
         let helped = self.helpers > 0 && !self.busy.swap(true, Ordering::Acquire);
-        let ambient = if helped { Ambient::ThreadPool(self.shared.clone()) } else { Ambient::Alone };
+        let ambient = if helped { Ambient::Pool(self.shared.clone()) } else { Ambient::Alone };
         if helped {
             self.shared.rouse();
         }
-        PoolScope { team: helped.then_some(self), _ambient: AmbientGuard::by(ambient) }
+        PoolScope { pool: helped.then_some(self), _ambient: AmbientGuard::by(ambient) }
     }
 }
 
@@ -128,24 +130,24 @@ impl Drop for ThreadPool {
     }
 }
 
-/// A pass of a thread, until it is dropped.
+/// A scope in which the pool shares the loops of a thread.
 pub struct PoolScope<'a> {
-    /// Which helps, if any.
-    team: Option<&'a ThreadPool>,
+    /// The pool, unless the thread computes alone.
+    pool: Option<&'a ThreadPool>,
     _ambient: AmbientGuard,
 }
 
 impl Drop for PoolScope<'_> {
     fn drop(&mut self) {
-        if let Some(team) = self.team {
-            team.shared.awake.store(false, Ordering::SeqCst);
-            team.busy.store(false, Ordering::Release);
+        if let Some(pool) = self.pool {
+            pool.shared.awake.store(false, Ordering::SeqCst);
+            pool.busy.store(false, Ordering::Release);
         }
     }
 }
 
 impl PoolState {
-    /// Wakes those that sleep.
+    /// Wakes sleeping helpers.
     fn rouse(&self) {
         self.awake.store(true, Ordering::SeqCst);
         if *self.sleepers.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
@@ -153,7 +155,7 @@ impl PoolState {
         }
     }
 
-    /// What the thread `i`, which helps, does until the team ends.
+    /// The loop of helper `i`, until the pool is dropped.
     fn help(&self, i: usize) {
         AMBIENT.set(Ambient::Alone);
         let mut done = 0;
@@ -169,7 +171,7 @@ impl PoolState {
         }
     }
 
-    /// Enters the open job, if it is not the one that is done already.
+    /// Enters the open job, unless it is the one that the helper did last.
     fn enter(&self, done: u64) -> Option<u64> {
         let state = self.state.load(Ordering::Acquire);
         let job = state & !OPEN & !MEMBERS;
@@ -179,7 +181,7 @@ impl PoolState {
         entered.then_some(job)
     }
 
-    /// Waits for a job, asleep if none has come for long.
+    /// Waits for a job; sleeps after [`LINGER`] outside of scopes.
     fn wait(&self, done: u64) {
         let comes = || {
             let state = self.state.load(Ordering::Relaxed);
@@ -203,11 +205,11 @@ impl PoolState {
         }
     }
 
-    /// Computes the tasks of the job that are the thread's, then those that others have left.
+    /// Computes the tasks of the thread's own share, then tasks of other shares.
     fn work(&self, own: usize) {
-        // SAFETY: the caller is in the job, during which nobody writes.
+        // SAFETY: the caller is in the job, and `task` is not written meanwhile.
         let Some(task) = (unsafe { *self.task.get() }) else { return };
-        // SAFETY: whose job it is waits for all that entered it before what it points to goes.
+        // SAFETY: the thread that opened the job keeps the closure alive until all helpers have left the job.
         let task = unsafe { &*task };
         let all = || {
             while let Some(i) = self.shares[own].first() {
@@ -226,16 +228,16 @@ impl PoolState {
         }
     }
 
-    /// Computes all tasks with whoever helps.
+    /// Computes all tasks together with the helpers that come in time.
     fn share(&self, tasks: usize, task: &PoolTask<'_>) {
-        // Passes that do not end in the order in which they began may leave the team to two threads.
+        // Scopes that are not dropped in reverse order may leave the pool to two threads.
         if tasks > u32::MAX as usize || self.sharing.swap(true, Ordering::Acquire) {
             return (0..tasks).for_each(task);
         }
-        // SAFETY: the lifetime ends after this function, which does not return while a thread has the pointer.
+        // SAFETY: this function does not return while a thread has the pointer, so the closure outlives all uses.
         let task: *const PoolTask<'static> = unsafe { transmute(std::ptr::from_ref(task)) };
-        // SAFETY: no job is open and no thread in one, since the last call has waited for that; and `sharing` keeps all
-        // other calls away.
+        // SAFETY: no job is open and no helper in one, since the last call waited for that; `sharing` excludes other
+        // calls.
         unsafe { *self.task.get() = Some(task) };
         let threads = self.shares.len();
         for (i, share) in self.shares.iter().enumerate() {
@@ -254,44 +256,7 @@ impl PoolState {
     }
 }
 
-/// Tasks that are still to be done: the first one in the low half, the end in the high one. A thread goes through its own in
-/// their order, so that it reads and writes one stretch of memory; others take the last ones. Alone in its cache lines.
-#[derive(Default)]
-#[repr(align(128))]
-struct TaskRange(AtomicU64);
-
-impl TaskRange {
-    fn set(&self, tasks: Range<u32>) {
-        self.0.store(u64::from(tasks.start) | u64::from(tasks.end) << 32, Ordering::Relaxed);
-    }
-
-    fn first(&self) -> Option<usize> {
-        self.take(|tasks| (tasks.start, tasks.start + 1..tasks.end))
-    }
-
-    fn last(&self) -> Option<usize> {
-        self.take(|tasks| (tasks.end - 1, tasks.start..tasks.end - 1))
-    }
-
-    /// A task, unless there is none, and what is then left.
-    fn take(&self, split: impl Fn(Range<u32>) -> (u32, Range<u32>)) -> Option<usize> {
-        let mut held = self.0.load(Ordering::Relaxed);
-        loop {
-            let tasks = held as u32..(held >> 32) as u32;
-            if tasks.is_empty() {
-                return None;
-            }
-            let (task, left) = split(tasks);
-            let left = u64::from(left.start) | u64::from(left.end) << 32;
-            match self.0.compare_exchange_weak(held, left, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(task as usize),
-                Err(now) => held = now,
-            }
-        }
-    }
-}
-
-/// Looks for a while whether something has come true.
+/// Polls a condition [`SPINS`] times; `true` once it holds.
 fn spin_until(done: impl Fn() -> bool) -> bool {
     (0..SPINS).any(|_| {
         std::hint::spin_loop();
@@ -299,14 +264,14 @@ fn spin_until(done: impl Fn() -> bool) -> bool {
     })
 }
 
-/// Waits for what another thread does soon.
+/// Waits for a condition that another thread makes true soon.
 pub fn wait_until(done: impl Fn() -> bool) {
     while !spin_until(&done) {
         thread::yield_now();
     }
 }
 
-/// The ambient that there was, which comes back when this is dropped: on the same thread.
+/// Restores the previous [`Ambient`] of the thread when it is dropped.
 struct AmbientGuard(Ambient, PhantomData<*const ()>);
 
 impl AmbientGuard {
@@ -321,45 +286,35 @@ impl Drop for AmbientGuard {
     }
 }
 
-/// The threads that loops are shared by.
+/// The number of threads that share a loop of this thread.
 pub fn current_num_threads() -> usize {
     match &AmbientGuard::by(Ambient::Alone).0 {
         Ambient::None => rayon::current_num_threads(),
         Ambient::Alone => 1,
-        Ambient::ThreadPool(shared) => shared.shares.len(),
+        Ambient::Pool(shared) => shared.shares.len(),
     }
 }
 
-/// Calls `task` with all numbers below `tasks`, on the threads of the pass; outside of one, on those of rayon.
+/// Calls `task` with every index below `tasks`: on the threads of the scope, or on rayon's outside of one.
 pub fn for_each(tasks: usize, task: impl Fn(usize) + Sync) {
     if tasks <= 1 {
         return (0..tasks).for_each(task);
     }
-    // While it is replaced, loops within tasks find nobody to share with.
+    // Loops within tasks run on the thread of the task.
     match &AmbientGuard::by(Ambient::Alone).0 {
         Ambient::None => (0..tasks).into_par_iter().with_max_len(1).for_each(&task),
         Ambient::Alone => (0..tasks).for_each(task),
-        Ambient::ThreadPool(shared) => shared.share(tasks, &task),
+        Ambient::Pool(shared) => shared.share(tasks, &task),
     }
 }
 
-/// Calls `work` once for each thread of the pass, on as many at once as come in time, so that no call may wait for another one
-/// to begin; outside of a pass once.
+/// Calls `work` once for each thread of the scope, or once outside of a scope. A call must not wait for another one to
+/// begin: a late thread finds its call done by another.
 pub fn on_all_threads(work: impl Fn() + Sync) {
     match &AmbientGuard::by(Ambient::Alone).0 {
         Ambient::None | Ambient::Alone => work(),
-        Ambient::ThreadPool(shared) => shared.share(shared.shares.len(), &|_| work()),
+        Ambient::Pool(shared) => shared.share(shared.shares.len(), &|_| work()),
     }
-}
-
-/// The cores that this process may use: threads that share one gain little for computations.
-pub fn physical_cores() -> usize {
-    let available = thread::available_parallelism().map_or(1, usize::from);
-    let siblings = |cpu: usize| {
-        std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")).ok()
-    };
-    let cores: HashSet<String> = (0..).map_while(siblings).collect();
-    if cores.is_empty() { available } else { available.min(cores.len()) }
 }
 
 #[cfg(test)]
@@ -368,8 +323,8 @@ mod tests {
     use crate::kernels::threads::parallel::{for_each_mut, map};
 
     #[test]
-    fn every_task_is_done_once_and_nested_ones_too() {
-        let pool = ThreadPool::new("team", 3).unwrap();
+    fn every_task_runs_once_and_nested_loops_too() {
+        let pool = ThreadPool::new("pool", 3).unwrap();
         for round in 0..2000 {
             let mut counts = vec![0usize; 2 + round % 50];
             pool.scope(|| {
@@ -386,8 +341,8 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_reaches_the_caller_and_the_team_goes_on() {
-        let pool = ThreadPool::new("team", 2).unwrap();
+    fn a_panic_of_a_task_reaches_the_caller_and_the_pool_goes_on() {
+        let pool = ThreadPool::new("pool", 2).unwrap();
         for round in 0..50 {
             let ran = catch_unwind(AssertUnwindSafe(|| {
                 pool.scope(|| for_each(8, |i| assert!(i != round % 8, "task {i}")));
@@ -398,8 +353,8 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_sleep_wake_for_the_next_pass() {
-        let pool = ThreadPool::new("team", 2).unwrap();
+    fn sleeping_threads_wake_for_the_next_scope() {
+        let pool = ThreadPool::new("pool", 2).unwrap();
         for _ in 0..3 {
             thread::sleep(Duration::from_millis(20));
             // Both tasks wait for each other.
@@ -413,12 +368,12 @@ mod tests {
     }
 
     #[test]
-    fn passes_that_end_in_any_order_share_no_job() {
-        let (pool, other) = (ThreadPool::new("team", 2).unwrap(), ThreadPool::new("other", 2).unwrap());
+    fn scopes_dropped_in_any_order_share_no_job() {
+        let (pool, other) = (ThreadPool::new("pool", 2).unwrap(), ThreadPool::new("other", 2).unwrap());
         let (first, second) = (pool.begin(), other.begin());
         drop(first);
         drop(second);
-        // This thread still shares its loops with the team, which another one has by now.
+        // This thread still shares its loops with the pool, which another thread has by now.
         let sum = || (0..200).map(|_| map(&[1; 8], |i, x| i + x).iter().sum::<usize>()).sum::<usize>();
         thread::scope(|scope| {
             let theirs = scope.spawn(|| pool.scope(sum));

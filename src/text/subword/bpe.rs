@@ -17,12 +17,16 @@ const NONE: u32 = u32::MAX;
 
 /// The merges of a model by the ids of both tokens: rank, and the id of the token they become. The tokenizers crate
 /// keeps its own to itself.
-pub fn merges(bpe: &BPE) -> Result<MergeMap, BoxError> {
+///
+/// # Errors
+/// A vocabulary in which tokens share an id.
+pub async fn merges(bpe: &BPE, budget: &mut TokenizeBudget) -> Result<MergeMap, BoxError> {
     let pairs: Vec<(String, String)> = private_field(bpe, "merges")?;
     let prefix_len = bpe.continuing_subword_prefix.as_ref().map_or(0, String::len);
     let id = |token: &str| bpe.token_to_id(token).ok_or("two tokens have one id");
     let (mut merges, mut merged) = (MergeMap::with_capacity(pairs.len()), String::new());
     for ((left, right), rank) in pairs.iter().zip(0..) {
+        budget.yield_if_due().await;
         merged.clear();
         merged += left;
         merged += right.get(prefix_len..).unwrap_or_default();

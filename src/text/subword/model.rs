@@ -9,8 +9,10 @@ use crate::text::{budget::TokenizeBudget, pattern::BoxError};
 
 /// SentencePiece's character for a space.
 const SPACE: char = '▁';
-/// Bytes of words that the tokenizers crate splits at a stretch: it caches them, and needs a millisecond at most.
+/// Bytes of words that are not worth a look for spaces inside.
 const SHORT_WORD: usize = 4 << 10;
+/// Bytes of words that the tokenizers crate merges at a stretch, in less time than it takes to read its merges once.
+const CRATE_WORD: usize = 64 << 10;
 /// Characters that are counted at a time.
 const COUNTED: usize = 512;
 
@@ -93,9 +95,12 @@ impl SubwordModel {
         mut emit: impl FnMut(u32, Range<usize>),
     ) -> Result<(), BoxError> {
         match model {
-            ModelWrapper::BPE(bpe) if word.len() > SHORT_WORD => {
-                let merges = self.merges.get_or_init(|| bpe::merges(bpe).ok());
-                if let Some(merges) = merges {
+            ModelWrapper::BPE(bpe) if word.len() > CRATE_WORD => {
+                if self.merges.get().is_none() {
+                    // Another prompt may have built the same by now.
+                    let _ = self.merges.set(bpe::merges(bpe, budget).await.ok());
+                }
+                if let Some(Some(merges)) = self.merges.get() {
                     return bpe::tokenize(bpe, merges, word, budget, emit).await;
                 }
             }

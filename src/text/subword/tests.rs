@@ -23,7 +23,7 @@ fn theirs(model: &impl Model, word: &str) -> Result<Tokens> {
 
 fn of_bpe(model: &BPE, word: &str) -> Result<Tokens> {
     let (mut tokens, mut budget) = (Vec::new(), TokenizeBudget::unlimited());
-    let merges = bpe::merges(model)?;
+    let merges = at_once(bpe::merges(model, &mut budget)).unwrap()?;
     at_once(bpe::tokenize(model, &merges, word, &mut budget, |id, range| tokens.push((id, range)))).unwrap()?;
     Ok(tokens)
 }

@@ -21,7 +21,7 @@ const MODEL_TYPES: [(&str, &str); 12] = [
     ("starcoder", "gpt_bigcode"),
 ];
 
-/// What keys are called there: sizes, then other numbers, then the rest. Some have several names here.
+/// GGUF's names of keys: of sizes, then of other numbers, then of the rest. Some have several names in `config.json`.
 const SIZES: [(&str, &[&str]); 17] = [
     ("embedding_length", &["hidden_size"]),
     ("block_count", &["num_hidden_layers"]),
@@ -66,7 +66,7 @@ pub fn config(file: &GgufFile) -> Result<Config> {
         |keys: &[&str], value: Value| keys.iter().for_each(|key| _ = values.insert((*key).into(), value.clone()));
     set(&["model_type"], json!(model_type));
     for (key, ours) in SIZES {
-        // Zeros stand for what is not there.
+        // Zeros stand for absent values.
         if let Some(n) = metadata.opt_usize(&format!("{arch}.{key}"))?.filter(|n| *n > 0) {
             set(ours, json!(n));
         }
@@ -127,7 +127,7 @@ fn has_unnamed_window(file: &GgufFile, arch: &str) -> Result<bool> {
     Ok(arch == "gemma2" || (arch == "exaone4" && layers == Some(64)))
 }
 
-/// What Gemma 2 and 3 divide scores by the root of; it is in no key. Of the 27B models it is not the head's size.
+/// The scalar whose root Gemma 2 and 3 divide scores by. No key has it; for the 27B models it is not the head's size.
 fn query_scalar(arch: &str, values: &Map<String, Value>) -> Option<u64> {
     let size = |key: &str| values.get(key)?.as_u64().filter(|n| *n > 0);
     match (arch, size("num_hidden_layers")?) {
@@ -148,7 +148,7 @@ fn rope_parameters(file: &GgufFile, arch: &str) -> Result<Value> {
     let kind = metadata.opt_str(&key("scaling.type"))?.unwrap_or("linear");
     let factor = match metadata.opt_f64(&key("scaling.factor"))? {
         Some(factor) => Some(factor),
-        // What it was called before there were types.
+        // The name before there were types.
         None => metadata.opt_f64(&key("scale_linear"))?,
     };
     if kind != "none" && (kind != "linear" || factor.is_some_and(|factor| factor != 0.0)) {
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn scales_of_rope_are_those_of_the_model_or_refused() {
+    fn rope_scaling_is_read_or_refused() {
         let read = |scaling: Value| {
             let path = Path::new("model.gguf");
             let keys = scaling.as_object().unwrap().iter();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn no_window_and_one_of_zero_are_none() {
+    fn sliding_window_of_zero_means_none() {
         for name in ["exaone4", "gemma2_v4", "gpt_oss_v4", "cohere2_v4"] {
             assert_eq!(window(name, Some(9)), Some(json!(9)), "{name}");
             assert_eq!(window(name, Some(0)), None, "{name}");

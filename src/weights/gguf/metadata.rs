@@ -1,3 +1,5 @@
+//! The key/value pairs of GGUF files.
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -31,7 +33,7 @@ pub enum GgufArray {
     Strings(Vec<String>),
 }
 
-/// The numbers GGUF gives value types.
+/// GGUF's codes of value types.
 mod value_type {
     pub const U8: u32 = 0;
     pub const I8: u32 = 1;

@@ -41,7 +41,7 @@ struct GgufEntry {
 }
 
 impl GgufFile {
-    /// Opens a file and, if it is the first of several (`…-00001-of-00003.gguf`), those that belong to it.
+    /// Opens a file and, if it is the first of several (`…-00001-of-00003.gguf`), the others.
     pub fn open(path: &Path) -> Result<Self> {
         let (part, metadata, tensors) = read_part(path, 0)?;
         let count = metadata.opt_usize("split.count")?.unwrap_or(1);
@@ -97,7 +97,7 @@ impl GgufFile {
         Ok(StoredTensor { path, encoding, shape: &entry.shape, bytes: file.bytes(entry.start..end) })
     }
 
-    /// The numbers of a tensor that is not quantized.
+    /// The values of a tensor that is not quantized.
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
         self.get(name)?.values(name)
     }

@@ -1,3 +1,5 @@
+//! GGUF's primitives, read within the bounds of the file.
+
 use std::{
     fs::File,
     io::{BufReader, Read},
@@ -22,7 +24,7 @@ impl<'a> GgufReader<'a> {
         self.position
     }
 
-    /// Magic and version; returns the numbers of tensors and of metadata entries.
+    /// Reads magic and version; returns the counts of tensors and of metadata entries.
     pub fn header(&mut self) -> Result<(usize, usize), String> {
         if self.array().ok() != Some(*b"GGUF") {
             return Err("is not a GGUF file: it does not start with \"GGUF\"".into());

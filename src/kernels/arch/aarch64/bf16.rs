@@ -1,3 +1,5 @@
+//! Products with panels of bfloat16, with NEON.
+
 use std::arch::aarch64::*;
 
 use super::panels::Lanes;
@@ -6,7 +8,7 @@ use crate::kernels::{
     layout::bf16::{Bf16Product, PairLine, WidenedFactor},
 };
 
-/// As `Bf16Product::add_to` of a scalar machine. The machine must have NEON, which `Isa::available` made sure of.
+/// Does as the scalar `Bf16Product::add_to`. Needs NEON.
 pub fn add_neon<F: WidenedFactor>(product: &Bf16Product<'_, F>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "neon")]
     unsafe fn add<F: WidenedFactor>(product: &Bf16Product<'_, F>, sums: *mut f32, sum_stride: usize) {
@@ -14,14 +16,14 @@ pub fn add_neon<F: WidenedFactor>(product: &Bf16Product<'_, F>, sums: &mut [f32]
         unsafe { add_panels::<F, Widened<Lanes>, 1>(product, 0..product.panels.len(), sums, sum_stride) };
     }
     check(product, sums, sum_stride);
-    // SAFETY: `Isa::Neon` exists only where it was detected, and `check` passed.
+    // SAFETY: `Isa::Neon` exists only where NEON was detected, and `check` passed.
     unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
 }
 
 impl Widen for Lanes {
     #[inline(always)]
     unsafe fn halves(line: *const PairLine, half: usize) -> Self {
-        // SAFETY: passed on; a line is four registers.
+        // SAFETY: passed on; a line fills four registers.
         unsafe {
             let line = line.cast::<u32>();
             [0, 4, 8, 12].map(|at| {

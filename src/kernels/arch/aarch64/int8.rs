@@ -1,3 +1,5 @@
+//! Products with panels of 8-bit codes, with NEON.
+
 use std::arch::aarch64::*;
 
 use crate::kernels::{
@@ -9,22 +11,22 @@ use crate::kernels::{
     memory::prefetch::Prefetcher,
 };
 
-/// As the scalar path. The machine must have NEON, which `Isa::available` made sure of.
+/// Does as the scalar version. Needs NEON.
 pub fn add_neon(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, ahead: &mut Prefetcher<'_>) {
     #[target_feature(enable = "neon")]
     unsafe fn add(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, ahead: &mut Prefetcher<'_>) {
         // SAFETY: passed on.
         unsafe { add_all::<i8, [int32x4_t; 4], 1>(product, sums, ahead) };
     }
-    // SAFETY: `Isa::Neon` exists only where it was detected.
+    // SAFETY: `Isa::Neon` exists only where NEON was detected.
     unsafe { add(product, sums, ahead) };
 }
 
-/// Codes are widened to 16 bits.
+/// Registers of codes that are widened to 16 bits.
 impl Vector<i8> for [int32x4_t; 4] {
     #[inline(always)]
     fn zero() -> Self {
-        // SAFETY: zeros are a value of it.
+        // SAFETY: all bit patterns are values of vectors.
         unsafe { std::mem::zeroed() }
     }
 

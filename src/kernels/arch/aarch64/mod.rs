@@ -1,5 +1,7 @@
-//! The kernels of aarch64 machines, which give the same bits as those of x86 and for the same reasons.
-#![allow(unsafe_code)]
+//! Kernels for aarch64. Integer sums are exact and floating-point lanes add in the order of the scalar version, so all
+//! versions give the same bits.
+
+#![allow(unsafe_code, reason = "intrinsics and assembly")]
 
 pub mod bf16;
 pub mod int8;

@@ -1,3 +1,5 @@
+//! Products with panels of floating-point values, with NEON.
+
 use std::arch::aarch64::*;
 
 use crate::kernels::{
@@ -9,24 +11,24 @@ use crate::kernels::{
     memory::prefetch::Prefetcher,
 };
 
-/// The registers of `LANES` numbers.
+/// Registers of [`LANES`](crate::kernels::layout::panels::LANES) values.
 pub type Lanes = [float32x4_t; 4];
 
-/// As the scalar path. The machine must have NEON, which `Isa::available` made sure of.
+/// Does as the scalar version. Needs NEON.
 pub fn add_neon<T: Element>(product: &PanelProduct<'_, T>, sums: Accumulators<'_, f32>, ahead: &mut Prefetcher<'_>) {
     #[target_feature(enable = "neon")]
     unsafe fn add<T: Element>(product: &PanelProduct<'_, T>, sums: Accumulators<'_, f32>, ahead: &mut Prefetcher<'_>) {
         // SAFETY: passed on.
         unsafe { add_all::<T, Lanes, 1>(product, sums, ahead) };
     }
-    // SAFETY: `Isa::Neon` exists only where it was detected.
+    // SAFETY: `Isa::Neon` exists only where NEON was detected.
     unsafe { add(product, sums, ahead) };
 }
 
 impl<T: Element> Vector<T> for Lanes {
     #[inline(always)]
     fn zero() -> Self {
-        // SAFETY: zeros are a value of it.
+        // SAFETY: all bit patterns are values of vectors.
         unsafe { std::mem::zeroed() }
     }
 
@@ -70,11 +72,13 @@ impl<T: Element> Vector<T> for Lanes {
     }
 }
 
+/// Loads 4 elements and widens them.
+///
 /// # Safety
 /// The machine has NEON, and 4 elements are at `from`.
 #[inline(always)]
 unsafe fn load_4<T: Element>(from: *const T) -> float32x4_t {
-    // SAFETY: passed on; `Element` is sealed, so `TYPE` tells the truth.
+    // SAFETY: passed on; `Element` is sealed, so `TYPE` is the type of the elements.
     unsafe {
         match T::TYPE {
             ElementType::F32 => vld1q_f32(from.cast()),

@@ -1,3 +1,5 @@
+//! Products with panels of quantized weights, with NEON.
+
 use std::{
     arch::{aarch64::*, asm},
     ops::Range,
@@ -11,10 +13,10 @@ use crate::kernels::{
     },
 };
 
-/// Rows in a register: 4 codes of each, or a sum.
+/// Rows of a register, which holds 4 codes or a sum for each.
 const LANES: usize = 4;
 
-/// Defines a function that does as `quantized::multiply_panels`.
+/// Defines a version of `quantized::multiply_panels`.
 macro_rules! panels {
     ($(#[$doc:meta])* $name:ident, $features:literal, $dot:ty) => {
         $(#[$doc])*
@@ -36,8 +38,8 @@ macro_rules! panels {
             for i in panels {
                 let panel = panel(i);
                 check::<C, GROUPS>(&panel, x.blocks());
-                // SAFETY: the `Isa` exists only where its features were detected, and `check` made sure that every slice
-                // holds all blocks.
+                // SAFETY: the `Isa` exists only where its features were detected, and `check` found all blocks in every
+                // slice.
                 unsafe { for_tiles!(&panel, x, write, multiply::<C, GROUPS>) }
             }
         }
@@ -45,23 +47,23 @@ macro_rules! panels {
 }
 
 panels! {
-    /// The machine must have NEON.
+    /// Needs NEON.
     panels_neon, "neon", PairwiseDot
 }
 panels! {
-    /// The machine must have NEON and its dot products.
+    /// Needs NEON and its dot products.
     panels_dotprod, "neon,dotprod", SdotDot
 }
 
 /// # Safety
-/// The machine has what `D` needs, and `check` passed.
+/// The machine has the instructions of `D`, and `check` passed.
 #[inline(always)]
 unsafe fn tile<D: Dot, const T: usize, C: CodeFormat, const GROUPS: usize>(
     panel: &QuantPanel<'_>,
     x: &ActivationTile<'_, T>,
     products: &mut [[f32; ROWS]; T],
 ) {
-    // SAFETY: passed on; the parts are those of a panel.
+    // SAFETY: passed on; the rows are inside the panel.
     unsafe {
         if T <= 2 {
             rows::<D, T, C, GROUPS, 4>(panel, x, 0, products);
@@ -73,10 +75,10 @@ unsafe fn tile<D: Dot, const T: usize, C: CodeFormat, const GROUPS: usize>(
     }
 }
 
-/// `N` registers of rows from `first` on.
+/// Computes the products of `N` registers of rows from `first` on.
 ///
 /// # Safety
-/// As above, and there are so many.
+/// As above, and the rows exist.
 #[inline(always)]
 unsafe fn rows<D: Dot, const T: usize, C: CodeFormat, const GROUPS: usize, const N: usize>(
     panel: &QuantPanel<'_>,
@@ -84,9 +86,9 @@ unsafe fn rows<D: Dot, const T: usize, C: CodeFormat, const GROUPS: usize, const
     first: usize,
     products: &mut [[f32; ROWS]; T],
 ) {
-    // Where codes are no small numbers, the bias makes them signed ones.
+    // Codes that do not fit into seven bits become signed by their bias.
     let biased = C::TABLE || !C::NIBBLES;
-    // SAFETY: block `b` of every slice is inside it, and so are its groups, and rows inside lines and lanes.
+    // SAFETY: every slice holds the groups of block `b`, and the rows are inside lines and lanes.
     unsafe {
         let bias = vdupq_n_u8(panel.bias);
         let table = vsubq_u8(vld1q_u8(panel.table.unwrap_or(&[0; 16]).as_ptr()), bias);
@@ -156,10 +158,10 @@ unsafe fn rows<D: Dot, const T: usize, C: CodeFormat, const GROUPS: usize, const
     }
 }
 
-/// With the higher bits of the codes of a group from `first` on.
+/// Adds the higher bits to the codes of a group from byte `first` on.
 ///
 /// # Safety
-/// The machine has NEON, and those of the group are at `higher`.
+/// The machine has NEON, and `higher` holds the group.
 #[inline(always)]
 unsafe fn with_higher<C: CodeFormat>(
     weights: uint8x16_t,
@@ -167,20 +169,20 @@ unsafe fn with_higher<C: CodeFormat>(
     group: usize,
     first: usize,
 ) -> uint8x16_t {
-    // SAFETY: passed on; of a line 16 bytes are read from a multiple of 16 on.
+    // SAFETY: passed on; `first` is a multiple of 16, so 16 bytes from there are inside a line.
     unsafe {
         match C::HIGHER {
             0 => weights,
             1 => {
                 let [low, high, ..] = (higher.cast::<u64>().add(group).read() >> first).to_le_bytes();
-                // Each byte of the bits eight times, and in each of the eight another bit.
+                // Each byte is spread over eight lanes, which test one bit each.
                 let bits = vcombine_u8(vdup_n_u8(low), vdup_n_u8(high));
                 let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
                 vorrq_u8(weights, vandq_u8(vtstq_u8(bits, bit), vdupq_n_u8(16)))
             }
             _ => {
                 let pairs = vld1q_u8(higher.add(group / 4).cast::<u8>().add(first));
-                // To the left; to the right if it is negative.
+                // A negative shift is one to the right.
                 let pairs = vshlq_u8(pairs, vdupq_n_s8(4 - 2 * (group % 4) as i8));
                 vorrq_u8(weights, vandq_u8(pairs, vdupq_n_u8(48)))
             }
@@ -188,13 +190,13 @@ unsafe fn with_higher<C: CodeFormat>(
     }
 }
 
-/// As `PanelFactors::lanes`, of the rows from `row` on.
+/// As `PanelFactors::lanes`, for the rows from `row` on.
 ///
 /// # Safety
-/// The machine has NEON, and there are the block and the rows.
+/// The machine has NEON, and the block and the rows exist.
 #[inline(always)]
 unsafe fn lanes(factors: &PanelFactors<'_>, block: usize, row: usize) -> float32x4_t {
-    // SAFETY: what is read of a block is inside the slices.
+    // SAFETY: the slices hold the block.
     unsafe {
         let halves = factors.halves.as_ptr().add(block >> factors.shared).cast::<u16>().add(row);
         let halves = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
@@ -211,14 +213,14 @@ unsafe fn lanes(factors: &PanelFactors<'_>, block: usize, row: usize) -> float32
 
 /// A way to sum the products of groups.
 trait Dot {
-    /// Adds to each sum that of its 4 weights times the 4 codes of a lane.
+    /// Adds to each sum its 4 weights times the 4 codes of lane `LANE`.
     ///
     /// # Safety
     /// The machine has the instructions.
     unsafe fn add<const LANE: i32>(dots: int32x4_t, weights: int8x16_t, codes: int8x16_t) -> int32x4_t;
 }
 
-/// By sums of two products, then of two of those.
+/// Pairwise additions of products of 16 bits.
 struct PairwiseDot;
 
 impl Dot for PairwiseDot {
@@ -234,7 +236,7 @@ impl Dot for PairwiseDot {
     }
 }
 
-/// By the instruction for it.
+/// The dot product instruction.
 struct SdotDot;
 
 impl Dot for SdotDot {
@@ -245,11 +247,11 @@ impl Dot for SdotDot {
     }
 }
 
-/// `vdotq_laneq_s32`, which is not in the oldest Rust that the crate is for.
+/// `vdotq_laneq_s32`, which the oldest supported Rust lacks.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 fn add_sdot<const LANE: i32>(mut dots: int32x4_t, weights: int8x16_t, codes: int8x16_t) -> int32x4_t {
-    // SAFETY: the instruction is there, and changes nothing but `dots`.
+    // SAFETY: the machine has the instruction, which changes only `dots`.
     unsafe {
         asm!(
             "sdot {dots:v}.4s, {weights:v}.16b, {codes:v}.4b[{lane}]",

@@ -1,3 +1,5 @@
+//! Tiles of products with panels of bfloat16.
+
 use std::marker::PhantomData;
 
 use super::{factors::FactorRows, panels::Vector};
@@ -6,10 +8,10 @@ use crate::kernels::layout::{
     panels::LANES,
 };
 
-/// Rows of factors that a tile holds the sums of.
+/// Rows of a tile, at most.
 const TILE_ROWS: usize = 6;
 
-/// Every slice holds what its strides say.
+/// Checks that the slices are as long as the strides need.
 pub fn check<F: Bf16Factor>(product: &Bf16Product<'_, F>, sums: &[f32], sum_stride: usize) {
     let Bf16Product { factors, factor_stride, rows, pairs, panels } = *product;
     assert!(rows > 0 && factors.len() >= (rows - 1) * factor_stride + pairs * F::PER_PAIR);
@@ -17,10 +19,10 @@ pub fn check<F: Bf16Factor>(product: &Bf16Product<'_, F>, sums: &[f32], sum_stri
     assert!(sums.len() >= (rows - 1) * sum_stride + panels.len() * LANES);
 }
 
-/// Takes all rows through some panels, `N` at a time.
+/// Multiplies all rows with some panels, `N` panels at a time.
 ///
 /// # Safety
-/// The machine has what the path needs, `check` passed, and `N` divides the number of panels.
+/// The machine has the instructions of `P`, `check` passed, and `N` divides the number of panels.
 #[inline(always)]
 pub unsafe fn add_panels<F: Bf16Factor, P: Bf16Path<F>, const N: usize>(
     product: &Bf16Product<'_, F>,
@@ -30,7 +32,7 @@ pub unsafe fn add_panels<F: Bf16Factor, P: Bf16Path<F>, const N: usize>(
 ) {
     for panel in panels.step_by(N) {
         for row in (0..product.rows).step_by(TILE_ROWS) {
-            // SAFETY: the tile is inside the product, and so inside what `check` looked at.
+            // SAFETY: the tile is inside the product, which `check` accepted.
             unsafe {
                 let sums = sums.add(row * sum_stride + panel * LANES);
                 match product.rows - row {
@@ -46,10 +48,10 @@ pub unsafe fn add_panels<F: Bf16Factor, P: Bf16Path<F>, const N: usize>(
     }
 }
 
-/// `R` rows with `N` panels, all sums in registers.
+/// Multiplies `R` rows with `N` panels, with all sums in registers.
 ///
 /// # Safety
-/// As above, and there are so many from `row` and from `panel` on; `sums` is where their sums begin.
+/// As above, the rows and panels exist from `row` and from `panel` on, and `sums` points to their first sum.
 #[inline(always)]
 unsafe fn add_tile<F: Bf16Factor, P: Bf16Path<F>, const R: usize, const N: usize>(
     product: &Bf16Product<'_, F>,
@@ -57,7 +59,7 @@ unsafe fn add_tile<F: Bf16Factor, P: Bf16Path<F>, const R: usize, const N: usize
     sums: *mut f32,
     sum_stride: usize,
 ) {
-    // SAFETY: `check` made sure of all reads and writes.
+    // SAFETY: `check` covers all reads and writes.
     unsafe {
         let factors = product.factors.as_ptr().add(row * product.factor_stride);
         let mut factors = FactorRows::<_, R>::new(factors, product.factor_stride);
@@ -95,16 +97,16 @@ unsafe fn add_tile<F: Bf16Factor, P: Bf16Path<F>, const R: usize, const N: usize
     }
 }
 
-/// How a machine multiplies pairs of weights with factors.
+/// A machine's way to multiply pairs of weights with factors.
 ///
 /// # Safety
-/// All functions need the instructions of the path, and addresses that may be read.
+/// All functions need the instructions of the path, and pointers that may be read.
 pub trait Bf16Path<F: Bf16Factor> {
-    /// The halves of pairs in the order in which their products are added, or all that one instruction takes both.
+    /// The halves of pairs in the order in which their products are added; a single part if one instruction takes both.
     const PARTS: &'static [usize];
-    /// `LANES` sums.
+    /// Registers of [`LANES`] sums.
     type Sums: Vector<f32>;
-    /// A part of `LANES` pairs, or of a factor for all of them.
+    /// Registers of a part of [`LANES`] pairs, or of a factor for all of them.
     type Values: Copy;
     fn zero_values() -> Self::Values;
     unsafe fn values(line: *const PairLine, part: usize) -> Self::Values;
@@ -112,12 +114,12 @@ pub trait Bf16Path<F: Bf16Factor> {
     unsafe fn multiply_add(factor: Self::Values, values: Self::Values, sums: Self::Sums) -> Self::Sums;
 }
 
-/// The path that widens one half of pairs after the other.
+/// The path that widens weights to f32, one half of the pairs after the other.
 pub struct Widened<V>(PhantomData<V>);
 
-/// Registers that it can be done in.
+/// Registers that can widen halves of pairs.
 pub trait Widen: Vector<f32> {
-    /// The halves of pairs as numbers.
+    /// Loads the halves of pairs as f32.
     ///
     /// # Safety
     /// The machine has the instructions; `line` may be read.
@@ -142,7 +144,7 @@ impl<F: WidenedFactor, V: Widen> Bf16Path<F> for Widened<V> {
 
     #[inline(always)]
     unsafe fn factor(factors: *const F, part: usize) -> V {
-        // SAFETY: passed on; a pair has so many factors.
+        // SAFETY: passed on; a pair has `PER_PAIR` factors.
         unsafe { V::splat(F::half(std::slice::from_raw_parts(factors, F::PER_PAIR), part)) }
     }
 

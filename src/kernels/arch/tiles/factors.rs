@@ -1,5 +1,7 @@
-/// Where the factors of a tile's `R` rows are for a step. There are two pointers, since machines add a stride once or twice to
-/// one where they read, and more often in an instruction of its own.
+//! Pointers to the factors of a tile.
+
+/// Pointers to the factors of a tile's `R` rows for one step. There are two of them, since an address can add a stride
+/// once or twice, and a third time takes an instruction of its own.
 pub struct FactorRows<F, const R: usize> {
     first: *const F,
     middle: *const F,
@@ -8,7 +10,7 @@ pub struct FactorRows<F, const R: usize> {
 
 impl<F, const R: usize> FactorRows<F, R> {
     /// # Safety
-    /// All rows, `stride` from each other, are of one allocation.
+    /// All rows, which are `stride` factors apart, are in one allocation.
     #[inline(always)]
     pub unsafe fn new(first: *const F, stride: usize) -> Self {
         // SAFETY: passed on.
@@ -16,7 +18,7 @@ impl<F, const R: usize> FactorRows<F, R> {
     }
 
     /// # Safety
-    /// There is the row.
+    /// `row < R`.
     #[inline(always)]
     pub unsafe fn row(&self, row: usize) -> *const F {
         // SAFETY: passed on.
@@ -28,7 +30,7 @@ impl<F, const R: usize> FactorRows<F, R> {
         }
     }
 
-    /// Goes on by so many factors.
+    /// Advances by so many factors.
     #[inline(always)]
     pub fn advance(&mut self, factors: usize) {
         self.first = self.first.wrapping_add(factors);

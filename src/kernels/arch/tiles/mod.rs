@@ -1,5 +1,7 @@
-//! What the kernels of all machines share: tiles of sums that stay in registers, whatever a machine's registers are.
-#![allow(unsafe_code)]
+//! Register tiles: the loops that the kernels of all machines share, generic over their vector registers. The sums of a
+//! tile stay in registers.
+
+#![allow(unsafe_code, reason = "vector loads and stores by pointers")]
 
 pub mod bf16;
 mod factors;

@@ -1,15 +1,17 @@
+//! Tiles of products with panels.
+
 use super::factors::FactorRows;
 use crate::kernels::{
     layout::panels::{Accumulators, LANES, PanelElement, PanelProduct, Panels},
     memory::prefetch::Prefetcher,
 };
 
-/// Rows of factors that a tile holds the sums of.
+/// Rows of a tile, at most.
 const TILE_ROWS: usize = 6;
-/// Steps between two looks at what is to be asked for ahead: a look takes as long as a step of few rows.
+/// Steps between two calls of the prefetcher: a call takes as long as a step of few rows.
 const STEPS_AT_ONCE: usize = 4;
 
-/// Every slice holds what its strides say.
+/// Checks that the slices are as long as the strides need.
 fn check<T: PanelElement>(product: &PanelProduct<'_, T>, sums: &Accumulators<'_, T::Sum>) {
     let PanelProduct { factors, factor_stride, rows, ref panels, steps, panel_stride } = *product;
     let (count, pieces) = (panels.count(), panels.pieces());
@@ -24,7 +26,7 @@ fn check<T: PanelElement>(product: &PanelProduct<'_, T>, sums: &Accumulators<'_,
     assert!(slices.iter().all(|slice| slice.len() >= least));
 }
 
-/// Where sums go, as [`Accumulators`].
+/// [`Accumulators`] by pointer.
 struct AccumulatorPtr<S> {
     first: *mut S,
     stride: usize,
@@ -40,20 +42,20 @@ impl<S> Clone for AccumulatorPtr<S> {
 impl<S> Copy for AccumulatorPtr<S> {}
 
 impl<S> AccumulatorPtr<S> {
-    /// From a row and a panel on.
+    /// The sums from a row and a panel on.
     ///
     /// # Safety
-    /// There are sums of them.
+    /// The row and the panel exist.
     unsafe fn from(self, row: usize, panel: usize) -> Self {
         // SAFETY: passed on.
         Self { first: unsafe { self.first.add(row * self.stride + panel * LANES) }, ..self }
     }
 }
 
-/// Takes all rows through all panels, `P` at a time as long as there are so many.
+/// Multiplies all rows with all panels, `P` panels at a time while so many are left.
 ///
 /// # Safety
-/// The machine has what `V` needs.
+/// The machine has the instructions of `V`.
 #[inline(always)]
 pub unsafe fn add_all<T: PanelElement, V: Vector<T>, const P: usize>(
     product: &PanelProduct<'_, T>,
@@ -64,9 +66,9 @@ pub unsafe fn add_all<T: PanelElement, V: Vector<T>, const P: usize>(
     let (rows, panels) = (product.rows, product.panels.count());
     let to = AccumulatorPtr { first: sums.sums.as_mut_ptr(), stride: sums.stride, add: sums.add };
     let mut panel = 0;
-    // SAFETY: passed on; `check` passed, and there are so many panels.
+    // SAFETY: passed on; `check` passed, and the panels exist.
     unsafe {
-        // A product waits for the one before it in its sum: where rows are few, other panels have others meanwhile.
+        // Products of one sum wait for each other. With few rows, several panels give independent sums.
         while P == 1 && rows == 1 && panel + 4 <= panels {
             add_tile::<T, V, 1, 4>(product, 0, panel, ahead, to.from(0, panel));
             panel += 4;
@@ -86,10 +88,10 @@ pub unsafe fn add_all<T: PanelElement, V: Vector<T>, const P: usize>(
     }
 }
 
-/// Takes all rows through `P` panels, in tiles of about as many rows each.
+/// Multiplies all rows with `P` panels, in tiles of about equal height.
 ///
 /// # Safety
-/// The machine has what `V` needs, `check` passed and there are `P` panels from `panel` on.
+/// The machine has the instructions of `V`, `check` passed, and `P` panels exist from `panel` on.
 #[inline(always)]
 unsafe fn add_panels<T: PanelElement, V: Vector<T>, const P: usize>(
     product: &PanelProduct<'_, T>,
@@ -101,7 +103,7 @@ unsafe fn add_panels<T: PanelElement, V: Vector<T>, const P: usize>(
     while row < product.rows {
         let left = product.rows - row;
         let rows = left.div_ceil(left.div_ceil(TILE_ROWS));
-        // SAFETY: the tile is inside the product, and so inside what `check` looked at.
+        // SAFETY: the tile is inside the product, which `check` accepted.
         unsafe {
             let to = to.from(row, panel);
             match rows {
@@ -117,10 +119,10 @@ unsafe fn add_panels<T: PanelElement, V: Vector<T>, const P: usize>(
     }
 }
 
-/// `R` rows with `P` panels, all sums in registers.
+/// Multiplies `R` rows with `P` panels, with all sums in registers.
 ///
 /// # Safety
-/// As above, and there are `R` rows from `row` on; `to` is where their sums go.
+/// As above, `R` rows exist from `row` on, and `to` points to their sums.
 #[inline(always)]
 unsafe fn add_tile<T: PanelElement, V: Vector<T>, const R: usize, const P: usize>(
     product: &PanelProduct<'_, T>,
@@ -129,7 +131,7 @@ unsafe fn add_tile<T: PanelElement, V: Vector<T>, const R: usize, const P: usize
     ahead: &mut Prefetcher<'_>,
     to: AccumulatorPtr<T::Sum>,
 ) {
-    // SAFETY: `check` made sure of all reads and writes. Loads need no alignment.
+    // SAFETY: `check` covers all reads and writes, which need no alignment.
     unsafe {
         let factors = product.factors.as_ptr().add(row * product.factor_stride);
         let mut held = [[V::zero(); P]; R];
@@ -164,10 +166,10 @@ unsafe fn add_tile<T: PanelElement, V: Vector<T>, const R: usize, const P: usize
     }
 }
 
-/// Adds the products of the step that factors and panels are at, and goes on to the next one.
+/// Adds the products of the current step of factors and panels, and advances both.
 ///
 /// # Safety
-/// The machine has what `V` needs, and there is the step.
+/// The machine has the instructions of `V`, and the step exists.
 #[inline(always)]
 unsafe fn add_step<T: PanelElement, V: Vector<T>, const R: usize, const P: usize>(
     factors: &mut FactorRows<T::Factor, R>,
@@ -192,30 +194,36 @@ unsafe fn add_step<T: PanelElement, V: Vector<T>, const R: usize, const P: usize
     }
 }
 
-/// The `LANES` lanes of a panel, or their sums, in registers.
+/// Registers for the [`LANES`] lanes of a panel, or for their sums.
 pub trait Vector<T: PanelElement>: Copy {
     fn zero() -> Self;
 
+    /// Loads a step of a panel.
+    ///
     /// # Safety
-    /// As with all functions here, the machine has the instructions; a step of a panel is at `from`.
+    /// The machine has the instructions, as for all functions of this trait, and a step is at `from`.
     unsafe fn load(from: *const T) -> Self;
 
+    /// Loads sums.
+    ///
     /// # Safety
     /// The machine has the instructions; `LANES` sums are at `from`.
     unsafe fn load_sums(from: *const T::Sum) -> Self;
 
-    /// A factor of all lanes.
+    /// Broadcasts a factor to all lanes.
     ///
     /// # Safety
     /// The machine has the instructions.
     unsafe fn splat(factor: T::Factor) -> Self;
 
-    /// `self * values + sums`, of numbers with a fraction rounded once.
+    /// `self * values + sums`; floating-point sums are rounded once.
     ///
     /// # Safety
     /// The machine has the instructions.
     unsafe fn multiply_add(self, values: Self, sums: Self) -> Self;
 
+    /// Stores sums.
+    ///
     /// # Safety
     /// The machine has the instructions; `LANES` sums may be written at `to`.
     unsafe fn store(self, to: *mut T::Sum);

@@ -1,6 +1,8 @@
+//! Tiles of products with quantized panels.
+
 use crate::kernels::layout::codes::{CodeFormat, QuantPanel};
 
-/// Calls with the products of a panel, which `$multiply` writes for a tile of tokens.
+/// Calls `$write` with the products of a panel and each tile of tokens, which `$multiply` computes.
 macro_rules! for_tiles {
     ($panel:expr, $x:expr, $write:expr, $multiply:ident::<$($generic:ident),*>) => {
         for tile in 0..$x.tokens().div_ceil($crate::kernels::layout::activations::TILE) {
@@ -27,7 +29,7 @@ macro_rules! for_tiles {
 }
 pub(in crate::kernels::arch) use for_tiles;
 
-/// Every slice holds these blocks.
+/// Checks that the slices of a panel hold so many blocks.
 #[inline]
 pub fn check<C: CodeFormat, const GROUPS: usize>(panel: &QuantPanel<'_>, blocks: usize) {
     let groups = blocks * GROUPS;

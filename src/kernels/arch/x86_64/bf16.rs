@@ -1,3 +1,5 @@
+//! Products with panels of bfloat16, with AVX2 and AVX-512.
+
 use std::arch::{asm, x86_64::*};
 
 use crate::kernels::{
@@ -8,10 +10,10 @@ use crate::kernels::{
     },
 };
 
-/// Panels that a tile holds the sums of.
+/// Panels of a tile.
 const TILE_PANELS: usize = 4;
 
-/// As `Bf16Product::add_to` of a scalar machine. The machine must have AVX2 and FMA, which `Isa::available` made sure of.
+/// Does as the scalar `Bf16Product::add_to`. Needs AVX2 and FMA.
 pub fn add_avx2<F: WidenedFactor>(product: &Bf16Product<'_, F>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn add<F: WidenedFactor>(product: &Bf16Product<'_, F>, sums: *mut f32, sum_stride: usize) {
@@ -19,11 +21,11 @@ pub fn add_avx2<F: WidenedFactor>(product: &Bf16Product<'_, F>, sums: &mut [f32]
         unsafe { add_panels::<F, Widened<[__m256; 2]>, 1>(product, 0..product.panels.len(), sums, sum_stride) };
     }
     check(product, sums, sum_stride);
-    // SAFETY: `Isa::Avx2` exists only where these were detected, and `check` passed.
+    // SAFETY: `Isa::Avx2` exists only where its features were detected, and `check` passed.
     unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
 }
 
-/// As above. The machine must have AVX-512F.
+/// Does as [`add_avx2`]. Needs AVX-512F.
 pub fn add_avx512<F: WidenedFactor>(product: &Bf16Product<'_, F>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx512f")]
     unsafe fn add<F: WidenedFactor>(product: &Bf16Product<'_, F>, sums: *mut f32, sum_stride: usize) {
@@ -35,7 +37,7 @@ pub fn add_avx512<F: WidenedFactor>(product: &Bf16Product<'_, F>, sums: &mut [f3
     unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
 }
 
-/// As above. The machine must have AVX-512 BF16.
+/// Does as [`add_avx2`]. Needs AVX-512 BF16.
 pub fn add_bf16(product: &Bf16Product<'_, u32>, sums: &mut [f32], sum_stride: usize) {
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn add(product: &Bf16Product<'_, u32>, sums: *mut f32, sum_stride: usize) {
@@ -47,7 +49,7 @@ pub fn add_bf16(product: &Bf16Product<'_, u32>, sums: &mut [f32], sum_stride: us
     unsafe { add(product, sums.as_mut_ptr(), sum_stride) };
 }
 
-/// As `bf16::multiply_tall`. The machine must have AVX-512 BF16.
+/// Does as the scalar `bf16::multiply_tall`. Needs AVX-512 BF16.
 pub fn multiply_tall<const T: usize>(panel: &[PairLine], x: &[[u32; T]], products: &mut [[f32; LANES]; T]) {
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn multiply<const T: usize>(panel: &[PairLine], x: &[[u32; T]], products: &mut [[f32; LANES]; T]) {
@@ -55,26 +57,26 @@ pub fn multiply_tall<const T: usize>(panel: &[PairLine], x: &[[u32; T]], product
         for (line, x) in panel.iter().zip(x) {
             // The same line of the next panel.
             let ahead = std::ptr::from_ref(line).wrapping_add(panel.len());
-            // SAFETY: nothing is read ahead; and the machine has the instructions of the path.
+            // SAFETY: prefetching reads nothing, and the machine has the instructions of the path.
             unsafe {
                 _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
                 let values = Dots::values(line, 0);
                 for (sum, factor) in sums.iter_mut().zip(x) {
-                    // The factor comes last: that one the instruction takes from memory.
+                    // The instruction reads its last operand, the factor, from memory.
                     *sum = Dots::multiply_add(values, Dots::factor(factor, 0), *sum);
                 }
             }
         }
         for (products, sums) in products.iter_mut().zip(sums) {
-            // SAFETY: they are as long as a register.
+            // SAFETY: the products of a row are as long as a register.
             unsafe { _mm512_storeu_ps(products.as_mut_ptr(), sums) };
         }
     }
-    // SAFETY: `Isa::Avx512Bf16` exists only where it was detected.
+    // SAFETY: `Isa::Avx512Bf16` exists only where its features were detected.
     unsafe { multiply(panel, x, products) }
 }
 
-/// As `bf16::widen`. The machine must have AVX-512F.
+/// Does as the scalar `bf16::widen`. Needs AVX-512F.
 pub fn widen_avx512(lines: &[PairLine; LANES / 2], out: &mut [[f32; LANES]]) {
     #[target_feature(enable = "avx512f")]
     unsafe fn widen(lines: &[PairLine; LANES / 2], out: &mut [[f32; LANES]]) {
@@ -84,11 +86,11 @@ pub fn widen_avx512(lines: &[PairLine; LANES / 2], out: &mut [[f32; LANES]]) {
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_castsi512_ps(wide)) };
         }
     }
-    // SAFETY: `Isa::Avx512` and the better ones exist only where it was detected.
+    // SAFETY: `Isa::Avx512` and the better ones exist only where AVX-512 was detected.
     unsafe { widen(lines, out) }
 }
 
-/// As `bf16::pair_rows`. The machine must have AVX-512F.
+/// Does as the scalar `bf16::pair_rows`. Needs AVX-512F.
 pub fn pair_rows_avx512(lines: &[PairLine; LANES / 2], out: &mut [PairLine]) {
     #[target_feature(enable = "avx512f")]
     unsafe fn pair(lines: &[PairLine; LANES / 2], out: &mut [PairLine]) {
@@ -110,7 +112,8 @@ fn rows_avx512(lines: &[PairLine; LANES / 2]) -> [__m256i; LANES] {
     // SAFETY: a line is as long and as aligned as a register.
     let lines = lines.each_ref().map(|line| unsafe { _mm512_load_si512(line.0.as_ptr().cast()) });
     let mut rows = [_mm256_setzero_si256(); LANES];
-    // Each quarter of a register has another four rows: their first pairs one row after another, and their last ones.
+    // Each quarter of a register has four rows: their first pairs row by row in one register, their last pairs in
+    // another.
     let [first, last] = [0, 4].map(|at| {
         let (low, high) = (
             [_mm512_unpacklo_epi32(lines[at], lines[at + 1]), _mm512_unpacklo_epi32(lines[at + 2], lines[at + 3])],
@@ -135,7 +138,7 @@ fn rows_avx512(lines: &[PairLine; LANES / 2]) -> [__m256i; LANES] {
 }
 
 /// # Safety
-/// The machine has what the path needs, and `check` passed.
+/// The machine has the instructions of `P`, and `check` passed.
 #[inline(always)]
 unsafe fn add_all<F: Bf16Factor, P: Bf16Path<F>>(product: &Bf16Product<'_, F>, sums: *mut f32, sum_stride: usize) {
     let whole = product.panels.len() / TILE_PANELS * TILE_PANELS;
@@ -146,7 +149,7 @@ unsafe fn add_all<F: Bf16Factor, P: Bf16Path<F>>(product: &Bf16Product<'_, F>, s
     }
 }
 
-/// Both halves at once, by the instruction for bfloat16.
+/// The path that multiplies both halves of pairs by one instruction.
 struct Dots;
 
 impl Bf16Path<u32> for Dots {
@@ -156,7 +159,7 @@ impl Bf16Path<u32> for Dots {
 
     #[inline(always)]
     fn zero_values() -> __m512i {
-        // SAFETY: zeros are a value of it.
+        // SAFETY: all bit patterns are values of vectors.
         unsafe { std::mem::zeroed() }
     }
 
@@ -174,7 +177,7 @@ impl Bf16Path<u32> for Dots {
 
     #[inline(always)]
     unsafe fn multiply_add(factor: __m512i, values: __m512i, sums: __m512) -> __m512 {
-        // SAFETY: passed on; both types are 64 bytes of any bits.
+        // SAFETY: passed on; both types are 64 bytes, and all bit patterns are values of them.
         unsafe {
             let factor = std::mem::transmute::<__m512i, __m512bh>(factor);
             _mm512_dpbf16_ps(sums, factor, std::mem::transmute::<__m512i, __m512bh>(values))
@@ -182,7 +185,7 @@ impl Bf16Path<u32> for Dots {
     }
 }
 
-/// The bits of the second number of a pair.
+/// The bits of the second value of a pair.
 const HIGH: i32 = 0xffff_0000_u32 as i32;
 
 impl Widen for __m512 {
@@ -210,8 +213,8 @@ impl Widen for [__m256; 2] {
     }
 }
 
-/// A half of pairs as values. In assembly, since compilers would keep the pairs until their other half is multiplied, and
-/// sums in memory meanwhile.
+/// Widens a half of pairs. Assembly keeps compilers from holding the pairs in registers until the other half is
+/// multiplied, with sums in memory meanwhile.
 ///
 /// # Safety
 /// The machine has AVX2, and half a line is at `pairs`.
@@ -219,7 +222,7 @@ impl Widen for [__m256; 2] {
 #[target_feature(enable = "avx2")]
 unsafe fn widened_256(pairs: *const __m256i, half: usize) -> __m256 {
     let values: __m256;
-    // SAFETY: it reads pairs, which are aligned.
+    // SAFETY: the code only reads the pairs, which are aligned.
     unsafe {
         match half {
             0 => asm!(

@@ -1,3 +1,5 @@
+//! Products with panels of 8-bit codes, with AVX2 and AVX-512.
+
 use std::arch::x86_64::*;
 
 use crate::kernels::{
@@ -9,18 +11,18 @@ use crate::kernels::{
     memory::prefetch::Prefetcher,
 };
 
-/// As the scalar path. The machine must have AVX2, which `Isa::available` made sure of.
+/// Does as the scalar version. Needs AVX2.
 pub fn add_avx2(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, ahead: &mut Prefetcher<'_>) {
     #[target_feature(enable = "avx2")]
     unsafe fn add(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, ahead: &mut Prefetcher<'_>) {
         // SAFETY: passed on.
         unsafe { add_all::<i8, [__m256i; 2], 1>(product, sums, ahead) };
     }
-    // SAFETY: `Isa::Avx2` exists only where it was detected.
+    // SAFETY: `Isa::Avx2` exists only where AVX2 was detected.
     unsafe { add(product, sums, ahead) };
 }
 
-/// As the scalar path. The machine must have AVX2 and AVX-VNNI.
+/// Does as the scalar version. Needs AVX2 and AVX-VNNI.
 pub fn add_avx_vnni(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, ahead: &mut Prefetcher<'_>) {
     #[target_feature(enable = "avx2,avxvnni")]
     unsafe fn add(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, ahead: &mut Prefetcher<'_>) {
@@ -31,7 +33,7 @@ pub fn add_avx_vnni(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>,
     unsafe { add(product, sums, ahead) };
 }
 
-/// As the scalar path. The machine must have AVX-512F and BW.
+/// Does as the scalar version. Needs AVX-512F and BW.
 pub fn add_avx512(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, ahead: &mut Prefetcher<'_>) {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn add(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, ahead: &mut Prefetcher<'_>) {
@@ -42,22 +44,22 @@ pub fn add_avx512(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, a
     unsafe { add(product, sums, ahead) };
 }
 
-/// As the scalar path. The machine must have AVX-512F, BW and VNNI.
+/// Does as the scalar version. Needs AVX-512F, BW and VNNI.
 pub fn add_vnni(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, ahead: &mut Prefetcher<'_>) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn add(product: &PanelProduct<'_, i8>, sums: Accumulators<'_, i32>, ahead: &mut Prefetcher<'_>) {
         // SAFETY: passed on.
         unsafe { add_all::<i8, Vnni<__m512i>, 4>(product, sums, ahead) };
     }
-    // SAFETY: as above, with `Isa::Avx512Vnni` and the better one.
+    // SAFETY: as above, with `Isa::Avx512Vnni` and `Isa::Avx512Bf16`.
     unsafe { add(product, sums, ahead) };
 }
 
-/// Codes are widened to 16 bits.
+/// Registers of codes that are widened to 16 bits.
 impl Vector<i8> for [__m256i; 2] {
     #[inline(always)]
     fn zero() -> Self {
-        // SAFETY: zeros are a value of it.
+        // SAFETY: all bit patterns are values of vectors.
         unsafe { std::mem::zeroed() }
     }
 
@@ -103,7 +105,7 @@ impl Vector<i8> for [__m256i; 2] {
 impl Vector<i8> for __m512i {
     #[inline(always)]
     fn zero() -> Self {
-        // SAFETY: zeros are a value of it.
+        // SAFETY: all bit patterns are values of vectors.
         unsafe { std::mem::zeroed() }
     }
 
@@ -138,7 +140,7 @@ impl Vector<i8> for __m512i {
     }
 }
 
-/// With the instruction that multiplies and adds.
+/// Registers for VNNI, which multiplies and adds in one instruction.
 #[derive(Clone, Copy)]
 struct Vnni<V>(V);
 
@@ -179,10 +181,10 @@ impl<V: MultiplyAdd> Vector<i8> for Vnni<V> {
     }
 }
 
-/// Codes of which that instruction takes 16 bits each.
+/// Registers that VNNI takes.
 trait MultiplyAdd: Vector<i8> {
     /// # Safety
-    /// The machine has VNNI for this length.
+    /// The machine has VNNI for registers of this length.
     unsafe fn multiply_add_at_once(self, values: Self, sums: Self) -> Self;
 }
 

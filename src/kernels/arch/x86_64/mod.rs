@@ -1,6 +1,7 @@
-//! The kernels of x86 machines. Integer sums are exact and floating-point lanes are those of the
-//! scalar path, so all paths give the same bits.
-#![allow(unsafe_code)]
+//! Kernels for x86-64. Integer sums are exact and floating-point lanes add in the order of the scalar version, so all
+//! versions give the same bits.
+
+#![allow(unsafe_code, reason = "intrinsics and assembly")]
 
 pub mod bf16;
 pub mod int8;

@@ -1,3 +1,5 @@
+//! Products with panels of floating-point values, with AVX2 and AVX-512.
+
 use std::arch::x86_64::*;
 
 use crate::kernels::{
@@ -9,18 +11,18 @@ use crate::kernels::{
     memory::prefetch::Prefetcher,
 };
 
-/// As the scalar path. The machine must have AVX2, FMA and F16C, which `Isa::available` made sure of.
+/// Does as the scalar version. Needs AVX2, FMA and F16C.
 pub fn add_avx2<T: Element>(product: &PanelProduct<'_, T>, sums: Accumulators<'_, f32>, ahead: &mut Prefetcher<'_>) {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn add<T: Element>(product: &PanelProduct<'_, T>, sums: Accumulators<'_, f32>, ahead: &mut Prefetcher<'_>) {
         // SAFETY: passed on.
         unsafe { add_all::<T, [__m256; 2], 1>(product, sums, ahead) };
     }
-    // SAFETY: `Isa::Avx2` exists only where these were detected.
+    // SAFETY: `Isa::Avx2` exists only where its features were detected.
     unsafe { add(product, sums, ahead) };
 }
 
-/// As the scalar path. The machine must have AVX-512F.
+/// Does as the scalar version. Needs AVX-512F.
 pub fn add_avx512<T: Element>(product: &PanelProduct<'_, T>, sums: Accumulators<'_, f32>, ahead: &mut Prefetcher<'_>) {
     #[target_feature(enable = "avx512f")]
     unsafe fn add<T: Element>(product: &PanelProduct<'_, T>, sums: Accumulators<'_, f32>, ahead: &mut Prefetcher<'_>) {
@@ -34,7 +36,7 @@ pub fn add_avx512<T: Element>(product: &PanelProduct<'_, T>, sums: Accumulators<
 impl<T: Element> Vector<T> for [__m256; 2] {
     #[inline(always)]
     fn zero() -> Self {
-        // SAFETY: zeros are a value of it.
+        // SAFETY: all bit patterns are values of vectors.
         unsafe { std::mem::zeroed() }
     }
 
@@ -72,11 +74,13 @@ impl<T: Element> Vector<T> for [__m256; 2] {
     }
 }
 
+/// Loads 8 elements and widens them.
+///
 /// # Safety
 /// The machine has AVX2 and F16C, and 8 elements are at `from`.
 #[inline(always)]
 unsafe fn load_8<T: Element>(from: *const T) -> __m256 {
-    // SAFETY: passed on; `Element` is sealed, so `TYPE` tells the truth.
+    // SAFETY: passed on; `Element` is sealed, so `TYPE` is the type of the elements.
     unsafe {
         match T::TYPE {
             ElementType::F32 => _mm256_loadu_ps(from.cast()),
@@ -92,13 +96,13 @@ unsafe fn load_8<T: Element>(from: *const T) -> __m256 {
 impl<T: Element> Vector<T> for __m512 {
     #[inline(always)]
     fn zero() -> Self {
-        // SAFETY: zeros are a value of it.
+        // SAFETY: all bit patterns are values of vectors.
         unsafe { std::mem::zeroed() }
     }
 
     #[inline(always)]
     unsafe fn load(from: *const T) -> Self {
-        // SAFETY: passed on; `Element` is sealed, so `TYPE` tells the truth.
+        // SAFETY: passed on; `Element` is sealed, so `TYPE` is the type of the elements.
         unsafe {
             match T::TYPE {
                 ElementType::F32 => _mm512_loadu_ps(from.cast()),

@@ -1,3 +1,5 @@
+//! Quantized products with AVX-512: a register holds a sum for each row of a panel.
+
 use std::{arch::x86_64::*, ops::Range};
 
 use super::prefetch::{AHEAD, PanelPrefetcher, is_signed, waits_for_memory};
@@ -9,7 +11,7 @@ use crate::kernels::{
     },
 };
 
-/// Defines a function as `quantized::multiply_panels`, for machines of some features, with or without VNNI.
+/// Defines a version of `quantized::multiply_panels` for some features, with or without VNNI.
 macro_rules! panels {
     ($name:ident, $features:literal, $vnni:literal) => {
         pub fn $name<'a, C: CodeFormat, const GROUPS: usize>(
@@ -37,7 +39,7 @@ macro_rules! panels {
                 for i in panels {
                     let panel = panel(i);
                     check::<C, GROUPS>(&panel, x.blocks());
-                    // SAFETY: the features are passed on, and `check` made sure that every slice holds all blocks.
+                    // SAFETY: the features are passed on, and `check` found all blocks in every slice.
                     unsafe { for_tiles!(&panel, x, write, tile::<C, GROUPS>) }
                 }
             }
@@ -50,8 +52,10 @@ macro_rules! panels {
 panels!(panels_avx512, "avx512f,avx512bw", false);
 panels!(panels_vnni, "avx512f,avx512bw,avx512vnni", true);
 
+/// Computes the products of a panel with a tile.
+///
 /// # Safety
-/// AVX-512 is there, with VNNI if it is to be used, and `check` passed.
+/// The machine has AVX-512, with VNNI if `VNNI`, and `check` passed.
 #[inline(always)]
 unsafe fn multiply<const T: usize, C: CodeFormat, const GROUPS: usize, const VNNI: bool>(
     panel: &QuantPanel<'_>,
@@ -59,15 +63,15 @@ unsafe fn multiply<const T: usize, C: CodeFormat, const GROUPS: usize, const VNN
     products: &mut [[f32; ROWS]; T],
 ) {
     let table = panel.table.unwrap_or(&[0; 16]);
-    // Each tile asks for its share of what comes next, so that memory is busy during all of them.
+    // Each tile prefetches its share of the next panels, so that memory is busy during all tiles.
     let mut ahead = PanelPrefetcher::new(panel, (x.index, x.count), 1, waits_for_memory::<C>(T) && x.count == 1);
-    // SAFETY: block `b` of every slice is inside it, and so are its groups.
+    // SAFETY: every slice holds the groups of block `b`.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); T];
         let bias = _mm512_set1_epi8(panel.bias as i8);
         let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
         for (b, x_scales) in x.scales.iter().enumerate() {
-            // First, since compilers move integer products behind branches otherwise.
+            // Loaded first, since compilers would otherwise move integer products behind branches.
             let scales = lanes(&panel.scales, b);
             let offsets = panel.offsets.as_ref().map_or(_mm512_setzero_ps(), |offsets| lanes(offsets, b));
             let mut dots = [_mm512_setzero_si512(); T];
@@ -116,7 +120,7 @@ unsafe fn multiply<const T: usize, C: CodeFormat, const GROUPS: usize, const VNN
     }
 }
 
-/// The sums of four products, as VNNI has them, of weights that are signed if [`is_signed`] says so.
+/// Sums of four products, as VNNI computes them. Weights are signed if [`is_signed`] says so.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn sums_of_four<C: CodeFormat>(weights: __m512i, codes: __m512i) -> __m512i {
@@ -132,14 +136,14 @@ fn sums_of_four<C: CodeFormat>(weights: __m512i, codes: __m512i) -> __m512i {
     _mm512_madd_epi16(_mm512_maddubs_epi16(weights, codes), _mm512_set1_epi16(1))
 }
 
-/// With the higher bits of a group's codes.
+/// Adds the higher bits to the codes of a group.
 ///
 /// # Safety
-/// AVX-512 is there, and those of the group are at `higher`.
+/// The machine has AVX-512, and `higher` holds the group.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn with_higher<C: CodeFormat>(weights: __m512i, higher: *const CodeLine, group: usize) -> __m512i {
-    // SAFETY: passed on; a line is aligned.
+    // SAFETY: passed on; lines are aligned.
     unsafe {
         match C::HIGHER {
             0 => weights,
@@ -162,14 +166,14 @@ unsafe fn with_higher<C: CodeFormat>(weights: __m512i, higher: *const CodeLine, 
     }
 }
 
-/// As `PanelFactors::lanes`.
+/// Does as `PanelFactors::lanes`.
 ///
 /// # Safety
-/// AVX-512 is there, and the block.
+/// The machine has AVX-512, and the block exists.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn lanes(factors: &PanelFactors<'_>, block: usize) -> __m512 {
-    // SAFETY: what is read of a block is inside the slices.
+    // SAFETY: the slices hold the block.
     unsafe {
         match factors.multiples {
             None => {

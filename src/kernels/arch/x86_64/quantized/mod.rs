@@ -1,4 +1,4 @@
-//! Products with panels of quantized weights.
+//! Products with panels of quantized weights, with AVX2 and AVX-512.
 
 mod avx2;
 mod avx512;

@@ -1,4 +1,4 @@
-//! Prefetching of quantized panels, and the properties of code formats that both paths ask for.
+//! Prefetching of quantized panels, and properties of code formats.
 
 use std::{
     arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch},
@@ -7,23 +7,23 @@ use std::{
 
 use crate::kernels::layout::codes::{CodeFormat, CodeLine, QuantPanel};
 
-/// How far ahead of a panel's codes those of others are asked for, at least: hardware does not look beyond a page.
+/// Lines between the codes in use and the prefetched ones, at least: hardware prefetchers stop at the end of a page.
 pub const AHEAD: usize = 160;
-/// A line in a fixed-point number of lines.
+/// One line, as a fixed-point number of lines.
 const LINE: usize = 1 << 16;
 
-/// The codes of panels that come after one, which are asked for while it is gone through several times.
+/// Prefetches the codes of the panels after one, while the kernel goes through that one for several tiles.
 pub struct PanelPrefetcher {
     first: *const CodeLine,
-    /// Where the next line is, and from one to the next, in parts of a [`LINE`]th.
+    /// The next line, and the distance to the one after it, as fixed-point numbers of lines.
     at: usize,
     step: usize,
-    /// Whether the farther cache is asked for them.
+    /// Whether lines go to the second-level cache, not to the first.
     far: bool,
 }
 
 impl PanelPrefetcher {
-    /// Those whose turn it is when the panel is gone through for the `index`th time of `count`, asked for every so many `lines`.
+    /// Prefetches the share of tile `index` of `count`: one line for every `lines` lines of the panel.
     #[inline(always)]
     pub fn new(panel: &QuantPanel<'_>, (index, count): (usize, usize), lines: usize, far: bool) -> Self {
         let all = panel.codes.len();
@@ -31,14 +31,14 @@ impl PanelPrefetcher {
         Self { first: panel.codes.as_ptr(), at, step: LINE * lines / count, far }
     }
 
-    /// Asks for the next line.
+    /// Prefetches the next line.
     #[inline(always)]
     pub fn ask(&mut self) {
         self.ask_for(self.first.wrapping_add(self.at / LINE));
         self.at += self.step;
     }
 
-    /// Asks for all lines whose turn it is.
+    /// Prefetches all lines that are due.
     #[inline(always)]
     pub fn ask_all(&mut self) {
         let end = self.at + self.step;
@@ -48,7 +48,7 @@ impl PanelPrefetcher {
         self.at = end;
     }
 
-    /// Asks for the higher bits of groups as far from these.
+    /// Prefetches the higher bits of groups, [`AHEAD`] lines of codes after these.
     #[inline(always)]
     pub fn ask_for_higher<C: CodeFormat>(&self, panel: &QuantPanel<'_>, groups: Range<usize>) {
         for g in groups.filter(|g| C::HIGHER > 0 && (g * C::HIGHER).is_multiple_of(8)) {
@@ -58,7 +58,7 @@ impl PanelPrefetcher {
 
     #[inline(always)]
     pub fn ask_for(&self, line: *const CodeLine) {
-        // SAFETY: every machine has it, and it reads nothing.
+        // SAFETY: every x86-64 machine has the instruction, which faults at no address.
         unsafe {
             match self.far {
                 true => _mm_prefetch::<_MM_HINT_T1>(line.cast()),
@@ -68,14 +68,14 @@ impl PanelPrefetcher {
     }
 }
 
-/// Whether a tile of so many tokens takes less long than its weights come from memory: then the nearer cache, which has
-/// fewer requests on their way at once, is not to be asked for them.
+/// Whether weights arrive from memory more slowly than a tile of so many tokens multiplies them. Lines then go to the
+/// second-level cache, which can have more requests under way than the first.
 pub const fn waits_for_memory<C: CodeFormat>(tokens: usize) -> bool {
     !C::NIBBLES || tokens <= 4
 }
 
-/// Whether the bias is taken from weights before they are multiplied: without VNNI pairs of products have 16 bits, which
-/// hold those of magnitudes up to 128, and so codes of eight bits only as signed ones.
+/// Whether the bias is subtracted from weights before they are multiplied. Without VNNI, sums of two products have 16
+/// bits, which codes of eight bits exceed unless they are signed.
 pub const fn is_signed<C: CodeFormat, const VNNI: bool>() -> bool {
     !VNNI && (C::TABLE || !C::NIBBLES)
 }

@@ -1,3 +1,5 @@
+//! Unpacked blocks of weights.
+
 use std::{arch::x86_64::*, cell::Cell};
 
 use crate::kernels::{
@@ -8,47 +10,48 @@ use crate::kernels::{
     },
 };
 
-/// Tokens whose sums are in registers together.
+/// Tokens whose sums are in registers at the same time.
 pub const FEW: usize = 4;
 
-/// A number of each row, or four codes.
-pub type Rows<T> = [T; 2];
+/// Registers for the two halves of a panel's rows: a value or four codes for each row.
+pub type Halves<T> = [T; 2];
 
-/// The weights of a block. All bits are values of it.
+/// The weights of a block. All bit patterns are values of it.
 #[repr(C, align(64))]
 pub struct UnpackedBlock<const GROUPS: usize> {
-    /// Of all weights, or what they are if they have no signs.
-    pub magnitudes: [Rows<__m256i>; GROUPS],
-    /// All bits of those weights that are negative, if they have signs.
-    pub negative: [Rows<__m256i>; GROUPS],
-    /// What the products of the negative ones lack: a magnitude is multiplied by `!x`, which is one less than `-x`.
-    pub lacking: Rows<__m256i>,
-    pub scales: Rows<__m256>,
-    /// If there are any.
-    pub offsets: Rows<__m256>,
+    /// Magnitudes of the weights, or the weights themselves if they are unsigned.
+    pub magnitudes: [Halves<__m256i>; GROUPS],
+    /// Masks of the negative weights, if weights are signed.
+    pub negative: [Halves<__m256i>; GROUPS],
+    /// The correction for negative weights: their magnitudes are multiplied by `!x`, which is one less than `-x`.
+    pub lacking: Halves<__m256i>,
+    pub scales: Halves<__m256>,
+    /// Undefined for formats without offsets.
+    pub offsets: Halves<__m256>,
 }
 
-/// Memory for blocks of any length.
+/// A thread's memory for blocks of any length.
 #[derive(Default)]
 pub struct BlockScratch(Vec<CodeLine>);
 
 impl BlockScratch {
-    /// A thread's own, until it is given back with `keep`.
+    /// Takes the thread's memory, to be given back by [`keep`](Self::keep).
     pub fn take() -> Self {
         ROOM.take()
     }
 
+    /// Gives the memory back to the thread.
     pub fn keep(self) {
         ROOM.set(self);
     }
 
-    /// So many blocks, of whatever was there.
+    /// So many blocks with unspecified values.
     pub fn blocks<const GROUPS: usize>(&mut self, count: usize) -> &mut [UnpackedBlock<GROUPS>] {
         let lines = count * size_of::<UnpackedBlock<GROUPS>>() / size_of::<CodeLine>();
         if self.0.len() < lines {
             self.0.resize(lines, CodeLine([0; ROWS * GROUP]));
         }
-        // SAFETY: so many blocks are there, aligned as lines are, and all bits are values of them.
+        // SAFETY: the memory is long enough and aligned as lines are, and all bit patterns are values of blocks.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), count) }
     }
 }
@@ -61,7 +64,7 @@ impl<const GROUPS: usize> UnpackedBlock<GROUPS> {
     /// Unpacks the weights of a block.
     ///
     /// # Safety
-    /// AVX2 and F16C are there, `check` passed, and the panel has the block.
+    /// The machine has AVX2 and F16C, `check` passed, and the panel has the block.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     pub unsafe fn unpack<C: CodeFormat, const VNNI: bool>(&mut self, panel: &QuantPanel<'_>, block: usize) {
@@ -93,17 +96,17 @@ impl<const GROUPS: usize> UnpackedBlock<GROUPS> {
     }
 }
 
-/// The weights of half the rows in a group of columns: without their bias if they are signed.
+/// The weights of a group of columns in half of the rows, less the bias if they are signed.
 ///
 /// # Safety
-/// AVX2 is there, `check` passed, and the panel has the group.
+/// The machine has AVX2, `check` passed, and the panel has the group.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub unsafe fn weights<C: CodeFormat, const VNNI: bool>(panel: &QuantPanel<'_>, group: usize, half: usize) -> __m256i {
     let bias = if is_signed::<C, VNNI>() { panel.bias } else { 0 };
     let (bias, first) = (_mm256_set1_epi8(bias as i8), half * ROWS / 2 * GROUP);
     let line = if C::NIBBLES { group / 2 } else { group };
-    // SAFETY: the line is one of the panel's, and half of it is read.
+    // SAFETY: the panel has the line, of which half is read.
     unsafe {
         let codes = _mm256_load_si256(panel.codes.as_ptr().add(line).cast::<u8>().add(first).cast());
         let weights = match (C::NIBBLES, group % 2) {
@@ -123,17 +126,17 @@ pub unsafe fn weights<C: CodeFormat, const VNNI: bool>(panel: &QuantPanel<'_>, g
     }
 }
 
-/// With the higher bits of the codes of a group from `first` on.
+/// Adds the higher bits to the codes of a group from byte `first` on.
 ///
 /// # Safety
-/// AVX2 is there, and those of the group are at `higher`.
+/// The machine has AVX2, and `higher` holds the group.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn with_higher<C: CodeFormat>(weights: __m256i, higher: *const CodeLine, group: usize, first: usize) -> __m256i {
-    // SAFETY: passed on; of a line 32 bytes are read from 0 or 32 on.
+    // SAFETY: passed on; `first` is 0 or 32, so 32 bytes from there are inside a line.
     unsafe {
         if C::HIGHER == 1 {
-            // Each byte of the bits eight times, and in each of the eight another bit.
+            // Each byte is spread over eight lanes, which test one bit each.
             let spread = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
             let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
             let bits = higher.cast::<u64>().add(group).read() >> first;
@@ -152,14 +155,14 @@ unsafe fn with_higher<C: CodeFormat>(weights: __m256i, higher: *const CodeLine, 
     }
 }
 
-/// As `PanelFactors::lanes`.
+/// Does as `PanelFactors::lanes`.
 ///
 /// # Safety
-/// AVX2 and F16C are there, and the block.
+/// The machine has AVX2 and F16C, and the block exists.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub unsafe fn lanes(factors: &PanelFactors<'_>, block: usize) -> Rows<__m256> {
-    // SAFETY: what is read of a block is inside the slices.
+pub unsafe fn lanes(factors: &PanelFactors<'_>, block: usize) -> Halves<__m256> {
+    // SAFETY: the slices hold the block.
     [0, ROWS / 2].map(|first| unsafe {
         let halves = factors.halves.as_ptr().add(block >> factors.shared).cast::<u16>().add(first);
         let halves = _mm256_cvtph_ps(_mm_loadu_si128(halves.cast()));

@@ -1,9 +1,9 @@
-//! Integer products with AVX2 alone: magnitudes of weights times codes that take their signs, since what is multiplied first has
-//! none. Sums of pairs have 16 bits.
+//! Integer products with AVX2 alone. Its instruction multiplies unsigned with signed bytes, so magnitudes of weights
+//! are multiplied with codes that take the weights' signs. Sums of two products have 16 bits.
 
 use std::arch::{asm, x86_64::*};
 
-use super::block::{FEW, Rows, UnpackedBlock, weights};
+use super::block::{FEW, Halves, UnpackedBlock, weights};
 use crate::kernels::{
     arch::x86_64::quantized::prefetch::is_signed,
     layout::{
@@ -12,8 +12,9 @@ use crate::kernels::{
     },
 };
 
-/// Groups of a block whose sums of pairs 16 bits hold together: those of weights of four bits are `2 * 15 * 127` at most, of
-/// five `2 * 31 * 127`, and so on. With signs one is between `-2 * 128 * 128`, which just fits, and `2 * 127 * 127`.
+/// Groups of a block whose sums of two products fit into 16 bits together. Weights of four bits give `2 * 15 * 127` at
+/// most, of five bits `2 * 31 * 127`, and so on. Signed weights give between `-2 * 128 * 128`, which just fits, and `2
+/// * 127 * 127`.
 const fn span<C: CodeFormat>(groups: usize) -> usize {
     let most = match C::HIGHER {
         _ if is_signed::<C, false>() => 1,
@@ -27,15 +28,15 @@ const fn span<C: CodeFormat>(groups: usize) -> usize {
 /// The integer products of a block with the codes of `N` tokens out of a tile of `T`.
 ///
 /// # Safety
-/// AVX2 is there, and the codes.
+/// The machine has AVX2, and the codes exist.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub unsafe fn dots<const N: usize, const T: usize, C: CodeFormat, const GROUPS: usize>(
     block: &UnpackedBlock<GROUPS>,
     codes: *const i32,
     x: &[BlockScale],
-) -> [Rows<__m256i>; N] {
-    // SAFETY: there are codes of so many groups and tokens.
+) -> [Halves<__m256i>; N] {
+    // SAFETY: `codes` holds the groups and tokens.
     let code = |g: usize, t: usize| _mm256_set1_epi32(unsafe { codes.add(g * T + t).read_unaligned() });
     if is_signed::<C, false>() {
         let mut dots = [block.lacking; N];
@@ -61,7 +62,7 @@ pub unsafe fn dots<const N: usize, const T: usize, C: CodeFormat, const GROUPS: 
     for (i, weights) in block.magnitudes.chunks_exact(span).enumerate() {
         let mut pairs = [[_mm256_setzero_si256(); 2]; N];
         match pairs.first_chunk_mut() {
-            // SAFETY: passed on, and there are weights of a span.
+            // SAFETY: passed on; `weights` holds a span.
             Some(pairs) => *pairs = unsafe { pairs_of_four::<T, C, GROUPS>(weights.as_ptr(), codes.add(i * span * T)) },
             None => {
                 for (g, weights) in weights.iter().enumerate() {
@@ -80,10 +81,10 @@ pub unsafe fn dots<const N: usize, const T: usize, C: CodeFormat, const GROUPS: 
     dots
 }
 
-/// As `dots`, of block `b` of a panel with all tokens of a tile, each weight where it is unpacked.
+/// As [`dots`], for block `b` of a panel and all tokens of a tile, and without storing the unpacked weights.
 ///
 /// # Safety
-/// AVX2 is there, `check` passed, the panel has the block, and there are codes for it.
+/// The machine has AVX2, `check` passed, the panel has the block, and its codes exist.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub unsafe fn direct<const T: usize, C: CodeFormat, const GROUPS: usize>(
@@ -91,7 +92,7 @@ pub unsafe fn direct<const T: usize, C: CodeFormat, const GROUPS: usize>(
     b: usize,
     codes: *const i32,
     x: &[BlockScale],
-) -> [Rows<__m256i>; T] {
+) -> [Halves<__m256i>; T] {
     let mut dots = [[_mm256_setzero_si256(); 2]; T];
     let span = const { span::<C>(GROUPS) };
     for first in (0..GROUPS).step_by(span) {
@@ -119,20 +120,20 @@ pub unsafe fn direct<const T: usize, C: CodeFormat, const GROUPS: usize>(
     dots
 }
 
-/// Adds what products begin with, last, when registers hold no sums of pairs any more.
+/// Adds the starts of the dot products, at the end, when sums of pairs no longer occupy registers.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_starts<const N: usize>(dots: &mut [Rows<__m256i>; N], x: &[BlockScale]) {
+fn add_starts<const N: usize>(dots: &mut [Halves<__m256i>; N], x: &[BlockScale]) {
     for (dots, x) in dots.iter_mut().zip(x) {
         let start = _mm256_set1_epi32(x.start);
         *dots = [_mm256_add_epi32(dots[0], start), _mm256_add_epi32(dots[1], start)];
     }
 }
 
-/// Adds both of each pair.
+/// Adds sums of pairs, widened, to dot products.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_sums<const N: usize>(dots: &mut [Rows<__m256i>; N], pairs: [Rows<__m256i>; N]) {
+fn add_sums<const N: usize>(dots: &mut [Halves<__m256i>; N], pairs: [Halves<__m256i>; N]) {
     for (dots, pairs) in dots.iter_mut().zip(pairs) {
         for (dots, pairs) in dots.iter_mut().zip(pairs) {
             *dots = _mm256_add_epi32(*dots, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -140,21 +141,21 @@ fn add_sums<const N: usize>(dots: &mut [Rows<__m256i>; N], pairs: [Rows<__m256i>
     }
 }
 
-/// The sums of pairs of weights without signs, of as many groups as 16 bits hold, with the codes of four tokens out of a tile of
-/// `T`.
+/// Sums of pairs for unsigned weights and the codes of four tokens out of a tile of `T`, over as many groups as 16 bits
+/// hold.
 ///
-/// Compilers broadcast all tokens' codes first, and have no registers left for sums.
+/// Assembly keeps compilers from broadcasting all tokens' codes first, which leaves no registers for sums.
 ///
 /// # Safety
-/// AVX2 is there, so many weights are at `weights`, and their codes at `codes`.
+/// The machine has AVX2, `weights` holds the groups, and `codes` their codes.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn pairs_of_four<const T: usize, C: CodeFormat, const GROUPS: usize>(
-    weights: *const Rows<__m256i>,
+    weights: *const Halves<__m256i>,
     codes: *const i32,
-) -> [Rows<__m256i>; FEW] {
+) -> [Halves<__m256i>; FEW] {
     let (a0, a1, b0, b1, c0, c1, d0, d1);
-    // SAFETY: it reads four codes of each token and group.
+    // SAFETY: the code only reads the weights and four codes for each token and group.
     unsafe {
         asm!(
             ".macro token g, at, sums, others",
@@ -193,20 +194,20 @@ unsafe fn pairs_of_four<const T: usize, C: CodeFormat, const GROUPS: usize>(
     [[a0, a1], [b0, b1], [c0, c1], [d0, d1]]
 }
 
-/// Adds what a block's weights with signs and the codes of four tokens, out of a tile of `T`, are, but for what
-/// [`UnpackedBlock::lacking`] has. It is in assembly for the reason that `pairs_of_four` is.
+/// Adds the products of a block's signed weights with the codes of four tokens out of a tile of `T`, without the
+/// correction [`UnpackedBlock::lacking`]. Assembly for the same reason as in [`pairs_of_four`].
 ///
 /// # Safety
-/// AVX2 is there, and the codes.
+/// The machine has AVX2, and the codes exist.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn add_signed<const T: usize, const GROUPS: usize>(
-    dots: &mut [Rows<__m256i>; FEW],
+    dots: &mut [Halves<__m256i>; FEW],
     block: &UnpackedBlock<GROUPS>,
     codes: *const i32,
 ) {
     let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = dots;
-    // SAFETY: it reads four codes of each token and group.
+    // SAFETY: the code only reads the weights and four codes for each token and group.
     unsafe {
         asm!(
             ".macro token g, at, sums, others",

@@ -1,4 +1,5 @@
-//! Products with AVX2. Weights are unpacked once for all tokens. Registers hold the sums of their 16 rows and of four tokens.
+//! Quantized products with AVX2. Weights are unpacked once for all tokens, and registers hold the sums of 16 rows and
+//! four tokens.
 
 mod block;
 mod dots;

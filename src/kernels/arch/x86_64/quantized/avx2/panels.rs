@@ -1,9 +1,9 @@
-//! Panels of quantized weights times tiles of tokens.
+//! Products of quantized panels with tiles of tokens.
 
 use std::{arch::x86_64::*, ops::Range};
 
 use super::{
-    block::{BlockScratch, FEW, Rows, UnpackedBlock, lanes},
+    block::{BlockScratch, FEW, Halves, UnpackedBlock, lanes},
     dots, vnni,
 };
 use crate::kernels::{
@@ -17,10 +17,9 @@ use crate::kernels::{
     },
 };
 
-/// Tokens that are fewer than what unpacked weights would save.
+/// Number of tokens up to which unpacked weights are not worth storing.
 const DIRECT: usize = 2;
-/// As `quantized::multiply_panels`. The machine must have AVX2, FMA and F16C, and AVX-VNNI if it is to be used, which
-/// `Isa::available` made sure of.
+/// Does as `quantized::multiply_panels`. Needs AVX2, FMA and F16C, and AVX-VNNI if `VNNI`.
 pub fn panels_avx2<'a, C: CodeFormat, const GROUPS: usize, const VNNI: bool>(
     panels: Range<usize>,
     panel: impl Fn(usize) -> QuantPanel<'a>,
@@ -35,26 +34,26 @@ pub fn panels_avx2<'a, C: CodeFormat, const GROUPS: usize, const VNNI: bool>(
         mut write: impl FnMut(&[[f32; ROWS]]),
     ) {
         let mut room = BlockScratch::take();
-        // Few tokens need no block twice.
+        // A single tile uses each block once.
         let blocks = room.blocks::<GROUPS>(if x.tokens() <= TILE { 1 } else { x.blocks() });
         for i in panels {
             let panel = panel(i);
             check::<C, GROUPS>(&panel, x.blocks());
             let mut unpacked = (&panel, &mut *blocks);
-            // SAFETY: the features are passed on, and `check` made sure that every slice holds all blocks.
+            // SAFETY: the features are passed on, and `check` found all blocks in every slice.
             unsafe { for_tiles!(&mut unpacked, x, write, multiply::<C, GROUPS, VNNI>) }
         }
         room.keep();
     }
-    // SAFETY: `Isa::Avx2` and `Isa::AvxVnni` exist only where these were detected.
+    // SAFETY: `Isa::Avx2` and `Isa::AvxVnni` exist only where their features were detected.
     unsafe { all::<C, GROUPS, VNNI>(panels, panel, x, write) }
 }
 
-/// The products of a panel with a tile.
+/// Computes the products of a panel with a tile.
 ///
 /// # Safety
-/// AVX2, FMA and F16C are there, with AVX-VNNI if it is to be used, `check` passed, and there is room for all blocks, or for
-/// one if the tile is the only one.
+/// The machine has AVX2, FMA and F16C, with AVX-VNNI if `VNNI`, `check` passed, and `blocks` has room for all
+/// blocks, or for one if the tile is the only one.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn multiply<const T: usize, C: CodeFormat, const GROUPS: usize, const VNNI: bool>(
@@ -63,7 +62,7 @@ unsafe fn multiply<const T: usize, C: CodeFormat, const GROUPS: usize, const VNN
     products: &mut [[f32; ROWS]; T],
 ) {
     let mut sums = [[_mm256_setzero_ps(); 2]; T];
-    // SAFETY: passed on; a register holds half the rows.
+    // SAFETY: passed on; a register holds half of the rows.
     unsafe {
         if T <= DIRECT && x.count == 1 {
             add_direct::<T, C, GROUPS, VNNI>(panel, x, &mut sums);
@@ -77,7 +76,7 @@ unsafe fn multiply<const T: usize, C: CodeFormat, const GROUPS: usize, const VNN
     }
 }
 
-/// Adds the products with a tile that is the only one, and of few tokens.
+/// Adds the products with the only tile, if it has few tokens.
 ///
 /// # Safety
 /// As for `multiply`.
@@ -86,7 +85,7 @@ unsafe fn multiply<const T: usize, C: CodeFormat, const GROUPS: usize, const VNN
 unsafe fn add_direct<const T: usize, C: CodeFormat, const GROUPS: usize, const VNNI: bool>(
     panel: &QuantPanel<'_>,
     x: &ActivationTile<'_, T>,
-    sums: &mut [Rows<__m256>; T],
+    sums: &mut [Halves<__m256>; T],
 ) {
     let mut ahead = PanelPrefetcher::new(panel, (0, 1), lines::<C, GROUPS>(), waits_for_memory::<C>(T));
     for (b, x_scales) in x.scales.iter().enumerate() {
@@ -105,7 +104,7 @@ unsafe fn add_direct<const T: usize, C: CodeFormat, const GROUPS: usize, const V
     }
 }
 
-/// Adds the products with a tile. If there are several, the first one unpacks the blocks for all.
+/// Adds the products with a tile. The first tile unpacks the blocks for all tiles.
 ///
 /// # Safety
 /// As for `multiply`.
@@ -115,7 +114,7 @@ unsafe fn add_unpacked<const T: usize, C: CodeFormat, const GROUPS: usize, const
     panel: &QuantPanel<'_>,
     blocks: &mut [UnpackedBlock<GROUPS>],
     x: &ActivationTile<'_, T>,
-    sums: &mut [Rows<__m256>; T],
+    sums: &mut [Halves<__m256>; T],
 ) {
     let (alone, unpacks) = (x.count == 1, x.index == 0);
     let far = waits_for_memory::<C>(T) && alone;
@@ -123,7 +122,7 @@ unsafe fn add_unpacked<const T: usize, C: CodeFormat, const GROUPS: usize, const
     let mut block = blocks.as_mut_ptr();
     for (b, x_scales) in x.scales.iter().enumerate() {
         ahead.ask_all();
-        // SAFETY: the panel and the tile have all blocks, and there is room.
+        // SAFETY: the panel and the tile have all blocks, and `blocks` has room for them.
         unsafe {
             if unpacks {
                 ahead.ask_for_higher::<C>(panel, b * GROUPS..(b + 1) * GROUPS);
@@ -145,23 +144,23 @@ unsafe fn add_unpacked<const T: usize, C: CodeFormat, const GROUPS: usize, const
     }
 }
 
-/// Lines of codes in a block.
+/// Lines of codes of a block.
 const fn lines<C: CodeFormat, const GROUPS: usize>() -> usize {
     if C::NIBBLES { GROUPS / 2 } else { GROUPS }
 }
 
-/// Adds the products of a block with the first `N` of some tokens, out of a tile of `T`.
+/// Adds the products of a block with the first `N` tokens of `codes`, out of a tile of `T`.
 ///
 /// # Safety
-/// AVX2 and FMA are there, with AVX-VNNI if it is to be used, and the codes.
+/// The machine has AVX2 and FMA, with AVX-VNNI if `VNNI`, and the codes exist.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn add_block<const N: usize, const T: usize, C: CodeFormat, const GROUPS: usize, const VNNI: bool>(
     block: &UnpackedBlock<GROUPS>,
-    offsets: Option<Rows<__m256>>,
+    offsets: Option<Halves<__m256>>,
     codes: *const i32,
     x: &[BlockScale],
-    sums: &mut [Rows<__m256>],
+    sums: &mut [Halves<__m256>],
 ) {
     // SAFETY: passed on.
     let dots = unsafe {
@@ -173,15 +172,15 @@ unsafe fn add_block<const N: usize, const T: usize, C: CodeFormat, const GROUPS:
     add(dots, block.scales, offsets, x, sums);
 }
 
-/// Adds integer products of a block with the first `N` of some tokens, scaled.
+/// Adds integer products of a block, scaled, to the sums of `N` tokens.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn add<const N: usize>(
-    dots: [Rows<__m256i>; N],
-    scales: Rows<__m256>,
-    offsets: Option<Rows<__m256>>,
+    dots: [Halves<__m256i>; N],
+    scales: Halves<__m256>,
+    offsets: Option<Halves<__m256>>,
     x: &[BlockScale],
-    sums: &mut [Rows<__m256>],
+    sums: &mut [Halves<__m256>],
 ) {
     for t in 0..N {
         for half in 0..2 {

@@ -1,9 +1,9 @@
-//! Integer products with AVX-VNNI: one instruction multiplies weights without signs by codes with them, and adds four products
-//! to a sum. It is in assembly, so that nothing else need be compiled for it.
+//! Integer products with AVX-VNNI, whose instruction multiplies unsigned weights with signed codes and adds four
+//! products to a sum. Assembly, so that no other code is compiled for AVX-VNNI.
 
 use std::arch::{asm, x86_64::*};
 
-use super::block::{FEW, Rows, UnpackedBlock, weights};
+use super::block::{FEW, Halves, UnpackedBlock, weights};
 use crate::kernels::layout::{
     activations::BlockScale,
     codes::{CodeFormat, QuantPanel},
@@ -12,14 +12,14 @@ use crate::kernels::layout::{
 /// The integer products of a block with the codes of `N` tokens out of a tile of `T`.
 ///
 /// # Safety
-/// AVX2 and AVX-VNNI are there, and the codes.
+/// The machine has AVX2 and AVX-VNNI, and the codes exist.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub unsafe fn dots<const N: usize, const T: usize, const GROUPS: usize>(
     block: &UnpackedBlock<GROUPS>,
     codes: *const i32,
     x: &[BlockScale],
-) -> [Rows<__m256i>; N] {
+) -> [Halves<__m256i>; N] {
     let mut dots = starts(x);
     if let Some(four) = dots.first_chunk_mut() {
         // SAFETY: passed on.
@@ -33,10 +33,10 @@ pub unsafe fn dots<const N: usize, const T: usize, const GROUPS: usize>(
     dots
 }
 
-/// As `dots`, of block `b` of a panel with all tokens of a tile, each weight where it is unpacked.
+/// As [`dots`], for block `b` of a panel and all tokens of a tile, and without storing the unpacked weights.
 ///
 /// # Safety
-/// AVX2 and AVX-VNNI are there, `check` passed, the panel has the block, and there are codes for it.
+/// The machine has AVX2 and AVX-VNNI, `check` passed, the panel has the block, and its codes exist.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub unsafe fn direct<const T: usize, C: CodeFormat, const GROUPS: usize>(
@@ -44,7 +44,7 @@ pub unsafe fn direct<const T: usize, C: CodeFormat, const GROUPS: usize>(
     b: usize,
     codes: *const i32,
     x: &[BlockScale],
-) -> [Rows<__m256i>; T] {
+) -> [Halves<__m256i>; T] {
     let mut dots = starts(x);
     for g in 0..GROUPS {
         let group = b * GROUPS + g;
@@ -57,25 +57,25 @@ pub unsafe fn direct<const T: usize, C: CodeFormat, const GROUPS: usize>(
     dots
 }
 
-/// What the products with some tokens begin with.
+/// The starts of the dot products with some tokens.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn starts<const N: usize>(x: &[BlockScale]) -> [Rows<__m256i>; N] {
+fn starts<const N: usize>(x: &[BlockScale]) -> [Halves<__m256i>; N] {
     std::array::from_fn(|t| [_mm256_set1_epi32(x[t].start); 2])
 }
 
 /// Adds the products of a group's weights with the codes of some tokens.
 ///
 /// # Safety
-/// AVX2 and AVX-VNNI are there, and the codes.
+/// The machine has AVX2 and AVX-VNNI, and the codes exist.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn add_group<const N: usize>(dots: &mut [Rows<__m256i>; N], weights: Rows<__m256i>, codes: *const i32) {
+unsafe fn add_group<const N: usize>(dots: &mut [Halves<__m256i>; N], weights: Halves<__m256i>, codes: *const i32) {
     for (t, dots) in dots.iter_mut().enumerate() {
         // SAFETY: passed on.
         let codes = _mm256_set1_epi32(unsafe { codes.add(t).read_unaligned() });
         for (dots, weights) in dots.iter_mut().zip(weights) {
-            // SAFETY: the instruction is there, and changes nothing but the sums.
+            // SAFETY: the machine has the instruction, which changes only the sums.
             unsafe {
                 asm!(
                     "{{vex}} vpdpbusd {dots}, {weights}, {codes}",
@@ -89,20 +89,20 @@ unsafe fn add_group<const N: usize>(dots: &mut [Rows<__m256i>; N], weights: Rows
     }
 }
 
-/// Adds the products of a block's weights with the codes of four tokens out of a tile of `T`. It is in assembly for the reason
-/// that `dots::pairs_of_four` is, too.
+/// Adds the products of a block's weights with the codes of four tokens out of a tile of `T`. Assembly also for the
+/// same reason as in `dots::pairs_of_four`.
 ///
 /// # Safety
-/// AVX2 and AVX-VNNI are there, and the codes.
+/// The machine has AVX2 and AVX-VNNI, and the codes exist.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn add_four<const T: usize, const GROUPS: usize>(
-    dots: &mut [Rows<__m256i>; FEW],
+    dots: &mut [Halves<__m256i>; FEW],
     block: &UnpackedBlock<GROUPS>,
     codes: *const i32,
 ) {
     let [[a0, a1], [b0, b1], [c0, c1], [d0, d1]] = dots;
-    // SAFETY: it reads four codes of each token and group.
+    // SAFETY: the code only reads the weights and four codes for each token and group.
     unsafe {
         asm!(
             ".macro token g, at, sums, others",

@@ -12,15 +12,19 @@ use regex::{Regex, RegexBuilder};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
-use super::{AdapterFile, AdapterTensors, CONFIG_FILE, LoraPart, LoraTensors};
+use super::{
+    AdapterFile, LoraTensors,
+    file::CONFIG_FILE,
+    tensor_reader::{AdapterTensors, LoraPart},
+};
 use crate::{
     Error, Result, files,
-    weights::{Config, safetensors::SafetensorsDir},
+    weights::{Config, SafetensorsDir},
 };
 
 const TENSOR_FILE: &str = "adapter_model.safetensors";
 
-/// What names of modules begin with.
+/// The prefix of module names.
 const PREFIX: &str = "base_model.model.";
 
 /// Bytes of a pattern that is no name.
@@ -65,7 +69,7 @@ pub fn read(path: &Path, config: &Config) -> Result<AdapterFile> {
     Ok(AdapterFile { base_model, modules: storage.read()?, path: path.to_owned(), bfloat16: false })
 }
 
-/// Refuses what is no LoRA of linear maps.
+/// Refuses adapters other than LoRA of linear maps.
 fn check(config: &Config) -> Result<()> {
     match config.opt_str("peft_type")? {
         Some("LORA") => {}
@@ -157,7 +161,7 @@ fn alpha(config: &Config, key: &str) -> Result<f64> {
     config.opt_f64(key)?.ok_or_else(|| config.bad(key, "is missing"))
 }
 
-/// What the ends of modules' names are like.
+/// A pattern of the ends of module names.
 enum ModulePattern {
     /// A name, whose dots are any character.
     Name(String),
@@ -232,7 +236,7 @@ pub fn write(adapter: &AdapterFile, dir: &Path) -> Result<()> {
     let finish = |(begun, path, _): &(PathBuf, PathBuf, Vec<u8>)| fs::rename(begun, path);
     let written = files.iter().try_for_each(write).and_then(|()| files.iter().try_for_each(finish));
     if written.is_err() {
-        // What went wrong first is what matters.
+        // The first error is the one to report.
         files.iter().for_each(|(begun, ..)| drop(fs::remove_file(begun)));
     }
     written.map_err(failed)
@@ -261,7 +265,7 @@ fn tensors(adapter: &AdapterFile) -> std::result::Result<Vec<u8>, safetensors::S
     safetensors::serialize(views, Some(HashMap::from([("format".to_owned(), "pt".to_owned())])))
 }
 
-/// The configuration: the first module's rank and alpha, and those of modules that have others.
+/// The configuration: the first module's rank and alpha, and patterns for modules that differ.
 fn config(adapter: &AdapterFile) -> Value {
     let alpha = |tensors: &LoraTensors| {
         let alpha = tensors.scale * tensors.rank as f64;
@@ -297,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_are_of_the_ends_of_names() {
+    fn module_patterns_match_ends_of_names() {
         let module = "model.layers.10.self_attn.q_proj";
         for (pattern, matches) in [
             ("q_proj", true),
@@ -319,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_that_take_much_memory_are_refused_with_file_and_key() {
+    fn expensive_module_patterns_are_refused() {
         let read = |patterns: Value| {
             let config = json!({"r": 8, "lora_alpha": 16, "rank_pattern": patterns});
             let config = Config::new(PathBuf::from("adapter_config.json"), config.as_object().unwrap().clone());

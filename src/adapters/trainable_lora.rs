@@ -1,19 +1,19 @@
+//! Adapters in training.
+
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{
-    differentiable::{rows_of, values_of, with_f32},
-    lora::{LoraTarget, LoraTargets},
-    tape::{Gradients, note},
-};
+use super::{AdapterFile, LoraTarget, LoraTargets, LoraTensors};
 use crate::{
+    Error,
+    autograd::{Gradients, note, rows_of, values_of, with_f32},
     kernels::{
         Isa,
         dense::{product, transpose},
     },
-    weights::{AdapterFile, LoraTensors},
+    weights::ComputeTarget,
 };
 
-/// An adapter that is being trained: its values are what gradients are found for.
+/// An adapter that is being trained: gradients are computed with respect to its values.
 pub struct TrainableLora {
     modules: Vec<TrainableModule>,
     /// For each of the model's targets how it is changed.
@@ -41,8 +41,8 @@ struct TrainableTarget {
     module: usize,
     /// The rows of the module's output that it makes, if not all in order.
     rows: Option<Tensor>,
-    /// With a magnitude: the lengths of the weight's rows that it replaces, and the bias that it leaves alone. They count
-    /// as constants ([DoRA](https://arxiv.org/abs/2402.09353), 4.3).
+    /// With a magnitude: the lengths of the weight's rows that it replaces, and the bias that it leaves alone. They
+    /// count as constants ([DoRA](https://arxiv.org/abs/2402.09353), 4.3).
     norms: Option<Tensor>,
     bias: Option<Tensor>,
     isa: Isa,
@@ -74,7 +74,7 @@ impl TrainableLora {
         self.is_rounded
     }
 
-    /// What gradients are found by.
+    /// The tensors that gradients are computed for.
     pub fn leaves(&self) -> impl Iterator<Item = &Tensor> {
         self.modules.iter().flat_map(|module| [&module.a, &module.b].into_iter().chain(&module.magnitude))
     }
@@ -88,7 +88,7 @@ impl TrainableLora {
         let inputs = [x, &y, &module.a, &module.b].into_iter().chain(&module.magnitude).collect::<Vec<_>>();
         note(&inputs, &out, || {
             let (target, module, x) = (target.clone(), module.clone(), x.clone());
-            // Without a magnitude the sum is the output, which others may take the memory of.
+            // Without a magnitude the sum is the output, whose memory later operations may take.
             let sum = module.magnitude.is_some().then_some(sum);
             move |gradient| target.back(&module, &x, (&inner, sum.as_ref()), gradient)
         });
@@ -129,10 +129,13 @@ impl TrainableTarget {
         let norms = tensors.magnitude.as_ref().map(|_| target.norms(tensors)).transpose()?;
         let bias = target.bias.as_ref().map(|bias| bias.to_dtype(DType::F32)).transpose()?;
         let norms = norms.map(|norms| Tensor::new(norms, &Device::Cpu)).transpose()?;
-        Ok(Self { module, rows, norms, bias, isa: target.isa })
+        let ComputeTarget::Kernels(isa) = target.compute else {
+            return Err(Error::NotTrainable { reason: "models are trained on the CPU".into() });
+        };
+        Ok(Self { module, rows, norms, bias, isa })
     }
 
-    /// Of all rows of the module's output those that the target makes.
+    /// The target's rows among all rows of the module's output.
     fn own(&self, all: &Tensor) -> Result<Tensor> {
         self.rows.as_ref().map_or_else(|| Ok(all.clone()), |rows| all.index_select(rows, 0))
     }
@@ -161,7 +164,7 @@ impl TrainableTarget {
         Ok((inner, rows_of(sum, outputs)?))
     }
 
-    /// What becomes of a sum where a magnitude sets the lengths of its rows: `factors * (sum - bias) + bias`.
+    /// Scales a sum to the lengths that the magnitude sets: `factors * (sum - bias) + bias`.
     fn sized(&self, module: &TrainableModule, sum: &Tensor) -> Result<Tensor> {
         let Some(factors) = self.factors(module)? else { return Ok(sum.clone()) };
         let sized = sum.broadcast_mul(&factors)?;
@@ -176,8 +179,8 @@ impl TrainableTarget {
         parts.map(|(magnitude, norms)| self.own(magnitude)? / norms).transpose()
     }
 
-    /// The gradients by `x`, by the output it is added to, by A, B and the magnitude. `inner` is that of `low_rank`, and so
-    /// is `sum`, for a magnitude.
+    /// The gradients by `x`, by the output it is added to, by A, B and the magnitude. `inner` is that of `low_rank`,
+    /// and so is `sum`, for a magnitude.
     fn back(
         &self,
         module: &TrainableModule,

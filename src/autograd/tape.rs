@@ -1,5 +1,5 @@
-//! The way back through operations. While a tape records, each operation on what gradients are wanted of notes how a
-//! gradient passes it.
+//! The tape of reverse-mode differentiation: while it records, each operation on a tracked tensor notes how a gradient
+//! passes it.
 
 use std::{
     cell::RefCell,
@@ -14,11 +14,11 @@ thread_local! {
     static RECORDING: RefCell<Option<Tape>> = const { RefCell::new(None) };
 }
 
-/// What operations noted, in their order.
+/// Recorded operations, in order.
 #[derive(Default)]
 pub struct Tape {
     steps: Vec<TapeEntry>,
-    /// What gradients are wanted of, and what was computed from it.
+    /// Tensors that gradients are wanted for, and tensors computed from them.
     tracked: HashSet<TensorId>,
 }
 
@@ -29,7 +29,7 @@ struct TapeEntry {
     back: Backward,
 }
 
-/// The gradients by all inputs, from that by the output.
+/// From the gradient of the output to the gradients of all inputs.
 type Backward = Box<dyn FnOnce(Vec<f32>) -> Result<Vec<Vec<f32>>>>;
 
 /// Gradients by tensors.
@@ -48,7 +48,7 @@ impl Drop for Recording {
 }
 
 impl Tape {
-    /// Records what this thread computes from `leaves`.
+    /// Records the operations of this thread on `leaves` and their descendants.
     pub fn record<'a, R>(
         leaves: impl IntoIterator<Item = &'a Tensor>,
         compute: impl FnOnce() -> Result<R>,
@@ -62,12 +62,12 @@ impl Tape {
         Ok((computed, tape))
     }
 
-    /// The gradients by all leaves, from that by `output`.
+    /// The gradients of all leaves, from the gradient of `output`.
     pub fn back(self, output: &Tensor, gradient: Vec<f32>, isa: Isa) -> Result<Gradients> {
         let mut gradients = Gradients { found: HashMap::new(), isa };
         gradients.add(output.id(), gradient);
         for TapeEntry { inputs, output, back } in self.steps.into_iter().rev() {
-            // What nothing was made of has none.
+            // An output that nothing used has no gradient.
             let Some(gradient) = gradients.found.remove(&output) else { continue };
             for (input, gradient) in inputs.into_iter().zip(back(gradient)?) {
                 if self.tracked.contains(&input) {
@@ -79,7 +79,7 @@ impl Tape {
     }
 }
 
-/// Notes how gradients pass an operation: from that by `output`, which was computed from `inputs`, those by each of them.
+/// Records an operation: `back` maps the gradient of `output` to the gradients of `inputs`.
 pub fn note<B>(inputs: &[&Tensor], output: &Tensor, back: impl FnOnce() -> B)
 where
     B: FnOnce(Vec<f32>) -> Result<Vec<Vec<f32>>> + 'static,
@@ -94,13 +94,13 @@ where
     });
 }
 
-/// Whether gradients by a tensor are wanted.
+/// Whether a gradient is wanted for a tensor.
 pub fn is_tracked(x: &Tensor) -> bool {
     RECORDING.with_borrow(|tape| tape.as_ref().is_some_and(|tape| tape.tracked.contains(&x.id())))
 }
 
 impl Gradients {
-    /// That by a leaf, if anything was made of it.
+    /// The gradient of a leaf, if the output depends on it.
     pub fn take(&mut self, of: &Tensor) -> Option<Vec<f32>> {
         self.found.remove(&of.id())
     }

@@ -1,4 +1,4 @@
-//! Operations on the rows of tensors by kernels of our own. Where a [tape](super::tape) records, gradients pass them.
+//! Differentiable operations on rows, from a function and its gradient.
 
 use std::{cell::Cell, mem::take};
 
@@ -11,7 +11,8 @@ use crate::kernels::{
     threads::parallel,
 };
 
-/// Rows of `columns` values, `forward(x)`, that are linear in `x`: its gradient is `backward(gradient of the result)`.
+/// `forward(x)`, rows of `columns` values, which is linear in `x`: `backward` maps the gradient of the result to that
+/// of `x`.
 pub fn linear<F, B>(x: &Tensor, columns: usize, forward: F, backward: B) -> Result<Tensor>
 where
     F: FnOnce(&[f32]) -> Result<Vec<f32>>,
@@ -22,7 +23,7 @@ where
     Ok(result)
 }
 
-/// Rows of `columns` values, `forward(x)`, whose gradient by `x` is `backward(x, gradient of the result)`.
+/// `forward(x)`, rows of `columns` values: `backward(x, gradient of the result)` is the gradient of `x`.
 pub fn unary<F, B>(x: &Tensor, columns: usize, forward: F, backward: B) -> Result<Tensor>
 where
     F: FnOnce(&[f32]) -> Result<Vec<f32>>,
@@ -36,7 +37,7 @@ where
     Ok(result)
 }
 
-/// As `unary`, of two tensors.
+/// [`unary`] of two tensors.
 pub fn binary<F, B>(tensors: [&Tensor; 2], columns: usize, forward: F, backward: B) -> Result<Tensor>
 where
     F: FnOnce([&[f32]; 2]) -> Result<Vec<f32>>,
@@ -50,7 +51,7 @@ where
     Ok(result)
 }
 
-/// As `unary`, of three tensors. Their gradients are `backward(values, result, gradient of the result)`.
+/// [`unary`] of three tensors. Their gradients are `backward(values, result, gradient of the result)`.
 pub fn ternary<F, B>(tensors: [&Tensor; 3], columns: usize, forward: F, backward: B) -> Result<Tensor>
 where
     F: FnOnce([&[f32]; 3]) -> Result<Vec<f32>>,
@@ -67,7 +68,7 @@ where
     Ok(result)
 }
 
-/// What candle computes, on any device, and finds the gradients of: for operations of which there are few.
+/// An operation of candle's tensor operations, which also compute its gradient: slow, for rare operations.
 pub fn composed<const N: usize>(
     tensors: [&Tensor; N],
     compute: impl Fn([&Tensor; N]) -> Result<Tensor> + 'static,
@@ -90,8 +91,8 @@ pub fn composed<const N: usize>(
     Ok(result)
 }
 
-/// `-ln softmax(logits)[target]` of each row, `[rows, 1]`. On the way back the logits, which nothing else has then, become
-/// their gradient.
+/// `-ln softmax(logits)[target]` of each row, `[rows, 1]`. On the way back the logits, which nothing else has then,
+/// become their gradient.
 pub fn cross_entropy(logits: Tensor, targets: &[u32], isa: Isa) -> Result<Tensor> {
     let columns = logits.dim(1)?;
     let losses = with_f32(&logits, |logits| {
@@ -113,7 +114,7 @@ pub fn cross_entropy(logits: Tensor, targets: &[u32], isa: Isa) -> Result<Tensor
     Ok(losses)
 }
 
-/// The values of a tensor that nothing else has any more: clones of it are empty afterwards.
+/// Takes the values out of a tensor; clones of it are empty afterwards.
 fn taken(x: Tensor) -> Result<Vec<f32>> {
     struct Take(Cell<Vec<f32>>);
 
@@ -140,7 +141,7 @@ pub fn with_f32<R>(x: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
     with_all([x], |[x]| Ok(read(x)))
 }
 
-/// As `with_f32`, of several.
+/// [`with_f32`] of several tensors.
 fn with_all<const N: usize, R>(tensors: [&Tensor; N], read: impl FnOnce([&[f32]; N]) -> Result<R>) -> Result<R> {
     let held = tensors.map(Tensor::storage_and_layout);
     let mut slices: [&[f32]; N] = [&[]; N];

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
-use super::{AdapterFile, AdapterTensors, LoraPart};
+use super::{
+    AdapterFile,
+    tensor_reader::{AdapterTensors, LoraPart},
+};
 use crate::{
     Error, Result,
-    weights::{Config, safetensors::SafetensorsDir},
+    weights::{Config, SafetensorsDir},
 };
 
 pub fn read(path: &Path, config: &Config) -> Result<AdapterFile> {
