@@ -16,6 +16,13 @@ use crate::{LoadConfig, Result, TextModel, TrainableModel, backend};
 /// [`Error::BackendNotFound`], [`Error::BackendUnavailable`] and [`Error::NoBackend`] come from the choice of a
 /// backend.
 ///
+/// [`Error::InvalidModel`]: crate::Error::InvalidModel
+/// [`Error::UnsupportedArchitecture`]: crate::Error::UnsupportedArchitecture
+/// [`Error::InvalidConfig`]: crate::Error::InvalidConfig
+/// [`Error::BackendNotFound`]: crate::Error::BackendNotFound
+/// [`Error::BackendUnavailable`]: crate::Error::BackendUnavailable
+/// [`Error::NoBackend`]: crate::Error::NoBackend
+///
 /// # Cancel safety
 /// Dropping the future discards the model; the thread that loads it runs to its end.
 ///
@@ -36,7 +43,8 @@ pub async fn load_model(path: impl AsRef<Path>, config: LoadConfig) -> Result<Bo
 /// Loads the model at `path` for training.
 ///
 /// # Errors
-/// As [`load_model`], and [`Error::NotTrainable`] if the backend cannot train. The backend "cpu" can.
+/// As [`load_model`], and [`Error::NotTrainable`](crate::Error::NotTrainable) if the backend cannot
+/// train. The backend "cpu" can.
 ///
 /// # Examples
 /// See [`TrainableModel`].

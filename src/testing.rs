@@ -45,7 +45,7 @@ const END: &str = "<|end|>";
 const TEMPLATE: &str = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}<|reply|>";
 /// Tokens a sequence may hold.
 const MAX_POSITIONS: usize = 1 << 16;
-/// A token is its id, and a sequence has no state.
+/// A token takes its id, and a sequence has no recurrent state.
 const COSTS: CacheCosts = CacheCosts { block_bytes: BLOCK_TOKENS * size_of::<u32>(), state_bytes: 0 };
 /// The default size of the cache.
 const CACHE_BYTES: usize = 1 << 20;

@@ -1,3 +1,5 @@
+//! Deadlines of requests.
+
 use std::time::{Duration, Instant};
 
 /// When a request ends with [`Error::DeadlineExceeded`](crate::Error::DeadlineExceeded).

@@ -1,3 +1,5 @@
+//! Settings of a request.
+
 use std::collections::HashMap;
 
 use serde_json::{Map, Value};
@@ -37,9 +39,10 @@ const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_tok
 /// ```
 ///
 /// # Which calls read which fields
-/// | | [`generate`](crate::TextModel::generate), [`batch_generate`](crate::TextModel::batch_generate) | [`chat`](crate::TextModel::chat) | [`classify`](crate::TextModel::classify) | [`score`](crate::TextModel::score) |
+/// | | [`generate`], [`batch_generate`] | [`chat`] | [`classify`] | [`score`] |
 /// |---|---|---|---|---|
-/// | `cancellation`, `deadline`, `priority`, `cache_salt`, `adapter`, `base_model`, `logprobs` | yes | yes | yes | yes |
+/// | `cancellation`, `deadline`, `priority`, `cache_salt` | yes | yes | yes | yes |
+/// | `adapter`, `base_model`, `logprobs` | yes | yes | yes | yes |
 /// | `temperature`, `top_k`, `top_p`, `min_p`, `seed`, penalties, `logit_bias` | yes | yes | yes | no effect |
 /// | `max_tokens`, `prompt_lookup` | yes | yes | no effect | no effect |
 /// | `stop`, `stop_tokens`, `min_tokens`, `ignore_eos` | yes | yes | refused | refused |
@@ -47,6 +50,12 @@ const TEMPLATE_NAMES: [&str; 4] = ["messages", "add_generation_prompt", "bos_tok
 /// | `return_logits` | refused | refused | yes | refused |
 ///
 /// Refused means [`Error::InvalidConfig`] with the field's name. A value without meaning is refused by every call.
+///
+/// [`generate`]: crate::TextModel::generate
+/// [`batch_generate`]: crate::TextModel::batch_generate
+/// [`chat`]: crate::TextModel::chat
+/// [`classify`]: crate::TextModel::classify
+/// [`score`]: crate::TextModel::score
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct GenerateConfig {

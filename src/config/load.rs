@@ -1,3 +1,5 @@
+//! Settings for loading a model.
+
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use super::setters;

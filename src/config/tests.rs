@@ -1,3 +1,5 @@
+//! Tests of the validation of configs.
+
 use serde_json::Map;
 
 use super::*;

@@ -13,7 +13,7 @@ use crate::{adapters::AdaptedRows, kernels::elementwise::Activation};
 
 /// A feed-forward network.
 pub enum Mlp {
-    Dense(DenseMlp),
+    Dense(Box<DenseMlp>),
     Experts(Box<MoeMlp>),
 }
 
@@ -22,7 +22,7 @@ impl Mlp {
         match spec {
             MlpSpec::Dense(spec) => {
                 let matrices = load.mlp(&load.layout.names.mlp, spec, hidden_size)?;
-                Ok(Self::Dense(DenseMlp::new(matrices, spec, &load.ops)))
+                Ok(Self::Dense(Box::new(DenseMlp::new(matrices, spec, &load.ops))))
             }
             MlpSpec::Experts(spec) => MoeMlp::load(load, spec, hidden_size).map(Box::new).map(Self::Experts),
         }

@@ -174,7 +174,6 @@ pub struct LayerSpec {
 #[derive(Debug, Clone)]
 pub enum MixerSpec {
     Attention(AttentionSpec),
-    #[cfg_attr(not(test), expect(dead_code, reason = "no architecture of this version has a recurrent layer"))]
     Recurrent(Arc<dyn RecurrenceSpec>),
 }
 

@@ -90,10 +90,12 @@ mod tests {
     #[test]
     fn slots_that_are_missing_unwritten_or_in_use_are_errors() {
         let states = StateCache::new(1, 2);
-        let error = |from, slot| states.update(from, slot, |_| Ok(())).unwrap_err().to_string();
+        // candle adds a backtrace where the environment asks for one.
+        let first_line = |error: Error| error.to_string().lines().next().map(str::to_owned).unwrap();
+        let error = |from, slot| first_line(states.update(from, slot, |_| Ok(())).unwrap_err());
         assert_eq!(error(None, 2), "there is no state slot 2");
         assert_eq!(error(Some(1), 0), "state slot 1 was never written");
         let nested = states.update(None, 0, |state| states.save(0, state)).unwrap_err();
-        assert_eq!(nested.to_string(), "state slot 0 is in use");
+        assert_eq!(first_line(nested), "state slot 0 is in use");
     }
 }

@@ -1,3 +1,5 @@
+//! Background jobs, which share a model with its requests.
+
 use std::sync::{Arc, OnceLock, Weak};
 
 use rayon::ThreadPoolBuilder;
@@ -5,12 +7,13 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Adapters, Engine,
+    Engine,
     compute_lock::{ComputeGuard, ComputeLock},
     handle::not_started,
 };
 use crate::{
     Error, Result,
+    adapters::Adapters,
     kernels::threads::{PoolScope, ThreadPool},
     text::TextProcessor,
 };

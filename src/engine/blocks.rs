@@ -1,4 +1,5 @@
-//! The block manager: who holds which blocks of the paged cache and which slots of recurrent states, and the prefix cache.
+//! The block manager: who holds which blocks of the paged cache and which slots of recurrent states, and the prefix
+//! cache.
 
 mod state_pool;
 mod states;
@@ -10,14 +11,14 @@ use std::{
 
 use state_pool::{ContentId, SequenceState, StatePool};
 
-use super::adapters::AdapterId;
+use crate::adapters::AdapterId;
 use crate::decoder::{SpanStates, StateSave};
 
 /// Allocates blocks of the paged KV cache by reference count. Blocks are numbers here; the decoder knows their memory.
 ///
 /// A full block can be published under its tokens and all tokens before them, so that other sequences with that prefix
-/// share it (automatic prefix cache). Published blocks without holders stay, up to a limit, until their place is needed:
-/// the least recently used go first.
+/// share it (automatic prefix cache). Published blocks without holders stay, up to a limit, until their place is
+/// needed: the least recently used go first.
 ///
 /// A prefix is not hashed but followed: a block is found by its own tokens and the identity of the block before it,
 /// compared in full, so that no collision hands one request another's cache.
@@ -122,8 +123,8 @@ impl BlockTable {
 }
 
 impl BlockPool {
-    /// A pool of `blocks` blocks, which keeps at most `max_idle` published blocks without holders, and of `states` slots
-    /// for recurrent states, 0 if the model has no recurrent layers.
+    /// A pool of `blocks` blocks, which keeps at most `max_idle` published blocks without holders, and of `states`
+    /// slots for recurrent states, 0 if the model has no recurrent layers.
     pub fn new(blocks: usize, block_tokens: usize, max_idle: usize, states: usize) -> Self {
         Self {
             block_tokens,
@@ -169,7 +170,8 @@ impl BlockPool {
         self.states.snapshots()
     }
 
-    /// The longest cached prefix of `tokens`, for an empty table. In a model with recurrent layers it ends at a snapshot.
+    /// The longest cached prefix of `tokens`, for an empty table. In a model with recurrent layers it ends at a
+    /// snapshot.
     pub fn find(&self, table: &BlockTable, tokens: &[u32]) -> PrefixHit {
         let (mut hit, mut prefix) = (PrefixHit::default(), table.prefix());
         for tokens in tokens.chunks_exact(self.block_tokens) {
@@ -195,8 +197,8 @@ impl BlockPool {
         !self.states.is_used() || self.states.available() > 0
     }
 
-    /// Gives an empty table the blocks of a prefix hit, and a state slot; false, with the table still empty, if there is
-    /// no slot.
+    /// Gives an empty table the blocks of a prefix hit, and a state slot; false, with the table still empty, if there
+    /// is no slot.
     pub fn share(&mut self, table: &mut BlockTable, hit: PrefixHit) -> bool {
         if self.states.is_used() {
             table.state = self.states.begin(hit.contents.last().copied());

@@ -1,3 +1,5 @@
+//! The lock between forward passes and background jobs.
+
 use std::sync::{
     Condvar, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicUsize, Ordering},

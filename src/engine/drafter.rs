@@ -1,3 +1,5 @@
+//! Drafters of speculative decoding.
+
 /// Guesses how an answer goes on. The guessed tokens are computed in one pass and verified, so a bad guess costs time
 /// and changes nothing.
 pub trait Drafter: Send {

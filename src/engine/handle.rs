@@ -1,10 +1,12 @@
+//! The handle of an engine, and the start of its threads.
+
 use std::{sync::Arc, thread};
 
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Adapters, Limits, LoadedAdapter,
+    Limits,
     compute_lock::ComputeLock,
     tokenizer_lanes::{PromptEncoder, TokenizerLanes},
     tokenizer_thread::TokenizerThread,
@@ -12,6 +14,7 @@ use super::{
 };
 use crate::{
     Error, GenerateConfig, Result,
+    adapters::{Adapters, LoadedAdapter},
     decoder::Forward,
     kernels::{
         Isa,
@@ -33,7 +36,7 @@ pub struct EngineOptions {
     pub context_len: usize,
     /// Tokens in the model's vocabulary.
     pub vocab_size: usize,
-    /// Requests that may wait beyond those that could run at once.
+    /// Streams that may wait, beside the ones that run or could run at once.
     pub queue_limit: usize,
     /// Steps a stream buffers.
     pub stream_buffer: usize,
@@ -46,7 +49,7 @@ pub struct EngineOptions {
     pub weight_bytes: usize,
     /// Bytes of a block of the KV cache, for the metrics.
     pub block_bytes: usize,
-    /// Bytes of the recurrent states of a sequence, for the metrics.
+    /// Bytes of a sequence's recurrent state, for the metrics.
     pub state_bytes: usize,
 }
 

@@ -1,7 +1,6 @@
 //! The engine: continuous batching of requests on a model of our own. One thread tokenizes prompts, and one worker
 //! packs the next tokens of all running sequences into shared forward passes. It knows no architecture.
 
-mod adapters;
 mod background;
 mod blocks;
 mod compute_lock;
@@ -21,8 +20,6 @@ mod tokenizer_lanes;
 mod tokenizer_thread;
 mod worker;
 
-pub use adapters::Adapters;
-use adapters::LoadedAdapter;
 pub use background::{BackgroundJobs, ComputeSlot, ModelLease};
 use handle::EngineRequest;
 pub use handle::{Engine, EngineOptions};

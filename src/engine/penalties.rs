@@ -1,3 +1,5 @@
+//! Penalties and biases of logits.
+
 use std::{
     borrow::Cow,
     collections::{HashMap, VecDeque},

@@ -1,3 +1,5 @@
+//! The number of prompt tokens in a pass, by measured latencies.
+
 use std::time::Duration;
 
 use super::scheduler::DecodeLoad;

@@ -1,3 +1,5 @@
+//! Prompt lookup: drafts from earlier tokens of the sequence.
+
 use std::{collections::HashMap, iter};
 
 use super::drafter::Drafter;

@@ -1,3 +1,5 @@
+//! Sampling of tokens from logits.
+
 use std::borrow::Cow;
 
 use super::{penalties::Penalties, token_mask::TokenSet};
@@ -474,7 +476,7 @@ mod tests {
 
         /// In vocabularies of more than a chunk, by all the ways to sample that leave the distribution as it is.
         #[test]
-        fn draws_are_those_of_a_walk_over_all_weights(len in 1usize..3 * CHUNK, random in 0.0f64..1.0, step in 0u64..99) {
+        fn draws_equal_a_walk_over_all_weights(len in 1usize..3 * CHUNK, random in 0.0f64..1.0, step in 0u64..99) {
             let logits: Vec<f32> = (0..len).map(|i| (uniform(i as u64, step) * 8.0) as f32).collect();
             let greatest = logits::greatest(&logits, Isa::detect()).unwrap();
             let weights = TokenWeights { logits: &logits, greatest, temperature: 0.8, isa: Isa::detect() };
@@ -489,7 +491,10 @@ mod tests {
         }
 
         #[test]
-        fn the_first_of_equals_is_greedy(len in 1usize..3 * CHUNK, at in proptest::collection::vec(0usize..3 * CHUNK, 1..4)) {
+        fn the_first_of_equals_is_greedy(
+            len in 1usize..3 * CHUNK,
+            at in proptest::collection::vec(0usize..3 * CHUNK, 1..4),
+        ) {
             let mut logits = vec![0.0; len];
             at.iter().for_each(|at| logits[at % len] = 1.0);
             let first = at.iter().map(|at| at % len).min().unwrap();

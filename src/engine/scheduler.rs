@@ -1,3 +1,5 @@
+//! The scheduler: continuous batching, chunked prefill, preemption.
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
@@ -143,8 +145,8 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// The rows whose outputs are wanted: all, or those of the last token and of the draft, or none. They are the last
-    /// rows of the chunk.
+    /// The number of rows with outputs: all rows, or the last token and the draft, or none. They are the last rows of
+    /// the chunk.
     pub fn output_rows(&self) -> usize {
         match (self.all_rows, self.samples) {
             (true, _) => self.len,
@@ -244,8 +246,8 @@ impl Scheduler {
         }
     }
 
-    /// Notes that a chunk has been computed, and which tokens were sampled after it: those of its draft that were
-    /// right, and one more.
+    /// Notes that a chunk has been computed, and the tokens sampled after it: the accepted ones of its draft, and one
+    /// more.
     fn computed(&mut self, chunk: &Chunk, sampled: &[u32]) {
         let next = self.sequences.last_key_value().map_or(0, |(last, _)| last + 1);
         let mut states = chunk.states.clone();
@@ -366,7 +368,7 @@ impl Scheduler {
             taken = self.take_newcomers(&budget, taken, None, &mut chunks);
         }
         self.add_drafts(&mut chunks, budget.with_older.saturating_sub(taken));
-        // Last, since snapshots take no slot but free ones and those of older snapshots.
+        // Last, since snapshots use only free slots and the slots of older snapshots.
         chunks.iter_mut().for_each(|chunk| self.add_snapshots(chunk));
         chunks
     }
@@ -521,11 +523,11 @@ impl Scheduler {
         }
     }
 
-    /// Moves a waiting sequence to the running ones, with what the cache knows of it, if the cache can hold all its
-    /// tokens. Paused ones make room for it: a reader that does not read holds up nobody.
+    /// Admits a waiting sequence, with its cached prefix, if the cache can hold all its tokens. Paused sequences are
+    /// preempted for it: a reader that does not read holds up nobody.
     fn admit(&mut self, id: SequenceId) -> bool {
         while let Some(progress) = self.sequences.get(&id) {
-            // The last token is computed in any case: its logits are wanted, or those of all.
+            // At least the last token is computed, since its output is wanted.
             let known = if progress.all_rows { 0 } else { progress.tokens.len() - 1 };
             let hit = self.pool.find(&progress.table, &progress.tokens[..known]);
             let taken = self.pool.needed(progress.tokens.len()) - hit.blocks.len() + hit.idle;

@@ -1,7 +1,8 @@
+//! A running request.
+
 use std::{collections::hash_map::RandomState, hash::BuildHasher, sync::Arc, time::Instant};
 
 use super::{
-    LoadedAdapter,
     drafter::Drafter,
     prompt_lookup::PromptLookup,
     sampler::Sampler,
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{
     GenerateConfig, GenerateMetrics, Token,
-    adapters::LoraAdapter,
+    adapters::{LoadedAdapter, LoraAdapter},
     kernels::Isa,
     request::{MemoryUse, RequestContext, RequestTimings, Task, TokenCounts},
     text::{OutputText, TextProcessor},

@@ -1,3 +1,5 @@
+//! Masks of tokens, computed beside the forward pass.
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc,
@@ -10,8 +12,8 @@ use crate::{Error, Result};
 
 /// A constraint on the tokens of an answer, a grammar say.
 pub trait TokenMask: Send {
-    /// The tokens that may follow the answer, then those that may follow it and each beginning of `draft`:
-    /// `1 + draft.len()` sets, or fewer if the answer cannot go on with all of `draft`. Changes nothing.
+    /// The tokens allowed after the answer, then after the answer and each beginning of `draft`: `1 + draft.len()`
+    /// sets, or fewer if the answer cannot go on with all of `draft`. Changes nothing.
     fn allowed(&mut self, draft: &[u32]) -> Result<Vec<TokenSet>>;
 
     /// Adds tokens to the answer, each of which was allowed.

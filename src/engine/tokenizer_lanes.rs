@@ -1,3 +1,5 @@
+//! Fair tokenizing: no prompt holds up another.
+
 use std::{
     cell::{Cell, RefCell},
     panic::AssertUnwindSafe,

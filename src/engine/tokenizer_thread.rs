@@ -1,16 +1,19 @@
+//! The thread between callers and worker, which tokenizes prompts.
+
 use std::{mem::take, panic::AssertUnwindSafe, sync::Arc};
 
 use futures::{FutureExt, StreamExt, executor::block_on, stream::FuturesUnordered};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::{
-    EngineRequest, LoadedAdapter,
+    EngineRequest,
     scheduler::SequenceId,
     token_mask::TokenMask,
     tokenizer_lanes::{TokenizeJob, TokenizerLanes},
 };
 use crate::{
     GenerateConfig,
+    adapters::LoadedAdapter,
     request::{ModelState, Request, RequestContext, Task},
     text::StopStrings,
 };

@@ -1,3 +1,5 @@
+//! The worker: schedule, run, sample, deliver.
+
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -113,7 +115,7 @@ impl Worker {
         drop(closed);
     }
 
-    /// Takes new requests, and ends those that are cancelled or whose deadline has passed.
+    /// Takes new requests, and ends requests that are cancelled or whose deadline has passed.
     fn intake(&mut self) {
         while let Ok(request) = self.inbox.requests.try_recv() {
             self.add(request);
@@ -233,7 +235,7 @@ impl Worker {
         ran.unwrap_or_else(|panic| Err(Error::panicked("the model's worker", panic.as_ref())))
     }
 
-    /// The outcome of a chunk for the scheduler, with a draft of what follows, and the end of its request.
+    /// The outcome of a chunk for the scheduler, with a draft of the next tokens, and the end of its request.
     fn outcome(&mut self, chunk: Chunk, step: Step, price: f64) -> (ChunkOutcome, Option<End>) {
         let StepResult { sampled, end, .. } = match step {
             Step::Prefilled => StepResult::default(),
@@ -250,7 +252,7 @@ impl Worker {
         (ChunkOutcome { chunk, sampled, next }, end)
     }
 
-    /// Drafts what follows a chunk and `sampled` more tokens.
+    /// Drafts the tokens after a chunk and `sampled` more tokens.
     fn draft(&mut self, chunk: &Chunk, sampled: usize, price: f64) -> NextStep {
         let Some(sequence) = self.sequences.get_mut(&chunk.id) else { return NextStep::Continue };
         let mut draft = sequence.draft(price);
@@ -307,7 +309,7 @@ impl Worker {
         batch
     }
 
-    /// Ends a sequence and frees what it holds.
+    /// Ends a sequence and frees its blocks.
     fn end(&mut self, id: SequenceId, end: End) {
         let memory = self.memory();
         self.scheduler.remove(id);

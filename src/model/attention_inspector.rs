@@ -1,3 +1,5 @@
+//! Models whose attention can be read.
+
 use async_trait::async_trait;
 
 use super::TextModel;

@@ -1,3 +1,5 @@
+//! The interface of all models.
+
 use std::path::Path;
 
 use async_trait::async_trait;

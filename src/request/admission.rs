@@ -1,3 +1,5 @@
+//! Admission: the bounded queue.
+
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},

@@ -1,3 +1,5 @@
+//! The context of a request, from its call to its end.
+
 use std::{sync::Arc, time::Instant};
 
 use super::{ModelState, admission::Permit, state::InFlight, unless_over};

@@ -1,3 +1,5 @@
+//! Deadlines and cancellation of futures.
+
 use std::time::{Duration, Instant};
 
 use futures_timer::Delay;

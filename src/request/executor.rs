@@ -1,3 +1,5 @@
+//! The seam between requests and the backends that compute them.
+
 use tokio::sync::oneshot;
 
 use super::RequestContext;

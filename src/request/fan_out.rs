@@ -1,3 +1,5 @@
+//! Calls with many prompts.
+
 use std::time::Instant;
 
 use futures::{

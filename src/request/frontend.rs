@@ -1,3 +1,5 @@
+//! The way of a call to an admitted request.
+
 use std::{sync::Arc, time::Instant};
 
 use tokio::sync::Notify;

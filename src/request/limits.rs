@@ -1,3 +1,5 @@
+//! Validation of configs against the abilities of a model.
+
 use crate::{Error, GenerateConfig, Result};
 
 /// The kinds of calls, for the validation of their configs.

@@ -1,3 +1,5 @@
+//! The state and the counters of a model.
+
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,

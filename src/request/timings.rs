@@ -1,3 +1,5 @@
+//! The timings of a request, and its metrics.
+
 use std::time::{Duration, Instant};
 
 use crate::{GenerateMetrics, metrics::tokens_per_sec};

@@ -1,3 +1,5 @@
+//! The events between the two halves of a stream.
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::AtomicBool},

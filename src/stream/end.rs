@@ -1,3 +1,5 @@
+//! The end of a stream.
+
 use serde::{Deserialize, Serialize};
 
 use crate::Error;

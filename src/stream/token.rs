@@ -1,3 +1,5 @@
+//! Tokens of a stream.
+
 use serde::{Deserialize, Serialize};
 
 /// A generated token. `logprobs` is serialized only if present.

@@ -1,3 +1,5 @@
+//! The sender's half of a stream.
+
 use std::{
     sync::{
         Arc,
@@ -15,7 +17,7 @@ use super::{
 };
 use crate::{Error, GenerateMetrics, Result};
 
-/// The sending half of a [`TokenStream`], for implementers of backends.
+/// The sending half of a [`TokenStream`](super::TokenStream), for implementers of backends.
 ///
 /// Dropping it without [`finish`](Self::finish) ends the stream with [`Error::Closed`].
 #[derive(Debug)]

@@ -1,3 +1,5 @@
+//! The reader's half of a stream.
+
 use std::{
     collections::VecDeque,
     pin::Pin,

@@ -105,7 +105,9 @@ mod tests {
         assert!(reason_of(chain(6, json!({"type": "Prepend", "prepend": "▁▁▁"}))).is_some());
         assert!(reason_of(chain(6, chain(6, replace(string(" "), "▁")))).is_some());
         let pre_tokenizers = vec![json!({"type": "Metaspace"}); 5];
-        let both = json!({"normalizer": chain(2, replace(string("a"), "aa")), "pre_tokenizer": {"pretokenizers": pre_tokenizers}});
+        let both = json!({
+            "normalizer": chain(2, replace(string("a"), "aa")), "pre_tokenizer": {"pretokenizers": pre_tokenizers}
+        });
         assert_eq!(reason(both.clone()), None);
         let pre_tokenizer = &both["pre_tokenizer"];
         let more = json!({"normalizer": chain(3, replace(string("a"), "aa")), "pre_tokenizer": pre_tokenizer});

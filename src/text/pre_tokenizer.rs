@@ -137,12 +137,12 @@ fn read(value: &Value, steps: &mut Vec<PreTokenizerStep>) -> Result<(), BoxError
 
 fn split(value: &Value) -> Result<PreTokenizerStep, BoxError> {
     #[derive(Deserialize)]
-    struct Fields {
+    struct SplitFields {
         pattern: SplitPattern,
         behavior: SplitDelimiterBehavior,
         invert: bool,
     }
-    let Fields { pattern, behavior, invert } = Fields::deserialize(value)?;
+    let SplitFields { pattern, behavior, invert } = SplitFields::deserialize(value)?;
     let pattern = match &pattern {
         SplitPattern::String(text) => Pattern::text(text)?,
         SplitPattern::Regex(pattern) => Pattern::regex(pattern)?,
@@ -152,13 +152,13 @@ fn split(value: &Value) -> Result<PreTokenizerStep, BoxError> {
 
 fn metaspace(value: &Value) -> Result<Metaspace, BoxError> {
     #[derive(Deserialize)]
-    struct Fields {
+    struct MetaspaceFields {
         replacement: char,
         add_prefix_space: Option<bool>,
         prepend_scheme: Option<PrependScheme>,
         split: Option<bool>,
     }
-    let Fields { replacement, add_prefix_space, prepend_scheme, split } = Fields::deserialize(value)?;
+    let MetaspaceFields { replacement, add_prefix_space, prepend_scheme, split } = MetaspaceFields::deserialize(value)?;
     let prefix = match (add_prefix_space, prepend_scheme) {
         (Some(false), Some(PrependScheme::First | PrependScheme::Always)) => {
             return Err("add_prefix_space does not match prepend_scheme".into());

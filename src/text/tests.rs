@@ -251,8 +251,9 @@ fn added_tokens_match_transformers() {
 #[test]
 fn new_added_tokens_stay_below_the_vocab_size() {
     let path = golden("mha_tied/tokenizer.json");
-    let config = json!({"pad_token": "[PAD]", "additional_special_tokens": ["<|one|>", "<|two|>", 3, null], "eos_token": 7,
-                        "added_tokens_decoder": {"first": {"content": "x"}, "5": "text", "6": {}}});
+    let config = json!({"pad_token": "[PAD]", "eos_token": 7,
+        "additional_special_tokens": ["<|one|>", "<|two|>", 3, null],
+        "added_tokens_decoder": {"first": {"content": "x"}, "5": "text", "6": {}}});
     let config = Config::new("tokenizer_config.json", config.as_object().unwrap().clone());
     let count = Tokenizer::read(&path, AddedTokens::default()).unwrap().vocab_size();
     let tokens = AddedTokens::read_leniently(Path::new("no-such-directory"), &config).unwrap().below(count + 2);
@@ -453,7 +454,7 @@ fn blocks_and_macros_match_jinja() {
     for (source, expected) in [
         ("{{ lipsum() }}", "lipsum() is not supported"),
         ("{{ 'a'.encode() }}", "str.encode() is not supported"),
-        ("{% block x %}{{ self.x() }}{% endblock %}", "nested"),
+        ("{% block x %}{{ self.x() }}{% endblock %}", "deep"),
         ("{{ self.y() }}{% block x %}{% endblock %}", "has no attribute 'y'"),
     ] {
         let error = render(source).unwrap_err().to_string();

@@ -160,12 +160,12 @@ fn stripped(token: &str, content: char, (start, stop): (usize, usize)) -> &str {
 
 fn read(value: &Value, steps: &mut Vec<DecoderStep>) -> Result<(), BoxError> {
     #[derive(Deserialize)]
-    struct ReplaceFields {
+    struct DecoderReplace {
         pattern: ReplacePattern,
         content: String,
     }
     #[derive(Deserialize)]
-    struct StripFields {
+    struct DecoderStrip {
         content: char,
         start: usize,
         stop: usize,
@@ -185,7 +185,7 @@ fn read(value: &Value, steps: &mut Vec<DecoderStep>) -> Result<(), BoxError> {
             return inner.iter().try_for_each(|value| read(value, steps));
         }
         "Replace" => {
-            let ReplaceFields { pattern, content } = ReplaceFields::deserialize(value)?;
+            let DecoderReplace { pattern, content } = DecoderReplace::deserialize(value)?;
             let pattern = match &pattern {
                 ReplacePattern::String(text) => Pattern::text(text)?,
                 ReplacePattern::Regex(pattern) => token_pattern(pattern)?,
@@ -193,7 +193,7 @@ fn read(value: &Value, steps: &mut Vec<DecoderStep>) -> Result<(), BoxError> {
             steps.push(DecoderStep::Replace { pattern, content });
         }
         "Strip" => {
-            let StripFields { content, start, stop } = StripFields::deserialize(value)?;
+            let DecoderStrip { content, start, stop } = DecoderStrip::deserialize(value)?;
             steps.push(DecoderStep::Strip { content, start, stop });
         }
         _ => steps.push(DecoderStep::Foreign(serde_json::from_value(value.clone())?)),

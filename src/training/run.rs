@@ -22,9 +22,9 @@ use super::{
 };
 use crate::{
     AdapterFile, Error, Result,
-    adapters::TrainableLora,
+    adapters::{Adapters, TrainableLora},
     decoder::Network,
-    engine::{Adapters, ModelLease},
+    engine::ModelLease,
     text::TextProcessor,
 };
 
@@ -169,19 +169,19 @@ impl TrainingRun {
         let (loss, mut gradients) = self.loss_and_gradients(samples, state)?;
         let grad_norm = adamw::clip(&mut gradients, self.config.max_grad_norm);
         if !(loss.is_finite() && grad_norm.is_finite()) {
-            let cause = format!("{rate} led to a loss of {loss} and a gradient norm of {grad_norm}");
+            let cause = format!("{rate:?} led to a loss of {loss} and a gradient norm of {grad_norm}");
             return Err(self.diverged(state, &cause));
         }
         if !detector.is_suspicious(loss) || self.is_good(detector, state)? {
             detector.record_good_step(loss);
             state.mark_good();
         } else if detector.record_bad_step() {
-            return Err(self.diverged(state, &format!("{rate} led to a loss of {loss}")));
+            return Err(self.diverged(state, &format!("{rate:?} led to a loss of {loss}")));
         }
         let mut parameters = trained_adapter::parameters(&mut state.file);
         state.adamw.step(&mut parameters, &gradients, rate, self.config.weight_decay);
         if !parameters.par_iter().all(|values| values.iter().all(|value| value.is_finite())) {
-            return Err(self.diverged(state, &format!("{rate} led to an adapter that is not finite")));
+            return Err(self.diverged(state, &format!("{rate:?} led to an adapter that is not finite")));
         }
         state.checkpoint.step += 1;
         self.adapter.replace(&state.file);

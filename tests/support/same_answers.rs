@@ -114,8 +114,8 @@ pub struct Invariance<'a> {
 }
 
 impl Invariance<'_> {
-    /// Answers random requests together, with little room, and each of them alone, with much, in so many cases. Gives the
-    /// number of right draft tokens.
+    /// Answers random requests together, with little room, and each of them alone, with much, in so many cases. Gives
+    /// the number of right draft tokens.
     pub fn check(&self, cases: u32) -> u64 {
         let Self { name, load, config, cache_bytes } = self;
         let runtime = Runtime::new().unwrap();

@@ -1,3 +1,5 @@
+//! The size of the cache: blocks, state slots and context length that fit into the configured memory.
+
 use crate::{
     Error, LoadConfig, Result,
     decoder::{BLOCK_TOKENS, CacheSize},

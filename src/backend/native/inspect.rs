@@ -1,3 +1,5 @@
+//! Inspection of a prompt, layer by layer, between the passes of requests.
+
 use crate::{
     AttentionSnapshot, Error, InspectConfig, Inspection, Result,
     config::check_adapter,
@@ -83,8 +85,8 @@ fn layers(
 
 /// The longest prompt, of `most` tokens at most, whose inspection fits into [`InspectConfig::max_bytes`].
 fn longest(network: &Network, config: &InspectConfig, most: usize) -> usize {
-    let of_layer = network.attention_heads().map(|heads| (heads.num_heads + heads.num_kv_heads) * heads.head_dim);
-    let keys_and_queries: usize = of_layer.sum();
+    let of_layers = network.attention_heads().map(|heads| (heads.num_heads + heads.num_kv_heads) * heads.head_dim);
+    let keys_and_queries: usize = of_layers.sum();
     let query_heads: usize = network.attention_heads().map(|heads| heads.num_heads).sum();
     let bytes = |tokens: usize| {
         let hidden_states = if config.hidden_states { (network.num_layers() + 1) * network.hidden_size() } else { 0 };

@@ -1,3 +1,5 @@
+//! Loading of a checkpoint into an engine.
+
 use std::{path::Path, sync::Arc};
 
 use candle_core::Device;

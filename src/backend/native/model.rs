@@ -1,3 +1,5 @@
+//! The handle of a model that an engine of this process runs.
+
 use std::{path::Path, sync::Arc, time::Instant};
 
 use async_trait::async_trait;

@@ -131,8 +131,8 @@ impl StatePool {
         }
     }
 
-    /// Allocates the slot of a sequence that begins with a snapshot, which is pinned until `end_read`, or with nothing. If
-    /// the snapshot's slot is the only one left, the sequence takes it over.
+    /// Allocates the slot of a sequence that begins with a snapshot, which is pinned until `end_read`, or with nothing.
+    /// If the snapshot's slot is the only one left, the sequence takes it over.
     pub fn begin(&mut self, content: Option<ContentId>) -> Option<SequenceState> {
         let Some(content) = content else { return Some(SequenceState { slot: self.take()?, source: None }) };
         let used = self.tick();

@@ -4,8 +4,8 @@ use super::{BlockPool, BlockTable};
 use crate::decoder::{SpanStates, StateSave};
 
 impl BlockPool {
-    /// Extends the states of a pass over a draft. States before draft tokens are saved, so that a rejected token costs no
-    /// recomputation: the one before the draft in any case, others as long as free slots last. False if there is no
+    /// Extends the states of a pass over a draft. States before draft tokens are saved, so that a rejected token costs
+    /// no recomputation: the one before the draft in any case, others as long as free slots last. False if there is no
     /// slot at all, and so no draft.
     pub fn save_before_draft(&mut self, states: &mut SpanStates, draft_len: usize) -> bool {
         let Some(own) = states.saves.last_mut().filter(|_| draft_len > 0) else { return true };
@@ -30,8 +30,8 @@ impl BlockPool {
         }
     }
 
-    /// Picks, after a pass, the state that the sequence goes on with: the last one of at most `right` tokens. Returns its
-    /// tokens, or `right` in a model without recurrent layers. The other states stay in `states`.
+    /// Picks, after a pass, the state that the sequence goes on with: the last one of at most `right` tokens. Returns
+    /// its tokens, or `right` in a model without recurrent layers. The other states stay in `states`.
     pub fn adopt(&mut self, table: &mut BlockTable, states: &mut SpanStates, right: usize) -> usize {
         self.end_read(table);
         let Some(state) = &mut table.state else { return right };

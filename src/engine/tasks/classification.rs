@@ -1,3 +1,5 @@
+//! The task of `classify`: one token.
+
 use tokio::sync::oneshot;
 
 use super::StepResult;

@@ -1,3 +1,5 @@
+//! The task of `generate`: tokens up to an end, with drafts and masks.
+
 use super::{StepResult, rows};
 use crate::{
     Error, Result,

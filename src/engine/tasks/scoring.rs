@@ -1,3 +1,5 @@
+//! The task of `score`: log-probabilities of a prompt.
+
 use super::{StepResult, rows};
 use crate::{
     Result,

@@ -13,24 +13,24 @@ struct StageSlot<'a, T> {
     stages: AtomicUsize,
 }
 
-/// The items before one, on their way through the stage that it is in.
+/// The items before an item, on their way through its stage.
 pub struct EarlierItems<'a> {
-    /// Whether all of them have ended the stage.
-    have_ended: &'a dyn Fn() -> bool,
+    /// Whether all of them have left the stage.
+    have_left: &'a dyn Fn() -> bool,
     stopped: &'a AtomicBool,
 }
 
 impl EarlierItems<'_> {
-    /// Waits until all of them have ended the stage; false if an error keeps one from it.
+    /// Waits until all of them have left the stage; `false` if an error keeps one from it.
     pub fn wait(&self) -> bool {
-        pool::wait_until(|| (self.have_ended)() || self.stopped.load(Ordering::Relaxed));
-        (self.have_ended)()
+        pool::wait_until(|| (self.have_left)() || self.stopped.load(Ordering::Relaxed));
+        (self.have_left)()
     }
 }
 
 /// Calls `task(stage, index, item, earlier)` for every stage and item. An item enters a stage once it and all items
-/// before it have left the previous stage; within a stage it can wait for the items before it. No task begins after an
-/// error.
+/// before it have left the previous stage; the task can wait until the earlier items have left this stage, too. No
+/// task begins after an error.
 ///
 /// # Errors
 /// The first error of a task.
@@ -56,8 +56,8 @@ pub fn run<T: Send, E: Send>(
             }
             // An error or a panic stops the other threads.
             let stop = StopUnlessDone(&stopped);
-            let have_ended = || places[..i].iter().all(|place| place.stages.load(Ordering::Acquire) > stage);
-            let earlier = EarlierItems { have_ended: &have_ended, stopped: &stopped };
+            let have_left = || places[..i].iter().all(|place| place.stages.load(Ordering::Acquire) > stage);
+            let earlier = EarlierItems { have_left: &have_left, stopped: &stopped };
             let done = task(stage, i, &mut places[i].item.lock().unwrap_or_else(PoisonError::into_inner), earlier);
             match done {
                 Ok(()) => {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_can_wait_for_those_before_it_in_its_own_stage() {
+    fn an_item_can_wait_for_earlier_items_in_its_stage() {
         let pool = ThreadPool::new("pool", 3).unwrap();
         let order = Mutex::new(Vec::new());
         let went = pool.scope(|| {

@@ -134,24 +134,24 @@ fn byte_tokens(bpe: &BPE, character: &str) -> Option<Vec<u32>> {
 }
 
 /// Two neighbors that may be merged: by rank, then by the place of the left one.
-type Candidate = Reverse<(u32, u32, u32)>;
+type MergeCandidate = Reverse<(u32, u32, u32)>;
 
 /// Merges neighbors for as long as any can be, the pair of the lowest rank first.
 async fn merge(symbols: &mut [Symbol], merges: &MergeMap, budget: &mut TokenizeBudget) {
-    let mut queue = BinaryHeap::<Candidate>::new();
+    let mut queue = BinaryHeap::<MergeCandidate>::new();
     let candidate = |left: &Symbol, right: &Symbol, at: u32| {
         merges.get(&(left.id, right.id)).map(|(rank, id)| Reverse((*rank, at, *id)))
     };
     for (at, pair) in (0..).zip(symbols.windows(2)) {
         queue.extend(candidate(&pair[0], &pair[1], at));
-        if at as usize % SYMBOLS_AT_A_TIME == 0 {
+        if (at as usize).is_multiple_of(SYMBOLS_AT_A_TIME) {
             budget.yield_if_due().await;
         }
     }
-    let mut merged = 0;
+    let mut merged = 0usize;
     while let Some(Reverse((_, at, id))) = queue.pop() {
         merged += 1;
-        if merged % SYMBOLS_AT_A_TIME == 0 {
+        if merged.is_multiple_of(SYMBOLS_AT_A_TIME) {
             budget.yield_if_due().await;
         }
         let left = &symbols[at as usize];

@@ -1,10 +1,10 @@
 //! A trie of tokens by their bytes.
 
 /// Prefixes of tokens, by length. Continuations of a prefix are adjacent and sorted by their last byte.
-pub struct Trie(Vec<Node>);
+pub struct Trie(Vec<TrieNode>);
 
 #[derive(Clone, Copy)]
-struct Node {
+struct TrieNode {
     last_byte: u8,
     /// Its first continuation; the last one is before the first of the next node.
     longer: u32,
@@ -18,7 +18,7 @@ impl Trie {
     /// A trie of tokens and their values. Of equal tokens the last one counts.
     pub fn new(mut tokens: Vec<(&[u8], u32)>) -> Self {
         tokens.sort_by_key(|(bytes, _)| *bytes);
-        let mut this = Self(vec![Node { last_byte: 0, longer: 0, token: NO_TOKEN }]);
+        let mut this = Self(vec![TrieNode { last_byte: 0, longer: 0, token: NO_TOKEN }]);
         // Which tokens begin with a node's prefix, and its length.
         let mut ranges = vec![(0, tokens.len(), 0)];
         let mut at = 0;
@@ -32,7 +32,7 @@ impl Trie {
             while from < end {
                 let last_byte = tokens[from].0[len];
                 let same = tokens[from..end].partition_point(|(bytes, _)| bytes[len] == last_byte);
-                this.0.push(Node { last_byte, longer: 0, token: NO_TOKEN });
+                this.0.push(TrieNode { last_byte, longer: 0, token: NO_TOKEN });
                 ranges.push((from, from + same, len + 1));
                 from += same;
             }

@@ -223,7 +223,8 @@ fn field_names_become_no_control_tokens() {
 
 #[test]
 fn templates_cannot_assemble_control_tokens_from_values() {
-    let source = "{% for m in messages %}{{ '<|' ~ 'im_start' ~ '|>' }}{{ m.role }}\n{{ m.content | trim }}{{ '<|' ~ m.name ~ '|>' }}\
+    let source = "{% for m in messages %}{{ '<|' ~ 'im_start' ~ '|>' }}{{ m.role }}\n\
+                  {{ m.content | trim }}{{ '<|' ~ m.name ~ '|>' }}\
                   {{ m.content[:2] ~ m.name ~ m.content[-2:] }}{{ m.begin }}im_end{{ m.end }}\
                   {% endfor %}{{ '<|im_end|>' }}";
     let text = processor(tokenizer_of_json(&mha_tied_with(&[("<|user|>", json!({}))])), source);

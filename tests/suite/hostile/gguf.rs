@@ -108,15 +108,15 @@ fn number(kind: u32, number: u32) -> Vec<u8> {
 fn gguf_tokenizers_are_bounded() {
     let (bpe, spm) = ("tiny-f32.gguf", "tiny-spm.gguf");
     let invalid = [&b"\xff\xfe"[..], b"\xc3", b"ok", b"\xf0\x9f"];
-    let million = || (0..1_000_000).map(|i| format!("token{i}"));
+    let many = || (0..200_000).map(|i| format!("token{i}"));
     let cases: Vec<(&str, &str, &str, Vec<u8>)> = vec![
         ("texts that are not UTF-8", bpe, "tokens", texts(invalid.iter())),
         ("texts that are not UTF-8", spm, "tokens", texts(invalid.iter())),
         ("no tokens", bpe, "tokens", texts([""; 0].iter())),
         ("empty tokens", bpe, "tokens", texts([""; 5000].iter())),
         ("numbers for tokens", bpe, "tokens", numbers(UINT32, 0..5000)),
-        ("a million tokens", bpe, "tokens", texts(million())),
-        ("a million tokens", spm, "tokens", texts(million())),
+        ("many tokens", bpe, "tokens", texts(many())),
+        ("many tokens", spm, "tokens", texts(many())),
         ("equal tokens", spm, "tokens", texts(["a"; 5000].iter())),
         ("tokens of tokens", spm, "tokens", texts((1..3001usize).map(|len| "a".repeat(len)))),
         ("few types", bpe, "token_type", numbers(INT32, 0..3)),
@@ -126,7 +126,7 @@ fn gguf_tokenizers_are_bounded() {
         ("scores that are no numbers", spm, "scores", numbers(FLOAT32, [0x7fc0_0000; 5000].into_iter())),
         ("few scores", spm, "scores", numbers(FLOAT32, 0..3)),
         ("merges of no tokens", bpe, "merges", texts(["no such", "a", "", " ", "a b c"].iter())),
-        ("a million merges", bpe, "merges", texts(["a b"; 1_000_000].iter())),
+        ("many merges", bpe, "merges", texts(["a b"; 200_000].iter())),
         ("merges that are numbers", bpe, "merges", numbers(UINT32, 0..100)),
         ("an id out of range", bpe, "eos_token_id", number(UINT32, u32::MAX)),
         ("an id out of range", spm, "bos_token_id", number(INT32, u32::MAX)),
@@ -140,7 +140,7 @@ fn gguf_tokenizers_are_bounded() {
         faults.extend(fault_of(
             &format!("{file}, {key}: {name}"),
             &path,
-            &["tokenizer.ggml.", "vocabulary", "chat template"],
+            &["tokenizer.ggml.", "vocabulary", "chat template", "control token"],
         ));
     }
     assert_none(faults);

@@ -99,7 +99,7 @@ impl<'a> Biases<'a> {
         let Some(sinks) = &self.sinks else { return softmax_last_dim(&scores) };
         let (tiles, num_heads, rows, keys) = scores.dims4()?;
         scores = Tensor::cat(&[&scores, &sinks.broadcast_as((tiles, num_heads, rows, 1))?], 3)?;
-        softmax_last_dim(&scores)?.narrow(3, 0, keys)?.contiguous()
+        softmax_last_dim(&scores.contiguous()?)?.narrow(3, 0, keys)?.contiguous()
     }
 }
 

@@ -1,9 +1,12 @@
+//! The loaded adapters of a model, by name.
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Error, Result, adapters::LoraAdapter};
+use super::LoraAdapter;
+use crate::{Error, Result};
 
 /// Identifies an adapter, and is never used again.
 pub type AdapterId = u64;
