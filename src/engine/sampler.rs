@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bias_favours_and_bans() {
+    fn a_bias_favors_and_bans() {
         let sample = |bias: &[(u32, f32)]| {
             let config = GenerateConfig::new().logit_bias(bias.iter().copied().collect());
             sampler_of(&config, &[]).sample(&[1.0, 0.5, 0.0], None).map(|(id, _)| id)

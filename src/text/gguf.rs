@@ -215,7 +215,7 @@ fn merges(metadata: &GgufMetadata, vocabulary: &GgufVocabulary<'_>) -> Result<Me
     merges.collect()
 }
 
-/// SentencePiece's merges: any two neighbours that make a token, in the order of its score.
+/// SentencePiece's merges: any two neighbors that make a token, in the order of its score.
 fn merges_by_score(metadata: &GgufMetadata, vocabulary: &GgufVocabulary<'_>) -> Result<Merges> {
     let key = "tokenizer.ggml.scores";
     let GgufVocabulary { tokens, ids, .. } = vocabulary;

@@ -311,7 +311,7 @@ fn parts(pattern: &Pattern, text: &str, invert: bool) -> Result<Vec<(Range<usize
     Ok(parts)
 }
 
-/// Joins matches with their neighbours.
+/// Joins matches with their neighbors.
 fn merged(mut parts: Vec<(Range<usize>, bool)>, behavior: SplitDelimiterBehavior) -> Vec<Range<usize>> {
     let backwards = behavior == SplitDelimiterBehavior::MergedWithNext;
     if backwards {

@@ -195,8 +195,8 @@ impl<'a> QuantizedModule<'a> {
         Ok((scales, cells().map(offset).collect()))
     }
 
-    /// [GPTQ](https://arxiv.org/abs/2210.17323): words hold codes of neighbouring columns, and zero points of
-    /// neighbouring rows. `g_idx` says which group a column belongs to.
+    /// [GPTQ](https://arxiv.org/abs/2210.17323): words hold codes of neighboring columns, and zero points of
+    /// neighboring rows. `g_idx` says which group a column belongs to.
     fn gptq(&self) -> Result<Affine> {
         let (bits, group) = self.bits_and_group()?;
         let (rows, columns, per_word) = (self.rows, self.columns, 32 / bits);
@@ -241,7 +241,7 @@ impl<'a> QuantizedModule<'a> {
         if even { Ok(Some(order)) } else { Err(self.bad(&format!("has a g_idx with groups that are not of {group}"))) }
     }
 
-    /// [AWQ](https://arxiv.org/abs/2306.00978): words hold codes, and zero points, of neighbouring rows.
+    /// [AWQ](https://arxiv.org/abs/2306.00978): words hold codes, and zero points, of neighboring rows.
     fn awq(&self) -> Result<Affine> {
         let (bits, group) = self.bits_and_group()?;
         let (rows, columns) = (self.rows, self.columns);

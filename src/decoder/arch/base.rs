@@ -172,7 +172,7 @@ impl Spec {
         self
     }
 
-    /// Turns neighbours, not halves.
+    /// Turns neighbors, not halves.
     pub(super) fn interleaved(mut self) -> Self {
         self.ropes.iter_mut().for_each(|rope| rope.style = RopeStyle::Interleaved);
         self

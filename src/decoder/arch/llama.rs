@@ -20,7 +20,7 @@ pub fn arcee(config: &Config) -> Result<Spec> {
     Ok(base::spec(config, "arcee")?.dense(|mlp| mlp.gated = false))
 }
 
-/// Ernie 4.5, but for its mixtures of experts: neighbours are turned together.
+/// Ernie 4.5, but for its mixtures of experts: neighbors are turned together.
 pub fn ernie4_5(config: &Config) -> Result<Spec> {
     let config = &config.or(json!({
         "head_dim": 128, "tie_word_embeddings": true, "use_bias": false, "rope_theta": 5e5,

@@ -98,18 +98,18 @@ mod tests {
     fn norms_are_the_formulas_and_every_path_gives_the_same_bits() {
         for (rows, width) in [(1, 6), (3, 48), (40, 576)] {
             let (x, weight, bias) = (noise(rows * width, 1, 5.0), noise(width, 3, 5.0), noise(width, 2, 5.0));
-            for (size, centred) in [(width, false), (width, true), (width / 3, true), (width / 2, false)] {
-                let kind = if centred { NormKind::LayerNorm } else { NormKind::RmsNorm };
-                let norm = NormParams { weight: &weight, bias: centred.then_some(&bias[..]), size, kind, eps: 1e-5 };
+            for (size, layer_norm) in [(width, false), (width, true), (width / 3, true), (width / 2, false)] {
+                let kind = if layer_norm { NormKind::LayerNorm } else { NormKind::RmsNorm };
+                let norm = NormParams { weight: &weight, bias: layer_norm.then_some(&bias[..]), size, kind, eps: 1e-5 };
                 let ours = same_on_every_path(width, |isa, rows| normalize(&x[..rows * width], norm, isa), rows);
                 let exact = x.chunks(size).enumerate().flat_map(|(piece, x)| {
                     let (n, at) = (size as f64, piece * size % width);
-                    let mean = if centred { x.iter().map(|x| f64::from(*x)).sum::<f64>() / n } else { 0.0 };
+                    let mean = if layer_norm { x.iter().map(|x| f64::from(*x)).sum::<f64>() / n } else { 0.0 };
                     let variance = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / n;
                     let (weight, bias) = (&weight[at..], &bias[at..]);
                     x.iter().zip(weight).zip(bias).map(move |((x, w), b)| {
                         let scaled = (f64::from(*x) - mean) * f64::from(*w) / (variance + 1e-5).sqrt();
-                        if centred { scaled + f64::from(*b) } else { scaled }
+                        if layer_norm { scaled + f64::from(*b) } else { scaled }
                     })
                 });
                 assert_near(&ours, exact);

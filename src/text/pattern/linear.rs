@@ -42,7 +42,7 @@ impl LinearPattern {
         for alternative in &alternatives {
             match syntax::before_no_text(alternative) {
                 Some(spaces) => parts.extend(spaces),
-                // One pattern out of neighbours.
+                // One pattern out of neighbors.
                 None => match parts.last_mut().filter(|(_, looks_ahead)| !looks_ahead) {
                     Some((part, _)) => *part = format!("{part}|{alternative}"),
                     None => parts.push((alternative.clone(), false)),
