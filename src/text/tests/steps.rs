@@ -122,10 +122,12 @@ fn decoders_match_the_tokenizers_crate() {
         json!({"type": "Strip", "content": content, "start": start, "stop": stop})
     }
     let sequence = |steps: Value| json!({"type": "Sequence", "decoders": steps});
-    let tokens =
-        ["▁Hello", "▁", " x ", "<0x41>", "<0xE6>", "<0x97>", "<0xA5>", "ab", "  ", "▁▁y", "ü", "##ing", "a</w>"];
+    let spaces = replace(json!({"String": "▁"}), " ");
+    let texts = ["▁Hello", "▁", " x ", "ab", "  ", "▁▁y", "ü", "##ing", "a</w>"];
+    let bytes = ["<0x41>", "<0xE6>", "<0x97>", "<0xA5>"];
+    let tokens = [&texts[..3], &bytes, &texts[3..]].concat();
     for decoder in [
-        replace(json!({"String": "▁"}), " "),
+        spaces.clone(),
         replace(json!({"String": ""}), "-"),
         replace(json!({"Regex": "(a|b)+"}), "<>"),
         replace(json!({"Regex": r"^▁(\p{L})"}), "*"),
@@ -135,9 +137,7 @@ fn decoders_match_the_tokenizers_crate() {
         strip(" ", 0, 1),
         json!({"content": "▁", "start": 1, "stop": 0, "type": "Strip"}),
         sequence(json!([])),
-        sequence(
-            json!([replace(json!({"String": "▁"}), " "), {"type": "ByteFallback"}, {"type": "Fuse"}, strip(" ", 1, 0)]),
-        ),
+        sequence(json!([spaces, {"type": "ByteFallback"}, {"type": "Fuse"}, strip(" ", 1, 0)])),
         sequence(json!([sequence(json!([{"type": "ByteFallback"}])), {"type": "Fuse"}])),
         json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
         json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true}),
