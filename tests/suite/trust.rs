@@ -313,6 +313,16 @@ async fn keys_that_an_architecture_ignores() {
         configure(&dir, changes);
         assert_eq!(logits(&dir.0).await, logits(&golden_path(golden)).await, "{golden}");
     }
+    // The text part of a multimodal model.
+    for (golden, changes) in
+        [("gemma3_inside", json!({"mlp_bias": true})), ("mistral3_v4", biases(true)), ("mistral3_v5", biases(true))]
+    {
+        let dir = TempDir::copy_of(golden, "unread-text");
+        let mut text = read_json(&format!("{golden}/config.json"))["text_config"].clone();
+        text.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        configure(&dir, json!({"text_config": text}));
+        assert_eq!(logits(&dir.0).await, logits(&golden_path(golden)).await, "{golden}");
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{base, rope_config};
+use super::{base, rope_config, unread};
 use crate::{
     Result,
     decoder::{
@@ -41,7 +41,7 @@ pub fn gemma2(config: &Config) -> Result<Spec> {
 }
 
 pub fn gemma3(config: &Config) -> Result<Spec> {
-    let text = config.opt_object("text_config")?;
+    let text = unread::text_config(config, "gemma3_text")?;
     let config = &text.as_ref().unwrap_or(config).or(json!({
         "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
         "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131_072,

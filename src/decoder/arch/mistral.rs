@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{base, experts, rope_config};
+use super::{base, experts, rope_config, unread};
 use crate::{
     Result,
     decoder::{
@@ -36,7 +36,7 @@ const ORIGINAL: &str = "original_max_position_embeddings";
 
 /// Mistral Small 3 and Ministral 3 with images.
 pub fn mistral3(config: &Config) -> Result<Spec> {
-    let text = config.opt_object("text_config")?;
+    let text = unread::text_config(config, "mistral")?;
     let config = &text.as_ref().unwrap_or(config);
     let mut spec = match config.opt_str("model_type")? {
         Some("ministral3") => ministral3(config)?,

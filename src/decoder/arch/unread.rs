@@ -1,6 +1,7 @@
 //! Keys of configurations that models in transformers ignore.
 
-use crate::weights::Config;
+use super::model_type;
+use crate::{Result, weights::Config};
 
 /// Keys that architectures ignore though others read them.
 const UNREAD: [(&[&str], &[&str]); 13] = [
@@ -34,4 +35,12 @@ pub fn without(config: &Config, architecture: &str) -> Config {
         keys.push("attention_out_bias");
     }
     config.without(&keys)
+}
+
+/// The configuration of a multimodal model's text part, if it has one, without the keys that its architecture ignores.
+/// `default` is the architecture of a text part that names none.
+pub fn text_config(config: &Config, default: &str) -> Result<Option<Config>> {
+    let Some(text) = config.opt_object("text_config")? else { return Ok(None) };
+    let architecture = model_type(&text)?;
+    Ok(Some(without(&text, architecture.as_deref().unwrap_or(default))))
 }
