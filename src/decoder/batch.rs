@@ -27,7 +27,7 @@ pub struct Batch {
 pub struct Outputs {
     /// `[rows, vocab_size]`
     pub logits: Vec<f32>,
-    /// What the head would take, after the final norm: `[rows, hidden_size]`
+    /// Inputs of the head, after the final norm: `[rows, hidden_size]`
     pub hidden: Vec<f32>,
 }
 

@@ -1,4 +1,4 @@
-//! What the layers keep of sequences between passes: keys and values in blocks, recurrent states in slots.
+//! The state of sequences between passes: keys and values in blocks, recurrent states in slots.
 
 use candle_core::{Result, Tensor, bail};
 

@@ -113,7 +113,7 @@ impl Network {
         parallel::map(&tiles, |_, tile| finish(tile)).into_iter().filter_map(Result::transpose).collect()
     }
 
-    /// What a layer does to the rows that are sampled, if any are.
+    /// The output of the last layer for the sampled rows, if there are any.
     fn finish_sampled(
         &self,
         layer: &Layer,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{layout::Layout, recurrence::RecurrenceSpec};
 use crate::kernels::{
-    attention::{Heads, KvDtype, Scoring},
+    attention::{AttentionScoring, Heads, KvDtype},
     elementwise::{Activation, NormKind, RopeStyle},
 };
 
@@ -124,9 +124,9 @@ impl AttentionSpec {
     }
 
     /// How queries are scored against keys; sinks are weights, and come later.
-    pub fn scoring(&self) -> Scoring<'static> {
+    pub fn scoring(&self) -> AttentionScoring<'static> {
         let (scale, alibi) = (self.scale as f32, self.alibi.map(|alibi| alibi as f32));
-        Scoring { scale, softcap: self.softcap, window: self.window, alibi, sinks: None }
+        AttentionScoring { scale, softcap: self.softcap, window: self.window, alibi, sinks: None }
     }
 }
 
@@ -192,7 +192,7 @@ impl MixerSpec {
         }
     }
 
-    /// What the layer keeps of a sequence between passes.
+    /// The plan of the layer's cache.
     pub fn cache(&self) -> LayerCachePlan {
         match self {
             Self::Attention(attention) => LayerCachePlan::Paged(attention.heads()),
@@ -201,7 +201,7 @@ impl MixerSpec {
     }
 }
 
-/// What one layer keeps of a sequence between passes.
+/// The cache of one layer: its state of a sequence between passes.
 #[derive(Debug, Clone, Copy)]
 pub enum LayerCachePlan {
     /// Keys and values of these heads for each token, in the blocks of the paged cache.

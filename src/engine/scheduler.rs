@@ -165,7 +165,7 @@ pub struct ChunkOutcome {
     pub next: NextStep,
 }
 
-/// What becomes of a sequence after a pass.
+/// The next step of a sequence after a pass.
 #[derive(Debug)]
 pub enum NextStep {
     /// There is more of it to compute.

@@ -66,7 +66,7 @@ impl RequestTimings {
             decode_duration,
             total_duration: now - self.submitted,
             time_to_first_token: self.first_token.map_or(Duration::ZERO, |first| first - self.submitted),
-            prefill_tokens_per_sec: tokens_per_sec(counts.prompt - counts.cached, prefill_duration),
+            prefill_tokens_per_sec: tokens_per_sec(counts.prompt.saturating_sub(counts.cached), prefill_duration),
             decode_tokens_per_sec: tokens_per_sec(counts.sampled.saturating_sub(1), decode_duration),
             peak_memory_bytes: memory.peak,
             active_memory_bytes: memory.active,

@@ -120,7 +120,7 @@ fn rounds_activations(config: &LoadConfig, checkpoint: &Checkpoint) -> bool {
     config.quantize.is_some() || quantized_file || config.activation_type == ActivationType::Bf16
 }
 
-/// What keys and values are stored as.
+/// The type of cached keys and values.
 fn kv_dtype(config: &LoadConfig, checkpoint: &Checkpoint, ops: &Ops) -> KvDtype {
     match config.kv_cache_type {
         Some(KvCacheType::F32) => KvDtype::F32,

@@ -18,7 +18,7 @@ pub fn hunyuan_v1_dense(config: &Config) -> Result<Spec> {
         && let RopeScaling::Dynamic { .. } = spec.ropes[0].scaling
         && scaling.get("alpha").is_some()
     {
-        // Whatever the length of a text.
+        // For texts of every length.
         let dims = spec.ropes[0].dims as f64;
         spec.ropes[0].theta *= scaling.positive("alpha")?.powf(dims / (dims - 2.0).max(1.0));
         spec.ropes[0].scaling = RopeScaling::None;

@@ -29,7 +29,7 @@ pub fn spec(config: &Config, kind: &str, max_positions: usize, head_dim: usize) 
     Ok(RopeSpec { theta, dims, style: RopeStyle::NeoX, scaling })
 }
 
-/// What a configuration says about the layers of a kind. Where it has both keys, the older one is in place of the
+/// The rotary parameters of the layers of a kind. If both keys are present, the older one takes the place of the
 /// other, but for the kinds of layers, to whose parameters it is added: as transformers resolves it.
 pub fn parameters(config: &Config, kind: &str) -> Result<Option<Config>> {
     let older = config.opt_object("rope_scaling")?.filter(|older| older.entries().next().is_some());

@@ -13,7 +13,7 @@ pub use candle::{AttentionPlans, CandleOps, TensorCache};
 use crate::{
     kernels::{
         Isa,
-        attention::{CacheView, Heads, Scoring},
+        attention::{AttentionScoring, CacheView, Heads},
         elementwise::{Activation, NormKind, RopeStyle},
     },
     weights::{ComputeTarget, WeightMatrix},
@@ -52,14 +52,14 @@ pub struct Rotation {
 #[derive(Debug, Clone)]
 pub struct AttentionHeads {
     pub heads: Heads,
-    pub scoring: Scoring<'static>,
-    /// [`Scoring::sinks`], one for each query head.
+    pub scoring: AttentionScoring<'static>,
+    /// [`AttentionScoring::sinks`], one for each query head.
     pub sinks: Option<Arc<[f32]>>,
 }
 
 impl AttentionHeads {
-    fn scoring(&self) -> Scoring<'_> {
-        Scoring { sinks: self.sinks.as_deref(), ..self.scoring }
+    fn scoring(&self) -> AttentionScoring<'_> {
+        AttentionScoring { sinks: self.sinks.as_deref(), ..self.scoring }
     }
 }
 

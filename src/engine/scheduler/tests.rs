@@ -224,7 +224,7 @@ fn a_paused_sequence_makes_room_for_others_and_comes_back() {
     assert_eq!(step(&mut s), [(0, 0, 3, true)]);
 }
 
-/// What drafts the chunks of a pass have.
+/// The drafts of a pass's chunks.
 fn drafts(chunks: &[Chunk]) -> Vec<(SequenceId, usize)> {
     chunks.iter().map(|chunk| (chunk.id, chunk.draft.len())).collect()
 }
@@ -425,7 +425,7 @@ impl FakeDecoder {
         assert_eq!(written.len(), count);
     }
 
-    /// What is right of the chunk's draft, and the token after that; at most `limit`.
+    /// The right beginning of the chunk's draft, and the token after it; at most `limit`.
     fn sample(&self, chunk: &Chunk, limit: usize) -> Vec<u32> {
         let mut sampled = Vec::new();
         for len in (chunk.start + chunk.len..).take(limit.min(1 + chunk.draft.len())) {

@@ -3,7 +3,7 @@
 use std::mem::take;
 
 use super::{
-    band::bands, kv_blocks::CacheView, kv_dtype::with_kv_dtype, scoring::Scoring, scratch::AttentionScratch,
+    band::bands, kv_blocks::CacheView, kv_dtype::with_kv_dtype, scoring::AttentionScoring, scratch::AttentionScratch,
     sequence::PagedSequence, tile::AttentionTile,
 };
 use crate::kernels::{
@@ -21,7 +21,7 @@ const TILES_EACH: usize = 8;
 
 /// `softmax(scale * q Kᵀ) V` for each row and head. `queries` and the result are `[rows, num_heads * head_dim]`, with
 /// the rows of the view's sequences one after another.
-pub fn attend(cache: CacheView<'_>, queries: &[f32], scoring: Scoring<'_>, isa: Isa) -> Vec<f32> {
+pub fn attend(cache: CacheView<'_>, queries: &[f32], scoring: AttentionScoring<'_>, isa: Isa) -> Vec<f32> {
     let (heads, sequences, blocks) = cache.into_parts();
     let seen = |sequence: &PagedSequence<'_>| sequence.context_len.min(scoring.window.unwrap_or(usize::MAX));
     let work: usize = sequences.iter().map(|sequence| sequence.rows * seen(sequence)).sum();
@@ -141,7 +141,7 @@ mod tests {
         }
 
         /// All rows, in chunks of these lengths.
-        fn attend(&self, chunks: &[usize], scoring: Scoring<'_>, isa: Isa) -> Vec<f32> {
+        fn attend(&self, chunks: &[usize], scoring: AttentionScoring<'_>, isa: Isa) -> Vec<f32> {
             let width = self.heads.num_heads * self.heads.head_dim;
             let (mut out, mut start) = (Vec::new(), 0);
             for rows in chunks {
@@ -155,7 +155,7 @@ mod tests {
         }
 
         /// Attention of a row by the formula, in f64.
-        fn naive(&self, row: usize, scoring: Scoring) -> Vec<f64> {
+        fn naive(&self, row: usize, scoring: AttentionScoring) -> Vec<f64> {
             let first = (row + 1).saturating_sub(scoring.window.unwrap_or(usize::MAX));
             let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
             let of = |all: &[f32], position: usize, head: usize, i: usize| {
@@ -189,14 +189,15 @@ mod tests {
 
     /// Plain, capped, with linear biases, and with windows within a block, of a block, over several, and over parts;
     /// with sinks.
-    fn scorings(head_dim: usize) -> Vec<Scoring<'static>> {
+    fn scorings(head_dim: usize) -> Vec<AttentionScoring<'static>> {
         let scale = (head_dim as f32).sqrt().recip();
-        let plain = Scoring { scale, softcap: None, window: None, alibi: None, sinks: None };
-        let windows = [1, 5, 16, 40, 270].map(|window| Scoring { window: Some(window), ..plain });
-        let capped = Scoring { softcap: Some(0.7), ..plain };
-        let biased = Scoring { alibi: Some(0.3), ..plain };
-        let sinks = Scoring { sinks: Some(&SINKS), ..plain };
-        let both = [Scoring { window: Some(20), ..capped }, sinks, Scoring { window: Some(40), ..sinks }];
+        let plain = AttentionScoring { scale, softcap: None, window: None, alibi: None, sinks: None };
+        let windows = [1, 5, 16, 40, 270].map(|window| AttentionScoring { window: Some(window), ..plain });
+        let capped = AttentionScoring { softcap: Some(0.7), ..plain };
+        let biased = AttentionScoring { alibi: Some(0.3), ..plain };
+        let sinks = AttentionScoring { sinks: Some(&SINKS), ..plain };
+        let both =
+            [AttentionScoring { window: Some(20), ..capped }, sinks, AttentionScoring { window: Some(40), ..sinks }];
         [&windows as &[_], &[plain, capped], &both, &[biased]].concat()
     }
 

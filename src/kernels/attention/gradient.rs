@@ -8,7 +8,7 @@ use super::{
     heads::{BLOCK_TOKENS, Heads},
     kv_dtype::KvDtype,
     paged_cache::PagedCache,
-    scoring::{Scoring, slope},
+    scoring::{AttentionScoring, slope},
     sequence::PagedSequence,
     softmax::softmax_lanes,
 };
@@ -31,7 +31,7 @@ const SUMMED_ROWS: usize = 32;
 pub struct PackedSequences<'a> {
     pub lens: &'a [usize],
     pub heads: Heads,
-    pub scoring: Scoring<'a>,
+    pub scoring: AttentionScoring<'a>,
 }
 
 /// Causal attention within each sequence. Queries and the result are `[rows, num_heads * head_dim]`, keys and values
@@ -153,7 +153,7 @@ impl HeadRows {
 
 /// A query head with its KV head in one sequence.
 struct HeadAttention<'a> {
-    scoring: Scoring<'a>,
+    scoring: AttentionScoring<'a>,
     sink: Option<f32>,
     /// The decrease of scores with each token between query and key.
     fall: Option<f32>,
@@ -207,7 +207,7 @@ impl HeadAttention<'_> {
 
 /// A query of a head.
 pub struct QueryRow<'a> {
-    scoring: Scoring<'a>,
+    scoring: AttentionScoring<'a>,
     fall: Option<f32>,
     sink: Option<f32>,
     /// The keys it attends to.
@@ -223,7 +223,7 @@ multiversion! {
     /// products of the gradient and all values before, and the gradient with respect to the products of query and keys
     /// after.
     pub fn weigh_row(row: &QueryRow<'_>, weights: &mut [f32], slopes: &mut [f32]) {
-        let Scoring { scale, softcap, .. } = row.scoring;
+        let AttentionScoring { scale, softcap, .. } = row.scoring;
         weights.iter_mut().for_each(|score| *score *= scale);
         if let Some(fall) = row.fall {
             let last = row.seen.end as f32 - 1.0;
@@ -276,7 +276,7 @@ mod tests {
             (None, None, None, Some(1.0)),
         ];
         for (softcap, window, sinks, alibi) in cases {
-            let scoring = Scoring { scale: 0.7, softcap, window, sinks, alibi };
+            let scoring = AttentionScoring { scale: 0.7, softcap, window, sinks, alibi };
             let inputs = [noise(rows * 24, 1, 1.0), noise(rows * 12, 2, 1.0), noise(rows * 12, 3, 1.0)];
             let weights = noise(rows * 24, 4, 1.0);
             for isa in Isa::available() {

@@ -26,6 +26,6 @@ pub use kv_blocks::CacheView;
 pub use kv_dtype::KvDtype;
 pub use micro_batches::MicroBatches;
 pub use paged_cache::PagedCache;
-pub use scoring::{Scoring, slope};
+pub use scoring::{AttentionScoring, slope};
 pub use sequence::PagedSequence;
 pub use shared_cache::SharedCache;

@@ -59,11 +59,12 @@ mod tests {
 
     use super::*;
     use crate::kernels::{
-        attention::{attend::attend, scoring::Scoring},
+        attention::{attend::attend, scoring::AttentionScoring},
         noise,
     };
 
-    const SCORING: Scoring<'static> = Scoring { scale: 0.3, softcap: None, window: None, sinks: None, alibi: None };
+    const SCORING: AttentionScoring<'static> =
+        AttentionScoring { scale: 0.3, softcap: None, window: None, sinks: None, alibi: None };
 
     #[test]
     fn micro_batches_give_the_bits_of_the_whole_batch() {

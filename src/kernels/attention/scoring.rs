@@ -2,7 +2,7 @@
 
 /// The score of a query and a key.
 #[derive(Debug, Clone, Copy)]
-pub struct Scoring<'a> {
+pub struct AttentionScoring<'a> {
     /// The factor of dot products.
     pub scale: f32,
     /// Scores become `softcap * tanh(score / softcap)`.

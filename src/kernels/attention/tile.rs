@@ -11,7 +11,7 @@ use super::{
     heads::{BLOCK_TOKENS, Heads},
     kv_blocks::KvBlocks,
     kv_dtype::KvElement,
-    scoring::{Scoring, slope},
+    scoring::{AttentionScoring, slope},
     scratch::AttentionScratch,
     softmax::{PartialAttention, SoftmaxState, softmax},
 };
@@ -72,7 +72,7 @@ pub trait AttentionElement: KvElement {
 /// A band with the query heads that share a KV head. Each key and value is read once for all of them.
 pub struct AttentionTile<'a, T> {
     pub heads: Heads,
-    pub scoring: Scoring<'a>,
+    pub scoring: AttentionScoring<'a>,
     pub kv_head: usize,
     pub band: QueryBand<'a>,
     /// The queries of all rows, `[rows, num_heads * head_dim]`.

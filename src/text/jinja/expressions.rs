@@ -59,7 +59,7 @@ impl Parser {
                 cases.push((value, condition));
                 value = self.or()?;
             } else {
-                // Whatever follows is asked of the whole.
+                // A further `if` applies to the whole so far.
                 cases.push((value, condition));
                 value = Expr::If(std::mem::take(&mut cases), None);
                 self.depth += 1;
